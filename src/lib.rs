@@ -1,0 +1,14 @@
+#![cfg_attr(docsrs, feature(doc_cfg))]
+#![doc = include_str!("../README.md")]
+
+pub mod protocol;
+
+#[doc(inline)]
+pub use crate::protocol::{ApiKey, IdempotencyKey, RequestId, TenantId, ThreadId};
+
+#[cfg(any(feature = "client", feature = "server"))]
+#[doc(inline)]
+pub use crate::protocol::{Action, Decision, Execution, Payload, Status};
+
+#[cfg(feature = "server")]
+pub mod store;

@@ -1,0 +1,333 @@
+//! The action: one thing that an agent wants to do, and what became of it.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::SystemTime;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::value::RawValue;
+
+use super::{IdempotencyKey, RequestId, TenantId, ThreadId};
+
+/// A name that is none of a closed set, such as `"aprove"` where `approve` or `reject` is due.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnknownName {
+    what: &'static str,
+    name: String,
+    allowed: &'static str,
+}
+
+impl fmt::Display for UnknownName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // `escape_debug` keeps what came from outside on one line; the length keeps it short.
+        let name: String = self
+            .name
+            .chars()
+            .take(64)
+            .flat_map(char::escape_debug)
+            .collect();
+        write!(
+            f,
+            "unknown {} '{name}'; allowed are {}",
+            self.what, self.allowed
+        )
+    }
+}
+
+impl std::error::Error for UnknownName {}
+
+/// An enum whose variants are words on the wire.
+macro_rules! words {
+    ($type:ident, $what:literal, $allowed:literal, { $($variant:ident => $word:literal),+ $(,)? }) => {
+        impl $type {
+            /// Returns the word on the wire.
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $word),+
+                }
+            }
+        }
+
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(self.as_str())
+            }
+        }
+
+        impl FromStr for $type {
+            type Err = UnknownName;
+
+            fn from_str(name: &str) -> Result<Self, Self::Err> {
+                match name {
+                    $($word => Ok(Self::$variant),)+
+                    _ => Err(UnknownName { what: $what, name: name.to_owned(), allowed: $allowed }),
+                }
+            }
+        }
+
+        impl Serialize for $type {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(self.as_str())
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $type {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let name = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
+                name.parse().map_err(serde::de::Error::custom)
+            }
+        }
+    };
+}
+
+/// What a reviewer says of an action.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Decision {
+    /// The agent may go on: `approve`.
+    Approve,
+    /// The agent may not: `reject`.
+    Reject,
+}
+
+words!(Decision, "decision", "'approve' and 'reject'", { Approve => "approve", Reject => "reject" });
+
+impl Decision {
+    /// Returns the other decision.
+    #[must_use]
+    pub const fn opposite(self) -> Self {
+        match self {
+            Self::Approve => Self::Reject,
+            Self::Reject => Self::Approve,
+        }
+    }
+}
+
+/// Where an action stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Status {
+    /// Submitted, and no decision yet: `PENDING`.
+    Pending,
+    /// A decision is recorded, durably: `COMMITTED`.
+    Committed,
+    /// Approved, but carrying it out failed or its outcome is unknown; it may be decided again: `FAILED`.
+    Failed,
+}
+
+words!(Status, "status", "'PENDING', 'COMMITTED' and 'FAILED'", {
+    Pending => "PENDING",
+    Committed => "COMMITTED",
+    Failed => "FAILED",
+});
+
+/// How far an approved action was carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Execution {
+    /// One claimant holds the action: `claimed`.
+    Claimed,
+    /// The claimant reported success: `completed`.
+    Completed,
+    /// The claimant reported failure: `failed`.
+    Failed,
+    /// The claim's lease ended with no report: `unknown`.
+    Unknown,
+}
+
+words!(Execution, "execution", "'claimed', 'completed', 'failed' and 'unknown'", {
+    Claimed => "claimed",
+    Completed => "completed",
+    Failed => "failed",
+    Unknown => "unknown",
+});
+
+/// A JSON object, kept as the text that was sent: what the action is about.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Payload(Box<RawValue>);
+
+impl Payload {
+    /// Serializes `value`, which must become a JSON object.
+    ///
+    /// # Errors
+    ///
+    /// If `value` cannot be serialized, or becomes anything but an object.
+    pub fn new<T: Serialize + ?Sized>(value: &T) -> Result<Self, serde_json::Error> {
+        Self::object(serde_json::value::to_raw_value(value)?)
+    }
+
+    /// Parses JSON text, which must be an object.
+    ///
+    /// # Errors
+    ///
+    /// If `text` is not JSON, or is anything but an object.
+    pub fn from_json(text: &str) -> Result<Self, serde_json::Error> {
+        Self::object(serde_json::from_str(text.trim())?)
+    }
+
+    fn object(raw: Box<RawValue>) -> Result<Self, serde_json::Error> {
+        if raw.get().starts_with('{') {
+            Ok(Self(raw))
+        } else {
+            Err(serde::de::Error::custom("the payload is not a JSON object"))
+        }
+    }
+
+    /// Returns the JSON text.
+    pub fn as_str(&self) -> &str {
+        self.0.get()
+    }
+
+    /// Deserializes the payload.
+    ///
+    /// # Errors
+    ///
+    /// If the payload does not have the shape of a `T`.
+    pub fn parse<'de, T: Deserialize<'de>>(&'de self) -> Result<T, serde_json::Error> {
+        serde_json::from_str(self.as_str())
+    }
+}
+
+impl PartialEq for Payload {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_str() == other.as_str()
+    }
+}
+
+impl Eq for Payload {}
+
+/// An action as the server has it on record.
+///
+/// Its identity is tenant, thread and idempotency key. A status answer to a caller without credentials leaves out
+/// everything but the id, the state and the times.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Action {
+    /// The server's id of the action.
+    pub request_id: RequestId,
+    /// Whose action it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant_id: Option<TenantId>,
+    /// The conversation or agent run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub thread_id: Option<ThreadId>,
+    /// The key under which it was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idempotency_key: Option<IdempotencyKey>,
+    /// Where it stands.
+    pub status: Status,
+    /// The decision on record.
+    #[serde(default)]
+    pub decision: Option<Decision>,
+    /// How far it was carried out.
+    #[serde(default)]
+    pub execution: Option<Execution>,
+    /// When the server first heard of it.
+    #[serde(default, with = "rfc3339", skip_serializing_if = "Option::is_none")]
+    pub created_at: Option<SystemTime>,
+    /// When the decision was recorded.
+    #[serde(default, with = "rfc3339")]
+    pub decided_at: Option<SystemTime>,
+    /// Whether this answer repeats one that was recorded for the same call.
+    #[serde(default)]
+    pub replayed: bool,
+    /// What the action is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub payload: Option<Payload>,
+    /// What the reviewer wrote.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub comment: Option<String>,
+}
+
+impl Action {
+    /// Makes an action of which nothing is known but its id and its status.
+    pub fn new(request_id: RequestId, status: Status) -> Self {
+        Self {
+            request_id,
+            tenant_id: None,
+            thread_id: None,
+            idempotency_key: None,
+            status,
+            decision: None,
+            execution: None,
+            created_at: None,
+            decided_at: None,
+            replayed: false,
+            payload: None,
+            comment: None,
+        }
+    }
+}
+
+/// Times as RFC 3339 text in UTC.
+pub(crate) mod rfc3339 {
+    use std::time::SystemTime;
+
+    use jiff::Timestamp;
+    use serde::{Deserialize, Deserializer, Serializer, de, ser};
+
+    pub(crate) fn serialize<S: Serializer>(
+        time: &Option<SystemTime>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        match time {
+            Some(time) => {
+                let time = Timestamp::try_from(*time).map_err(ser::Error::custom)?;
+                serializer.collect_str(&time)
+            }
+            None => serializer.serialize_none(),
+        }
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<SystemTime>, D::Error> {
+        let text = Option::<std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
+        text.map(|text| {
+            let time: Timestamp = text.parse().map_err(de::Error::custom)?;
+            SystemTime::try_from(time).map_err(de::Error::custom)
+        })
+        .transpose()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, UNIX_EPOCH};
+
+    use super::*;
+
+    #[test]
+    fn an_unknown_word_is_refused_with_the_allowed_ones() {
+        assert_eq!(
+            "aprove".parse::<Decision>().unwrap_err().to_string(),
+            "unknown decision 'aprove'; allowed are 'approve' and 'reject'"
+        );
+        assert!(serde_json::from_str::<Status>("\"QUEUED\"").is_err());
+    }
+
+    #[test]
+    fn an_action_has_the_shape_of_the_protocol() {
+        let mut action = Action::new(RequestId::new("r-1").unwrap(), Status::Committed);
+        action.tenant_id = Some(TenantId::new("t").unwrap());
+        action.thread_id = Some(ThreadId::new("h").unwrap());
+        action.idempotency_key = Some(IdempotencyKey::new("k").unwrap());
+        action.decision = Some(Decision::Approve);
+        action.created_at = Some(UNIX_EPOCH);
+        action.decided_at = Some(UNIX_EPOCH + Duration::from_micros(1_500_000));
+        let json = serde_json::to_string(&action).unwrap();
+        assert_eq!(
+            json,
+            r#"{"request_id":"r-1","tenant_id":"t","thread_id":"h","idempotency_key":"k","status":"COMMITTED","decision":"approve","execution":null,"created_at":"1970-01-01T00:00:00Z","decided_at":"1970-01-01T00:00:01.5Z","replayed":false}"#
+        );
+        assert_eq!(serde_json::from_str::<Action>(&json).unwrap(), action);
+    }
+
+    #[test]
+    fn a_payload_is_an_object_and_keeps_its_text() {
+        assert!(Payload::from_json("[1]").is_err());
+        assert!(Payload::new(&7).is_err());
+        let payload = Payload::from_json(" {\"n\": 123456789012345678901234567890} ").unwrap();
+        assert_eq!(payload.as_str(), "{\"n\": 123456789012345678901234567890}");
+    }
+}

@@ -1,0 +1,432 @@
+//! A request body: its payload, the payload's fingerprint, and the metadata beside it.
+//!
+//! The fingerprint is SHA-256 over canonical JSON (RFC 8785): member order, white space and the spelling of numbers and
+//! strings do not matter. In one point it is stricter: an integer that fits 64 bits keeps all of its digits, where the RFC
+//! would round it to a double, so that two amounts beyond 2^53 never pass for one.
+
+use std::fmt;
+
+use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
+use sha2::{Digest, Sha256};
+
+use super::Payload;
+
+/// The member that carries decision metadata and is no part of the payload.
+const RESERVED: &str = "aegis";
+
+/// The most characters that a comment may have.
+const MAX_COMMENT_LEN: usize = 4096;
+
+/// The SHA-256 digest of a payload's canonical form.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Fingerprint(pub(crate) [u8; 32]);
+
+/// A request body, parsed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Body {
+    /// The payload with its fingerprint; `None` for `{}` and for no body.
+    pub(crate) payload: Option<(Payload, Fingerprint)>,
+    /// What the reviewer wrote.
+    pub(crate) comment: Option<String>,
+}
+
+impl Body {
+    /// Parses a body: empty, or one JSON object without repeated members.
+    ///
+    /// # Errors
+    ///
+    /// A sentence that says what is wrong with the body.
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, String> {
+        let bytes = bytes.trim_ascii();
+        if bytes.is_empty() {
+            return Ok(Self::default());
+        }
+        let json: Json = serde_json::from_slice(bytes)
+            .map_err(|error| format!("the body is not valid JSON: {error}"))?;
+        let Json::Object(mut members) = json else {
+            return Err(format!(
+                "the body is {}; allowed is a JSON object",
+                json.kind()
+            ));
+        };
+        let reserved = members
+            .iter()
+            .position(|(name, _)| name == RESERVED)
+            .map(|at| members.remove(at).1);
+        let comment = reserved.as_ref().map(comment).transpose()?.flatten();
+        if members.is_empty() {
+            return Ok(Self {
+                payload: None,
+                comment,
+            });
+        }
+        let fingerprint = Fingerprint::of(&Json::Object(members));
+        let payload = text_without_reserved(bytes, reserved.is_some())
+            .map_err(|error| format!("the body is not valid JSON: {error}"))?;
+        Ok(Self {
+            payload: Some((payload, fingerprint)),
+            comment,
+        })
+    }
+}
+
+fn comment(reserved: &Json) -> Result<Option<String>, String> {
+    let fault = |what: &str| {
+        format!("the reserved member '{RESERVED}' {what}; allowed is {{\"comment\": \"…\"}}")
+    };
+    let Json::Object(members) = reserved else {
+        return Err(fault(&format!("is {}", reserved.kind())));
+    };
+    let mut comment = None;
+    for (name, value) in members {
+        match (name.as_str(), value) {
+            ("comment", Json::String(text)) if text.chars().count() <= MAX_COMMENT_LEN => {
+                comment = Some(text.clone());
+            }
+            ("comment", Json::String(_)) => {
+                return Err(fault(&format!(
+                    "has a comment of more than {MAX_COMMENT_LEN} characters"
+                )));
+            }
+            ("comment", _) => return Err(fault("has a comment that is not a string")),
+            _ => return Err(fault("has a member that is not 'comment'")),
+        }
+    }
+    Ok(comment)
+}
+
+/// The payload as it was sent, without the reserved member. What a person approves is what is kept, digit for digit.
+fn text_without_reserved(bytes: &[u8], has_reserved: bool) -> Result<Payload, serde_json::Error> {
+    let raw: &RawValue = serde_json::from_slice(bytes)?;
+    if !has_reserved {
+        return Payload::from_json(raw.get());
+    }
+    let Members(members) = serde_json::from_str(raw.get())?;
+    let mut text = String::with_capacity(bytes.len());
+    for (name, value) in members.iter().filter(|(name, _)| name != RESERVED) {
+        text.push(if text.is_empty() { '{' } else { ',' });
+        write_string(name, &mut text);
+        text.push(':');
+        text.push_str(value.get());
+    }
+    text.push('}');
+    Payload::from_json(&text)
+}
+
+impl Fingerprint {
+    /// Digests a payload that was not parsed as a body.
+    pub(crate) fn of_payload(payload: &Payload) -> Result<Self, serde_json::Error> {
+        serde_json::from_str(payload.as_str()).map(|json| Self::of(&json))
+    }
+
+    fn of(json: &Json) -> Self {
+        let mut text = String::new();
+        json.write(&mut text);
+        Self(Sha256::digest(text.as_bytes()).into())
+    }
+}
+
+/// A JSON value in which no object names a member twice and no integer of 64 bits was rounded.
+#[derive(Debug, Clone, PartialEq)]
+enum Json {
+    Null,
+    Bool(bool),
+    Signed(i64),
+    Unsigned(u64),
+    Float(f64),
+    String(String),
+    Array(Vec<Json>),
+    Object(Vec<(String, Json)>),
+}
+
+impl Json {
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Null => "null",
+            Self::Bool(_) => "a boolean",
+            Self::Signed(_) | Self::Unsigned(_) | Self::Float(_) => "a number",
+            Self::String(_) => "a string",
+            Self::Array(_) => "an array",
+            Self::Object(_) => "an object",
+        }
+    }
+
+    /// Writes the canonical form. The parser's limit on depth (128) bounds the recursion.
+    fn write(&self, out: &mut String) {
+        match self {
+            Self::Null => out.push_str("null"),
+            Self::Bool(value) => out.push_str(if *value { "true" } else { "false" }),
+            Self::Signed(value) => out.push_str(&value.to_string()),
+            Self::Unsigned(value) => out.push_str(&value.to_string()),
+            Self::Float(value) => out.push_str(ryu_js::Buffer::new().format(*value)),
+            Self::String(value) => write_string(value, out),
+            Self::Array(items) => {
+                out.push('[');
+                for (i, item) in items.iter().enumerate() {
+                    if i > 0 {
+                        out.push(',');
+                    }
+                    item.write(out);
+                }
+                out.push(']');
+            }
+            Self::Object(members) => {
+                let mut members: Vec<_> = members.iter().collect();
+                // RFC 8785, section 3.2.3: by UTF-16 code units.
+                members.sort_by(|(a, _), (b, _)| a.encode_utf16().cmp(b.encode_utf16()));
+                out.push('{');
+                for (i, (name, value)) in members.into_iter().enumerate() {
+                    if i > 0 {
+                        out.push(',');
+                    }
+                    write_string(name, out);
+                    out.push(':');
+                    value.write(out);
+                }
+                out.push('}');
+            }
+        }
+    }
+}
+
+/// Writes a JSON string with the escapes of RFC 8785, section 3.2.2.2.
+fn write_string(text: &str, out: &mut String) {
+    out.push('"');
+    for character in text.chars() {
+        match character {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            '\u{8}' => out.push_str("\\b"),
+            '\t' => out.push_str("\\t"),
+            '\n' => out.push_str("\\n"),
+            '\u{c}' => out.push_str("\\f"),
+            '\r' => out.push_str("\\r"),
+            control if control < ' ' => out.push_str(&format!("\\u{:04x}", u32::from(control))),
+            other => out.push(other),
+        }
+    }
+    out.push('"');
+}
+
+impl<'de> Deserialize<'de> for Json {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(JsonVisitor)
+    }
+}
+
+struct JsonVisitor;
+
+impl<'de> Visitor<'de> for JsonVisitor {
+    type Value = Json;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Json, E> {
+        Ok(Json::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Json, E> {
+        Ok(Json::Bool(value))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Json, E> {
+        Ok(Json::Signed(value))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Json, E> {
+        Ok(Json::Unsigned(value))
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Json, E> {
+        Ok(Json::Float(value))
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Json, E> {
+        Ok(Json::String(value.to_owned()))
+    }
+
+    fn visit_string<E>(self, value: String) -> Result<Json, E> {
+        Ok(Json::String(value))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Json, A::Error> {
+        let mut items = Vec::new();
+        while let Some(item) = seq.next_element()? {
+            items.push(item);
+        }
+        Ok(Json::Array(items))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Json, A::Error> {
+        let mut members = Vec::new();
+        let mut names = std::collections::HashSet::new();
+        while let Some((name, value)) = map.next_entry::<String, Json>()? {
+            // A reviewer and an executor must never read two different values of one member.
+            if !names.insert(name.clone()) {
+                return Err(de::Error::custom(
+                    "an object has two members of the same name",
+                ));
+            }
+            members.push((name, value));
+        }
+        Ok(Json::Object(members))
+    }
+}
+
+/// An object's members in the order and the spelling in which they were sent.
+struct Members<'a>(Vec<(String, &'a RawValue)>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct MembersVisitor;
+
+        impl<'de> Visitor<'de> for MembersVisitor {
+            type Value = Vec<(String, &'de RawValue)>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a JSON object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut members = Vec::new();
+                while let Some(member) = map.next_entry()? {
+                    members.push(member);
+                }
+                Ok(members)
+            }
+        }
+
+        deserializer.deserialize_map(MembersVisitor).map(Members)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn canonical(text: &str) -> String {
+        let json: Json = serde_json::from_str(text).unwrap();
+        let mut out = String::new();
+        json.write(&mut out);
+        out
+    }
+
+    fn fingerprint(text: &str) -> Option<Fingerprint> {
+        Body::parse(text.as_bytes())
+            .unwrap()
+            .payload
+            .map(|(_, fingerprint)| fingerprint)
+    }
+
+    #[test]
+    fn the_examples_of_rfc_8785_come_out_as_printed() {
+        assert_eq!(
+            canonical(
+                r#"{"numbers":[333333333.33333329,1E30,4.50,2e-3,0.000000000000000000000000001],"string":"\u20ac$\u000F\u000aA'\u0042\u0022\u005c\\\"\/","literals":[null,true,false]}"#
+            ),
+            "{\"literals\":[null,true,false],\"numbers\":[333333333.3333333,1e+30,4.5,0.002,1e-27],\"string\":\"€$\\u000f\\nA'B\\\"\\\\\\\\\\\"/\"}"
+        );
+        assert_eq!(
+            canonical(
+                r#"{"\u20ac":1,"\r":2,"\ufb33":3,"1":4,"\ud83d\ude00":5,"\u0080":6,"\u00f6":7}"#
+            ),
+            "{\"\\r\":2,\"1\":4,\"\u{80}\":6,\"ö\":7,\"€\":1,\"😀\":5,\"\u{fb33}\":3}"
+        );
+    }
+
+    #[test]
+    fn spelling_does_not_change_the_fingerprint() {
+        let one = fingerprint(r#"{"a":1,"b":[100,"é"]}"#);
+        assert_eq!(
+            one,
+            fingerprint("{ \"b\" : [1e2, \"\\u00e9\"],\n\"a\": 1.0 }")
+        );
+        assert_ne!(one, fingerprint(r#"{"a":2,"b":[100,"é"]}"#));
+    }
+
+    #[test]
+    fn integers_beyond_2_to_the_53_keep_their_digits() {
+        assert_ne!(
+            fingerprint(r#"{"n":9007199254740993}"#),
+            fingerprint(r#"{"n":9007199254740992}"#)
+        );
+    }
+
+    #[test]
+    fn an_empty_object_and_no_body_are_no_payload() {
+        for text in [
+            "",
+            "  \r\n",
+            "{}",
+            " { } ",
+            r#"{"aegis":{}}"#,
+            r#"{"aegis":{"comment":"ok"}}"#,
+        ] {
+            assert_eq!(
+                Body::parse(text.as_bytes()).unwrap().payload,
+                None,
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_comment_is_no_part_of_the_payload() {
+        let plain = Body::parse(br#"{"to": "a@b.c", "n": 1.50}"#).unwrap();
+        let commented =
+            Body::parse(br#"{"to": "a@b.c", "aegis": {"comment": "fine"}, "n": 1.50}"#).unwrap();
+        assert_eq!(commented.comment.as_deref(), Some("fine"));
+        assert_eq!(
+            plain.payload.unwrap().1,
+            commented.payload.clone().unwrap().1
+        );
+        assert_eq!(
+            commented.payload.unwrap().0.as_str(),
+            r#"{"to":"a@b.c","n":1.50}"#
+        );
+    }
+
+    #[test]
+    fn what_is_not_one_unambiguous_object_is_refused_by_name() {
+        let deep = "[".repeat(200) + &"]".repeat(200);
+        let cases = [
+            ("{", "the body is not valid JSON: EOF"),
+            ("[1]", "the body is an array; allowed is a JSON object"),
+            ("7", "the body is a number; allowed is a JSON object"),
+            (
+                r#"{"a":1,"a":2}"#,
+                "the body is not valid JSON: an object has two members of the same name",
+            ),
+            (
+                r#"{"a":{"b":1,"b":2}}"#,
+                "the body is not valid JSON: an object has two members",
+            ),
+            (r#"{"a":"\ud800"}"#, "the body is not valid JSON"),
+            (
+                r#"{"a":1e999}"#,
+                "the body is not valid JSON: number out of range",
+            ),
+            (
+                &format!(r#"{{"a":{deep}}}"#),
+                "the body is not valid JSON: recursion limit exceeded",
+            ),
+            (r#"{"aegis":1}"#, "the reserved member 'aegis' is a number"),
+            (
+                r#"{"aegis":{"comment":1}}"#,
+                "the reserved member 'aegis' has a comment that is not a string",
+            ),
+            (
+                r#"{"aegis":{"who":"me"}}"#,
+                "the reserved member 'aegis' has a member that is not 'comment'",
+            ),
+        ];
+        for (text, message) in cases {
+            let error = Body::parse(text.as_bytes()).unwrap_err();
+            assert!(error.starts_with(message), "{text}: {error}");
+        }
+        assert!(Body::parse(b"{\"a\":\"\xff\"}").is_err());
+    }
+}

@@ -1,0 +1,51 @@
+//! The words that both sides of the wire speak: header names, paths, identifiers, and the shapes of answers.
+//!
+//! Nothing here does I/O.
+
+mod id;
+
+#[cfg(any(feature = "client", feature = "server"))]
+mod action;
+#[cfg(feature = "server")]
+mod fingerprint;
+#[cfg(any(feature = "client", feature = "server"))]
+mod problem;
+
+use http::HeaderName;
+
+pub use self::id::{
+    ApiKey, IdempotencyKey, InvalidValue, MAX_API_KEY_LEN, MAX_LEN, RequestId, TenantId, ThreadId,
+};
+
+#[cfg(any(feature = "client", feature = "server"))]
+pub use self::{
+    action::{Action, Decision, Execution, Payload, Status, UnknownName},
+    problem::{Code, Problem},
+};
+
+#[cfg(feature = "server")]
+pub(crate) use self::{
+    fingerprint::{Body, Fingerprint},
+    id::hex,
+};
+
+/// The header that names the tenant: `Tenant-Id`.
+pub const TENANT_ID: HeaderName = HeaderName::from_static("tenant-id");
+
+/// The header that names the thread: `Thread-Id`.
+pub const THREAD_ID: HeaderName = HeaderName::from_static("thread-id");
+
+/// The header that makes two requests the same call: `Idempotency-Key`.
+pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
+/// The header that names one logical call over all of its attempts: `X-Request-Id`.
+pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The response header of an answer that was recorded earlier: `Idempotency-Replayed: true`.
+pub const IDEMPOTENCY_REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
+
+/// The path before `/hitl/…`: `/api/v1`.
+pub const DEFAULT_PREFIX: &str = "/api/v1";
+
+/// The default server, as the Python SDK has it: `http://localhost:8000`.
+pub const DEFAULT_BASE_URL: &str = "http://localhost:8000";

@@ -1,0 +1,88 @@
+//! Why a store could not answer.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::sync::Arc;
+
+/// Why a store could not be opened or could not answer.
+///
+/// It is cheap to clone, as one failed commit answers every request of its batch.
+#[derive(Debug, Clone)]
+pub struct StoreError {
+    kind: Kind,
+    detail: Arc<str>,
+    source: Option<Arc<dyn StdError + Send + Sync>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Unavailable,
+    InUse,
+    Incompatible,
+}
+
+impl StoreError {
+    /// The store cannot take or answer requests now. Whether the request was recorded is unknown; ask again.
+    pub fn unavailable(detail: impl Into<Arc<str>>) -> Self {
+        Self {
+            kind: Kind::Unavailable,
+            detail: detail.into(),
+            source: None,
+        }
+    }
+
+    /// Another process holds the store.
+    pub fn in_use(detail: impl Into<Arc<str>>) -> Self {
+        Self {
+            kind: Kind::InUse,
+            detail: detail.into(),
+            source: None,
+        }
+    }
+
+    /// What is there is no store of this version.
+    pub fn incompatible(detail: impl Into<Arc<str>>) -> Self {
+        Self {
+            kind: Kind::Incompatible,
+            detail: detail.into(),
+            source: None,
+        }
+    }
+
+    /// Adds what caused it.
+    #[must_use]
+    pub fn with_source(mut self, source: impl StdError + Send + Sync + 'static) -> Self {
+        self.source = Some(Arc::new(source));
+        self
+    }
+
+    /// Whether the store cannot answer now; the request may or may not be on record, and may be sent again.
+    pub fn is_unavailable(&self) -> bool {
+        self.kind == Kind::Unavailable
+    }
+
+    /// Whether another process holds the store.
+    pub fn is_in_use(&self) -> bool {
+        self.kind == Kind::InUse
+    }
+
+    /// Whether what is there is no store, or a store of another version.
+    pub fn is_incompatible(&self) -> bool {
+        self.kind == Kind::Incompatible
+    }
+}
+
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.detail)
+    }
+}
+
+impl StdError for StoreError {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        match &self.source {
+            Some(source) => Some(&**source),
+            None => None,
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! Where decisions are kept: [`Store`], its outcomes, and the stores.
+//!
+//! A store makes the promise that everything rests on: at most one decision for an identity, and nothing reported before
+//! it is durable. What an outcome means for a caller (its HTTP status) is the server's business; a store speaks in
+//! outcomes.
+
+mod error;
+mod rule;
+mod watch;
+
+use std::fmt;
+use std::future::Future;
+
+use uuid::Uuid;
+
+use crate::protocol::{
+    Action, Decision, Fingerprint, IdempotencyKey, Payload, RequestId, TenantId, ThreadId,
+};
+
+pub use self::error::StoreError;
+pub use self::watch::{Watch, Watchers};
+
+/// What names an action: tenant, thread and idempotency key.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[allow(clippy::exhaustive_structs)]
+pub struct Identity {
+    /// Whose action it is.
+    pub tenant_id: TenantId,
+    /// The conversation or agent run.
+    pub thread_id: ThreadId,
+    /// The key under which it is asked for.
+    pub idempotency_key: IdempotencyKey,
+}
+
+/// A payload with the SHA-256 digest of its canonical form (RFC 8785), by which stores compare payloads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fingerprinted {
+    payload: Payload,
+    fingerprint: Fingerprint,
+}
+
+impl Fingerprinted {
+    /// Digests `payload`.
+    ///
+    /// # Errors
+    ///
+    /// If an object in the payload names a member twice, or the payload is nested more than 128 levels deep.
+    pub fn new(payload: Payload) -> Result<Self, serde_json::Error> {
+        let fingerprint = Fingerprint::of_payload(&payload)?;
+        Ok(Self {
+            payload,
+            fingerprint,
+        })
+    }
+
+    /// Returns the payload.
+    pub fn payload(&self) -> &Payload {
+        &self.payload
+    }
+
+    /// Returns the digest.
+    pub fn digest(&self) -> &[u8; 32] {
+        &self.fingerprint.0
+    }
+}
+
+impl From<(Payload, Fingerprint)> for Fingerprinted {
+    fn from((payload, fingerprint): (Payload, Fingerprint)) -> Self {
+        Self {
+            payload,
+            fingerprint,
+        }
+    }
+}
+
+/// Who asks: the name of a credential, for the audit trail. Never a name from a body.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Actor(String);
+
+impl Actor {
+    /// Names the credential.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self(name.into())
+    }
+
+    /// Returns the name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Actor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Asks for a decision on an action.
+#[derive(Debug, Clone)]
+#[allow(clippy::exhaustive_structs)]
+pub struct Decide {
+    /// The action.
+    pub identity: Identity,
+    /// The decision.
+    pub decision: Decision,
+    /// The `X-Request-Id` of the call, by which its own retry is told from a duplicate.
+    pub call_id: Option<RequestId>,
+    /// What the action is about; `None` matches any payload on record.
+    pub payload: Option<Fingerprinted>,
+    /// What the reviewer wrote.
+    pub comment: Option<String>,
+    /// Who asks.
+    pub actor: Actor,
+    /// Whether only an action that was submitted before may be decided.
+    pub require_submission: bool,
+}
+
+/// Submits an action for a decision.
+#[derive(Debug, Clone)]
+#[allow(clippy::exhaustive_structs)]
+pub struct Submit {
+    /// The action.
+    pub identity: Identity,
+    /// The `X-Request-Id` of the call.
+    pub call_id: Option<RequestId>,
+    /// What the action is about.
+    pub payload: Option<Fingerprinted>,
+    /// Who asks.
+    pub actor: Actor,
+}
+
+/// What became of a [`Decide`]. Every variant but `NotFound` holds the action as it now is on record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(clippy::exhaustive_enums)]
+pub enum Decided {
+    /// This call's decision was recorded, with its event and its audit row.
+    Recorded(Action),
+    /// This very call had recorded the decision before: it is the call's own retry.
+    Replayed(Action),
+    /// Another call had recorded the same decision before.
+    Duplicate(Action),
+    /// The opposite decision is on record.
+    Conflict(Action),
+    /// The key is on record with another payload.
+    PayloadMismatch(Action),
+    /// The action expired or was cancelled, and that is not the decision that was asked for.
+    Closed(Action),
+    /// No such action was submitted, and [`Decide::require_submission`] was set.
+    NotFound,
+}
+
+/// What became of a [`Submit`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(clippy::exhaustive_enums)]
+pub enum Submitted {
+    /// The action is new and pending.
+    Recorded(Action),
+    /// The action was on record already, in whatever state it is now.
+    Existing(Action),
+    /// The key is on record with another payload.
+    PayloadMismatch(Action),
+}
+
+/// How many rows a store holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Totals {
+    /// Actions, in any state.
+    pub actions: u64,
+    /// Actions with a decision on record.
+    pub decisions: u64,
+    /// Outbox events: one for each transition.
+    pub events: u64,
+    /// Audit rows: one for each transition.
+    pub audits: u64,
+}
+
+/// Keeps actions and decides each of them once.
+///
+/// # Contract
+///
+/// - The transition, its outbox event and its audit row are written in one transaction.
+/// - A method returns `Ok` only after what it reports is durable, and the same holds for what it read: an answer never
+///   rests on a transaction that could still be lost.
+/// - An `Err` from [`decide`](Self::decide) or [`submit`](Self::submit) leaves open whether the request was recorded. To ask
+///   again with the same identity and call id is always safe and settles it.
+/// - Dropping a future does not take back what it asked for.
+/// - Calls may come from any number of tasks, and where the store is a shared database, from any number of processes.
+///
+/// The suite in `store::conformance` (feature `test-util`) checks an implementation.
+pub trait Store: Clone + Send + Sync + 'static {
+    /// Records a decision, unless what is on record speaks against it.
+    ///
+    /// # Errors
+    ///
+    /// If the store is unavailable.
+    fn decide(&self, request: Decide) -> impl Future<Output = Result<Decided, StoreError>> + Send;
+
+    /// Records a pending action.
+    ///
+    /// # Errors
+    ///
+    /// If the store is unavailable.
+    fn submit(&self, request: Submit)
+    -> impl Future<Output = Result<Submitted, StoreError>> + Send;
+
+    /// Finds an action by the id that the store gave it, or else by a call id (`X-Request-Id`) that names one action only.
+    ///
+    /// # Errors
+    ///
+    /// If the store is unavailable.
+    fn find(&self, id: Uuid) -> impl Future<Output = Result<Option<Action>, StoreError>> + Send;
+
+    /// Subscribes to an action, by the id that the store gave it.
+    ///
+    /// Subscribe, then read, then wait: a change between the two is not missed. The wake-up is a hint and may be lost where
+    /// several processes share the store, so a waiter also polls.
+    fn watch(&self, id: Uuid) -> Watch;
+
+    /// Takes a write, durably, to show that decisions can be recorded.
+    ///
+    /// # Errors
+    ///
+    /// If they cannot.
+    fn check(&self) -> impl Future<Output = Result<(), StoreError>> + Send;
+
+    /// Counts what is on record.
+    ///
+    /// # Errors
+    ///
+    /// If the store is unavailable.
+    fn totals(&self) -> impl Future<Output = Result<Totals, StoreError>> + Send;
+}

@@ -1,0 +1,168 @@
+//! The decision table: what a request means, given what is on record. Every store asks here.
+
+use crate::protocol::{Decision, Status};
+
+/// What a store has on record for an identity, as far as the rule looks at it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Recorded<'a> {
+    pub(crate) status: Status,
+    pub(crate) decision: Option<Decision>,
+    /// Whether the action expired or was cancelled.
+    pub(crate) closed: bool,
+    /// The payload's digest; `None` if the action has no payload.
+    pub(crate) digest: Option<&'a [u8; 32]>,
+    /// The `X-Request-Id` of the call whose decision is on record.
+    pub(crate) call_id: Option<&'a str>,
+}
+
+/// What is asked for, as far as the rule looks at it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Asked<'a> {
+    pub(crate) decision: Decision,
+    pub(crate) digest: Option<&'a [u8; 32]>,
+    pub(crate) call_id: Option<&'a str>,
+}
+
+/// What to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ruling {
+    Record,
+    Replay,
+    Duplicate,
+    Conflict,
+    PayloadMismatch,
+    Closed,
+}
+
+/// Rules on a decision for an identity that is on record.
+pub(crate) fn rule(recorded: Recorded<'_>, asked: Asked<'_>) -> Ruling {
+    if payloads_differ(recorded.digest, asked.digest) {
+        return Ruling::PayloadMismatch;
+    }
+    let decision = match (recorded.status, recorded.decision) {
+        // The decision on record led to nothing: a human decides again.
+        (Status::Failed, _) => return Ruling::Record,
+        (Status::Pending, _) | (Status::Committed, None) => return Ruling::Record,
+        (Status::Committed, Some(decision)) => decision,
+    };
+    if decision == asked.decision {
+        let same_call = asked.call_id.is_some() && asked.call_id == recorded.call_id;
+        if same_call {
+            Ruling::Replay
+        } else {
+            Ruling::Duplicate
+        }
+    } else if recorded.closed {
+        Ruling::Closed
+    } else {
+        Ruling::Conflict
+    }
+}
+
+/// Whether two payloads differ. No payload differs from none: a caller who names only the key means the payload on record.
+pub(crate) fn payloads_differ(recorded: Option<&[u8; 32]>, asked: Option<&[u8; 32]>) -> bool {
+    matches!((recorded, asked), (Some(recorded), Some(asked)) if recorded != asked)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use Decision::{Approve, Reject};
+
+    const ONE: [u8; 32] = [1; 32];
+    const TWO: [u8; 32] = [2; 32];
+
+    fn committed(decision: Decision) -> Recorded<'static> {
+        Recorded {
+            status: Status::Committed,
+            decision: Some(decision),
+            closed: false,
+            digest: Some(&ONE),
+            call_id: Some("call-1"),
+        }
+    }
+
+    fn asks(decision: Decision) -> Asked<'static> {
+        Asked {
+            decision,
+            digest: None,
+            call_id: None,
+        }
+    }
+
+    #[test]
+    fn a_pending_or_failed_action_is_decided() {
+        for status in [Status::Pending, Status::Failed] {
+            for decision in [None, Some(Approve), Some(Reject)] {
+                let recorded = Recorded {
+                    status,
+                    decision,
+                    ..committed(Approve)
+                };
+                assert_eq!(rule(recorded, asks(Approve)), Ruling::Record);
+            }
+        }
+    }
+
+    #[test]
+    fn only_the_recorded_call_itself_is_a_replay() {
+        for (call_id, ruling) in [
+            (Some("call-1"), Ruling::Replay),
+            (Some("call-2"), Ruling::Duplicate),
+            (None, Ruling::Duplicate),
+        ] {
+            let asked = Asked {
+                call_id,
+                ..asks(Approve)
+            };
+            assert_eq!(rule(committed(Approve), asked), ruling);
+        }
+        let unnamed = Recorded {
+            call_id: None,
+            ..committed(Approve)
+        };
+        assert_eq!(rule(unnamed, asks(Approve)), Ruling::Duplicate);
+    }
+
+    #[test]
+    fn the_opposite_decision_is_a_conflict_even_from_the_same_call() {
+        let asked = Asked {
+            call_id: Some("call-1"),
+            ..asks(Reject)
+        };
+        assert_eq!(rule(committed(Approve), asked), Ruling::Conflict);
+    }
+
+    #[test]
+    fn a_closed_action_answers_closed_only_to_the_opposite_decision() {
+        let expired = Recorded {
+            closed: true,
+            ..committed(Reject)
+        };
+        assert_eq!(rule(expired, asks(Approve)), Ruling::Closed);
+        assert_eq!(rule(expired, asks(Reject)), Ruling::Duplicate);
+    }
+
+    #[test]
+    fn another_payload_is_a_mismatch_before_anything_else() {
+        for status in [Status::Pending, Status::Committed, Status::Failed] {
+            let recorded = Recorded {
+                status,
+                ..committed(Approve)
+            };
+            let asked = Asked {
+                digest: Some(&TWO),
+                ..asks(Reject)
+            };
+            assert_eq!(rule(recorded, asked), Ruling::PayloadMismatch);
+        }
+    }
+
+    #[test]
+    fn no_payload_never_mismatches() {
+        assert!(!payloads_differ(None, Some(&ONE)));
+        assert!(!payloads_differ(Some(&ONE), None));
+        assert!(!payloads_differ(Some(&ONE), Some(&ONE)));
+        assert!(payloads_differ(Some(&ONE), Some(&TWO)));
+    }
+}
