@@ -1,7 +1,11 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![doc = include_str!("../README.md")]
 
+pub mod layer;
 pub mod protocol;
+
+#[doc(inline)]
+pub use crate::layer::AegisLayer;
 
 #[doc(inline)]
 pub use crate::protocol::{ApiKey, IdempotencyKey, RequestId, TenantId, ThreadId};

@@ -1,0 +1,179 @@
+//! All layers in the right order.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::task::{Context, Poll};
+
+use http::{HeaderName, Request, Response};
+use http_body::Body;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use super::{
+    ConfirmDuplicate, ConfirmDuplicateLayer, ConfirmFuture, Replay, Retry, RetryError, RetryFuture,
+    RetryLayer, SetIdempotencyKey, SetIdempotencyKeyLayer, SetRequestId, SetRequestIdLayer,
+    SetTenant, SetTenantLayer, SetThread, SetThreadLayer,
+};
+use crate::protocol::{TenantId, ThreadId};
+
+/// Makes a call happen once: sets the headers that name it, retries it when that is safe, and takes 409 as done.
+///
+/// These are, from the outside in, [`SetTenantLayer`], [`SetThreadLayer`], [`SetIdempotencyKeyLayer`],
+/// [`SetRequestIdLayer`], [`ConfirmDuplicateLayer`] and [`RetryLayer`]; see [the module](super) for an example and for where
+/// other layers go.
+///
+/// Without further settings, tenant, thread and key come from the request alone (its headers or its extensions), a request
+/// id is minted for each call, and retry and confirmation have their defaults.
+#[derive(Debug, Clone)]
+pub struct AegisLayer {
+    tenant: SetTenantLayer,
+    thread: SetThreadLayer,
+    key: SetIdempotencyKeyLayer,
+    request_id: SetRequestIdLayer,
+    confirm: ConfirmDuplicateLayer,
+    retry: RetryLayer,
+}
+
+impl AegisLayer {
+    /// Makes the stack with its defaults.
+    pub fn new() -> Self {
+        Self {
+            tenant: SetTenantLayer::from_extension(),
+            thread: SetThreadLayer::from_extension(),
+            key: SetIdempotencyKeyLayer::from_extension(),
+            request_id: SetRequestIdLayer::mint(),
+            confirm: ConfirmDuplicateLayer::new(),
+            retry: RetryLayer::new(),
+        }
+    }
+
+    /// Gives `tenant` to every request that names none itself.
+    #[must_use]
+    pub fn tenant(self, tenant: TenantId) -> Self {
+        self.set_tenant(SetTenantLayer::new(tenant))
+    }
+
+    /// Gives `thread` to every request that names none itself.
+    #[must_use]
+    pub fn thread(self, thread: ThreadId) -> Self {
+        self.set_thread(SetThreadLayer::new(thread))
+    }
+
+    /// Mints a key for every request that has none; see [`SetIdempotencyKeyLayer::mint`].
+    #[must_use]
+    pub fn mint_idempotency_key(self) -> Self {
+        self.set_idempotency_key(SetIdempotencyKeyLayer::mint())
+    }
+
+    /// Replaces how the tenant is set.
+    #[must_use]
+    pub fn set_tenant(mut self, layer: SetTenantLayer) -> Self {
+        self.tenant = layer;
+        self
+    }
+
+    /// Replaces how the thread is set.
+    #[must_use]
+    pub fn set_thread(mut self, layer: SetThreadLayer) -> Self {
+        self.thread = layer;
+        self
+    }
+
+    /// Replaces how the idempotency key is set.
+    #[must_use]
+    pub fn set_idempotency_key(mut self, layer: SetIdempotencyKeyLayer) -> Self {
+        self.key = layer;
+        self
+    }
+
+    /// Replaces how the request id is set.
+    #[must_use]
+    pub fn set_request_id(mut self, layer: SetRequestIdLayer) -> Self {
+        self.request_id = layer;
+        self
+    }
+
+    /// Replaces the confirmation.
+    #[must_use]
+    pub fn confirm(mut self, layer: ConfirmDuplicateLayer) -> Self {
+        self.confirm = layer;
+        self
+    }
+
+    /// Replaces the retry.
+    #[must_use]
+    pub fn retry(mut self, layer: RetryLayer) -> Self {
+        self.retry = layer;
+        self
+    }
+
+    /// Carries the key in another header than `Idempotency-Key`, in all layers. Call it after the layers are set.
+    #[must_use]
+    pub fn idempotency_header(mut self, name: HeaderName) -> Self {
+        self.key = self.key.header(name.clone());
+        self.confirm = self.confirm.idempotency_header(name.clone());
+        self.retry = self.retry.idempotency_header(name);
+        self
+    }
+}
+
+impl Default for AegisLayer {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<S> Layer<S> for AegisLayer {
+    type Service = Aegis<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        let retry = self.retry.layer(inner);
+        let confirm = self.confirm.layer(retry);
+        let named = self.key.layer(self.request_id.layer(confirm));
+        Aegis {
+            stack: self.tenant.layer(self.thread.layer(named)),
+        }
+    }
+}
+
+type Stack<S> = SetTenant<SetThread<SetIdempotencyKey<SetRequestId<ConfirmDuplicate<Retry<S>>>>>>;
+
+/// The whole stack; made by [`AegisLayer`].
+#[derive(Clone)]
+pub struct Aegis<S> {
+    stack: Stack<S>,
+}
+
+impl<S> Aegis<S> {
+    /// Borrows the inner service.
+    pub fn get_ref(&self) -> &S {
+        let confirm = self.stack.get_ref().get_ref().get_ref().get_ref();
+        confirm.get_ref().get_ref()
+    }
+}
+
+impl<S: fmt::Debug> fmt::Debug for Aegis<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Aegis").field(self.get_ref()).finish()
+    }
+}
+
+impl<S, B, R> Service<Request<B>> for Aegis<S>
+where
+    S: Service<Request<B>, Response = Response<R>> + Clone,
+    S::Error: Into<Box<dyn StdError + Send + Sync>>,
+    B: Replay,
+    R: Body,
+{
+    type Response = Response<R>;
+    type Error = RetryError;
+    type Future = ConfirmFuture<RetryFuture<S, B, R>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.stack.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        self.stack.call(request)
+    }
+}

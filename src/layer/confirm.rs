@@ -1,0 +1,369 @@
+//! Turns 409 to a request that carried an idempotency key into a confirmed success.
+//!
+//! ```
+//! use aegis_hitl::layer::{ConfirmDuplicateLayer, Confirmation};
+//! use http::{Request, Response, StatusCode};
+//! use tower::{Layer, ServiceExt, service_fn};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let taken = service_fn(|_: Request<()>| async {
+//!     Ok::<_, std::convert::Infallible>(Response::builder().status(409).body(()).unwrap())
+//! });
+//! let service = ConfirmDuplicateLayer::new().layer(taken);
+//!
+//! let keyed = Request::post("/charge").header("idempotency-key", "k-1").body(())?;
+//! let response = service.clone().oneshot(keyed).await?;
+//! assert_eq!(response.status(), StatusCode::OK);
+//! assert_eq!(Confirmation::of(&response), Some(Confirmation::Duplicate));
+//!
+//! let plain = Request::post("/charge").body(())?;
+//! assert_eq!(service.oneshot(plain).await?.status(), StatusCode::CONFLICT);
+//! # Ok(())
+//! # }
+//! ```
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use http::header::RETRY_AFTER;
+use http::{HeaderName, Request, Response, StatusCode};
+use pin_project_lite::pin_project;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use super::ResponseHead;
+use super::retry::carries_key;
+use crate::protocol::IDEMPOTENCY_KEY;
+
+/// Whether a success is this call's own, or confirms that an earlier call with the same key had it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(clippy::exhaustive_enums)]
+pub enum Confirmation {
+    /// The service took this call.
+    Fresh,
+    /// The service answered 409: it had taken a call with this key before.
+    Duplicate,
+}
+
+impl Confirmation {
+    /// Tells how a response confirms its call; `None` if it does not, as it is no success.
+    ///
+    /// `Duplicate` is also in the response's extensions. `Fresh` is not, as that would cost every success three
+    /// allocations; ask here for either.
+    pub fn of<B>(response: &Response<B>) -> Option<Self> {
+        match response.extensions().get::<Self>() {
+            Some(confirmation) => Some(*confirmation),
+            None => response.status().is_success().then_some(Self::Fresh),
+        }
+    }
+}
+
+type Predicate = Arc<dyn Fn(&ResponseHead<'_>) -> bool + Send + Sync>;
+
+/// Turns 409 to a request that carried an idempotency key into a success, marked [`Confirmation::Duplicate`].
+///
+/// That is right for services on which 409 to a keyed request means *done before, under this key*. Two 409s are passed on
+/// as they are:
+///
+/// - To a request without a key: it is a plain conflict.
+/// - With `Retry-After`: the first call is still in flight ([IETF draft], section 2.7), nothing is confirmed, and the retry
+///   layer asks again.
+///
+/// The body and the headers stay as the service sent them; they need not be what a first call gets.
+///
+/// [IETF draft]: https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/
+#[derive(Clone)]
+pub struct ConfirmDuplicateLayer {
+    settings: Settings,
+}
+
+#[derive(Clone)]
+struct Settings {
+    key_header: HeaderName,
+    /// The status that 409 becomes; `None` leaves it.
+    status: Option<StatusCode>,
+    predicate: Option<Predicate>,
+}
+
+impl ConfirmDuplicateLayer {
+    /// Turns a confirmed 409 into 200.
+    pub fn new() -> Self {
+        Self {
+            settings: Settings {
+                key_header: IDEMPOTENCY_KEY,
+                status: Some(StatusCode::OK),
+                predicate: None,
+            },
+        }
+    }
+
+    /// Turns a confirmed 409 into `status` in place of 200.
+    ///
+    /// # Panics
+    ///
+    /// If `status` is not in 200 to 299.
+    #[must_use]
+    pub fn status(mut self, status: StatusCode) -> Self {
+        assert!(
+            status.is_success(),
+            "a confirmed duplicate is a success; allowed are 200 to 299, not {status}"
+        );
+        self.settings.status = Some(status);
+        self
+    }
+
+    /// Leaves the status at 409 and only adds [`Confirmation::Duplicate`] to the extensions.
+    #[must_use]
+    pub fn annotate_only(mut self) -> Self {
+        self.settings.status = None;
+        self
+    }
+
+    /// Confirms only the 409s whose head `predicate` accepts, for services that say more in a header.
+    #[must_use]
+    pub fn when<P>(mut self, predicate: P) -> Self
+    where
+        P: Fn(&ResponseHead<'_>) -> bool + Send + Sync + 'static,
+    {
+        self.settings.predicate = Some(Arc::new(predicate));
+        self
+    }
+
+    /// Looks for the key in another header than `Idempotency-Key`.
+    #[must_use]
+    pub fn idempotency_header(mut self, name: HeaderName) -> Self {
+        self.settings.key_header = name;
+        self
+    }
+}
+
+impl Default for ConfirmDuplicateLayer {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for ConfirmDuplicateLayer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.settings.fmt(f)
+    }
+}
+
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConfirmDuplicate")
+            .field("key_header", &self.key_header)
+            .field("status", &self.status)
+            .field("predicate", &self.predicate.is_some())
+            .finish()
+    }
+}
+
+impl<S> Layer<S> for ConfirmDuplicateLayer {
+    type Service = ConfirmDuplicate<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        ConfirmDuplicate {
+            inner,
+            settings: self.settings.clone(),
+        }
+    }
+}
+
+/// Confirms duplicates; made by [`ConfirmDuplicateLayer`].
+#[derive(Debug, Clone)]
+pub struct ConfirmDuplicate<S> {
+    inner: S,
+    settings: Settings,
+}
+
+impl<S> ConfirmDuplicate<S> {
+    /// Borrows the inner service.
+    pub fn get_ref(&self) -> &S {
+        &self.inner
+    }
+
+    /// Returns the inner service.
+    pub fn into_inner(self) -> S {
+        self.inner
+    }
+}
+
+impl<S, B, R> Service<Request<B>> for ConfirmDuplicate<S>
+where
+    S: Service<Request<B>, Response = Response<R>>,
+{
+    type Response = Response<R>;
+    type Error = S::Error;
+    type Future = ConfirmFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let keyed = carries_key(request.headers(), &self.settings.key_header);
+        ConfirmFuture {
+            inner: self.inner.call(request),
+            confirm: keyed.then(|| Confirm {
+                status: self.settings.status,
+                predicate: self.settings.predicate.clone(),
+            }),
+        }
+    }
+}
+
+pin_project! {
+    /// The future of [`ConfirmDuplicate`].
+    #[must_use = "futures do nothing unless polled"]
+    pub struct ConfirmFuture<F> {
+        #[pin]
+        inner: F,
+        // `None` if the request carried no key.
+        confirm: Option<Confirm>,
+    }
+}
+
+struct Confirm {
+    status: Option<StatusCode>,
+    predicate: Option<Predicate>,
+}
+
+impl Confirm {
+    fn accepts(&self, head: &ResponseHead<'_>) -> bool {
+        head.status == StatusCode::CONFLICT
+            && !head.headers.contains_key(RETRY_AFTER)
+            && self.predicate.as_ref().is_none_or(|accepts| accepts(head))
+    }
+}
+
+impl<F> fmt::Debug for ConfirmFuture<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConfirmFuture")
+            .field("keyed", &self.confirm.is_some())
+            .finish_non_exhaustive()
+    }
+}
+
+impl<F, R, E> Future for ConfirmFuture<F>
+where
+    F: Future<Output = Result<Response<R>, E>>,
+{
+    type Output = Result<Response<R>, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let mut response = ready!(this.inner.poll(cx))?;
+        if let Some(confirm) = this.confirm
+            && confirm.accepts(&ResponseHead::of(&response))
+        {
+            if let Some(status) = confirm.status {
+                *response.status_mut() = status;
+            }
+            response.extensions_mut().insert(Confirmation::Duplicate);
+        }
+        Poll::Ready(Ok(response))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use tower::{ServiceExt, service_fn};
+
+    use super::*;
+
+    async fn answer(
+        layer: ConfirmDuplicateLayer,
+        keyed: bool,
+        status: u16,
+        retry_after: bool,
+    ) -> Response<()> {
+        let peer = service_fn(move |_: Request<()>| async move {
+            let mut response = Response::builder().status(status);
+            if retry_after {
+                response = response.header(RETRY_AFTER, "1");
+            }
+            Ok::<_, Infallible>(response.body(()).unwrap())
+        });
+        let mut request = Request::post("/");
+        if keyed {
+            request = request.header(IDEMPOTENCY_KEY, "k");
+        }
+        layer
+            .layer(peer)
+            .oneshot(request.body(()).unwrap())
+            .await
+            .unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_409_to_a_keyed_request_is_a_success_marked_duplicate() {
+        let response = answer(ConfirmDuplicateLayer::new(), true, 409, false).await;
+        assert_eq!(response.status(), 200);
+        assert_eq!(Confirmation::of(&response), Some(Confirmation::Duplicate));
+    }
+
+    #[tokio::test]
+    async fn a_409_to_a_request_without_a_key_stays_a_conflict() {
+        let response = answer(ConfirmDuplicateLayer::new(), false, 409, false).await;
+        assert_eq!(response.status(), 409);
+        assert_eq!(Confirmation::of(&response), None);
+    }
+
+    #[tokio::test]
+    async fn a_409_with_retry_after_is_in_flight_and_confirms_nothing() {
+        let response = answer(ConfirmDuplicateLayer::new(), true, 409, true).await;
+        assert_eq!(response.status(), 409);
+        assert_eq!(Confirmation::of(&response), None);
+    }
+
+    #[tokio::test]
+    async fn every_other_status_is_left_as_it_is() {
+        for status in (100..600).filter(|status| *status != 409) {
+            let response = answer(ConfirmDuplicateLayer::new(), true, status, false).await;
+            assert_eq!(response.status(), status);
+            let fresh = (200..300).contains(&status).then_some(Confirmation::Fresh);
+            assert_eq!(Confirmation::of(&response), fresh);
+        }
+    }
+
+    #[tokio::test]
+    async fn the_status_can_be_chosen_or_left() {
+        let accepted = ConfirmDuplicateLayer::new().status(StatusCode::ACCEPTED);
+        assert_eq!(answer(accepted, true, 409, false).await.status(), 202);
+        let response = answer(
+            ConfirmDuplicateLayer::new().annotate_only(),
+            true,
+            409,
+            false,
+        )
+        .await;
+        assert_eq!(response.status(), 409);
+        assert_eq!(Confirmation::of(&response), Some(Confirmation::Duplicate));
+    }
+
+    #[tokio::test]
+    async fn a_predicate_may_refuse_by_the_head() {
+        let layer =
+            ConfirmDuplicateLayer::new().when(|head| head.headers.contains_key("x-replayed"));
+        assert_eq!(answer(layer, true, 409, false).await.status(), 409);
+    }
+
+    #[tokio::test]
+    async fn the_key_may_be_in_another_header() {
+        let layer =
+            ConfirmDuplicateLayer::new().idempotency_header(HeaderName::from_static("x-key"));
+        assert_eq!(answer(layer, true, 409, false).await.status(), 409);
+    }
+
+    #[test]
+    #[should_panic(expected = "allowed are 200 to 299")]
+    fn a_status_that_is_no_success_is_refused() {
+        let _ = ConfirmDuplicateLayer::new().status(StatusCode::CONFLICT);
+    }
+}

@@ -1,0 +1,89 @@
+//! Tower layers that make a call that must happen once happen once. They need no feature and know no client.
+//!
+//! From the outside in, as [`AegisLayer`] stacks them:
+//!
+//! 1. [`SetTenantLayer`], [`SetThreadLayer`], [`SetIdempotencyKeyLayer`], [`SetRequestIdLayer`] write the headers that name
+//!    the call. They stand outside the retry, so that all attempts of one call carry the same values.
+//! 2. [`ConfirmDuplicateLayer`] turns 409 to a request that carried a key into a success. It stands inside the headers,
+//!    as it must see whether a key is sent, and outside the retry, as it judges only the last answer.
+//! 3. [`RetryLayer`] sends again what is safe to send again.
+//! 4. The HTTP client.
+//!
+//! ```
+//! use aegis_hitl::layer::{AegisLayer, Confirmation};
+//! use aegis_hitl::{TenantId, ThreadId};
+//! use bytes::Bytes;
+//! use http::{Request, Response};
+//! use http_body_util::Full;
+//! use tower::{ServiceBuilder, ServiceExt, service_fn};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! // Any HTTP client that is a tower service stands here.
+//! let client = service_fn(|request: Request<Full<Bytes>>| async move {
+//!     assert!(request.headers().contains_key("idempotency-key"));
+//!     Response::builder().status(409).body(Full::<Bytes>::default())
+//! });
+//!
+//! let service = ServiceBuilder::new()
+//!     .layer(
+//!         AegisLayer::new()
+//!             .tenant(TenantId::new("acme")?)
+//!             .thread(ThreadId::new("run-7")?)
+//!             .mint_idempotency_key(),
+//!     )
+//!     .service(client);
+//!
+//! let request = Request::post("http://localhost/charge").body(Full::default())?;
+//! let response = service.oneshot(request).await?;
+//! assert!(response.status().is_success());
+//! assert_eq!(Confirmation::of(&response), Some(Confirmation::Duplicate));
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Where other layers go
+//!
+//! - Limits (`tower::limit`, `tower::buffer`, load shedding) go **above** these layers. A concurrency limit below a retry
+//!   can deadlock: the retry waits for a second permit while its caller holds the first on a service that is ready.
+//! - A timeout above bounds the whole call; [`RetryLayer::deadline`] does the same, and tells what is known of the delivery.
+//!   A timeout for each attempt is [`RetryLayer::attempt_timeout`].
+//! - Tracing above sees calls, tracing below sees attempts.
+
+mod aegis;
+mod confirm;
+mod retry;
+mod set;
+
+pub use self::aegis::{Aegis, AegisLayer};
+pub use self::confirm::{ConfirmDuplicate, ConfirmDuplicateLayer, ConfirmFuture, Confirmation};
+pub use self::retry::{
+    Attempts, Backoff, Budget, Classify, Deadline, Delivery, MaxRetries, NeverSent, Outcome,
+    Replay, Retry, RetryError, RetryFuture, RetryLayer, SafeToRetry, Standard, Verdict,
+};
+pub use self::set::{
+    SetIdempotencyKey, SetIdempotencyKeyLayer, SetRequestId, SetRequestIdLayer, SetTenant,
+    SetTenantLayer, SetThread, SetThreadLayer,
+};
+
+use http::{HeaderMap, StatusCode};
+
+/// The head of a response, as far as a rule may look at it.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub struct ResponseHead<'a> {
+    /// The status.
+    pub status: StatusCode,
+    /// The headers.
+    pub headers: &'a HeaderMap,
+}
+
+impl<'a> ResponseHead<'a> {
+    /// Borrows the head of a response.
+    pub fn of<B>(response: &'a http::Response<B>) -> Self {
+        Self {
+            status: response.status(),
+            headers: response.headers(),
+        }
+    }
+}

@@ -1,0 +1,289 @@
+//! How long to wait before an attempt.
+
+use std::borrow::Cow;
+use std::hash::{BuildHasher, Hasher};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// The Python SDK's waits: 0.5, 1 and 2 seconds, then 2 seconds again.
+const SEED: [Duration; 3] = [
+    Duration::from_millis(500),
+    Duration::from_secs(1),
+    Duration::from_secs(2),
+];
+
+/// A schedule of waits between attempts, as plain data.
+///
+/// The default is [`Backoff::seed`] with up to a quarter on top, so that clients that failed together do not come back
+/// together.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Backoff {
+    schedule: Schedule,
+    jitter: Jitter,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Schedule {
+    Steps(Cow<'static, [Duration]>),
+    Exponential { base: Duration, max: Duration },
+    Decorrelated { base: Duration, max: Duration },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Jitter {
+    None,
+    /// Between zero and the step.
+    Full,
+    /// Between half of the step and the step.
+    Equal,
+    /// The step, and up to this fraction of it on top.
+    Above(f64),
+}
+
+impl Backoff {
+    /// Waits not at all.
+    pub const fn none() -> Self {
+        Self {
+            schedule: Schedule::Steps(Cow::Borrowed(&[])),
+            jitter: Jitter::None,
+        }
+    }
+
+    /// Waits as the Python SDK does: 0.5, 1 and 2 seconds, without jitter; further waits are 2 seconds.
+    pub const fn seed() -> Self {
+        Self {
+            schedule: Schedule::Steps(Cow::Borrowed(&SEED)),
+            jitter: Jitter::None,
+        }
+    }
+
+    /// Waits the same each time, without jitter.
+    pub fn constant(wait: Duration) -> Self {
+        Self::steps([wait])
+    }
+
+    /// Waits for each of `waits` in turn, and then for the last of them again, without jitter.
+    pub fn steps(waits: impl Into<Vec<Duration>>) -> Self {
+        Self {
+            schedule: Schedule::Steps(Cow::Owned(waits.into())),
+            jitter: Jitter::None,
+        }
+    }
+
+    /// Doubles the wait from `base` up to `max`, with full jitter.
+    pub const fn exponential(base: Duration, max: Duration) -> Self {
+        Self {
+            schedule: Schedule::Exponential { base, max },
+            jitter: Jitter::Full,
+        }
+    }
+
+    /// Waits between `base` and three times the wait before, up to `max`: decorrelated jitter.
+    pub const fn decorrelated(base: Duration, max: Duration) -> Self {
+        Self {
+            schedule: Schedule::Decorrelated { base, max },
+            jitter: Jitter::None,
+        }
+    }
+
+    /// Removes the jitter. A decorrelated schedule has its own and keeps it.
+    #[must_use]
+    pub const fn no_jitter(mut self) -> Self {
+        self.jitter = Jitter::None;
+        self
+    }
+
+    /// Waits between zero and the step.
+    #[must_use]
+    pub const fn full_jitter(mut self) -> Self {
+        self.jitter = Jitter::Full;
+        self
+    }
+
+    /// Waits between half of the step and the step.
+    #[must_use]
+    pub const fn equal_jitter(mut self) -> Self {
+        self.jitter = Jitter::Equal;
+        self
+    }
+
+    /// Waits the step and up to `fraction` of it on top, so never less than the schedule says. A fraction that is not
+    /// between 0 and 1 acts as the nearer of the two.
+    #[must_use]
+    pub const fn jitter_above(mut self, fraction: f64) -> Self {
+        // `max` first: it turns NaN into 0.
+        self.jitter = Jitter::Above(fraction.max(0.0).min(1.0));
+        self
+    }
+
+    /// Returns the wait before retry number `retry` (0 is the first), given the wait before it.
+    pub(super) fn wait(&self, retry: u32, previous: Duration, random: &Random) -> Duration {
+        let step = match &self.schedule {
+            Schedule::Steps(steps) => {
+                let last = steps.len().saturating_sub(1);
+                let at = usize::try_from(retry).unwrap_or(usize::MAX).min(last);
+                steps.get(at).copied().unwrap_or_default()
+            }
+            Schedule::Exponential { base, max } => {
+                let factor = 1_u32.checked_shl(retry).unwrap_or(u32::MAX);
+                base.saturating_mul(factor).min(*max)
+            }
+            Schedule::Decorrelated { base, max } => {
+                let high = previous.max(*base).saturating_mul(3);
+                let wait = base.saturating_add(random.up_to(high.saturating_sub(*base)));
+                return wait.min(*max);
+            }
+        };
+        match self.jitter {
+            Jitter::None => step,
+            Jitter::Full => random.up_to(step),
+            Jitter::Equal => step / 2 + random.up_to(step - step / 2),
+            Jitter::Above(fraction) => step.saturating_add(random.up_to(step.mul_f64(fraction))),
+        }
+    }
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self::seed().jitter_above(0.25)
+    }
+}
+
+/// A source of jitter that is shared without a lock and repeats itself under the same seed (SplitMix64).
+#[derive(Debug, Clone)]
+pub(super) struct Random(Arc<AtomicU64>);
+
+impl Random {
+    pub(super) fn seeded(seed: u64) -> Self {
+        Self(Arc::new(AtomicU64::new(seed)))
+    }
+
+    /// Seeds from the standard library's hasher, whose keys are random. Jitter needs to differ, not to be secret.
+    pub(super) fn new() -> Self {
+        let hasher = std::collections::hash_map::RandomState::new().build_hasher();
+        Self::seeded(hasher.finish())
+    }
+
+    fn next(&self) -> u64 {
+        const STEP: u64 = 0x9E37_79B9_7F4A_7C15;
+        let mut z = self.0.fetch_add(STEP, Ordering::Relaxed).wrapping_add(STEP);
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    /// Returns a duration between zero and `limit`, both included.
+    pub(super) fn up_to(&self, limit: Duration) -> Duration {
+        if limit.is_zero() {
+            return limit;
+        }
+        let limit = u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX);
+        // The high half of the product of a random word and the width: uniform but for a bias below 2^-64 of the width.
+        let width = u128::from(limit) + 1;
+        let nanos = (u128::from(self.next()) * width) >> 64;
+        Duration::from_nanos(nanos as u64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn waits(backoff: &Backoff, seed: u64) -> Vec<Duration> {
+        let random = Random::seeded(seed);
+        let mut previous = Duration::ZERO;
+        (0..6)
+            .map(|retry| {
+                previous = backoff.wait(retry, previous, &random);
+                previous
+            })
+            .collect()
+    }
+
+    fn millis(values: &[u64]) -> Vec<Duration> {
+        values.iter().map(|ms| Duration::from_millis(*ms)).collect()
+    }
+
+    #[test]
+    fn the_seed_waits_half_a_second_then_one_then_two() {
+        assert_eq!(
+            waits(&Backoff::seed(), 1),
+            millis(&[500, 1000, 2000, 2000, 2000, 2000])
+        );
+    }
+
+    #[test]
+    fn the_default_never_waits_less_than_the_seed_nor_a_quarter_more() {
+        for seed in 0..200 {
+            for (wait, step) in waits(&Backoff::default(), seed)
+                .iter()
+                .zip(waits(&Backoff::seed(), 0))
+            {
+                assert!(
+                    *wait >= step && *wait <= step.mul_f64(1.25),
+                    "{wait:?} {step:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn exponential_doubles_up_to_its_maximum() {
+        let backoff =
+            Backoff::exponential(Duration::from_millis(100), Duration::from_secs(1)).no_jitter();
+        assert_eq!(
+            waits(&backoff, 1),
+            millis(&[100, 200, 400, 800, 1000, 1000])
+        );
+        let huge = backoff.wait(u32::MAX, Duration::ZERO, &Random::seeded(0));
+        assert_eq!(huge, Duration::from_secs(1));
+    }
+
+    #[test]
+    fn jitter_stays_in_its_range_and_uses_it() {
+        let base = Duration::from_secs(1);
+        let step = Backoff::constant(base);
+        let decorrelated = Backoff::decorrelated(base, Duration::from_secs(4));
+        for (backoff, low, high) in [
+            (step.clone().full_jitter(), 0.0, 1.0),
+            (step.clone().equal_jitter(), 0.5, 1.0),
+            (step.jitter_above(0.5), 1.0, 1.5),
+            (decorrelated, 1.0, 4.0),
+        ] {
+            let all: Vec<f64> = (0..500)
+                .flat_map(|seed| waits(&backoff, seed))
+                .map(|wait| wait.as_secs_f64())
+                .collect();
+            assert!(
+                all.iter().all(|wait| (low..=high).contains(wait)),
+                "{backoff:?}"
+            );
+            let span = high - low;
+            assert!(
+                all.iter().any(|wait| *wait < low + span / 10.0),
+                "{backoff:?}"
+            );
+            assert!(
+                all.iter().any(|wait| *wait > high - span / 10.0),
+                "{backoff:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_same_seed_gives_the_same_waits() {
+        let backoff = Backoff::default();
+        assert_eq!(waits(&backoff, 7), waits(&backoff, 7));
+        assert_ne!(waits(&backoff, 7), waits(&backoff, 8));
+    }
+
+    #[test]
+    fn none_waits_not_at_all() {
+        assert_eq!(waits(&Backoff::none(), 1), millis(&[0; 6]));
+        assert_eq!(
+            waits(&Backoff::none().jitter_above(f64::NAN), 1),
+            millis(&[0; 6])
+        );
+    }
+}

@@ -1,0 +1,420 @@
+//! One call: its attempts, and what lies between them.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Buf;
+use http::{Request, Response};
+use http_body::Body;
+use pin_project_lite::pin_project;
+use tokio::time::{Instant, Sleep};
+use tower_service::Service;
+
+use super::budget::Withdrawal;
+use super::classify::retry_after;
+use super::delivery::{Proof, proof};
+use super::replay::{Kept, Replay};
+use super::{Attempts, Delivery, Outcome, Policy, RetryError, Verdict};
+use crate::layer::ResponseHead;
+
+/// What is decided and counted over one call.
+pub(super) struct Call {
+    policy: Arc<Policy>,
+    max_retries: u32,
+    deadline: Option<Instant>,
+    /// Whether the request may be sent again although it may have been acted upon.
+    safe: bool,
+    /// Attempts started.
+    attempts: u32,
+    /// Whether any attempt may have reached the service.
+    reached: bool,
+    /// Whether a refused stream was believed already.
+    refused: bool,
+    /// The wait before the last attempt.
+    wait: Duration,
+    /// When the next attempt is due.
+    due: Option<Instant>,
+    /// What pays for the next attempt. It returns to the budget if the call is dropped first.
+    withdrawal: Option<Withdrawal>,
+}
+
+impl Call {
+    pub(super) fn new(
+        policy: Arc<Policy>,
+        max_retries: u32,
+        deadline: Option<Instant>,
+        safe: bool,
+    ) -> Self {
+        Self {
+            policy,
+            max_retries,
+            deadline,
+            safe,
+            attempts: 1,
+            reached: false,
+            refused: false,
+            wait: Duration::ZERO,
+            due: None,
+            withdrawal: None,
+        }
+    }
+
+    /// Takes note of what an attempt's error proves, and tells whether it proves that the attempt was never sent.
+    fn never_sent(&mut self, proof: Proof) -> bool {
+        let never_sent = match proof {
+            Proof::NeverSent => true,
+            Proof::Refused => !std::mem::replace(&mut self.refused, true),
+            Proof::Nothing => false,
+        };
+        self.reached |= !never_sent;
+        never_sent
+    }
+
+    /// Whether the whole call is out of time. Without a deadline the clock is not asked.
+    fn is_past_deadline(&self) -> bool {
+        self.deadline
+            .is_some_and(|deadline| Instant::now() >= deadline)
+    }
+
+    /// Returns when `limit` from now, or the deadline if that is sooner, is reached; `None` is never.
+    fn no_later_than_deadline(&self, limit: Duration) -> Option<Instant> {
+        match (Instant::now().checked_add(limit), self.deadline) {
+            (Some(limit), Some(deadline)) => Some(limit.min(deadline)),
+            (limit, deadline) => limit.or(deadline),
+        }
+    }
+
+    fn delivery(&self) -> Delivery {
+        if self.reached {
+            Delivery::Unknown
+        } else {
+            Delivery::NeverSent
+        }
+    }
+
+    /// Decides whether another attempt follows `outcome`, and if so sets when it is due and returns its request.
+    fn next<B: Replay>(
+        &mut self,
+        kept: Option<&Kept<B>>,
+        outcome: &Outcome<'_>,
+        never_sent: bool,
+    ) -> Option<Request<B>> {
+        // The gate. Nothing below can open it.
+        if !(self.safe || never_sent) {
+            return None;
+        }
+        if self.attempts > self.max_retries || self.policy.classify(outcome) == Verdict::Stop {
+            return None;
+        }
+        let wait = self.wait_after(outcome)?;
+        let due = Instant::now().checked_add(wait)?;
+        if self.deadline.is_some_and(|deadline| due >= deadline) {
+            return None;
+        }
+        let request = kept?.request()?;
+        // Taken now, so that the response is given up only for a retry that will be sent.
+        if let Some(budget) = &self.policy.budget {
+            self.withdrawal = Some(budget.withdraw()?);
+        }
+        self.wait = wait;
+        self.due = Some(due);
+        Some(request)
+    }
+
+    /// Returns the wait before the next attempt; `None` if the service asks for a longer one than is allowed.
+    fn wait_after(&self, outcome: &Outcome<'_>) -> Option<Duration> {
+        let Policy {
+            backoff,
+            random,
+            max_retry_after,
+            ..
+        } = &*self.policy;
+        let wait = backoff.wait(self.attempts - 1, self.wait, random);
+        let floor = match outcome {
+            Outcome::Answered(head) => retry_after(head.headers),
+            Outcome::Failed(_) | Outcome::TimedOut => None,
+        };
+        match floor {
+            Some(floor) if floor > *max_retry_after => None,
+            // Jitter only adds to what the service asks for.
+            Some(floor) => Some(wait.max(floor.saturating_add(random.up_to(wait / 4)))),
+            None => Some(wait),
+        }
+    }
+}
+
+pin_project! {
+    /// The future of [`Retry`](super::Retry).
+    #[must_use = "futures do nothing unless polled"]
+    pub struct RetryFuture<S, B, R>
+    where
+        S: Service<Request<B>>,
+    {
+        #[pin]
+        state: State<S::Future, B, R>,
+        // What the state waits for besides its own future: see `State`.
+        #[pin]
+        timer: Option<Sleep>,
+        call: Call,
+        again: Option<Again<S, B>>,
+    }
+}
+
+/// What further attempts are made with.
+struct Again<S, B> {
+    service: S,
+    kept: Kept<B>,
+}
+
+pin_project! {
+    #[project = StateProj]
+    enum State<F, B, R> {
+        // An attempt is under way. The timer is its timeout or the deadline, whichever comes first, and is set when the
+        // attempt first has to wait.
+        Attempt { #[pin] attempt: F },
+        // A failed response is read to its end. The timer is the bound in time.
+        Drain { #[pin] body: R, left: usize, next: Option<Request<B>> },
+        // The next attempt is not due yet. The timer is when it is.
+        Wait { next: Option<Request<B>> },
+        // The service is polled ready. The timer is the deadline, if there is one.
+        Ready { next: Option<Request<B>> },
+    }
+}
+
+impl<S, B, R> RetryFuture<S, B, R>
+where
+    S: Service<Request<B>>,
+{
+    /// A call that takes one attempt, whatever comes of it.
+    pub(super) fn once(attempt: S::Future, call: Call) -> Self {
+        Self {
+            state: State::Attempt { attempt },
+            timer: None,
+            call,
+            again: None,
+        }
+    }
+
+    pub(super) fn with_retries(attempt: S::Future, call: Call, service: S, kept: Kept<B>) -> Self {
+        Self {
+            again: Some(Again { service, kept }),
+            ..Self::once(attempt, call)
+        }
+    }
+}
+
+impl<S, B, R> fmt::Debug for RetryFuture<S, B, R>
+where
+    S: Service<Request<B>>,
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RetryFuture")
+            .field("attempts", &self.call.attempts)
+            .field("max_retries", &self.call.max_retries)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<S, B, R> Future for RetryFuture<S, B, R>
+where
+    S: Service<Request<B>, Response = Response<R>>,
+    S::Error: Into<Box<dyn StdError + Send + Sync>>,
+    B: Replay,
+    R: Body,
+{
+    type Output = Result<Response<R>, RetryError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        loop {
+            match this.state.as_mut().project() {
+                StateProj::Attempt { attempt } => {
+                    let Poll::Ready(result) = attempt.poll(cx) else {
+                        ready!(poll_attempt_timer(this.timer.as_mut(), this.call, cx));
+                        match timed_out(this.call, this.again.as_ref()) {
+                            Ok(next) => {
+                                this.timer.set(None);
+                                // Drops the attempt, which cancels it.
+                                this.state.set(State::Wait { next: Some(next) });
+                                continue;
+                            }
+                            Err(error) => return Poll::Ready(Err(error)),
+                        }
+                    };
+                    this.timer.set(None);
+                    let kept = this.again.as_ref().map(|again| &again.kept);
+                    match result {
+                        Ok(response) => {
+                            this.call.reached = true;
+                            let outcome = Outcome::Answered(ResponseHead::of(&response));
+                            match this.call.next(kept, &outcome, false) {
+                                Some(next) => this.state.set(State::Drain {
+                                    body: response.into_body(),
+                                    left: this.call.policy.drain_bytes,
+                                    next: Some(next),
+                                }),
+                                None => return Poll::Ready(Ok(noted(response, this.call))),
+                            }
+                        }
+                        Err(error) => {
+                            let error = error.into();
+                            let never_sent = this.call.never_sent(proof(&*error));
+                            match this.call.next(kept, &Outcome::Failed(&*error), never_sent) {
+                                Some(next) => this.state.set(State::Wait { next: Some(next) }),
+                                None => {
+                                    let delivery = this.call.delivery();
+                                    let attempts = this.call.attempts;
+                                    return Poll::Ready(Err(RetryError::failed(
+                                        error, attempts, delivery,
+                                    )));
+                                }
+                            }
+                        }
+                    }
+                }
+                StateProj::Drain { body, left, next } => {
+                    if !is_drained(body, left, cx) {
+                        let call = &*this.call;
+                        ready!(poll_timer(this.timer.as_mut(), cx, || {
+                            call.no_later_than_deadline(call.policy.drain_time)
+                        }));
+                    }
+                    let next = next.take();
+                    this.timer.set(None);
+                    this.state.set(State::Wait { next });
+                }
+                StateProj::Wait { next } => {
+                    // A wait of nothing does not touch the timer.
+                    if !this.call.wait.is_zero() {
+                        let due = this.call.due;
+                        ready!(poll_timer(this.timer.as_mut(), cx, || due));
+                    }
+                    let next = next.take();
+                    this.timer.set(None);
+                    this.state.set(State::Ready { next });
+                }
+                StateProj::Ready { next } => {
+                    let call = &mut *this.call;
+                    if call.is_past_deadline() {
+                        return Poll::Ready(Err(past_deadline(call)));
+                    }
+                    // There is always a service and a request here; without one there is nothing left to do.
+                    let Some(again) = this.again.as_mut() else {
+                        return Poll::Ready(Err(past_deadline(call)));
+                    };
+                    match again.service.poll_ready(cx) {
+                        Poll::Ready(Ok(())) => {}
+                        Poll::Ready(Err(error)) => {
+                            return Poll::Ready(Err(RetryError::failed(
+                                error.into(),
+                                call.attempts,
+                                call.delivery(),
+                            )));
+                        }
+                        Poll::Pending => {
+                            let deadline = call.deadline;
+                            ready!(poll_timer(this.timer.as_mut(), cx, || deadline));
+                            return Poll::Ready(Err(past_deadline(call)));
+                        }
+                    }
+                    let Some(next) = next.take() else {
+                        return Poll::Ready(Err(past_deadline(call)));
+                    };
+                    this.timer.set(None);
+                    call.attempts += 1;
+                    if let Some(withdrawal) = call.withdrawal.take() {
+                        withdrawal.spend();
+                    }
+                    let attempt = again.service.call(next);
+                    this.state.set(State::Attempt { attempt });
+                }
+            }
+        }
+    }
+}
+
+fn past_deadline(call: &Call) -> RetryError {
+    RetryError::deadline_exceeded(call.attempts, call.delivery())
+}
+
+/// Notes the attempts on a response, if there was more than one.
+fn noted<R>(mut response: Response<R>, call: &Call) -> Response<R> {
+    if call.attempts > 1 {
+        response
+            .extensions_mut()
+            .insert(Attempts::new(call.attempts));
+    }
+    response
+}
+
+/// Decides what follows an attempt whose time is up.
+fn timed_out<S, B: Replay>(
+    call: &mut Call,
+    again: Option<&Again<S, B>>,
+) -> Result<Request<B>, RetryError> {
+    // It may have been sent, and may have been acted upon.
+    call.reached = true;
+    if call.is_past_deadline() {
+        return Err(past_deadline(call));
+    }
+    let kept = again.map(|again| &again.kept);
+    call.next(kept, &Outcome::TimedOut, false).ok_or_else(|| {
+        let after = call.policy.attempt_timeout.unwrap_or_default();
+        RetryError::attempt_timed_out(after, call.attempts, call.delivery())
+    })
+}
+
+/// Waits for the attempt's timeout or the deadline, whichever comes first.
+fn poll_attempt_timer(
+    timer: Pin<&mut Option<Sleep>>,
+    call: &Call,
+    cx: &mut Context<'_>,
+) -> Poll<()> {
+    poll_timer(timer, cx, || match call.policy.attempt_timeout {
+        Some(timeout) => call.no_later_than_deadline(timeout),
+        None => call.deadline,
+    })
+}
+
+/// Polls the timer, which is set on the first poll; without a time it never fires.
+fn poll_timer(
+    mut timer: Pin<&mut Option<Sleep>>,
+    cx: &mut Context<'_>,
+    until: impl FnOnce() -> Option<Instant>,
+) -> Poll<()> {
+    if timer.is_none() {
+        let Some(until) = until() else {
+            return Poll::Pending;
+        };
+        timer.set(Some(tokio::time::sleep_until(until)));
+    }
+    match timer.as_pin_mut() {
+        Some(timer) => timer.poll(cx),
+        None => Poll::Pending,
+    }
+}
+
+/// Reads what is there of a body. Returns whether there is nothing more to wait for: its end, an error, or the bound.
+fn is_drained<R: Body>(mut body: Pin<&mut R>, left: &mut usize, cx: &mut Context<'_>) -> bool {
+    loop {
+        if body.is_end_stream() {
+            return true;
+        }
+        match body.as_mut().poll_frame(cx) {
+            Poll::Pending => return false,
+            Poll::Ready(None | Some(Err(_))) => return true,
+            Poll::Ready(Some(Ok(frame))) => {
+                let length = frame.data_ref().map_or(0, Buf::remaining);
+                match left.checked_sub(length) {
+                    Some(rest) => *left = rest,
+                    None => return true,
+                }
+            }
+        }
+    }
+}

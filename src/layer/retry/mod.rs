@@ -1,0 +1,347 @@
+//! Sends again what is safe to send again.
+//!
+//! Two questions are kept apart. *Is it safe?* is answered in one place that nothing overrides: the attempt was never sent,
+//! or the method is idempotent, or the request carries an idempotency key, or its sender says so ([`SafeToRetry`]). *Is it
+//! worth it?* is the classifier's ([`Classify`]). Then there must be attempts left, time left, budget left, and a body that
+//! can be sent again.
+//!
+//! ```
+//! use std::sync::atomic::{AtomicU32, Ordering};
+//! use std::sync::Arc;
+//!
+//! use aegis_hitl::layer::{Attempts, Backoff, RetryLayer};
+//! use bytes::Bytes;
+//! use http::{Request, Response};
+//! use http_body_util::Full;
+//! use tower::{Layer, ServiceExt, service_fn};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let seen = Arc::new(AtomicU32::new(0));
+//! let counter = seen.clone();
+//! // Answers 503 once, then 200.
+//! let flaky = service_fn(move |_: Request<Full<Bytes>>| {
+//!     let status = if counter.fetch_add(1, Ordering::SeqCst) == 0 { 503 } else { 200 };
+//!     async move { Response::builder().status(status).body(Full::<Bytes>::default()) }
+//! });
+//! let service = RetryLayer::new().backoff(Backoff::none()).layer(flaky);
+//!
+//! let keyed = Request::post("/").header("idempotency-key", "k-1").body(Full::default())?;
+//! let response = service.clone().oneshot(keyed).await?;
+//! assert_eq!((response.status().as_u16(), Attempts::of(&response)), (200, 2));
+//!
+//! // Without a key, a POST that may have been acted upon is not sent again.
+//! seen.store(0, Ordering::SeqCst);
+//! let plain = Request::post("/").body(Full::default())?;
+//! assert_eq!(service.oneshot(plain).await?.status(), 503);
+//! assert_eq!(seen.load(Ordering::SeqCst), 1);
+//! # Ok(())
+//! # }
+//! ```
+
+mod backoff;
+mod budget;
+mod classify;
+mod delivery;
+mod error;
+mod future;
+mod replay;
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::mem;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::{HeaderName, Request, Response};
+use http_body::Body;
+use tokio::time::Instant;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use self::backoff::Random;
+use self::future::Call;
+use self::replay::Kept;
+use crate::protocol::IDEMPOTENCY_KEY;
+
+pub use self::backoff::Backoff;
+pub use self::budget::Budget;
+pub use self::classify::{Classify, Outcome, Standard, Verdict};
+pub use self::delivery::{Delivery, NeverSent};
+pub use self::error::{Attempts, RetryError};
+pub use self::future::RetryFuture;
+pub use self::replay::Replay;
+
+pub(crate) use self::delivery::carries_key;
+
+/// In a request's extensions: the request may be sent again although it is neither idempotent nor keyed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(clippy::exhaustive_structs)]
+pub struct SafeToRetry;
+
+/// In a request's extensions: how many retries this call may take, in place of the layer's. `MaxRetries(0)` is never.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(clippy::exhaustive_structs)]
+pub struct MaxRetries(pub u32);
+
+/// In a request's extensions: how long this call may take in all, in place of the layer's deadline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(clippy::exhaustive_structs)]
+pub struct Deadline(pub Duration);
+
+/// Sends a request again when that is safe and worth it.
+///
+/// The defaults are the Python SDK's: 3 retries, waits of 0.5, 1 and 2 seconds (here with up to a quarter of jitter on top),
+/// 10 seconds for each attempt, no deadline for the whole call.
+///
+/// When it gives up it returns the last response or error as it came: a response carries [`Attempts`], an error is a
+/// [`RetryError`] that tells attempts and [`Delivery`].
+///
+/// A response that is given up for a retry is drained within bounds of bytes and time ([`drain`](Self::drain)), so that its
+/// connection can be used again. The inner service is polled ready before every attempt.
+///
+/// # Panics
+///
+/// Calls panic outside of a tokio runtime with time enabled, when they have to wait.
+#[derive(Debug, Clone)]
+pub struct RetryLayer {
+    policy: Policy,
+}
+
+#[derive(Clone)]
+struct Policy {
+    max_retries: u32,
+    attempt_timeout: Option<Duration>,
+    deadline: Option<Duration>,
+    backoff: Backoff,
+    max_retry_after: Duration,
+    budget: Option<Budget>,
+    /// `None` is [`Standard`], without the indirection.
+    classify: Option<Arc<dyn Classify>>,
+    key_header: HeaderName,
+    drain_bytes: usize,
+    drain_time: Duration,
+    random: Random,
+}
+
+impl RetryLayer {
+    /// Makes a layer with the defaults.
+    pub fn new() -> Self {
+        Self {
+            policy: Policy {
+                max_retries: 3,
+                attempt_timeout: Some(Duration::from_secs(10)),
+                deadline: None,
+                backoff: Backoff::default(),
+                max_retry_after: Duration::from_secs(30),
+                budget: None,
+                classify: None,
+                key_header: IDEMPOTENCY_KEY,
+                drain_bytes: 64 * 1024,
+                drain_time: Duration::from_millis(250),
+                random: Random::new(),
+            },
+        }
+    }
+
+    /// Sets how many retries one call may take; 0 switches them off, at no cost. 3 by default.
+    #[must_use]
+    pub fn max_retries(mut self, retries: u32) -> Self {
+        self.policy.max_retries = retries;
+        self
+    }
+
+    /// Sets how long one attempt may take until its response head arrives; `None` is for ever. 10 seconds by default.
+    ///
+    /// An attempt that times out may have been acted upon, so it is retried only if that is safe.
+    #[must_use]
+    pub fn attempt_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
+        self.policy.attempt_timeout = timeout.into();
+        self
+    }
+
+    /// Sets how long one call may take in all, waits included; `None`, the default, is for ever.
+    ///
+    /// A retry whose wait would pass the deadline is not waited for: the last outcome is returned at once.
+    #[must_use]
+    pub fn deadline(mut self, deadline: impl Into<Option<Duration>>) -> Self {
+        self.policy.deadline = deadline.into();
+        self
+    }
+
+    /// Sets how long to wait before each retry.
+    #[must_use]
+    pub fn backoff(mut self, backoff: Backoff) -> Self {
+        self.policy.backoff = backoff;
+        self
+    }
+
+    /// Sets the longest `Retry-After` that is waited for, 30 seconds by default.
+    ///
+    /// `Retry-After` is a floor under the backoff. A service that asks for a longer wait is not asked early: the call ends
+    /// with its answer.
+    #[must_use]
+    pub fn max_retry_after(mut self, longest: Duration) -> Self {
+        self.policy.max_retry_after = longest;
+        self
+    }
+
+    /// Limits the retries of all calls together; there is no such limit by default.
+    #[must_use]
+    pub fn budget(mut self, budget: Budget) -> Self {
+        self.policy.budget = Some(budget);
+        self
+    }
+
+    /// Sets which outcomes are worth a retry; [`Standard`] by default. What is not safe to send again stays so.
+    #[must_use]
+    pub fn classify<C>(mut self, classify: C) -> Self
+    where
+        C: Classify + 'static,
+    {
+        self.policy.classify = Some(Arc::new(classify));
+        self
+    }
+
+    /// Looks for the idempotency key in another header than `Idempotency-Key`.
+    #[must_use]
+    pub fn idempotency_header(mut self, name: HeaderName) -> Self {
+        self.policy.key_header = name;
+        self
+    }
+
+    /// Sets the bounds within which a response is drained before a retry: 64 KiB and 250 milliseconds by default.
+    ///
+    /// The time runs beside the backoff, not on top of it. A response that is not at its end by then is dropped, which
+    /// closes its connection on HTTP/1.
+    #[must_use]
+    pub fn drain(mut self, bytes: usize, time: Duration) -> Self {
+        self.policy.drain_bytes = bytes;
+        self.policy.drain_time = time;
+        self
+    }
+
+    /// Seeds the jitter, so that the same calls wait the same times. For tests.
+    #[must_use]
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.policy.random = Random::seeded(seed);
+        self
+    }
+}
+
+impl Default for RetryLayer {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Policy {
+    fn classify(&self, outcome: &Outcome<'_>) -> Verdict {
+        match &self.classify {
+            Some(classify) => classify.classify(outcome),
+            None => Standard.classify(outcome),
+        }
+    }
+}
+
+impl fmt::Debug for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Policy")
+            .field("max_retries", &self.max_retries)
+            .field("attempt_timeout", &self.attempt_timeout)
+            .field("deadline", &self.deadline)
+            .field("backoff", &self.backoff)
+            .field("max_retry_after", &self.max_retry_after)
+            .field("budget", &self.budget)
+            .field("key_header", &self.key_header)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<S> Layer<S> for RetryLayer {
+    type Service = Retry<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        Retry {
+            inner,
+            policy: Arc::new(self.policy.clone()),
+        }
+    }
+}
+
+/// Retries; made by [`RetryLayer`].
+#[derive(Debug, Clone)]
+pub struct Retry<S> {
+    inner: S,
+    policy: Arc<Policy>,
+}
+
+impl<S> Retry<S> {
+    /// Borrows the inner service.
+    pub fn get_ref(&self) -> &S {
+        &self.inner
+    }
+
+    /// Returns the inner service.
+    pub fn into_inner(self) -> S {
+        self.inner
+    }
+}
+
+impl<S, B, R> Service<Request<B>> for Retry<S>
+where
+    S: Service<Request<B>, Response = Response<R>> + Clone,
+    S::Error: Into<Box<dyn StdError + Send + Sync>>,
+    B: Replay,
+    R: Body,
+{
+    type Response = Response<R>;
+    type Error = RetryError;
+    type Future = RetryFuture<S, B, R>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner
+            .poll_ready(cx)
+            .map_err(|error| RetryError::failed(error.into(), 0, Delivery::NeverSent))
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let policy = &self.policy;
+        let extensions = request.extensions();
+        let max_retries = extensions
+            .get::<MaxRetries>()
+            .map_or(policy.max_retries, |max| max.0);
+        let deadline = extensions
+            .get::<Deadline>()
+            .map(|deadline| deadline.0)
+            .or(policy.deadline)
+            // A deadline beyond what a clock can hold is none.
+            .and_then(|deadline| Instant::now().checked_add(deadline));
+        if let Some(budget) = &policy.budget {
+            budget.deposit();
+        }
+        let kept = if max_retries == 0 {
+            None
+        } else {
+            Kept::of(&request)
+        };
+        let call = Call::new(
+            policy.clone(),
+            max_retries,
+            deadline,
+            delivery::safe_to_send_again(&request, &policy.key_header),
+        );
+        let Some(kept) = kept else {
+            return RetryFuture::once(self.inner.call(request), call);
+        };
+        // The instance that was polled ready is the one to call. It then moves into the future, for the attempts to come;
+        // the clone that stays behind has to be polled ready anew.
+        let clone = self.inner.clone();
+        let mut ready = mem::replace(&mut self.inner, clone);
+        RetryFuture::with_retries(ready.call(request), call, ready, kept)
+    }
+}
+
+#[cfg(test)]
+mod tests;

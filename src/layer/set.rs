@@ -1,0 +1,405 @@
+//! Layers that write the headers which name a call: tenant, thread, idempotency key, request id.
+//!
+//! Each writes one header, once a call. The request's own header wins, then its typed extension, then the layer's value:
+//!
+//! ```
+//! use aegis_hitl::layer::SetThreadLayer;
+//! use aegis_hitl::ThreadId;
+//! use http::{Request, Response};
+//! use tower::{Layer, ServiceExt, service_fn};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let echo = service_fn(|request: Request<()>| async move {
+//!     Ok::<_, std::convert::Infallible>(Response::new(request.headers()["thread-id"].clone()))
+//! });
+//! let service = SetThreadLayer::new(ThreadId::new("run-7")?).layer(echo);
+//!
+//! let plain = Request::new(());
+//! assert_eq!(service.clone().oneshot(plain).await?.body(), "run-7");
+//!
+//! let mut typed = Request::new(());
+//! typed.extensions_mut().insert(ThreadId::new("run-8")?);
+//! assert_eq!(service.oneshot(typed).await?.body(), "run-8");
+//! # Ok(())
+//! # }
+//! ```
+
+use std::task::{Context, Poll};
+
+use http::header::Entry;
+use http::{HeaderName, HeaderValue, Request};
+use tower_layer::Layer;
+use tower_service::Service;
+
+use crate::protocol::{
+    IDEMPOTENCY_KEY, IdempotencyKey, RequestId, TENANT_ID, THREAD_ID, TenantId, ThreadId,
+    X_REQUEST_ID,
+};
+
+/// Where a layer's own value comes from.
+#[derive(Debug, Clone)]
+enum Source {
+    /// Only the request and its extension are asked.
+    Absent,
+    /// Every call gets this value.
+    Given(HeaderValue),
+    /// Every call gets a new value.
+    Minted(fn() -> HeaderValue),
+}
+
+#[derive(Debug, Clone)]
+struct Setting {
+    header: HeaderName,
+    source: Source,
+    /// How a value from an extension is written.
+    quoted: bool,
+}
+
+impl Setting {
+    const fn new(header: HeaderName, source: Source) -> Self {
+        Self {
+            header,
+            source,
+            quoted: false,
+        }
+    }
+
+    fn apply<B>(&self, request: &mut Request<B>, extension: Option<HeaderValue>) {
+        // `try_entry` fails only on a map that is full (32768 headers). The header then stays away, and what comes after
+        // sees a request without it.
+        let Ok(Entry::Vacant(entry)) = request.headers_mut().try_entry(&self.header) else {
+            return;
+        };
+        let value = match (extension, &self.source) {
+            (Some(value), _) => value,
+            (None, Source::Given(value)) => value.clone(),
+            (None, Source::Minted(mint)) => mint(),
+            (None, Source::Absent) => return,
+        };
+        let _ = entry.try_insert(value);
+    }
+}
+
+macro_rules! set_header {
+    ($layer:ident, $service:ident, $type:ident, $name:literal, $value:expr) => {
+        impl $layer {
+            /// Sets another header than
+            #[doc = concat!("`", $name, "`.")]
+            #[must_use]
+            pub fn header(mut self, name: HeaderName) -> Self {
+                self.setting.header = name;
+                self
+            }
+        }
+
+        impl<S> Layer<S> for $layer {
+            type Service = $service<S>;
+
+            fn layer(&self, inner: S) -> Self::Service {
+                $service {
+                    inner,
+                    setting: self.setting.clone(),
+                }
+            }
+        }
+
+        #[doc = concat!("Sets `", $name, "`; made by [`", stringify!($layer), "`].")]
+        #[derive(Debug, Clone)]
+        pub struct $service<S> {
+            inner: S,
+            setting: Setting,
+        }
+
+        impl<S> $service<S> {
+            /// Borrows the inner service.
+            pub fn get_ref(&self) -> &S {
+                &self.inner
+            }
+
+            /// Returns the inner service.
+            pub fn into_inner(self) -> S {
+                self.inner
+            }
+        }
+
+        impl<S, B> Service<Request<B>> for $service<S>
+        where
+            S: Service<Request<B>>,
+        {
+            type Response = S::Response;
+            type Error = S::Error;
+            type Future = S::Future;
+
+            fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+                self.inner.poll_ready(cx)
+            }
+
+            fn call(&mut self, mut request: Request<B>) -> Self::Future {
+                let value: fn(&$type, bool) -> HeaderValue = $value;
+                let extension = request
+                    .extensions()
+                    .get::<$type>()
+                    .map(|id| value(id, self.setting.quoted));
+                self.setting.apply(&mut request, extension);
+                self.inner.call(request)
+            }
+        }
+    };
+}
+
+/// Sets `Tenant-Id`: the request's own header wins, then a [`TenantId`] in its extensions, then the layer's.
+#[derive(Debug, Clone)]
+pub struct SetTenantLayer {
+    setting: Setting,
+}
+
+impl SetTenantLayer {
+    /// Gives `tenant` to every request that names none itself.
+    pub fn new(tenant: TenantId) -> Self {
+        Self {
+            setting: Setting::new(TENANT_ID, Source::Given(tenant.header_value())),
+        }
+    }
+
+    /// Gives only the [`TenantId`] in a request's extensions, and nothing to a request without one.
+    pub fn from_extension() -> Self {
+        Self {
+            setting: Setting::new(TENANT_ID, Source::Absent),
+        }
+    }
+}
+
+set_header!(SetTenantLayer, SetTenant, TenantId, "Tenant-Id", |id, _| {
+    id.header_value()
+});
+
+/// Sets `Thread-Id`: the request's own header wins, then a [`ThreadId`] in its extensions, then the layer's.
+#[derive(Debug, Clone)]
+pub struct SetThreadLayer {
+    setting: Setting,
+}
+
+impl SetThreadLayer {
+    /// Gives `thread` to every request that names none itself.
+    pub fn new(thread: ThreadId) -> Self {
+        Self {
+            setting: Setting::new(THREAD_ID, Source::Given(thread.header_value())),
+        }
+    }
+
+    /// Gives only the [`ThreadId`] in a request's extensions, and nothing to a request without one.
+    pub fn from_extension() -> Self {
+        Self {
+            setting: Setting::new(THREAD_ID, Source::Absent),
+        }
+    }
+}
+
+set_header!(SetThreadLayer, SetThread, ThreadId, "Thread-Id", |id, _| {
+    id.header_value()
+});
+
+/// Sets `Idempotency-Key`: the request's own header wins, then an [`IdempotencyKey`] in its extensions, then a minted one.
+///
+/// A minted key makes the attempts of one call the same call; it cannot make two calls the same. Where an agent may crash
+/// and ask again, give each request a key that it can derive again ([`IdempotencyKey::derive`]).
+///
+/// A server that finds a key in another header than `Idempotency-Key` needs [`header`](Self::header) here and
+/// `idempotency_header` on the retry and the confirm layer; [`AegisLayer`](super::AegisLayer) sets all three.
+#[derive(Debug, Clone)]
+pub struct SetIdempotencyKeyLayer {
+    setting: Setting,
+}
+
+impl SetIdempotencyKeyLayer {
+    /// Mints a key for every request that has none.
+    ///
+    /// This turns a POST that could be sent only once into one that may be sent again: use it where the server deduplicates.
+    pub fn mint() -> Self {
+        Self {
+            setting: Setting::new(
+                IDEMPOTENCY_KEY,
+                Source::Minted(|| IdempotencyKey::mint().header_value()),
+            ),
+        }
+    }
+
+    /// Gives only the [`IdempotencyKey`] in a request's extensions, and nothing to a request without one.
+    pub fn from_extension() -> Self {
+        Self {
+            setting: Setting::new(IDEMPOTENCY_KEY, Source::Absent),
+        }
+    }
+
+    /// Sends the quoted string of the [IETF draft] in place of the bare key. A request's own header stays as it is.
+    ///
+    /// [IETF draft]: https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/
+    #[must_use]
+    pub fn quoted(mut self) -> Self {
+        self.setting.quoted = true;
+        if let Source::Minted(mint) = &mut self.setting.source {
+            *mint = || IdempotencyKey::mint().quoted_header_value();
+        }
+        self
+    }
+}
+
+set_header!(
+    SetIdempotencyKeyLayer,
+    SetIdempotencyKey,
+    IdempotencyKey,
+    "Idempotency-Key",
+    |id, quoted| if quoted {
+        id.quoted_header_value()
+    } else {
+        id.header_value()
+    }
+);
+
+/// Sets `X-Request-Id`: the request's own header wins, then a [`RequestId`] in its extensions, then a minted one.
+#[derive(Debug, Clone)]
+pub struct SetRequestIdLayer {
+    setting: Setting,
+}
+
+impl SetRequestIdLayer {
+    /// Mints an id, a UUIDv4, for every request that has none.
+    pub fn mint() -> Self {
+        Self {
+            setting: Setting::new(
+                X_REQUEST_ID,
+                Source::Minted(|| RequestId::mint().header_value()),
+            ),
+        }
+    }
+}
+
+impl Default for SetRequestIdLayer {
+    fn default() -> Self {
+        Self::mint()
+    }
+}
+
+set_header!(
+    SetRequestIdLayer,
+    SetRequestId,
+    RequestId,
+    "X-Request-Id",
+    |id, _| { id.header_value() }
+);
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use http::{HeaderMap, Response};
+    use tower::{ServiceExt, service_fn};
+
+    use super::*;
+
+    async fn sent<L, S>(layer: L, request: Request<()>) -> HeaderMap
+    where
+        L: Layer<
+                tower::util::BoxCloneService<Request<()>, Response<HeaderMap>, Infallible>,
+                Service = S,
+            >,
+        S: Service<Request<()>, Response = Response<HeaderMap>, Error = Infallible>,
+    {
+        let echo = service_fn(|request: Request<()>| async move {
+            Ok(Response::new(request.headers().clone()))
+        });
+        let service = layer.layer(tower::util::BoxCloneService::new(echo));
+        service.oneshot(request).await.unwrap().into_body()
+    }
+
+    #[tokio::test]
+    async fn the_header_wins_over_the_extension_and_the_extension_over_the_layer() {
+        let layer = SetTenantLayer::new(TenantId::new("layer").unwrap());
+        let mut request = Request::new(());
+        assert_eq!(
+            sent(layer.clone(), request.clone()).await["tenant-id"],
+            "layer"
+        );
+        request
+            .extensions_mut()
+            .insert(TenantId::new("extension").unwrap());
+        assert_eq!(
+            sent(layer.clone(), request.clone()).await["tenant-id"],
+            "extension"
+        );
+        request
+            .headers_mut()
+            .insert("tenant-id", HeaderValue::from_static("header"));
+        let headers = sent(layer, request).await;
+        assert_eq!(headers.get_all("tenant-id").iter().count(), 1);
+        assert_eq!(headers["tenant-id"], "header");
+    }
+
+    #[tokio::test]
+    async fn without_a_value_no_header_is_sent() {
+        assert!(
+            sent(SetTenantLayer::from_extension(), Request::new(()))
+                .await
+                .is_empty()
+        );
+        assert!(
+            sent(SetThreadLayer::from_extension(), Request::new(()))
+                .await
+                .is_empty()
+        );
+        assert!(
+            sent(SetIdempotencyKeyLayer::from_extension(), Request::new(()))
+                .await
+                .is_empty()
+        );
+    }
+
+    #[tokio::test]
+    async fn tenant_and_key_are_marked_sensitive() {
+        let headers = sent(
+            SetTenantLayer::new(TenantId::new("t").unwrap()),
+            Request::new(()),
+        )
+        .await;
+        assert!(headers["tenant-id"].is_sensitive());
+        let headers = sent(SetIdempotencyKeyLayer::mint(), Request::new(())).await;
+        assert!(headers["idempotency-key"].is_sensitive());
+    }
+
+    #[tokio::test]
+    async fn a_key_goes_out_bare_unless_quoting_is_asked_for() {
+        let mut request = Request::new(());
+        request
+            .extensions_mut()
+            .insert(IdempotencyKey::new("k-1").unwrap());
+        let layer = SetIdempotencyKeyLayer::mint();
+        assert_eq!(
+            sent(layer.clone(), request.clone()).await["idempotency-key"],
+            "k-1"
+        );
+        assert_eq!(
+            sent(layer.clone().quoted(), request).await["idempotency-key"],
+            "\"k-1\""
+        );
+        let minted = sent(layer.quoted(), Request::new(())).await["idempotency-key"].clone();
+        assert_eq!(minted.len(), 38);
+        assert!(IdempotencyKey::from_header(&minted).unwrap().as_str().len() == 36);
+    }
+
+    #[tokio::test]
+    async fn each_call_gets_its_own_minted_values() {
+        let first = sent(SetRequestIdLayer::mint(), Request::new(())).await;
+        let second = sent(SetRequestIdLayer::mint(), Request::new(())).await;
+        assert_ne!(first["x-request-id"], second["x-request-id"]);
+    }
+
+    #[tokio::test]
+    async fn the_header_name_can_be_changed() {
+        let layer = SetThreadLayer::new(ThreadId::new("h").unwrap())
+            .header(HeaderName::from_static("x-thread"));
+        let headers = sent(layer, Request::new(())).await;
+        assert_eq!(headers["x-thread"], "h");
+        assert_eq!(headers.len(), 1);
+    }
+}
