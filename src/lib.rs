@@ -16,3 +16,10 @@ pub use crate::protocol::{Action, Decision, Execution, Payload, Status};
 
 #[cfg(feature = "server")]
 pub mod store;
+
+#[cfg(feature = "client")]
+pub mod client;
+
+#[cfg(feature = "client")]
+#[doc(inline)]
+pub use crate::client::{AegisService, DecisionRequest, Error, Outcome, Receipt};

@@ -66,6 +66,12 @@ impl fmt::Display for InvalidValue {
 
 impl std::error::Error for InvalidValue {}
 
+impl From<std::convert::Infallible> for InvalidValue {
+    fn from(never: std::convert::Infallible) -> Self {
+        match never {}
+    }
+}
+
 /// Checks `text` and gives it the form that all clones share.
 fn check(name: &'static str, max: usize, text: &[u8]) -> Result<(), InvalidValue> {
     let fault = if text.is_empty() {

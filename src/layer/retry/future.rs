@@ -26,6 +26,7 @@ use crate::layer::ResponseHead;
 pub(super) struct Call {
     policy: Arc<Policy>,
     max_retries: u32,
+    attempt_timeout: Option<Duration>,
     deadline: Option<Instant>,
     /// Whether the request may be sent again although it may have been acted upon.
     safe: bool,
@@ -47,12 +48,14 @@ impl Call {
     pub(super) fn new(
         policy: Arc<Policy>,
         max_retries: u32,
+        attempt_timeout: Option<Duration>,
         deadline: Option<Instant>,
         safe: bool,
     ) -> Self {
         Self {
             policy,
             max_retries,
+            attempt_timeout,
             deadline,
             safe,
             attempts: 1,
@@ -364,7 +367,7 @@ fn timed_out<S, B: Replay>(
     }
     let kept = again.map(|again| &again.kept);
     call.next(kept, &Outcome::TimedOut, false).ok_or_else(|| {
-        let after = call.policy.attempt_timeout.unwrap_or_default();
+        let after = call.attempt_timeout.unwrap_or_default();
         RetryError::attempt_timed_out(after, call.attempts, call.delivery())
     })
 }
@@ -375,7 +378,7 @@ fn poll_attempt_timer(
     call: &Call,
     cx: &mut Context<'_>,
 ) -> Poll<()> {
-    poll_timer(timer, cx, || match call.policy.attempt_timeout {
+    poll_timer(timer, cx, || match call.attempt_timeout {
         Some(timeout) => call.no_later_than_deadline(timeout),
         None => call.deadline,
     })

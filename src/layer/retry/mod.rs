@@ -90,6 +90,11 @@ pub struct MaxRetries(pub u32);
 #[allow(clippy::exhaustive_structs)]
 pub struct Deadline(pub Duration);
 
+/// In a request's extensions: how long each attempt of this call may take, in place of the layer's attempt timeout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(clippy::exhaustive_structs)]
+pub struct AttemptTimeout(pub Duration);
+
 /// Sends a request again when that is safe and worth it.
 ///
 /// The defaults are the Python SDK's: 3 retries, waits of 0.5, 1 and 2 seconds (here with up to a quarter of jitter on top),
@@ -312,6 +317,10 @@ where
         let max_retries = extensions
             .get::<MaxRetries>()
             .map_or(policy.max_retries, |max| max.0);
+        let attempt_timeout = extensions
+            .get::<AttemptTimeout>()
+            .map(|timeout| timeout.0)
+            .or(policy.attempt_timeout);
         let deadline = extensions
             .get::<Deadline>()
             .map(|deadline| deadline.0)
@@ -329,6 +338,7 @@ where
         let call = Call::new(
             policy.clone(),
             max_retries,
+            attempt_timeout,
             deadline,
             delivery::safe_to_send_again(&request, &policy.key_header),
         );

@@ -1,0 +1,271 @@
+//! The settings of an `AegisService`, checked once.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Uri;
+use tower_layer::Layer;
+
+use super::{AegisService, Error, HttpClient, Shared};
+use crate::layer::{
+    AegisLayer, Backoff, Budget, ConfirmDuplicateLayer, RetryLayer, SetRequestIdLayer,
+};
+use crate::protocol::{ApiKey, DEFAULT_BASE_URL, DEFAULT_PREFIX, InvalidValue, TenantId, ThreadId};
+
+/// Builds an [`AegisService`].
+///
+/// The defaults are the Python SDK's: `http://localhost:8000`, `/api/v1`, 10 seconds for each attempt, 3 retries after 0.5, 1
+/// and 2 seconds (here with up to a quarter of jitter on top).
+#[derive(Clone)]
+pub struct Builder {
+    base_url: String,
+    prefix: String,
+    tenant: Option<Result<TenantId, InvalidValue>>,
+    thread: Option<Result<ThreadId, InvalidValue>>,
+    api_key: Option<Result<ApiKey, InvalidValue>>,
+    timeout: Duration,
+    max_retries: u32,
+    backoff: Backoff,
+    deadline: Option<Duration>,
+    budget: Option<Budget>,
+    root_certificates: Vec<Vec<u8>>,
+}
+
+impl Builder {
+    pub(super) fn new() -> Self {
+        Self {
+            base_url: DEFAULT_BASE_URL.to_owned(),
+            prefix: DEFAULT_PREFIX.to_owned(),
+            tenant: None,
+            thread: None,
+            api_key: None,
+            timeout: Duration::from_secs(10),
+            max_retries: 3,
+            backoff: Backoff::default(),
+            deadline: None,
+            budget: None,
+            root_certificates: Vec::new(),
+        }
+    }
+
+    /// Sets the server: scheme `http` or `https`, host, and if need be port and path. `http://localhost:8000` by default.
+    #[must_use]
+    pub fn base_url(mut self, url: impl Into<String>) -> Self {
+        self.base_url = url.into();
+        self
+    }
+
+    /// Sets the path before `/hitl/…`; `/api/v1` by default.
+    #[must_use]
+    pub fn api_prefix(mut self, prefix: impl Into<String>) -> Self {
+        self.prefix = prefix.into();
+        self
+    }
+
+    /// Sets the tenant of all calls that name none. A server with API keys takes the tenant from the key instead.
+    #[must_use]
+    pub fn tenant_id<T>(mut self, tenant: T) -> Self
+    where
+        T: TryInto<TenantId, Error: Into<InvalidValue>>,
+    {
+        self.tenant = Some(tenant.try_into().map_err(Into::into));
+        self
+    }
+
+    /// Sets the thread of all calls that name none.
+    #[must_use]
+    pub fn thread_id<T>(mut self, thread: T) -> Self
+    where
+        T: TryInto<ThreadId, Error: Into<InvalidValue>>,
+    {
+        self.thread = Some(thread.try_into().map_err(Into::into));
+        self
+    }
+
+    /// Sets the credential, sent as `Authorization: Bearer …`. No `Tenant-Id` is sent then.
+    #[must_use]
+    pub fn api_key<K>(mut self, key: K) -> Self
+    where
+        K: TryInto<ApiKey, Error: Into<InvalidValue>>,
+    {
+        self.api_key = Some(key.try_into().map_err(Into::into));
+        self
+    }
+
+    /// Sets how long one attempt may take; 10 seconds by default. A connect may take half of it.
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Sets how many retries one call may take; 3 by default, 0 for none.
+    #[must_use]
+    pub fn max_retries(mut self, retries: u32) -> Self {
+        self.max_retries = retries;
+        self
+    }
+
+    /// Sets how long to wait before each retry.
+    #[must_use]
+    pub fn backoff(mut self, backoff: Backoff) -> Self {
+        self.backoff = backoff;
+        self
+    }
+
+    /// Sets how long one call may take in all, waits included. There is no such limit by default.
+    #[must_use]
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = Some(deadline);
+        self
+    }
+
+    /// Limits the retries of all calls together. There is no such limit by default.
+    #[must_use]
+    pub fn budget(mut self, budget: Budget) -> Self {
+        self.budget = Some(budget);
+        self
+    }
+
+    /// Trusts these PEM certificates too, besides the platform's roots.
+    #[cfg(feature = "tls")]
+    #[must_use]
+    pub fn root_certificate_pem(mut self, pem: impl Into<Vec<u8>>) -> Self {
+        self.root_certificates.push(pem.into());
+        self
+    }
+
+    /// Checks the settings and makes the service on its own HTTP client.
+    ///
+    /// # Errors
+    ///
+    /// If a setting is wrong ([`Error::is_config`]); the message names it. If `https` is asked for and no TLS roots are to be
+    /// had.
+    pub fn build(mut self) -> Result<AegisService, Error> {
+        let base = parse_base_url(&self.base_url)?;
+        let roots = std::mem::take(&mut self.root_certificates);
+        // Checked before the client is made, so that a wrong setting is named before a missing certificate store.
+        let connect_timeout = self.checked_timeout()? / 2;
+        let client = HttpClient::new(&base, connect_timeout, roots)?;
+        self.build_with(client)
+    }
+
+    /// Checks the settings and makes the service on any HTTP service.
+    ///
+    /// The service has to leave redirects and retries alone: it would send keys to another origin, and its retries would
+    /// multiply with ours.
+    ///
+    /// # Errors
+    ///
+    /// If a setting is wrong ([`Error::is_config`]); the message names it.
+    pub fn build_with<S>(self, service: S) -> Result<AegisService<S>, Error> {
+        let base = parse_base_url(&self.base_url)?;
+        let timeout = self.checked_timeout()?;
+        let prefix = parse_prefix(&self.prefix)?;
+        if self.deadline.is_some_and(|deadline| deadline.is_zero()) {
+            return Err(Error::config(
+                "the deadline is zero; allowed is more than zero",
+            ));
+        }
+        let invalid = |value| Error::config_caused("a setting has an invalid value", value);
+        let tenant = self.tenant.transpose().map_err(invalid)?;
+        let thread = self.thread.transpose().map_err(invalid)?;
+        let api_key = self.api_key.transpose().map_err(invalid)?;
+        if tenant.is_some() && api_key.is_some() {
+            return Err(Error::config(
+                "both a tenant id and an API key are set; allowed is one, as the key names the tenant",
+            ));
+        }
+        let mut retry = RetryLayer::new()
+            .attempt_timeout(timeout)
+            .max_retries(self.max_retries)
+            .backoff(self.backoff)
+            .deadline(self.deadline);
+        if let Some(budget) = self.budget {
+            retry = retry.budget(budget);
+        }
+        let root = format!("{}{prefix}/hitl/", base.to_string().trim_end_matches('/'));
+        let uri = |name: &str| {
+            format!("{root}{name}")
+                .parse::<Uri>()
+                .map_err(|error| Error::config_caused("the base URL cannot be extended", error))
+        };
+        let shared = Shared {
+            approve: uri("approve")?,
+            reject: uri("reject")?,
+            status: format!("{root}status/"),
+            tenant,
+            thread,
+            authorization: api_key.map(|key| key.header_value()),
+            read_timeout: timeout,
+        };
+        let layer = AegisLayer::new()
+            .set_request_id(SetRequestIdLayer::mint())
+            // The body tells more than the status: which decision is on record.
+            .confirm(ConfirmDuplicateLayer::new().annotate_only())
+            .retry(retry);
+        Ok(AegisService {
+            stack: layer.layer(service),
+            shared: Arc::new(shared),
+        })
+    }
+
+    fn checked_timeout(&self) -> Result<Duration, Error> {
+        if self.timeout.is_zero() {
+            return Err(Error::config(
+                "the timeout is zero; allowed is more than zero",
+            ));
+        }
+        Ok(self.timeout)
+    }
+}
+
+impl fmt::Debug for Builder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Builder")
+            .field("base_url", &self.base_url)
+            .field("prefix", &self.prefix)
+            .field("timeout", &self.timeout)
+            .field("max_retries", &self.max_retries)
+            .field("backoff", &self.backoff)
+            .field("deadline", &self.deadline)
+            .finish_non_exhaustive()
+    }
+}
+
+fn parse_base_url(url: &str) -> Result<Uri, Error> {
+    const ALLOWED: &str =
+        "allowed is http:// or https:// with a host, and if need be a port and a path";
+    // A URL may hold a password, so it is not repeated.
+    let uri: Uri = url
+        .parse()
+        .map_err(|error| Error::config_caused("the base URL is malformed", error))?;
+    let fault = if !matches!(uri.scheme_str(), Some("http" | "https")) {
+        "has no scheme http or https"
+    } else if uri.host().is_none_or(str::is_empty) {
+        "has no host"
+    } else if uri
+        .authority()
+        .is_some_and(|authority| authority.as_str().contains('@'))
+    {
+        "has a user or a password"
+    } else if uri.query().is_some() || url.contains('#') {
+        "has a query or a fragment"
+    } else {
+        return Ok(uri);
+    };
+    Err(Error::config(format!("the base URL {fault}; {ALLOWED}")))
+}
+
+fn parse_prefix(prefix: &str) -> Result<&str, Error> {
+    let prefix = prefix.trim_end_matches('/');
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"/-._~%".contains(&byte);
+    if prefix.is_empty() || (prefix.starts_with('/') && prefix.bytes().all(allowed)) {
+        Ok(prefix)
+    } else {
+        Err(Error::config(
+            "the API prefix is malformed; allowed is a path such as /api/v1, or nothing",
+        ))
+    }
+}

@@ -1,0 +1,314 @@
+//! Why a call of [`AegisService`](super::AegisService) did not put a decision on record.
+
+use std::error::Error as StdError;
+use std::fmt;
+
+use http::StatusCode;
+
+use crate::layer::{Delivery, RetryError};
+use crate::protocol::{Action, Code, InvalidValue, Problem};
+
+type BoxError = Box<dyn StdError + Send + Sync>;
+
+/// Why a call failed: what kind of failure, what is known of the delivery, and what the server said.
+///
+/// No error ever stands for a decision that was confirmed. Whether one may have been recorded all the same is what
+/// [`is_outcome_unknown`](Self::is_outcome_unknown) tells; to ask again with the same key is then safe and settles it.
+pub struct Error {
+    inner: Box<Inner>,
+}
+
+struct Inner {
+    kind: Kind,
+    detail: String,
+    status: Option<StatusCode>,
+    attempts: u32,
+    delivery: Delivery,
+    problem: Option<Problem>,
+    source: Option<BoxError>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Config,
+    Request,
+    Transport,
+    Timeout,
+    Conflict,
+    Closed,
+    Refused,
+    Unavailable,
+    Protocol,
+}
+
+impl Error {
+    fn new(kind: Kind, detail: impl Into<String>) -> Self {
+        Self {
+            inner: Box::new(Inner {
+                kind,
+                detail: detail.into(),
+                status: None,
+                attempts: 0,
+                delivery: Delivery::NeverSent,
+                problem: None,
+                source: None,
+            }),
+        }
+    }
+
+    fn with_source(mut self, source: impl Into<BoxError>) -> Self {
+        self.inner.source = Some(source.into());
+        self
+    }
+
+    pub(super) fn config(detail: impl Into<String>) -> Self {
+        Self::new(Kind::Config, detail)
+    }
+
+    pub(super) fn config_caused(detail: &str, source: impl Into<BoxError>) -> Self {
+        Self::config(detail).with_source(source)
+    }
+
+    pub(super) fn request(detail: impl Into<String>) -> Self {
+        Self::new(Kind::Request, detail)
+    }
+
+    pub(super) fn invalid(value: InvalidValue) -> Self {
+        Self::request("the request names an invalid value").with_source(value)
+    }
+
+    pub(super) fn failed(error: RetryError) -> Self {
+        let (attempts, delivery) = (error.attempts(), error.delivery());
+        let mut this = if error.is_timeout() {
+            Self::new(Kind::Timeout, "the server did not answer in time").with_source(error)
+        } else {
+            let detail = match delivery {
+                Delivery::NeverSent => "the server could not be reached",
+                Delivery::Unknown | Delivery::Answered => "the connection failed before an answer",
+            };
+            let this = Self::new(Kind::Transport, detail);
+            match error.into_inner() {
+                Some(source) => this.with_source(source),
+                None => this,
+            }
+        };
+        this.inner.attempts = attempts;
+        this.inner.delivery = delivery;
+        this
+    }
+
+    fn answered(kind: Kind, detail: String, status: StatusCode, attempts: u32) -> Self {
+        let mut this = Self::new(kind, detail);
+        this.inner.status = Some(status);
+        this.inner.attempts = attempts;
+        this.inner.delivery = Delivery::Answered;
+        this
+    }
+
+    /// The server answered, but not as the protocol has it.
+    pub(super) fn protocol(detail: impl Into<String>, status: StatusCode, attempts: u32) -> Self {
+        Self::answered(Kind::Protocol, detail.into(), status, attempts)
+    }
+
+    pub(super) fn protocol_caused(
+        detail: &str,
+        status: StatusCode,
+        attempts: u32,
+        source: impl Into<BoxError>,
+    ) -> Self {
+        Self::protocol(detail, status, attempts).with_source(source)
+    }
+
+    /// Another decision or another payload is on record than the one that was asked for.
+    pub(super) fn conflict(problem: Problem, status: StatusCode, attempts: u32) -> Self {
+        let recorded = problem.action.as_ref().and_then(|action| action.decision);
+        let detail = match (problem.code, recorded) {
+            (Code::PayloadMismatch, _) => "the key is on record with another payload".to_owned(),
+            (_, Some(decision)) => format!("the decision on record is '{decision}'"),
+            (_, None) => "the opposite decision is on record".to_owned(),
+        };
+        let mut this = Self::answered(Kind::Conflict, detail, status, attempts);
+        this.inner.problem = Some(problem);
+        this
+    }
+
+    /// The server answered with an error status.
+    pub(super) fn status(problem: Option<Problem>, status: StatusCode, attempts: u32) -> Self {
+        if let Some(Problem {
+            code: Code::DecisionConflict | Code::PayloadMismatch,
+            ..
+        }) = &problem
+            && let Some(problem) = problem
+        {
+            return Self::conflict(problem, status, attempts);
+        }
+        let code = problem
+            .as_ref()
+            .map_or(Code::Unknown, |problem| problem.code);
+        let (kind, what) = match status {
+            _ if code == Code::ActionClosed => (Kind::Closed, "the action is closed"),
+            status if status.is_server_error() => (Kind::Unavailable, "the server is unavailable"),
+            // A 409 that reaches this line has a `Retry-After`: the first call is still in flight.
+            StatusCode::REQUEST_TIMEOUT | StatusCode::CONFLICT => (
+                Kind::Unavailable,
+                "the server did not settle the request in time",
+            ),
+            status if status.is_client_error() => (Kind::Refused, "the server refused the request"),
+            _ => (
+                Kind::Protocol,
+                "the server answered with an unexpected status",
+            ),
+        };
+        let mut detail = format!("{what} ({status})");
+        if let Some(problem) = problem
+            .as_ref()
+            .filter(|problem| !problem.detail.is_empty())
+        {
+            detail.push_str(": ");
+            // From another program: bounded, and on one line.
+            detail.extend(problem.detail.chars().take(500).flat_map(|character| {
+                if character.is_control() {
+                    character.escape_default().collect::<Vec<_>>()
+                } else {
+                    vec![character]
+                }
+            }));
+        }
+        let mut this = Self::answered(kind, detail, status, attempts);
+        this.inner.problem = problem;
+        this
+    }
+
+    /// Whether a setting of the builder is wrong. Nothing was sent.
+    pub fn is_config(&self) -> bool {
+        self.inner.kind == Kind::Config
+    }
+
+    /// Whether the call itself is wrong: a tenant, a thread, a key or a payload is missing or invalid. Nothing was sent.
+    pub fn is_request(&self) -> bool {
+        self.inner.kind == Kind::Request
+    }
+
+    /// Whether no connection could be made in any attempt. Nothing was sent.
+    pub fn is_connect(&self) -> bool {
+        self.inner.kind == Kind::Transport && self.inner.delivery == Delivery::NeverSent
+    }
+
+    /// Whether the connection failed, before or after something was sent.
+    pub fn is_transport(&self) -> bool {
+        self.inner.kind == Kind::Transport
+    }
+
+    /// Whether the last attempt or the whole call ran out of time.
+    pub fn is_timeout(&self) -> bool {
+        self.inner.kind == Kind::Timeout
+    }
+
+    /// Whether the opposite decision or another payload is on record; [`recorded`](Self::recorded) holds it.
+    pub fn is_conflict(&self) -> bool {
+        self.inner.kind == Kind::Conflict
+    }
+
+    /// Whether the action expired or was cancelled.
+    pub fn is_closed(&self) -> bool {
+        self.inner.kind == Kind::Closed
+    }
+
+    /// Whether the server refused the request with any other status of 400 to 499.
+    pub fn is_refused(&self) -> bool {
+        self.inner.kind == Kind::Refused
+    }
+
+    /// Whether the credential is missing, unknown, or does not allow this: 401 or 403.
+    pub fn is_unauthorized(&self) -> bool {
+        matches!(
+            self.inner.status,
+            Some(StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
+        )
+    }
+
+    /// Whether a quota or a rate is spent: 429.
+    pub fn is_rate_limited(&self) -> bool {
+        self.inner.status == Some(StatusCode::TOO_MANY_REQUESTS)
+    }
+
+    /// Whether the server does not know the action: 404.
+    pub fn is_not_found(&self) -> bool {
+        self.inner.status == Some(StatusCode::NOT_FOUND)
+    }
+
+    /// Whether the server still could not serve the request after all retries: 5xx, 408, or 409 with `Retry-After`.
+    pub fn is_unavailable(&self) -> bool {
+        self.inner.kind == Kind::Unavailable
+    }
+
+    /// Whether the server's answer was not of this protocol.
+    pub fn is_protocol(&self) -> bool {
+        self.inner.kind == Kind::Protocol
+    }
+
+    /// Whether the decision may be on record although the call failed. To ask again with the same key settles it.
+    pub fn is_outcome_unknown(&self) -> bool {
+        match self.inner.kind {
+            Kind::Config | Kind::Request | Kind::Conflict | Kind::Closed => false,
+            Kind::Transport | Kind::Timeout => self.inner.delivery != Delivery::NeverSent,
+            Kind::Unavailable | Kind::Protocol => true,
+            // The refusal speaks for its own attempt only; what came of an earlier one is not known.
+            Kind::Refused => self.inner.attempts > 1,
+        }
+    }
+
+    /// Returns what is known of the delivery, over all attempts.
+    pub fn delivery(&self) -> Delivery {
+        self.inner.delivery
+    }
+
+    /// Returns how many attempts were started.
+    pub fn attempts(&self) -> u32 {
+        self.inner.attempts
+    }
+
+    /// Returns the status of the last answer, if there was one.
+    pub fn status_code(&self) -> Option<StatusCode> {
+        self.inner.status
+    }
+
+    /// Returns what the server said, if it said it as RFC 9457 has it.
+    pub fn problem(&self) -> Option<&Problem> {
+        self.inner.problem.as_ref()
+    }
+
+    /// Returns the action on record, where the server told it.
+    pub fn recorded(&self) -> Option<&Action> {
+        self.problem()?.action.as_deref()
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.inner.detail)
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The problem holds the action, and that the payload; neither belongs into a log.
+        f.debug_struct("Error")
+            .field("kind", &self.inner.kind)
+            .field("detail", &self.inner.detail)
+            .field("status", &self.inner.status)
+            .field("attempts", &self.inner.attempts)
+            .field("delivery", &self.inner.delivery)
+            .field("source", &self.inner.source)
+            .finish_non_exhaustive()
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        match &self.inner.source {
+            Some(source) => Some(&**source),
+            None => None,
+        }
+    }
+}

@@ -1,0 +1,308 @@
+//! [`AegisService`]: the layers around an HTTP client, for the four endpoints of an approvals API.
+
+mod answer;
+mod builder;
+mod connector;
+mod error;
+mod receipt;
+mod request;
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::future::{Future, poll_fn};
+use std::mem;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE};
+use http::{HeaderName, HeaderValue, Method, Request, Response, Uri};
+use http_body::Body;
+use http_body_util::Full;
+use tower_service::Service;
+
+use crate::layer::{Aegis, AttemptTimeout, Deadline, MaxRetries};
+use crate::protocol::{
+    Action, Decision, IDEMPOTENCY_KEY, IdempotencyKey, InvalidValue, RequestId, TENANT_ID,
+    THREAD_ID, TenantId, ThreadId, X_REQUEST_ID,
+};
+
+pub use self::builder::Builder;
+pub use self::connector::{HttpClient, HttpClientError, HttpClientFuture};
+pub use self::error::Error;
+pub use self::receipt::{Outcome, Receipt};
+pub use self::request::{DecisionCall, DecisionRequest, StatusCall};
+
+const PREFER: HeaderName = HeaderName::from_static("prefer");
+
+/// The longest wait that a server grants.
+const MAX_WAIT: Duration = Duration::from_secs(55);
+
+/// A client for an approvals API: every decision goes on record exactly once.
+///
+/// It is cheap to clone and to share. Every call carries tenant, thread, key and one request id over all of its attempts; is
+/// retried when that is safe; takes 409 as *on record already*, after a look at the body; and never takes a recorded opposite
+/// decision for a success.
+///
+/// ```no_run
+/// use aegis_hitl::{AegisService, Outcome};
+/// use serde_json::json;
+///
+/// # async fn run() -> Result<(), aegis_hitl::Error> {
+/// let aegis = AegisService::builder()
+///     .base_url("http://localhost:8000")
+///     .tenant_id("my-tenant")
+///     .thread_id("my-thread")
+///     .build()?;
+///
+/// let receipt = aegis
+///     .approve("idempotency-key-001")
+///     .payload(&json!({"to": "a@b.c"}))
+///     .await?;
+/// assert!(matches!(receipt.outcome(), Outcome::Accepted | Outcome::Duplicate));
+/// # Ok(())
+/// # }
+/// ```
+///
+/// It is itself a [`Service`] of [`DecisionRequest`], so that other layers stack on it.
+pub struct AegisService<S = HttpClient> {
+    stack: Aegis<S>,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    approve: Uri,
+    reject: Uri,
+    /// The status URL without the id.
+    status: String,
+    tenant: Option<TenantId>,
+    thread: Option<ThreadId>,
+    authorization: Option<HeaderValue>,
+    /// How long the body of an answer may take.
+    read_timeout: Duration,
+}
+
+impl AegisService {
+    /// Starts with the defaults.
+    pub fn builder() -> Builder {
+        Builder::new()
+    }
+}
+
+impl<S: Clone> AegisService<S> {
+    /// Approves under `key`.
+    pub fn approve<K>(&self, key: K) -> DecisionCall<S>
+    where
+        K: TryInto<IdempotencyKey, Error: Into<InvalidValue>>,
+    {
+        self.execute(Decision::Approve, key)
+    }
+
+    /// Rejects under `key`.
+    pub fn reject<K>(&self, key: K) -> DecisionCall<S>
+    where
+        K: TryInto<IdempotencyKey, Error: Into<InvalidValue>>,
+    {
+        self.execute(Decision::Reject, key)
+    }
+
+    /// Approves or rejects under `key`.
+    pub fn execute<K>(&self, decision: Decision, key: K) -> DecisionCall<S>
+    where
+        K: TryInto<IdempotencyKey, Error: Into<InvalidValue>>,
+    {
+        DecisionCall::new(self.clone(), decision, key)
+    }
+
+    /// Asks for the status of an action, by the server's id or by a call's id.
+    pub fn status<T>(&self, id: T) -> StatusCall<S>
+    where
+        T: TryInto<RequestId, Error: Into<InvalidValue>>,
+    {
+        StatusCall::new(self.clone(), id)
+    }
+}
+
+impl<S, R> AegisService<S>
+where
+    S: Service<Request<Full<Bytes>>, Response = Response<R>> + Clone,
+    S::Error: Into<Box<dyn StdError + Send + Sync>>,
+    R: Body,
+    R::Error: Into<Box<dyn StdError + Send + Sync>>,
+{
+    async fn decide(mut self, request: DecisionRequest) -> Result<Receipt, Error> {
+        poll_fn(|cx| self.stack.poll_ready(cx))
+            .await
+            .map_err(Error::failed)?;
+        let call_id = request.call_id.clone().unwrap_or_else(RequestId::mint);
+        let decision = request.decision;
+        let request = self.shared.decision(request, &call_id)?;
+        let response = self.stack.call(request).await.map_err(Error::failed)?;
+        answer::receipt(response, decision, call_id, self.shared.read_timeout).await
+    }
+
+    async fn ask(
+        &mut self,
+        id: RequestId,
+        tenant: Option<TenantId>,
+        wait: Option<Duration>,
+    ) -> Result<Action, Error> {
+        let request = self.shared.question(&id, tenant, wait)?;
+        poll_fn(|cx| self.stack.poll_ready(cx))
+            .await
+            .map_err(Error::failed)?;
+        let response = self.stack.call(request).await.map_err(Error::failed)?;
+        answer::action(response, self.shared.read_timeout).await
+    }
+}
+
+impl Shared {
+    fn decision(
+        &self,
+        request: DecisionRequest,
+        call_id: &RequestId,
+    ) -> Result<Request<Full<Bytes>>, Error> {
+        let thread = request
+            .thread
+            .as_ref()
+            .or(self.thread.as_ref())
+            .ok_or_else(|| Error::request("no thread id; set one on the builder or on the call"))?;
+        let body = request.body()?;
+        let uri = match request.decision {
+            Decision::Approve => &self.approve,
+            Decision::Reject => &self.reject,
+        };
+        let mut http = Request::new(Full::new(body));
+        *http.method_mut() = Method::POST;
+        *http.uri_mut() = uri.clone();
+        self.credentials(&mut http, request.tenant.as_ref())?;
+        let headers = http.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+        headers.insert(THREAD_ID, thread.header_value());
+        headers.insert(IDEMPOTENCY_KEY, request.key.header_value());
+        headers.insert(X_REQUEST_ID, call_id.header_value());
+        if let Some(deadline) = request.deadline {
+            http.extensions_mut().insert(Deadline(deadline));
+        }
+        if let Some(retries) = request.max_retries {
+            http.extensions_mut().insert(MaxRetries(retries));
+        }
+        Ok(http)
+    }
+
+    fn question(
+        &self,
+        id: &RequestId,
+        tenant: Option<TenantId>,
+        wait: Option<Duration>,
+    ) -> Result<Request<Full<Bytes>>, Error> {
+        let uri = format!("{}{}", self.status, percent_encoded(id.as_str()))
+            .parse::<Uri>()
+            .map_err(|_| Error::request("the request id is too long for a URL"))?;
+        let mut http = Request::new(Full::default());
+        *http.uri_mut() = uri;
+        // A public answer is better than none: without tenant and credentials the question goes out bare, as the SDK's does.
+        if tenant.is_some() || self.tenant.is_some() || self.authorization.is_some() {
+            self.credentials(&mut http, tenant.as_ref())?;
+        }
+        http.headers_mut()
+            .insert(ACCEPT, HeaderValue::from_static("application/json"));
+        if let Some(wait) = wait {
+            let wait = wait.min(MAX_WAIT);
+            let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+            let prefer = HeaderValue::try_from(format!("wait={seconds}"))
+                .map_err(|_| Error::request("the wait cannot be sent"))?;
+            http.headers_mut().insert(PREFER, prefer);
+            // The attempt has to outlast the wait that it asks for.
+            let timeout = self
+                .read_timeout
+                .saturating_add(Duration::from_secs(seconds));
+            http.extensions_mut().insert(AttemptTimeout(timeout));
+        }
+        Ok(http)
+    }
+
+    /// Says who asks: the API key, or else the tenant.
+    fn credentials(
+        &self,
+        request: &mut Request<Full<Bytes>>,
+        tenant: Option<&TenantId>,
+    ) -> Result<(), Error> {
+        let headers = request.headers_mut();
+        match (&self.authorization, tenant) {
+            (Some(_), Some(_)) => {
+                return Err(Error::request(
+                    "the call names a tenant and the service has an API key; the key names the tenant",
+                ));
+            }
+            (Some(authorization), None) => {
+                headers.insert(AUTHORIZATION, authorization.clone());
+            }
+            (None, tenant) => {
+                let tenant = tenant.or(self.tenant.as_ref()).ok_or_else(|| {
+                    Error::request("no tenant id and no API key; set one on the builder, or a tenant on the call")
+                })?;
+                headers.insert(TENANT_ID, tenant.header_value());
+            }
+        }
+        Ok(())
+    }
+}
+
+fn percent_encoded(text: &str) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-_~".contains(&byte) {
+            encoded.push(char::from(byte));
+        } else {
+            encoded.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    encoded
+}
+
+impl<S, R> Service<DecisionRequest> for AegisService<S>
+where
+    S: Service<Request<Full<Bytes>>, Response = Response<R>> + Clone + Send + 'static,
+    S::Future: Send,
+    S::Error: Into<Box<dyn StdError + Send + Sync>>,
+    R: Body + Send + 'static,
+    R::Data: Send,
+    R::Error: Into<Box<dyn StdError + Send + Sync>>,
+{
+    type Response = Receipt;
+    type Error = Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Receipt, Error>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.stack.poll_ready(cx).map_err(Error::failed)
+    }
+
+    fn call(&mut self, request: DecisionRequest) -> Self::Future {
+        // The instance that was polled ready makes the call; the clone stays.
+        let clone = self.clone();
+        let ready = mem::replace(self, clone);
+        Box::pin(ready.decide(request))
+    }
+}
+
+impl<S: Clone> Clone for AegisService<S> {
+    fn clone(&self) -> Self {
+        Self {
+            stack: self.stack.clone(),
+            shared: self.shared.clone(),
+        }
+    }
+}
+
+impl<S> fmt::Debug for AegisService<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AegisService")
+            .field("approve", &self.shared.approve)
+            .field("thread", &self.shared.thread)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,69 @@
+//! What a call that succeeded brings back.
+
+use http::StatusCode;
+
+use crate::protocol::{Action, Decision, RequestId};
+
+/// Whether this call put the decision on record or found it there. Both mean that it is on record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(clippy::exhaustive_enums)]
+pub enum Outcome {
+    /// The server took this call's decision.
+    Accepted,
+    /// The server had recorded the same decision before, for another call with this key.
+    Duplicate,
+}
+
+/// Proof that a decision is on record.
+#[derive(Debug, Clone)]
+pub struct Receipt {
+    pub(super) outcome: Outcome,
+    pub(super) decision: Decision,
+    pub(super) status: StatusCode,
+    pub(super) attempts: u32,
+    pub(super) call_id: RequestId,
+    pub(super) request_id: Option<RequestId>,
+    pub(super) action: Option<Action>,
+}
+
+impl Receipt {
+    /// Tells whether this call put the decision on record or found it there.
+    pub fn outcome(&self) -> Outcome {
+        self.outcome
+    }
+
+    /// Whether the decision was found on record.
+    pub fn is_duplicate(&self) -> bool {
+        self.outcome == Outcome::Duplicate
+    }
+
+    /// Returns the decision on record: the one that was asked for.
+    pub fn decision(&self) -> Decision {
+        self.decision
+    }
+
+    /// Returns the server's id of the action, to ask for its status; `None` if the server did not tell it.
+    pub fn request_id(&self) -> Option<&RequestId> {
+        self.request_id.as_ref()
+    }
+
+    /// Returns the id of this call (`X-Request-Id`), which all of its attempts carried.
+    pub fn call_id(&self) -> &RequestId {
+        &self.call_id
+    }
+
+    /// Returns how many attempts the call took.
+    pub fn attempts(&self) -> u32 {
+        self.attempts
+    }
+
+    /// Returns the status as it was answered: 202 or 409.
+    pub fn status_code(&self) -> StatusCode {
+        self.status
+    }
+
+    /// Returns the action as it is on record, if the server told it.
+    pub fn action(&self) -> Option<&Action> {
+        self.action.as_ref()
+    }
+}

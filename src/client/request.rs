@@ -1,0 +1,323 @@
+//! What is asked of the server: a decision, or a status.
+
+use std::fmt;
+use std::future::{Future, IntoFuture};
+use std::pin::Pin;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Body;
+use http_body_util::Full;
+use serde::Serialize;
+use tower_service::Service;
+
+use super::{AegisService, Error, Receipt};
+use crate::protocol::{
+    Action, Decision, IdempotencyKey, InvalidValue, Payload, RequestId, TenantId, ThreadId,
+};
+
+type BoxFuture<T> = Pin<Box<dyn Future<Output = Result<T, Error>> + Send>>;
+
+/// One decision to be put on record: the request type of [`AegisService`] as a [`Service`].
+#[derive(Clone)]
+pub struct DecisionRequest {
+    pub(super) decision: Decision,
+    pub(super) key: IdempotencyKey,
+    pub(super) tenant: Option<TenantId>,
+    pub(super) thread: Option<ThreadId>,
+    pub(super) call_id: Option<RequestId>,
+    pub(super) payload: Option<Payload>,
+    pub(super) comment: Option<String>,
+    pub(super) deadline: Option<Duration>,
+    pub(super) max_retries: Option<u32>,
+}
+
+impl DecisionRequest {
+    /// Asks for `decision` under `key`.
+    pub fn new(decision: Decision, key: IdempotencyKey) -> Self {
+        Self {
+            decision,
+            key,
+            tenant: None,
+            thread: None,
+            call_id: None,
+            payload: None,
+            comment: None,
+            deadline: None,
+            max_retries: None,
+        }
+    }
+
+    /// Names the tenant, in place of the service's.
+    #[must_use]
+    pub fn tenant_id(mut self, tenant: TenantId) -> Self {
+        self.tenant = Some(tenant);
+        self
+    }
+
+    /// Names the thread, in place of the service's.
+    #[must_use]
+    pub fn thread_id(mut self, thread: ThreadId) -> Self {
+        self.thread = Some(thread);
+        self
+    }
+
+    /// Sends this `X-Request-Id` in place of a minted one, so that a repeated call is taken for the same call.
+    #[must_use]
+    pub fn call_id(mut self, id: RequestId) -> Self {
+        self.call_id = Some(id);
+        self
+    }
+
+    /// Sends what the action is about.
+    #[must_use]
+    pub fn payload(mut self, payload: Payload) -> Self {
+        self.payload = Some(payload);
+        self
+    }
+
+    /// Sends a comment on the decision, beside the payload.
+    #[must_use]
+    pub fn comment(mut self, comment: impl Into<String>) -> Self {
+        self.comment = Some(comment.into());
+        self
+    }
+
+    /// Sets how long this call may take in all, in place of the service's deadline.
+    #[must_use]
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = Some(deadline);
+        self
+    }
+
+    /// Sets how many retries this call may take, in place of the service's number.
+    #[must_use]
+    pub fn max_retries(mut self, retries: u32) -> Self {
+        self.max_retries = Some(retries);
+        self
+    }
+
+    /// The JSON body: the payload's text as it is, and the comment in the reserved member.
+    pub(super) fn body(&self) -> Result<Bytes, Error> {
+        let payload = self.payload.as_ref().map_or("{}", Payload::as_str);
+        let Some(comment) = &self.comment else {
+            return Ok(Bytes::copy_from_slice(payload.as_bytes()));
+        };
+        let comment = serde_json::json!({ "comment": comment });
+        // A payload is always an object; what is between its braces is empty or a list of members.
+        let members = payload
+            .strip_prefix('{')
+            .and_then(|rest| rest.strip_suffix('}'))
+            .map(str::trim)
+            .unwrap_or_default();
+        let reserved = self
+            .payload
+            .as_ref()
+            .map(Payload::parse::<std::collections::HashMap<String, serde::de::IgnoredAny>>)
+            .is_some_and(|members| members.is_ok_and(|members| members.contains_key("aegis")));
+        if reserved {
+            return Err(Error::request(
+                "the payload has the reserved member 'aegis' and a comment is given; allowed is one of the two",
+            ));
+        }
+        let comma = if members.is_empty() { "" } else { "," };
+        Ok(Bytes::from(format!(
+            "{{{members}{comma}\"aegis\":{comment}}}"
+        )))
+    }
+}
+
+impl fmt::Debug for DecisionRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Without key and payload: requests get logged.
+        f.debug_struct("DecisionRequest")
+            .field("decision", &self.decision)
+            .field("thread", &self.thread)
+            .field("call_id", &self.call_id)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A decision that is sent when it is awaited; made by [`AegisService::approve`] and its kin.
+#[must_use = "a decision is sent when it is awaited"]
+pub struct DecisionCall<S> {
+    service: AegisService<S>,
+    request: Result<DecisionRequest, Error>,
+}
+
+impl<S> DecisionCall<S> {
+    pub(super) fn new<K>(service: AegisService<S>, decision: Decision, key: K) -> Self
+    where
+        K: TryInto<IdempotencyKey, Error: Into<InvalidValue>>,
+    {
+        let request = key
+            .try_into()
+            .map(|key| DecisionRequest::new(decision, key))
+            .map_err(|error| Error::invalid(error.into()));
+        Self { service, request }
+    }
+
+    fn with<T>(
+        mut self,
+        value: Result<T, Error>,
+        set: impl FnOnce(DecisionRequest, T) -> DecisionRequest,
+    ) -> Self {
+        // The first fault is the one that is told.
+        self.request = self.request.and_then(|request| Ok(set(request, value?)));
+        self
+    }
+
+    /// Names the tenant, in place of the service's.
+    pub fn tenant_id<T>(self, tenant: T) -> Self
+    where
+        T: TryInto<TenantId, Error: Into<InvalidValue>>,
+    {
+        let tenant = tenant
+            .try_into()
+            .map_err(|error| Error::invalid(error.into()));
+        self.with(tenant, DecisionRequest::tenant_id)
+    }
+
+    /// Names the thread, in place of the service's.
+    pub fn thread_id<T>(self, thread: T) -> Self
+    where
+        T: TryInto<ThreadId, Error: Into<InvalidValue>>,
+    {
+        let thread = thread
+            .try_into()
+            .map_err(|error| Error::invalid(error.into()));
+        self.with(thread, DecisionRequest::thread_id)
+    }
+
+    /// Sends this `X-Request-Id` in place of a minted one, so that a repeated call is taken for the same call.
+    pub fn call_id<T>(self, id: T) -> Self
+    where
+        T: TryInto<RequestId, Error: Into<InvalidValue>>,
+    {
+        let id = id.try_into().map_err(|error| Error::invalid(error.into()));
+        self.with(id, DecisionRequest::call_id)
+    }
+
+    /// Sends what the action is about: anything that serializes to a JSON object.
+    pub fn payload<T: Serialize + ?Sized>(self, payload: &T) -> Self {
+        let payload = Payload::new(payload)
+            .map_err(|error| Error::request(format!("the payload is unusable: {error}")));
+        self.with(payload, DecisionRequest::payload)
+    }
+
+    /// Sends a comment on the decision, beside the payload.
+    pub fn comment(self, comment: impl Into<String>) -> Self {
+        self.with(Ok(comment.into()), DecisionRequest::comment)
+    }
+
+    /// Sets how long this call may take in all, in place of the service's deadline.
+    pub fn deadline(self, deadline: Duration) -> Self {
+        self.with(Ok(deadline), DecisionRequest::deadline)
+    }
+
+    /// Sets how many retries this call may take, in place of the service's number.
+    pub fn max_retries(self, retries: u32) -> Self {
+        self.with(Ok(retries), DecisionRequest::max_retries)
+    }
+}
+
+impl<S> fmt::Debug for DecisionCall<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("DecisionCall").field(&self.request).finish()
+    }
+}
+
+impl<S, R> IntoFuture for DecisionCall<S>
+where
+    S: Service<Request<Full<Bytes>>, Response = Response<R>> + Clone + Send + 'static,
+    S::Future: Send,
+    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    R: Body + Send + 'static,
+    R::Data: Send,
+    R::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    type Output = Result<Receipt, Error>;
+    type IntoFuture = BoxFuture<Receipt>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(async move { self.service.decide(self.request?).await })
+    }
+}
+
+/// A question for an action's status that is sent when it is awaited; made by [`AegisService::status`].
+#[must_use = "the status is asked for when it is awaited"]
+pub struct StatusCall<S> {
+    service: AegisService<S>,
+    id: Result<RequestId, Error>,
+    tenant: Option<TenantId>,
+    wait: Option<Duration>,
+}
+
+impl<S> StatusCall<S> {
+    pub(super) fn new<T>(service: AegisService<S>, id: T) -> Self
+    where
+        T: TryInto<RequestId, Error: Into<InvalidValue>>,
+    {
+        Self {
+            service,
+            id: id.try_into().map_err(|error| Error::invalid(error.into())),
+            tenant: None,
+            wait: None,
+        }
+    }
+
+    /// Names the tenant, in place of the service's.
+    pub fn tenant_id<T>(mut self, tenant: T) -> Self
+    where
+        T: TryInto<TenantId, Error: Into<InvalidValue>>,
+    {
+        match tenant.try_into() {
+            Ok(tenant) => self.tenant = Some(tenant),
+            Err(error) => self.id = self.id.and(Err(Error::invalid(error.into()))),
+        }
+        self
+    }
+
+    /// Asks the server to answer only when the action is decided, or when `wait` is over (`Prefer: wait`, RFC 7240).
+    ///
+    /// Whole seconds, rounded up; servers wait 55 at most.
+    pub fn wait(mut self, wait: Duration) -> Self {
+        self.wait = Some(wait);
+        self
+    }
+}
+
+impl<S> fmt::Debug for StatusCall<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StatusCall")
+            .field("id", &self.id)
+            .field("wait", &self.wait)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<S, R> IntoFuture for StatusCall<S>
+where
+    S: Service<Request<Full<Bytes>>, Response = Response<R>> + Clone + Send + 'static,
+    S::Future: Send,
+    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    R: Body + Send + 'static,
+    R::Data: Send,
+    R::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    type Output = Result<Action, Error>;
+    type IntoFuture = BoxFuture<Action>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(async move {
+            let Self {
+                mut service,
+                id,
+                tenant,
+                wait,
+            } = self;
+            service.ask(id?, tenant, wait).await
+        })
+    }
+}
