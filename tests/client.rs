@@ -1,0 +1,603 @@
+//! `AegisService` against scripted peers on real sockets, with requests counted at the peer.
+
+mod peer;
+
+use std::time::Duration;
+
+use aegis_hitl::layer::{Backoff, Delivery};
+use aegis_hitl::{
+    AegisService, ApiKey, Decision, DecisionRequest, Error, IdempotencyKey, Outcome, Status,
+    TenantId, client::Builder,
+};
+use peer::{Act, Peer, SHORT, answer, answer_after, answer_with, closed_port};
+use serde_json::{Value, json};
+use tower::ServiceExt;
+
+fn builder(url: &str) -> Builder {
+    AegisService::builder()
+        .base_url(url)
+        .tenant_id("acme")
+        .thread_id("run-7")
+        .backoff(Backoff::none())
+}
+
+fn service(peer: &Peer) -> AegisService {
+    builder(&peer.url()).build().unwrap()
+}
+
+fn action(decision: &str) -> Value {
+    json!({
+        "request_id": "5b7f5d0a-9c1c-4f0e-9d39-2f6b0d6c7a11", "tenant_id": "acme", "thread_id": "run-7",
+        "idempotency_key": "k-1", "status": "COMMITTED", "decision": decision, "execution": null,
+        "created_at": "2026-01-02T03:04:05Z", "decided_at": "2026-01-02T03:04:05Z", "replayed": false,
+    })
+}
+
+fn problem(status: u16, code: &str, decision: &str) -> Act {
+    answer_with(
+        status,
+        json!({"type": format!("urn:aegis:problem:{code}"), "title": "t", "status": status,
+               "detail": "d", "code": code, "action": action(decision)}),
+    )
+}
+
+async fn failure(act: Act) -> (Error, usize) {
+    let peer = Peer::start([act]).await;
+    let error = service(&peer).approve("k-1").await.unwrap_err();
+    (error, peer.count())
+}
+
+#[tokio::test]
+async fn an_approval_goes_out_as_the_protocol_has_it() {
+    let peer = Peer::start([answer_with(202, action("approve"))]).await;
+    let receipt = service(&peer)
+        .approve("k-1")
+        .payload(&json!({"to": "a@b.c"}))
+        .await
+        .unwrap();
+    assert_eq!(receipt.outcome(), Outcome::Accepted);
+    assert_eq!(receipt.decision(), Decision::Approve);
+    assert_eq!(receipt.attempts(), 1);
+    assert_eq!(receipt.status_code(), 202);
+    let id = receipt.request_id().unwrap();
+    assert_eq!(id.as_str(), "5b7f5d0a-9c1c-4f0e-9d39-2f6b0d6c7a11");
+    assert_eq!(receipt.action().unwrap().status, Status::Committed);
+
+    let seen = &peer.seen()[0];
+    assert_eq!(
+        (seen.method.as_str(), seen.path.as_str()),
+        ("POST", "/api/v1/hitl/approve")
+    );
+    assert_eq!(seen.header("tenant-id"), Some("acme"));
+    assert_eq!(seen.header("thread-id"), Some("run-7"));
+    assert_eq!(seen.header("idempotency-key"), Some("k-1"));
+    assert_eq!(
+        seen.header("x-request-id"),
+        Some(receipt.call_id().as_str())
+    );
+    assert!(receipt.call_id().as_uuid_v4().is_some());
+    assert_eq!(seen.header("content-type"), Some("application/json"));
+    assert_eq!(seen.header("authorization"), None);
+    assert_eq!(&seen.body[..], br#"{"to":"a@b.c"}"#);
+}
+
+#[tokio::test]
+async fn a_call_may_name_its_own_tenant_thread_and_call_id() {
+    let peer = Peer::start([answer_with(202, action("reject"))]).await;
+    let service = AegisService::builder()
+        .base_url(peer.url())
+        .build()
+        .unwrap();
+    service
+        .execute(Decision::Reject, "k-2")
+        .tenant_id("other")
+        .thread_id("t-9")
+        .call_id("call-1")
+        .comment("too \"risky\"")
+        .await
+        .unwrap();
+    let seen = &peer.seen()[0];
+    assert_eq!(seen.path, "/api/v1/hitl/reject");
+    assert_eq!(seen.header("tenant-id"), Some("other"));
+    assert_eq!(seen.header("thread-id"), Some("t-9"));
+    assert_eq!(seen.header("x-request-id"), Some("call-1"));
+    let body: Value = serde_json::from_slice(&seen.body).unwrap();
+    assert_eq!(body, json!({"aegis": {"comment": "too \"risky\""}}));
+}
+
+#[tokio::test]
+async fn a_comment_goes_beside_the_payload() {
+    let peer = Peer::start([answer(202)]).await;
+    service(&peer)
+        .approve("k-1")
+        .payload(&json!({"n": 1}))
+        .comment("ok")
+        .await
+        .unwrap();
+    let body: Value = serde_json::from_slice(&peer.seen()[0].body).unwrap();
+    assert_eq!(body, json!({"n": 1, "aegis": {"comment": "ok"}}));
+    let both = service(&peer)
+        .approve("k-1")
+        .payload(&json!({"aegis": {"comment": "a"}}))
+        .comment("b")
+        .await;
+    assert!(both.unwrap_err().is_request());
+    assert_eq!(peer.count(), 1);
+}
+
+#[tokio::test]
+async fn with_an_api_key_no_tenant_is_sent() {
+    let peer = Peer::start([answer(202)]).await;
+    let service = AegisService::builder()
+        .base_url(peer.url())
+        .api_key("sk_live_1")
+        .thread_id("run-7")
+        .build()
+        .unwrap();
+    service.approve("k-1").await.unwrap();
+    let seen = &peer.seen()[0];
+    assert_eq!(seen.header("authorization"), Some("Bearer sk_live_1"));
+    assert_eq!(seen.header("tenant-id"), None);
+    let error = service.approve("k-1").tenant_id("acme").await.unwrap_err();
+    assert!(error.is_request());
+    assert_eq!(peer.count(), 1);
+}
+
+#[tokio::test]
+async fn all_attempts_of_a_call_are_byte_identical() {
+    let peer = Peer::start([
+        Act::LoseReply,
+        answer(503),
+        Act::LoseReply,
+        answer_with(202, action("approve")),
+    ])
+    .await;
+    let receipt = service(&peer)
+        .approve("k-1")
+        .payload(&json!({"b": 1, "a": [1.50]}))
+        .await
+        .unwrap();
+    assert_eq!(receipt.attempts(), 4);
+    let seen = peer.seen();
+    assert_eq!(seen.len(), 4);
+    for attempt in &seen {
+        assert_eq!(attempt.headers, seen[0].headers);
+        assert_eq!(attempt.body, seen[0].body);
+        assert_eq!(attempt.path, seen[0].path);
+    }
+}
+
+#[tokio::test]
+async fn two_calls_carry_different_call_ids() {
+    let peer = Peer::start([answer(202)]).await;
+    let service = service(&peer);
+    service.approve("k-1").await.unwrap();
+    service.approve("k-1").await.unwrap();
+    let seen = peer.seen();
+    assert_ne!(
+        seen[0].header("x-request-id"),
+        seen[1].header("x-request-id")
+    );
+}
+
+#[tokio::test]
+async fn a_409_is_a_confirmed_duplicate() {
+    let bare = answer(409);
+    let seed = answer_with(409, json!({"detail": "Duplicate request"}));
+    for act in [bare, seed, problem(409, "duplicate", "approve")] {
+        let peer = Peer::start([act]).await;
+        let receipt = service(&peer).approve("k-1").await.unwrap();
+        assert_eq!(receipt.outcome(), Outcome::Duplicate);
+        assert!(receipt.is_duplicate());
+        assert_eq!((receipt.status_code().as_u16(), peer.count()), (409, 1));
+    }
+}
+
+#[tokio::test]
+async fn a_recorded_opposite_is_a_conflict_whatever_the_status_says() {
+    for act in [
+        problem(409, "duplicate", "reject"),
+        problem(422, "decision-conflict", "reject"),
+        answer_with(202, action("reject")),
+    ] {
+        let (error, count) = failure(act).await;
+        assert!(error.is_conflict(), "{error:?}");
+        assert!(!error.is_outcome_unknown());
+        assert_eq!(error.recorded().unwrap().decision, Some(Decision::Reject));
+        assert_eq!(error.to_string(), "the decision on record is 'reject'");
+        assert_eq!(count, 1);
+    }
+}
+
+#[tokio::test]
+async fn another_payload_is_a_conflict() {
+    for status in [409, 422] {
+        let (error, count) = failure(problem(status, "payload-mismatch", "approve")).await;
+        assert!(error.is_conflict());
+        assert_eq!(
+            error.to_string(),
+            "the key is on record with another payload"
+        );
+        assert_eq!(count, 1);
+    }
+}
+
+#[tokio::test]
+async fn a_closed_action_is_told_apart() {
+    let (error, _) = failure(problem(422, "action-closed", "reject")).await;
+    assert!(error.is_closed() && !error.is_conflict() && !error.is_outcome_unknown());
+}
+
+#[tokio::test]
+async fn a_409_with_retry_after_is_asked_again() {
+    let peer = Peer::start([answer_after(409, "0"), answer_with(202, action("approve"))]).await;
+    let receipt = service(&peer).approve("k-1").await.unwrap();
+    assert_eq!(
+        (receipt.outcome(), receipt.attempts()),
+        (Outcome::Accepted, 2)
+    );
+
+    let (error, count) = failure(answer_after(409, "0")).await;
+    assert!(error.is_unavailable() && error.is_outcome_unknown());
+    assert_eq!(count, 4);
+}
+
+#[tokio::test]
+async fn each_refusal_has_its_predicate() {
+    for (status, count) in [
+        (400, 1),
+        (401, 1),
+        (403, 1),
+        (404, 1),
+        (413, 1),
+        (415, 1),
+        (422, 1),
+        (429, 1),
+    ] {
+        let (error, seen) = failure(answer(status)).await;
+        assert!(error.is_refused(), "{status}: {error:?}");
+        assert_eq!(error.is_unauthorized(), matches!(status, 401 | 403));
+        assert_eq!(error.is_rate_limited(), status == 429);
+        assert_eq!(error.is_not_found(), status == 404);
+        assert_eq!(error.status_code().unwrap(), status);
+        assert!(!error.is_conflict() && !error.is_outcome_unknown());
+        assert_eq!(seen, count);
+    }
+    for status in [408, 500, 502, 503, 504] {
+        let (error, seen) = failure(answer(status)).await;
+        assert!(
+            error.is_unavailable() && error.is_outcome_unknown(),
+            "{status}"
+        );
+        assert_eq!((error.attempts(), seen), (4, 4));
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_after_a_lost_reply_leaves_the_outcome_unknown() {
+    let peer = Peer::start([Act::LoseReply, answer(429)]).await;
+    let error = service(&peer).approve("k-1").await.unwrap_err();
+    assert!(error.is_rate_limited() && error.is_outcome_unknown());
+}
+
+#[tokio::test]
+async fn a_success_of_another_kind_is_not_taken_for_a_decision() {
+    for status in [200, 201, 204, 206] {
+        let (error, count) = failure(answer(status)).await;
+        assert!(error.is_protocol() && error.is_outcome_unknown());
+        assert_eq!(count, 1);
+    }
+}
+
+#[tokio::test]
+async fn a_redirect_is_not_followed() {
+    let other = Peer::start([answer(202)]).await;
+    for status in [301, 302, 303, 307, 308] {
+        let to_other = Act::Answer(status, vec![("location", other.url())], String::new());
+        let (error, count) = failure(to_other).await;
+        assert!(error.is_protocol());
+        assert_eq!(count, 1);
+    }
+    assert_eq!(other.count(), 0);
+}
+
+#[tokio::test]
+async fn what_the_call_lacks_is_told_before_anything_is_sent() {
+    let peer = Peer::start([answer(202)]).await;
+    let bare = AegisService::builder()
+        .base_url(peer.url())
+        .build()
+        .unwrap();
+    let cases = [
+        (bare.approve("k").tenant_id("t").await, "no thread id"),
+        (bare.approve("k").thread_id("h").await, "no tenant id"),
+        (
+            bare.approve("").tenant_id("t").thread_id("h").await,
+            "invalid value",
+        ),
+        (
+            bare.approve("k").tenant_id("t t").thread_id("h").await,
+            "invalid value",
+        ),
+        (
+            bare.approve("k")
+                .tenant_id("t")
+                .thread_id("h")
+                .payload(&[1])
+                .await,
+            "not a JSON object",
+        ),
+    ];
+    for (result, message) in cases {
+        let error = result.unwrap_err();
+        assert!(error.is_request(), "{error:?}");
+        assert!(error.to_string().contains(message), "{error}");
+        assert_eq!(
+            (error.attempts(), error.delivery()),
+            (0, Delivery::NeverSent)
+        );
+    }
+    assert_eq!((peer.count(), peer.connections()), (0, 0));
+}
+
+#[tokio::test]
+async fn a_wrong_setting_is_named_when_the_service_is_built() {
+    let url = |url: &str| AegisService::builder().base_url(url).build();
+    let cases = [
+        (url("localhost:8000"), "the base URL"),
+        (url("ftp://host"), "has no scheme http or https"),
+        (url("/api"), "has no scheme http or https"),
+        (url("http://user:secret@host"), "has a user or a password"),
+        (url("http://host/?q=1"), "has a query or a fragment"),
+        (url("http://ho st"), "the base URL is malformed"),
+        (
+            AegisService::builder().api_prefix("api").build(),
+            "the API prefix",
+        ),
+        (
+            AegisService::builder().api_prefix("/a?b").build(),
+            "the API prefix",
+        ),
+        (
+            AegisService::builder().timeout(Duration::ZERO).build(),
+            "the timeout is zero",
+        ),
+        (
+            AegisService::builder().deadline(Duration::ZERO).build(),
+            "the deadline is zero",
+        ),
+        (
+            AegisService::builder().tenant_id("").build(),
+            "a setting has an invalid value",
+        ),
+        (
+            AegisService::builder().tenant_id("t").api_key("k").build(),
+            "both a tenant id and an API key",
+        ),
+    ];
+    for (result, message) in cases {
+        let error = result.unwrap_err();
+        assert!(error.is_config(), "{error:?}");
+        assert!(error.to_string().contains(message), "{error}");
+        assert!(!format!("{error:?} {error}").contains("secret"));
+    }
+}
+
+#[tokio::test]
+async fn base_url_and_prefix_may_have_a_path_and_a_slash() {
+    let peer = Peer::start([answer(202)]).await;
+    for (base, prefix, path) in [
+        ("", "/api/v1", "/api/v1/hitl/approve"),
+        ("/", "/api/v1/", "/api/v1/hitl/approve"),
+        ("/base/", "", "/base/hitl/approve"),
+        ("/base", "/v2", "/base/v2/hitl/approve"),
+    ] {
+        let service = builder(&format!("{}{base}", peer.url()))
+            .api_prefix(prefix)
+            .build()
+            .unwrap();
+        service.approve("k").await.unwrap();
+        assert_eq!(peer.seen().last().unwrap().path, path);
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_cannot_be_reached_was_never_sent_anything() {
+    let service = builder(&format!("http://{}", closed_port().await))
+        .build()
+        .unwrap();
+    let error = service.approve("k-1").await.unwrap_err();
+    assert!(error.is_connect() && error.is_transport());
+    assert!(!error.is_outcome_unknown());
+    assert_eq!(
+        (error.attempts(), error.delivery()),
+        (4, Delivery::NeverSent)
+    );
+}
+
+#[tokio::test]
+async fn a_server_that_comes_up_late_is_reached_by_a_retry() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    let service = builder(&format!("http://{address}"))
+        .backoff(Backoff::constant(Duration::from_millis(20)))
+        .max_retries(1000)
+        .build()
+        .unwrap();
+    let call = tokio::spawn(service.approve("k-1").into_future());
+    tokio::time::sleep(SHORT).await;
+    let listener = tokio::net::TcpListener::bind(address).await.unwrap();
+    let peer = Peer::on(listener, [answer(202)]);
+    let receipt = call.await.unwrap().unwrap();
+    assert!(receipt.attempts() > 1);
+    assert_eq!(peer.count(), 1);
+}
+
+#[tokio::test]
+async fn lost_replies_to_every_attempt_leave_the_outcome_unknown() {
+    let (error, count) = failure(Act::LoseReply).await;
+    assert!(error.is_transport() && !error.is_connect());
+    assert!(error.is_outcome_unknown());
+    assert_eq!(
+        (error.attempts(), error.delivery(), count),
+        (4, Delivery::Unknown, 4)
+    );
+}
+
+#[tokio::test]
+async fn a_server_that_hangs_is_a_timeout_with_unknown_outcome() {
+    let peer = Peer::start([Act::Hang]).await;
+    let service = builder(&peer.url())
+        .timeout(SHORT)
+        .max_retries(1)
+        .build()
+        .unwrap();
+    let error = service.approve("k-1").await.unwrap_err();
+    assert!(error.is_timeout() && error.is_outcome_unknown());
+    assert_eq!((error.attempts(), peer.count()), (2, 2));
+}
+
+#[tokio::test]
+async fn a_call_may_set_its_own_deadline_and_retries() {
+    let peer = Peer::start([Act::Hang]).await;
+    let error = service(&peer)
+        .approve("k-1")
+        .deadline(SHORT)
+        .await
+        .unwrap_err();
+    assert!(error.is_timeout());
+    assert_eq!(peer.count(), 1);
+    let peer = Peer::start([answer(503)]).await;
+    let error = service(&peer)
+        .approve("k-1")
+        .max_retries(0)
+        .await
+        .unwrap_err();
+    assert_eq!((error.attempts(), peer.count()), (1, 1));
+}
+
+#[tokio::test]
+async fn an_answer_that_breaks_off_is_read_by_its_head() {
+    let peer = Peer::start([Act::Truncate(202)]).await;
+    let receipt = service(&peer).approve("k-1").await.unwrap();
+    assert_eq!(
+        (receipt.outcome(), receipt.request_id()),
+        (Outcome::Accepted, None)
+    );
+    // A 409 confirms only with its body, which may tell of the opposite.
+    let (error, _) = failure(Act::Truncate(409)).await;
+    assert!(error.is_protocol() && error.is_outcome_unknown());
+}
+
+#[tokio::test]
+async fn the_status_is_asked_for_by_id() {
+    let peer = Peer::start([answer_with(200, action("approve"))]).await;
+    let found = service(&peer)
+        .status("a/b?c")
+        .wait(Duration::from_millis(1500))
+        .await
+        .unwrap();
+    assert_eq!(found.decision, Some(Decision::Approve));
+    let seen = &peer.seen()[0];
+    assert_eq!(seen.method, "GET");
+    assert_eq!(seen.path, "/api/v1/hitl/status/a%2Fb%3Fc");
+    assert_eq!(seen.header("prefer"), Some("wait=2"));
+    assert_eq!(seen.header("tenant-id"), Some("acme"));
+
+    let bare = AegisService::builder()
+        .base_url(peer.url())
+        .build()
+        .unwrap();
+    bare.status("r-1").await.unwrap();
+    assert_eq!(peer.seen()[1].header("tenant-id"), None);
+
+    let missing = Peer::start([answer(404)]).await;
+    assert!(
+        service(&missing)
+            .status("r-1")
+            .await
+            .unwrap_err()
+            .is_not_found()
+    );
+    let strange = Peer::start([answer_with(200, json!({"hello": 1}))]).await;
+    assert!(
+        service(&strange)
+            .status("r-1")
+            .await
+            .unwrap_err()
+            .is_protocol()
+    );
+}
+
+#[tokio::test]
+async fn a_status_wait_outlasts_the_attempt_timeout() {
+    let peer = Peer::start([Act::Hang]).await;
+    let service = builder(&peer.url())
+        .timeout(SHORT)
+        .max_retries(0)
+        .build()
+        .unwrap();
+    let start = std::time::Instant::now();
+    let error = service
+        .status("r-1")
+        .wait(Duration::from_secs(1))
+        .await
+        .unwrap_err();
+    assert!(error.is_timeout());
+    assert!(start.elapsed() >= Duration::from_secs(1));
+}
+
+#[tokio::test]
+async fn a_connection_that_was_closed_while_idle_costs_no_attempt() {
+    let close = Act::Answer(202, vec![("connection", "close".to_owned())], String::new());
+    let peer = Peer::start([close]).await;
+    let service = service(&peer);
+    for _ in 0..20 {
+        assert_eq!(service.approve("k-1").await.unwrap().attempts(), 1);
+    }
+    assert_eq!(peer.count(), 20);
+}
+
+#[tokio::test]
+async fn five_failures_with_a_body_use_one_connection() {
+    let failing = Act::Answer(503, Vec::new(), "x".repeat(10_000));
+    let peer = Peer::start([
+        failing.clone(),
+        failing.clone(),
+        failing.clone(),
+        failing.clone(),
+        failing,
+        answer(202),
+    ])
+    .await;
+    let service = builder(&peer.url()).max_retries(5).build().unwrap();
+    assert_eq!(service.approve("k-1").await.unwrap().attempts(), 6);
+    assert_eq!(peer.connections(), 1);
+}
+
+#[tokio::test]
+async fn it_is_a_tower_service_of_decision_requests() {
+    let peer = Peer::start([answer(202)]).await;
+    let service = tower::ServiceBuilder::new()
+        .concurrency_limit(1)
+        .service(service(&peer));
+    let request = DecisionRequest::new(Decision::Approve, IdempotencyKey::new("k-1").unwrap())
+        .tenant_id(TenantId::new("other").unwrap());
+    let receipt = service.oneshot(request).await.unwrap();
+    assert_eq!(receipt.outcome(), Outcome::Accepted);
+    assert_eq!(peer.seen()[0].header("tenant-id"), Some("other"));
+}
+
+#[test]
+fn it_is_cheap_to_share() {
+    fn shared<T: Clone + Send + Sync + 'static>() {}
+    shared::<AegisService>();
+    let key = ApiKey::new("sk_live_1").unwrap();
+    let service = AegisService::builder()
+        .api_key(&key)
+        .thread_id("h")
+        .build()
+        .unwrap();
+    assert!(!format!("{service:?}").contains("sk_live"));
+}

@@ -1,0 +1,145 @@
+//! The layers on hyper-util's own client over real sockets, with requests counted at the peer.
+
+mod peer;
+
+use std::time::Duration;
+
+use aegis_hitl::layer::{
+    AegisLayer, Attempts, Backoff, Confirmation, Delivery, RetryError, RetryLayer,
+};
+use aegis_hitl::{IdempotencyKey, TenantId, ThreadId};
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use peer::{Act, Peer, SHORT, answer, answer_after, closed_port};
+use tower::{Layer, ServiceExt};
+
+fn client() -> Client<HttpConnector, Full<Bytes>> {
+    Client::builder(TokioExecutor::new()).build_http()
+}
+
+fn layer() -> AegisLayer {
+    AegisLayer::new()
+        .tenant(TenantId::new("acme").unwrap())
+        .thread(ThreadId::new("run-7").unwrap())
+        .retry(RetryLayer::new().backoff(Backoff::none()))
+}
+
+async fn send(
+    layer: AegisLayer,
+    url: String,
+    key: Option<&str>,
+) -> Result<Response<Incoming>, RetryError> {
+    let mut request = Request::post(url).body(Full::from("body")).unwrap();
+    if let Some(key) = key {
+        let key = IdempotencyKey::new(key).unwrap();
+        request.extensions_mut().insert(key);
+    }
+    layer.layer(client()).oneshot(request).await
+}
+
+#[tokio::test]
+async fn a_post_without_a_key_is_sent_once_whatever_happens_after_the_first_byte() {
+    for act in [
+        Act::LoseReply,
+        Act::Hang,
+        answer(500),
+        answer_after(503, "0"),
+        answer_after(429, "0"),
+        answer_after(409, "0"),
+    ] {
+        let peer = Peer::start([act.clone(), answer(200)]).await;
+        let retry = RetryLayer::new()
+            .backoff(Backoff::none())
+            .attempt_timeout(SHORT);
+        let result = send(layer().retry(retry), peer.url(), None).await;
+        assert_eq!(peer.count(), 1, "{act:?}");
+        if let Err(error) = result {
+            assert_eq!((error.attempts(), error.delivery()), (1, Delivery::Unknown));
+        }
+    }
+}
+
+#[tokio::test]
+async fn with_a_key_all_attempts_carry_the_same_bytes() {
+    let peer = Peer::start([
+        Act::LoseReply,
+        answer(503),
+        answer_after(409, "0"),
+        answer(200),
+    ])
+    .await;
+    let response = send(layer(), peer.url(), Some("k-1")).await.unwrap();
+    assert_eq!(Attempts::of(&response), 4);
+    let seen = peer.seen();
+    assert_eq!(seen.len(), 4);
+    for attempt in &seen {
+        assert_eq!(attempt.headers, seen[0].headers);
+        assert_eq!(attempt.body, "body");
+        assert_eq!(attempt.header("idempotency-key"), Some("k-1"));
+        assert_eq!(attempt.header("tenant-id"), Some("acme"));
+        assert_eq!(attempt.header("thread-id"), Some("run-7"));
+        assert!(attempt.header("x-request-id").is_some());
+    }
+}
+
+#[tokio::test]
+async fn a_connect_error_is_retried_for_any_method() {
+    let url = format!("http://{}", closed_port().await);
+    let error = send(layer(), url, None).await.unwrap_err();
+    assert_eq!(
+        (error.attempts(), error.delivery()),
+        (4, Delivery::NeverSent)
+    );
+}
+
+#[tokio::test]
+async fn a_409_to_a_keyed_request_is_a_success_and_to_another_a_conflict() {
+    let peer = Peer::start([answer(409)]).await;
+    let response = send(layer(), peer.url(), Some("k-1")).await.unwrap();
+    assert_eq!(response.status(), 200);
+    assert_eq!(Confirmation::of(&response), Some(Confirmation::Duplicate));
+    let response = send(layer(), peer.url(), None).await.unwrap();
+    assert_eq!(
+        (response.status().as_u16(), Confirmation::of(&response)),
+        (409, None)
+    );
+    assert_eq!(peer.count(), 2);
+}
+
+#[tokio::test]
+async fn the_key_may_travel_in_another_header() {
+    let peer = Peer::start([Act::LoseReply, answer(409)]).await;
+    let layer = layer().idempotency_header(http::HeaderName::from_static("x-key"));
+    let response = send(layer, peer.url(), Some("k-1")).await.unwrap();
+    assert_eq!(response.status(), 200);
+    let seen = peer.seen();
+    assert_eq!(seen.len(), 2);
+    assert_eq!(seen[1].header("x-key"), Some("k-1"));
+    assert_eq!(seen[1].header("idempotency-key"), None);
+}
+
+#[tokio::test]
+async fn a_limit_above_the_stack_cannot_hang_it() {
+    let peer = Peer::start([answer(503), answer(200)]).await;
+    let service = tower::ServiceBuilder::new()
+        .concurrency_limit(1)
+        .layer(layer())
+        .service(client());
+    let request = || {
+        let request = Request::post(peer.url()).header("idempotency-key", "k");
+        request.body(Full::<Bytes>::default()).unwrap()
+    };
+    // The clone holds the only permit's place in the queue while the other retries.
+    let mut held = service.clone();
+    let _ = tokio::time::timeout(SHORT, service.clone().oneshot(request()))
+        .await
+        .unwrap()
+        .unwrap();
+    let ready = tokio::time::timeout(Duration::from_secs(5), held.ready()).await;
+    assert!(ready.unwrap().is_ok());
+}
