@@ -1,0 +1,58 @@
+//! The configuration file: TOML, with the names of the flags.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use crate::failure::Failure;
+
+/// What a configuration file may hold. A name that is none of these is refused, so that a typing error is not lost.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Config {
+    pub(crate) serve: Serve,
+    pub(crate) client: Client,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub(crate) struct Serve {
+    pub(crate) listen: Option<SocketAddr>,
+    pub(crate) store: Option<PathBuf>,
+    pub(crate) prefix: Option<String>,
+    pub(crate) keys: Option<PathBuf>,
+    pub(crate) trust_tenant_header: Option<bool>,
+    pub(crate) require_submission: Option<bool>,
+    pub(crate) drain_timeout: Option<f64>,
+    pub(crate) log: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub(crate) struct Client {
+    pub(crate) url: Option<String>,
+    pub(crate) prefix: Option<String>,
+    pub(crate) tenant: Option<String>,
+    pub(crate) thread: Option<String>,
+    pub(crate) token: Option<String>,
+    pub(crate) timeout: Option<f64>,
+    pub(crate) retries: Option<u32>,
+    pub(crate) ca: Option<PathBuf>,
+}
+
+impl Config {
+    /// Reads a file; without one, nothing is set.
+    pub(crate) fn read(path: Option<&Path>) -> Result<Self, Failure> {
+        let Some(path) = path else {
+            return Ok(Self::default());
+        };
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| Failure::usage(format!("cannot read {}", path.display())).because(error))?;
+        // The parser's message would quote the line, and a line may hold a token.
+        toml::from_str(&text).map_err(|error| {
+            let line = error.span().map_or(1, |span| text[..span.start].lines().count().max(1));
+            Failure::usage(format!("{}, line {line}: {}", path.display(), error.message()))
+        })
+    }
+}

@@ -1,0 +1,73 @@
+//! Why a command failed, and the exit code that says so.
+
+use std::error::Error as StdError;
+use std::process::ExitCode;
+
+/// A failure with its exit code: 1 other, 2 usage, 3 refused, 4 outcome unknown.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    code: u8,
+    message: String,
+}
+
+impl Failure {
+    pub(crate) fn other(message: impl Into<String>) -> Self {
+        Self {
+            code: 1,
+            message: message.into(),
+        }
+    }
+
+    pub(crate) fn usage(message: impl Into<String>) -> Self {
+        Self {
+            code: 2,
+            message: message.into(),
+        }
+    }
+
+    /// Adds what caused it.
+    pub(crate) fn because(mut self, cause: impl StdError) -> Self {
+        self.message.push_str(": ");
+        self.message.push_str(&chain(&cause));
+        self
+    }
+
+    pub(crate) fn code(&self) -> ExitCode {
+        ExitCode::from(self.code)
+    }
+
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
+}
+
+impl From<aegis_hitl::Error> for Failure {
+    fn from(error: aegis_hitl::Error) -> Self {
+        let code = if error.is_config() || error.is_request() {
+            2
+        } else if error.is_conflict() || error.is_closed() {
+            3
+        } else if error.is_outcome_unknown() {
+            4
+        } else {
+            1
+        };
+        let mut message = chain(&error);
+        if code == 4 {
+            message.push_str("; the outcome is unknown, ask again with the same key");
+        }
+        Self { code, message }
+    }
+}
+
+/// An error and its sources on one line.
+pub(crate) fn chain(error: &dyn StdError) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}
