@@ -21,6 +21,7 @@ use tower_service::Service;
 
 use super::answer::ResponseBody;
 use super::drain::Drain;
+use super::patience::Patience;
 use super::serve::Shutdown;
 
 /// The most bytes of headers that a request may have, over HTTP/1.1 with its first line.
@@ -44,9 +45,10 @@ const PING_TIMEOUT: Duration = Duration::from_secs(10);
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
     pub(super) header_timeout: Duration,
+    pub(super) write_timeout: Duration,
     pub(super) max_connections: usize,
 }
 
@@ -54,6 +56,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             header_timeout: Duration::from_secs(8),
+            write_timeout: Duration::from_secs(30),
             max_connections: 4096,
         }
     }
@@ -100,7 +103,7 @@ where
                 let connection = Connection {
                     stream,
                     http: Arc::clone(&http),
-                    header_timeout: limits.header_timeout,
+                    limits,
                     drain: drain.clone(),
                 };
                 let service = service.clone();
@@ -188,7 +191,7 @@ impl Connections {
 struct Connection {
     stream: TcpStream,
     http: Arc<auto::Builder<TokioExecutor>>,
-    header_timeout: Duration,
+    limits: Limits,
     drain: Drain,
 }
 
@@ -206,10 +209,10 @@ impl Connection {
             service: TowerToHyperService::new(service),
             asked: Arc::clone(&asked),
         };
-        let io = TokioIo::new(self.stream);
+        let io = Patience::new(TokioIo::new(self.stream), self.limits.write_timeout);
         let mut connection = pin!(self.http.serve_connection(io, service));
         // hyper's own timeout begins once the version is known, and HTTP/2 has none.
-        let mut first_request = pin!(sleep(self.header_timeout));
+        let mut first_request = pin!(sleep(self.limits.header_timeout));
         let mut is_watched = true;
         let mut drain = pin!(self.drain.started());
         let mut is_draining = false;

@@ -112,7 +112,6 @@ impl<St, B> Service<Request<B>> for WithHealth<St>
 where
     St: Store,
     B: Body + Send + 'static,
-    B::Data: Send,
 {
     type Response = Response<ResponseBody>;
     type Error = Infallible;

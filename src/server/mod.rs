@@ -30,6 +30,7 @@ mod decide;
 mod drain;
 mod health;
 mod keys;
+mod patience;
 mod request;
 mod route;
 mod serve;

@@ -63,6 +63,13 @@ impl Server {
         self
     }
 
+    /// Sets how long a client may leave an answer unread, with all buffers full, before its connection is closed. The
+    /// default is 30 s.
+    pub fn write_timeout(mut self, timeout: Duration) -> Self {
+        self.limits.write_timeout = timeout;
+        self
+    }
+
     /// Sets how long requests in flight may take to end once the server shuts down. The default is 30 s.
     pub fn drain_timeout(mut self, timeout: Duration) -> Self {
         self.drain_timeout = timeout;

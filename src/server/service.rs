@@ -109,7 +109,6 @@ impl<St, B> Service<Request<B>> for HitlService<St>
 where
     St: Store,
     B: Body + Send + 'static,
-    B::Data: Send,
 {
     type Response = Response<ResponseBody>;
     type Error = Infallible;
