@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use http::{Request, Response};
+use http_body::Body;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -19,10 +20,11 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::{sleep, timeout};
 use tower_service::Service;
 
-use super::answer::ResponseBody;
 use super::drain::Drain;
 use super::patience::Patience;
 use super::serve::Shutdown;
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// The most bytes of headers that a request may have, over HTTP/1.1 with its first line.
 const MAX_HEADER_BYTES: u32 = 32 * 1024;
@@ -63,7 +65,7 @@ impl Default for Limits {
 }
 
 /// Accepts connections until `shutdown` completes, and then starts to drain. Returns the connections that are left.
-pub(super) async fn run<S>(
+pub(super) async fn run<S, B>(
     listener: TcpListener,
     limits: Limits,
     service: S,
@@ -71,9 +73,10 @@ pub(super) async fn run<S>(
     shutdown: impl Future<Output = ()>,
 ) -> Connections
 where
-    S: Service<Request<Incoming>, Response = Response<ResponseBody>, Error = Infallible>,
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
     S: Clone + Send + 'static,
     S::Future: Send + 'static,
+    B: Body<Error: Into<BoxError>, Data: Send> + Send + 'static,
 {
     let mut shutdown = pin!(shutdown);
     let places = limits.max_connections.clamp(1, Semaphore::MAX_PERMITS);
@@ -196,11 +199,12 @@ struct Connection {
 }
 
 impl Connection {
-    async fn serve<S>(self, service: S)
+    async fn serve<S, B>(self, service: S)
     where
-        S: Service<Request<Incoming>, Response = Response<ResponseBody>, Error = Infallible>,
+        S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
         S: Clone + Send + 'static,
         S::Future: Send + 'static,
+        B: Body<Error: Into<BoxError>, Data: Send> + Send + 'static,
     {
         // Answers are small and complete: there is nothing to wait for.
         _ = self.stream.set_nodelay(true);

@@ -257,5 +257,6 @@ pub(super) fn warn_of(error: &StoreError) {
 pub(super) fn receipt(mut action: Action) -> Action {
     action.payload = None;
     action.comment = None;
+    action.replayed = false;
     action
 }
