@@ -15,6 +15,8 @@ pub use crate::protocol::{ApiKey, IdempotencyKey, RequestId, TenantId, ThreadId}
 pub use crate::protocol::{Action, Decision, Execution, Payload, Status};
 
 #[cfg(feature = "server")]
+pub mod server;
+#[cfg(feature = "server")]
 pub mod store;
 
 #[cfg(feature = "client")]

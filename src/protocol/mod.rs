@@ -25,6 +25,7 @@ pub use self::{
 
 #[cfg(feature = "server")]
 pub(crate) use self::{
+    action::rfc3339,
     fingerprint::{Body, Fingerprint},
     id::hex,
 };

@@ -1,0 +1,198 @@
+//! Answers: an action, or a problem that says why not.
+
+use std::borrow::Cow;
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::header::{
+    ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, LOCATION, RETRY_AFTER,
+    WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
+};
+use http::{HeaderValue, Response, StatusCode};
+use http_body::{Body, Frame, SizeHint};
+use serde::Serialize;
+
+use crate::protocol::{Action, Code, Problem};
+
+/// The body of an answer: a few bytes of JSON that are there at once.
+#[derive(Debug, Clone, Default)]
+pub struct ResponseBody(Bytes);
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        if self.0.is_empty() {
+            return Poll::Ready(None);
+        }
+        Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut self.0)))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.0.len() as u64)
+    }
+}
+
+pub(super) type Answer = Response<ResponseBody>;
+
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const PROBLEM_JSON: HeaderValue = HeaderValue::from_static("application/problem+json");
+
+/// Why a request gets no success, as the problem that the client will read. Boxed, as it is the rare case.
+#[derive(Debug)]
+pub(super) struct Refusal(Box<Refused>);
+
+#[derive(Debug)]
+struct Refused {
+    status: StatusCode,
+    problem: Problem,
+    allow: Option<&'static str>,
+    location: Option<HeaderValue>,
+}
+
+impl Refusal {
+    pub(super) fn new(code: Code, detail: impl Into<Cow<'static, str>>) -> Self {
+        let (status, title) = match code {
+            Code::Duplicate => (StatusCode::CONFLICT, "This decision is on record already"),
+            Code::DecisionConflict => (
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "The opposite decision is on record",
+            ),
+            Code::PayloadMismatch => (
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "The key is on record with another payload",
+            ),
+            Code::ActionClosed => (StatusCode::UNPROCESSABLE_ENTITY, "The action is closed"),
+            Code::InvalidRequest => (StatusCode::BAD_REQUEST, "The request is malformed"),
+            Code::Unauthorized => (StatusCode::UNAUTHORIZED, "The credential is not accepted"),
+            Code::Forbidden => (StatusCode::FORBIDDEN, "The credential does not allow this"),
+            Code::NotFound => (StatusCode::NOT_FOUND, "There is nothing here"),
+            Code::MethodNotAllowed => (
+                StatusCode::METHOD_NOT_ALLOWED,
+                "The path does not take this method",
+            ),
+            Code::RequestTimeout => (
+                StatusCode::REQUEST_TIMEOUT,
+                "The request did not arrive in time",
+            ),
+            Code::PayloadTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "The body is too large"),
+            Code::UnsupportedMediaType => (
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "The body is not declared as JSON",
+            ),
+            Code::QuotaExceeded => (StatusCode::TOO_MANY_REQUESTS, "The quota is spent"),
+            Code::Unavailable | Code::Unknown => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "The server cannot answer now",
+            ),
+        };
+        Self(Box::new(Refused {
+            status,
+            problem: Problem::new(code, status.as_u16(), title, detail),
+            allow: None,
+            location: None,
+        }))
+    }
+
+    /// 400.
+    pub(super) fn invalid(detail: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(Code::InvalidRequest, detail)
+    }
+
+    /// 404.
+    pub(super) fn not_found(detail: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(Code::NotFound, detail)
+    }
+
+    /// 503, to be asked again with the same key.
+    pub(super) fn unavailable(detail: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(Code::Unavailable, detail)
+    }
+
+    /// 405, with the methods that the path takes.
+    pub(super) fn method(allow: &'static str) -> Self {
+        let mut refusal = Self::new(
+            Code::MethodNotAllowed,
+            format!("allowed methods are: {allow}"),
+        );
+        refusal.0.allow = Some(allow);
+        refusal
+    }
+
+    /// Adds the action on record and where to look at it.
+    pub(super) fn with_action(mut self, action: Action, location: Option<HeaderValue>) -> Self {
+        self.0.problem = self.0.problem.with_action(action);
+        self.0.location = location;
+        self
+    }
+
+    pub(super) fn into_answer(self) -> Answer {
+        let Refused {
+            status,
+            problem,
+            allow,
+            location,
+        } = *self.0;
+        let mut answer = json(status, PROBLEM_JSON, &problem);
+        let headers = answer.headers_mut();
+        // A plain 409 confirms; with `Retry-After` it would mean "in flight". Only what may be sent again carries one.
+        if matches!(
+            status,
+            StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS
+        ) {
+            headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        if status == StatusCode::UNAUTHORIZED {
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if let Some(allow) = allow {
+            headers.insert(ALLOW, HeaderValue::from_static(allow));
+        }
+        if let Some(location) = location {
+            headers.insert(LOCATION, location);
+        }
+        answer
+    }
+}
+
+/// An answer that is no problem.
+pub(super) fn success<T: Serialize>(status: StatusCode, value: &T) -> Answer {
+    json(status, JSON, value)
+}
+
+fn json<T: Serialize>(status: StatusCode, media_type: HeaderValue, value: &T) -> Answer {
+    let Ok(text) = serde_json::to_vec(value) else {
+        // Only a time that RFC 3339 cannot write gets here: nothing that can be said about the record is certain.
+        return Refusal::unavailable("the record cannot be shown").into_answer();
+    };
+    let mut answer = Response::new(ResponseBody(text.into()));
+    *answer.status_mut() = status;
+    let headers = answer.headers_mut();
+    headers.insert(CONTENT_TYPE, media_type);
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    answer
+}
+
+/// Takes the body away, as the answer to a `HEAD` has none, and keeps its length.
+pub(super) fn without_body(answer: &mut Answer) {
+    let len = std::mem::take(answer.body_mut()).0.len();
+    answer.headers_mut().insert(CONTENT_LENGTH, len.into());
+}
+
+/// Ends the connection with this answer.
+pub(super) fn close_after(answer: &mut Answer) {
+    answer
+        .headers_mut()
+        .insert(CONNECTION, HeaderValue::from_static("close"));
+}

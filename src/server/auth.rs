@@ -1,0 +1,151 @@
+//! Who asks, and for which tenant.
+
+use http::HeaderMap;
+use http::header::AUTHORIZATION;
+
+use super::answer::Refusal;
+use super::keys::{Keys, Scope};
+use super::request;
+use crate::protocol::{ApiKey, Code, TenantId};
+use crate::store::Actor;
+
+/// How a server knows who asks.
+///
+/// Without API keys the `Tenant-Id` header is trusted, which is for a loopback address or for a network where something in
+/// front of the server sets that header. With keys the tenant is the key's own, and a header that names another is refused.
+#[derive(Debug, Clone, Default)]
+pub struct Auth(Option<Keys>);
+
+impl Auth {
+    /// Trusts the `Tenant-Id` header. The default.
+    pub fn tenant_header() -> Self {
+        Self(None)
+    }
+
+    /// Takes the tenant and the actor from an API key, sent as `Authorization: Bearer …`.
+    pub fn keys(keys: Keys) -> Self {
+        Self(Some(keys))
+    }
+
+    /// Whether anyone may name any tenant.
+    pub fn trusts_tenant_header(&self) -> bool {
+        self.0.is_none()
+    }
+
+    /// Says who asks, or refuses.
+    pub(super) fn caller(&self, headers: &HeaderMap) -> Result<Caller, Refusal> {
+        match &self.0 {
+            Some(keys) => by_key(keys, headers)?.ok_or_else(|| {
+                unauthorized("this server needs an API key; send 'Authorization: Bearer …'")
+            }),
+            None => by_header(headers)?
+                .ok_or_else(|| Refusal::invalid(request::missing(&request::TENANT))),
+        }
+    }
+
+    /// Says who asks, if anyone says so. Credentials that are there must be good.
+    pub(super) fn caller_if_any(&self, headers: &HeaderMap) -> Result<Option<Caller>, Refusal> {
+        match &self.0 {
+            Some(keys) => by_key(keys, headers),
+            None => by_header(headers),
+        }
+    }
+}
+
+/// Who asks.
+#[derive(Debug)]
+pub(super) struct Caller {
+    pub(super) tenant_id: TenantId,
+    pub(super) actor: Actor,
+    scope: Scope,
+}
+
+impl Caller {
+    /// Lets those pass who may decide and submit.
+    pub(super) fn may_decide(self) -> Result<Self, Refusal> {
+        match self.scope {
+            Scope::Decide => Ok(self),
+            Scope::Read => Err(Refusal::new(
+                Code::Forbidden,
+                "this API key has the scope 'read'; 'decide' is needed",
+            )),
+        }
+    }
+}
+
+fn by_header(headers: &HeaderMap) -> Result<Option<Caller>, Refusal> {
+    if headers.contains_key(AUTHORIZATION) {
+        // To ignore it would take any key for a good one.
+        return Err(unauthorized(
+            "this server has no API keys configured; send 'Tenant-Id' and no 'Authorization'",
+        ));
+    }
+    let tenant_id = request::identifier(headers, &request::TENANT, TenantId::new)?;
+    Ok(tenant_id.map(|tenant_id| Caller {
+        tenant_id,
+        actor: Actor::new("tenant-header"),
+        scope: Scope::Decide,
+    }))
+}
+
+fn by_key(keys: &Keys, headers: &HeaderMap) -> Result<Option<Caller>, Refusal> {
+    let Some(value) = headers.get(AUTHORIZATION) else {
+        return Ok(None);
+    };
+    let key = bearer(value.as_bytes())
+        .ok_or_else(|| unauthorized("the Authorization header is not 'Bearer' and an API key"))?;
+    let owner = keys
+        .owner(&key)
+        .ok_or_else(|| unauthorized("the API key is unknown"))?;
+    let named = request::identifier(headers, &request::TENANT, TenantId::new)?;
+    if named.is_some_and(|named| named != owner.tenant_id) {
+        return Err(Refusal::new(
+            Code::Forbidden,
+            "the API key is another tenant's than the one that the Tenant-Id header names",
+        ));
+    }
+    Ok(Some(Caller {
+        tenant_id: owner.tenant_id.clone(),
+        actor: owner.actor.clone(),
+        scope: owner.scope,
+    }))
+}
+
+/// Reads `Bearer`, in any case, and one token behind it (RFC 6750, section 2.1).
+fn bearer(value: &[u8]) -> Option<ApiKey> {
+    const SCHEME: &[u8] = b"bearer ";
+    let (scheme, token) = value.split_at_checked(SCHEME.len())?;
+    if !scheme.eq_ignore_ascii_case(SCHEME) {
+        return None;
+    }
+    let token = std::str::from_utf8(token).ok()?;
+    ApiKey::new(token.trim_matches(' ')).ok()
+}
+
+fn unauthorized(detail: &'static str) -> Refusal {
+    Refusal::new(Code::Unauthorized, detail)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bearer_token_is_read_whatever_the_case_of_its_scheme() {
+        for value in ["Bearer k", "bearer k", "BEARER   k"] {
+            assert_eq!(bearer(value.as_bytes()).unwrap().as_str(), "k", "{value}");
+        }
+        for value in [
+            "",
+            "k",
+            "Bearer",
+            "Bearer ",
+            "Bearerk",
+            "Basic k",
+            "Bearer a b",
+            "Bearer é",
+        ] {
+            assert!(bearer(value.as_bytes()).is_none(), "{value}");
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! Reads request bodies within bounds of bytes and time, and gets rid of those that nobody wants.
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use bytes::{Buf, BufMut};
+use http::HeaderMap;
+use http::header::EXPECT;
+use http_body::Body;
+use http_body_util::BodyExt;
+use tokio::time::timeout;
+
+use super::answer::Refusal;
+use crate::protocol::Code;
+
+/// How much of an unwanted body is read and thrown away, so that the client gets to the answer and not to a reset.
+const DISCARD_BYTES: usize = 16 * 1024 * 1024;
+
+/// How long an unwanted body is read.
+const DISCARD_TIME: Duration = Duration::from_secs(2);
+
+/// A request body that is being received.
+pub(super) struct Upload<'a, B> {
+    body: Pin<&'a mut B>,
+    /// Whether the client waits for `100 Continue` and has not been asked for the body yet.
+    withheld: bool,
+    state: State,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Open,
+    Ended,
+    Broken,
+}
+
+impl<'a, B: Body> Upload<'a, B> {
+    pub(super) fn new(body: Pin<&'a mut B>, headers: &HeaderMap) -> Self {
+        let ended = body.is_end_stream();
+        Self {
+            body,
+            withheld: headers.contains_key(EXPECT),
+            state: if ended { State::Ended } else { State::Open },
+        }
+    }
+
+    /// Reads the whole body.
+    pub(super) async fn read(
+        &mut self,
+        limit: usize,
+        within: Duration,
+    ) -> Result<Vec<u8>, Refusal> {
+        let too_large = || {
+            Refusal::new(
+                Code::PayloadTooLarge,
+                format!("the body has more than {limit} bytes; allowed are {limit}"),
+            )
+        };
+        let announced = usize::try_from(self.body.size_hint().lower()).unwrap_or(usize::MAX);
+        if announced > limit {
+            return Err(too_large());
+        }
+        let late = || {
+            Refusal::new(
+                Code::RequestTimeout,
+                format!("the body did not arrive within {within:?}"),
+            )
+        };
+        // A length is a claim: room is made for what has come.
+        let mut bytes = Vec::with_capacity(announced.min(8 * 1024));
+        let read = async {
+            while let Some(frame) = self.frame().await? {
+                let Some(data) = frame else { continue };
+                if data.remaining() > limit - bytes.len() {
+                    return Err(too_large());
+                }
+                bytes.put(data);
+            }
+            Ok(())
+        };
+        timeout(within, read).await.map_err(|_| late())??;
+        Ok(bytes)
+    }
+
+    /// Reads on and throws away. Returns whether the body came to its end.
+    pub(super) async fn discard(&mut self) -> bool {
+        // A body that was not asked for is not being sent.
+        if self.withheld || self.state != State::Open {
+            return self.state == State::Ended;
+        }
+        let read = async {
+            let mut len = 0;
+            while let Ok(Some(frame)) = self.frame().await {
+                len += frame.map_or(0, |data| data.remaining());
+                if len > DISCARD_BYTES {
+                    break;
+                }
+            }
+        };
+        _ = timeout(DISCARD_TIME, read).await;
+        self.state == State::Ended
+    }
+
+    /// The next piece of data; `Some(None)` for a frame without any, `None` at the end.
+    async fn frame(&mut self) -> Result<Option<Option<B::Data>>, Refusal> {
+        if self.state != State::Open {
+            return Ok(None);
+        }
+        self.withheld = false;
+        match self.body.frame().await {
+            Some(Ok(frame)) => Ok(Some(frame.into_data().ok())),
+            Some(Err(_)) => {
+                self.state = State::Broken;
+                Err(Refusal::invalid("the body broke off or is badly framed"))
+            }
+            None => {
+                self.state = State::Ended;
+                Ok(None)
+            }
+        }
+    }
+}

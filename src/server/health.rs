@@ -1,0 +1,137 @@
+//! `GET /livez` and `GET /readyz`, beside the endpoints and outside the prefix.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_util::future::Either;
+use http::{Method, Request, Response, StatusCode};
+use http_body::Body;
+use serde::Serialize;
+use tokio::sync::Mutex;
+use tokio::time::{Instant, timeout};
+use tower_service::Service;
+
+use super::answer::{self, Answer, Refusal, ResponseBody};
+use super::service::{HitlService, ResponseFuture, warn_of};
+use crate::store::Store;
+
+/// How long the store may take to show that it takes a write.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long a good check stands, as each one costs a write and anyone may ask.
+const CHECK_AGE: Duration = Duration::from_secs(1);
+
+/// A [`HitlService`] with the two health checks beside it.
+pub(super) struct WithHealth<St> {
+    service: HitlService<St>,
+    last_good: Arc<Mutex<Option<Instant>>>,
+}
+
+impl<St: Store> WithHealth<St> {
+    pub(super) fn new(service: HitlService<St>) -> Self {
+        Self {
+            service,
+            last_good: Arc::default(),
+        }
+    }
+}
+
+impl<St> Clone for WithHealth<St> {
+    fn clone(&self) -> Self {
+        Self {
+            service: self.service.clone(),
+            last_good: Arc::clone(&self.last_good),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Health {
+    status: &'static str,
+}
+
+const GOOD: Health = Health { status: "ok" };
+
+#[derive(Clone, Copy)]
+enum Check {
+    Live,
+    Ready,
+}
+
+impl<St: Store> WithHealth<St> {
+    async fn check(self, check: Check, method: Method) -> Answer {
+        let result = match check {
+            _ if method != Method::GET && method != Method::HEAD => {
+                Err(Refusal::method("GET, HEAD"))
+            }
+            Check::Live => Ok(()),
+            Check::Ready => self.ready().await,
+        };
+        let mut answer = match result {
+            Ok(()) => answer::success(StatusCode::OK, &GOOD),
+            Err(refusal) => refusal.into_answer(),
+        };
+        if method == Method::HEAD {
+            answer::without_body(&mut answer);
+        }
+        answer
+    }
+
+    async fn ready(&self) -> Result<(), Refusal> {
+        let shared = self.service.shared();
+        if shared.drain.has_started() {
+            return Err(Refusal::unavailable("the server is shutting down"));
+        }
+        let check = async {
+            // One at a time: those who wait take the result of the one before them, if it is good.
+            let mut last_good = self.last_good.lock().await;
+            if last_good.is_some_and(|at| at.elapsed() < CHECK_AGE) {
+                return Ok(());
+            }
+            shared.store.check().await?;
+            *last_good = Some(Instant::now());
+            Ok(())
+        };
+        match timeout(CHECK_TIMEOUT, check).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => {
+                warn_of(&error);
+                Err(Refusal::unavailable("the store takes no writes"))
+            }
+            Err(_) => Err(Refusal::unavailable(format!(
+                "the store took no write within {CHECK_TIMEOUT:?}"
+            ))),
+        }
+    }
+}
+
+impl<St, B> Service<Request<B>> for WithHealth<St>
+where
+    St: Store,
+    B: Body + Send + 'static,
+{
+    type Response = Response<ResponseBody>;
+    type Error = Infallible;
+    type Future = Either<
+        ResponseFuture,
+        Pin<Box<dyn Future<Output = Result<Response<ResponseBody>, Infallible>> + Send>>,
+    >;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let check = match request.uri().path() {
+            "/livez" | "/livez/" => Check::Live,
+            "/readyz" | "/readyz/" => Check::Ready,
+            _ => return Either::Left(self.service.call(request)),
+        };
+        let this = self.clone();
+        let method = request.method().clone();
+        Either::Right(Box::pin(async move { Ok(this.check(check, method).await) }))
+    }
+}

@@ -1,0 +1,240 @@
+//! API keys: who may ask, for which tenant, and for what. Only digests are kept.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::fmt;
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+use crate::protocol::{ApiKey, TenantId, hex};
+use crate::store::Actor;
+
+/// What an API key allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Scope {
+    /// Everything: `decide`. The default.
+    Decide,
+    /// To read, and neither to decide nor to submit: `read`.
+    Read,
+}
+
+/// The API keys that a server knows, by their SHA-256 digests. Cheap to clone.
+///
+/// A keys file has one line for each key, its fields parted by white space, and comments on lines of their own:
+///
+/// ```text
+/// # SHA-256 of the key, in hexadecimal                             tenant  name  scope (decide or read)
+/// 0f5a…64 digits…c1                                                acme    alice
+/// 77be…64 digits…09                                                acme    dashboard  read
+/// ```
+///
+/// The name is what the audit trail says of a decision. Two keys may have one name, as while one replaces the other.
+#[derive(Clone, Default)]
+pub struct Keys(Arc<HashMap<[u8; 32], Owner>>);
+
+/// Who holds a key.
+pub(super) struct Owner {
+    pub(super) tenant_id: TenantId,
+    pub(super) actor: Actor,
+    pub(super) scope: Scope,
+    line: usize,
+}
+
+impl Keys {
+    /// Parses a keys file. Without any line it lets nobody in.
+    ///
+    /// # Errors
+    ///
+    /// If a line is malformed or repeats a digest. The error names the line and repeats nothing of it, as it may hold a
+    /// secret by mistake.
+    pub fn parse(text: &str) -> Result<Self, KeysError> {
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+        let mut keys = HashMap::new();
+        for (line, content) in (1..).zip(text.lines()) {
+            let content = content.trim();
+            if content.is_empty() || content.starts_with('#') {
+                continue;
+            }
+            let fault = |fault: String| KeysError { line, fault };
+            let (digest, owner) = parse_line(line, content).map_err(fault)?;
+            match keys.entry(digest) {
+                Entry::Vacant(entry) => {
+                    entry.insert(owner);
+                }
+                Entry::Occupied(entry) => {
+                    let first = entry.get().line;
+                    return Err(fault(format!("the digest is on line {first} already")));
+                }
+            }
+        }
+        Ok(Self(Arc::new(keys)))
+    }
+
+    /// Returns the digest by which a keys file names `key`: 64 hexadecimal digits.
+    ///
+    /// ```
+    /// use aegis_hitl::ApiKey;
+    /// use aegis_hitl::server::Keys;
+    ///
+    /// let line = format!("{} acme alice", Keys::digest(&ApiKey::new("sk_live_1")?));
+    /// assert_eq!(Keys::parse(&line)?.len(), 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn digest(key: &ApiKey) -> String {
+        hex(&digest(key))
+    }
+
+    /// Returns the number of keys.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there is no key, and so nobody is let in.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Finds who holds `key`.
+    ///
+    /// The look-up compares digests, not secrets. What its time could tell of a digest on file helps nobody: to come near
+    /// to it, a caller would have to know a text with a like SHA-256 digest, and the map's hash has a random key.
+    pub(super) fn owner(&self, key: &ApiKey) -> Option<&Owner> {
+        self.0.get(&digest(key))
+    }
+}
+
+impl fmt::Debug for Keys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Keys").field("len", &self.len()).finish()
+    }
+}
+
+fn digest(key: &ApiKey) -> [u8; 32] {
+    Sha256::digest(key.as_str().as_bytes()).into()
+}
+
+fn parse_line(line: usize, content: &str) -> Result<([u8; 32], Owner), String> {
+    let mut fields = content.split_whitespace();
+    let (Some(digest), Some(tenant), Some(name)) = (fields.next(), fields.next(), fields.next())
+    else {
+        return Err("allowed are a SHA-256 digest, a tenant, a name and a scope".to_owned());
+    };
+    let digest = unhex(digest)
+        .ok_or("the first field is not 64 hexadecimal digits, the SHA-256 digest of a key")?;
+    let tenant_id = TenantId::new(tenant).map_err(|error| error.to_string())?;
+    let scope = match fields.next() {
+        None | Some("decide") => Scope::Decide,
+        Some("read") => Scope::Read,
+        Some(_) => return Err("the scope is neither 'decide' nor 'read'".to_owned()),
+    };
+    if fields.next().is_some() {
+        return Err("there are more than four fields".to_owned());
+    }
+    let owner = Owner {
+        tenant_id,
+        actor: Actor::new(name),
+        scope,
+        line,
+    };
+    Ok((digest, owner))
+}
+
+fn unhex(text: &str) -> Option<[u8; 32]> {
+    let mut bytes = [0; 32];
+    if text.len() != 64 {
+        return None;
+    }
+    for (byte, digits) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+        let [high, low] = [digits[0], digits[1]].map(|digit| char::from(digit).to_digit(16));
+        *byte = u8::try_from(high? * 16 + low?).ok()?;
+    }
+    Some(bytes)
+}
+
+/// What is wrong with a keys file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeysError {
+    line: usize,
+    fault: String,
+}
+
+impl KeysError {
+    /// Returns the number of the line, from 1.
+    pub fn line(&self) -> usize {
+        self.line
+    }
+}
+
+impl fmt::Display for KeysError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "line {} of the keys: {}", self.line, self.fault)
+    }
+}
+
+impl std::error::Error for KeysError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ABC: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+
+    fn key(text: &str) -> ApiKey {
+        ApiKey::new(text).unwrap()
+    }
+
+    #[test]
+    fn a_digest_is_sha_256_in_hexadecimal() {
+        assert_eq!(Keys::digest(&key("abc")), ABC);
+        assert_eq!(unhex(ABC).map(|bytes| hex(&bytes)).as_deref(), Some(ABC));
+    }
+
+    #[test]
+    fn a_line_says_whose_key_it_is_and_what_it_allows() {
+        let text = format!(
+            "\u{feff}# keys\r\n\r\n  {}\tacme  alice \r\n{} acme bot read",
+            ABC.to_uppercase(),
+            Keys::digest(&key("two"))
+        );
+        let keys = Keys::parse(&text).unwrap();
+        assert_eq!(keys.len(), 2);
+        let alice = keys.owner(&key("abc")).unwrap();
+        assert_eq!(alice.tenant_id.as_str(), "acme");
+        assert_eq!(alice.actor.as_str(), "alice");
+        assert_eq!(alice.scope, Scope::Decide);
+        assert_eq!(keys.owner(&key("two")).unwrap().scope, Scope::Read);
+        assert!(keys.owner(&key("three")).is_none());
+    }
+
+    #[test]
+    fn an_error_names_the_line_and_repeats_nothing_of_it() {
+        let cases = [
+            ("sk_live_1 acme alice".to_owned(), "the first field is not"),
+            (format!("{ABC} acme"), "allowed are"),
+            (format!("{ABC} acme alice write"), "the scope is neither"),
+            (format!("{ABC} acme alice read x"), "more than four fields"),
+            (format!("{ABC} akmé alice"), "the tenant id has"),
+            (format!("{ABC}é acme alice"), "the first field is not"),
+            (
+                format!("{} acme alice", "é".repeat(32)),
+                "the first field is not",
+            ),
+            (format!("{ABC} a b\n{ABC} c d"), "on line 2 already"),
+        ];
+        for (content, what) in cases {
+            let error = Keys::parse(&format!("# first\n{content}")).unwrap_err();
+            let text = error.to_string();
+            assert!(text.contains(what), "{text}");
+            assert!(!text.contains("sk_live_1") && !text.contains(ABC), "{text}");
+            assert!(error.line() >= 2);
+        }
+    }
+
+    #[test]
+    fn debug_shows_no_digest() {
+        let keys = Keys::parse(&format!("{ABC} acme alice")).unwrap();
+        assert_eq!(format!("{keys:?}"), "Keys { len: 1 }");
+    }
+}

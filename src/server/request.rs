@@ -1,0 +1,190 @@
+//! What a request's headers say.
+
+use http::header::{
+    AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName,
+    HeaderValue,
+};
+
+use super::answer::Refusal;
+use crate::protocol::{
+    Code, IDEMPOTENCY_KEY, IdempotencyKey, InvalidValue, MAX_LEN, RequestId, TENANT_ID, THREAD_ID,
+    ThreadId, X_REQUEST_ID,
+};
+
+/// A header and how people write its name.
+pub(super) struct Field {
+    name: HeaderName,
+    label: &'static str,
+}
+
+impl Field {
+    const fn new(name: HeaderName, label: &'static str) -> Self {
+        Self { name, label }
+    }
+}
+
+pub(super) static TENANT: Field = Field::new(TENANT_ID, "Tenant-Id");
+static THREAD: Field = Field::new(THREAD_ID, "Thread-Id");
+static KEY: Field = Field::new(IDEMPOTENCY_KEY, "Idempotency-Key");
+static CALL: Field = Field::new(X_REQUEST_ID, "X-Request-Id");
+static CREDENTIAL: Field = Field::new(AUTHORIZATION, "Authorization");
+static MEDIA_TYPE: Field = Field::new(CONTENT_TYPE, "Content-Type");
+static LENGTH: Field = Field::new(CONTENT_LENGTH, "Content-Length");
+
+/// The headers of which a second one could mean another request.
+static SINGLE: [&Field; 7] = [
+    &TENANT,
+    &THREAD,
+    &KEY,
+    &CALL,
+    &CREDENTIAL,
+    &MEDIA_TYPE,
+    &LENGTH,
+];
+
+/// Refuses repeated headers: two servers that read such a request could take different ones.
+pub(super) fn refuse_repeated(headers: &HeaderMap) -> Result<(), Refusal> {
+    for field in SINGLE {
+        if headers.get_all(&field.name).iter().nth(1).is_some() {
+            let label = field.label;
+            return Err(Refusal::invalid(format!(
+                "the {label} header is repeated; allowed is one"
+            )));
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn missing(field: &Field) -> String {
+    let label = field.label;
+    format!("the {label} header is missing; allowed are 1 to {MAX_LEN} visible ASCII characters")
+}
+
+/// Reads an identifier, if it is there.
+pub(super) fn identifier<T>(
+    headers: &HeaderMap,
+    field: &Field,
+    parse: impl FnOnce(String) -> Result<T, InvalidValue>,
+) -> Result<Option<T>, Refusal> {
+    header(headers, field, |value| {
+        // A byte that is no UTF-8 becomes a character that is no ASCII, and is refused at its place.
+        parse(String::from_utf8_lossy(value.as_bytes()).into_owned())
+    })
+}
+
+fn header<T>(
+    headers: &HeaderMap,
+    field: &Field,
+    parse: impl FnOnce(&HeaderValue) -> Result<T, InvalidValue>,
+) -> Result<Option<T>, Refusal> {
+    let Some(value) = headers.get(&field.name) else {
+        return Ok(None);
+    };
+    parse(value)
+        .map(Some)
+        .map_err(|error| Refusal::invalid(format!("the {} header: {error}", field.label)))
+}
+
+pub(super) fn thread_id(headers: &HeaderMap) -> Result<ThreadId, Refusal> {
+    identifier(headers, &THREAD, ThreadId::new)?.ok_or_else(|| Refusal::invalid(missing(&THREAD)))
+}
+
+pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<IdempotencyKey, Refusal> {
+    header(headers, &KEY, IdempotencyKey::from_header)?
+        .ok_or_else(|| Refusal::invalid(missing(&KEY)))
+}
+
+pub(super) fn call_id(headers: &HeaderMap) -> Result<Option<RequestId>, Refusal> {
+    identifier(headers, &CALL, RequestId::new)
+}
+
+/// The `X-Request-Id` to be echoed: the one that came, if it is valid.
+pub(super) fn echo(headers: &HeaderMap) -> Option<HeaderValue> {
+    let mut values = headers.get_all(X_REQUEST_ID).iter();
+    let value = values.next().filter(|_| values.next().is_none())?;
+    let bytes = value.as_bytes();
+    let valid = (1..=MAX_LEN).contains(&bytes.len()) && bytes.iter().all(u8::is_ascii_graphic);
+    valid.then(|| value.clone())
+}
+
+/// Refuses bodies that are compressed.
+pub(super) fn refuse_encoded(headers: &HeaderMap) -> Result<(), Refusal> {
+    for value in headers.get_all(CONTENT_ENCODING) {
+        let identity = value.as_bytes().split(|byte| *byte == b',').all(|coding| {
+            let coding = coding.trim_ascii();
+            coding.is_empty() || coding.eq_ignore_ascii_case(b"identity")
+        });
+        if !identity {
+            return Err(Refusal::new(
+                Code::UnsupportedMediaType,
+                "the body has a content coding; allowed is 'identity', or no Content-Encoding header",
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses bodies that are not declared as JSON.
+pub(super) fn refuse_other_than_json(headers: &HeaderMap) -> Result<(), Refusal> {
+    let fault = match headers.get(CONTENT_TYPE) {
+        Some(value) if is_json(value.as_bytes()) => return Ok(()),
+        Some(_) => "the Content-Type is not JSON",
+        None => "the body has no Content-Type",
+    };
+    Err(Refusal::new(
+        Code::UnsupportedMediaType,
+        format!("{fault}; allowed are 'application/json' and 'application/*+json'"),
+    ))
+}
+
+fn is_json(media_type: &[u8]) -> bool {
+    let essence = media_type.split(|byte| *byte == b';').next();
+    let essence = essence.unwrap_or_default().trim_ascii();
+    let Ok(essence) = std::str::from_utf8(essence) else {
+        return false;
+    };
+    let essence = essence.to_ascii_lowercase();
+    let Some(subtype) = essence.strip_prefix("application/") else {
+        return false;
+    };
+    match subtype.strip_suffix("+json") {
+        Some(name) => !name.is_empty() && name.bytes().all(is_token),
+        None => subtype == "json",
+    }
+}
+
+/// RFC 9110, section 5.6.2, without the letters that are upper case.
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_is_known_by_its_media_type() {
+        for value in [
+            "application/json",
+            "Application/JSON; charset=utf-8",
+            "application/json ;x=\"a;b\"",
+            "application/vnd.acme.v2+json",
+        ] {
+            assert!(is_json(value.as_bytes()), "{value}");
+        }
+        for value in [
+            "",
+            "json",
+            "text/json",
+            "text/plain",
+            "application/jsonp",
+            "application/+json",
+            "application/a/b+json",
+            "application/json, text/plain",
+            "application/xml+json+x",
+            "application/é+json",
+        ] {
+            assert!(!is_json(value.as_bytes()), "{value}");
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! Which endpoint a path and a method name.
+
+use http::Method;
+
+use super::answer::Refusal;
+use crate::protocol::Decision;
+
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Route<'a> {
+    Decide(Decision),
+    Submit,
+    Status(&'a str),
+}
+
+impl<'a> Route<'a> {
+    /// Matches byte by byte: nothing is decoded, folded or collapsed, so a path has one spelling, with or without a slash
+    /// at its end.
+    pub(super) fn of(prefix: &str, method: &Method, path: &'a str) -> Result<Self, Refusal> {
+        let nothing = || Refusal::not_found("there is no such path");
+        let rest = path
+            .strip_prefix(prefix)
+            .and_then(|path| path.strip_prefix("/hitl/"))
+            .ok_or_else(nothing)?;
+        let rest = rest.strip_suffix('/').unwrap_or(rest);
+        let post = *method == Method::POST;
+        match rest.split_once('/') {
+            None if rest.is_empty() => Err(nothing()),
+            None if rest == "actions" => {
+                if post {
+                    Ok(Self::Submit)
+                } else {
+                    Err(Refusal::method("POST"))
+                }
+            }
+            None => match rest.parse::<Decision>() {
+                Ok(decision) if post => Ok(Self::Decide(decision)),
+                Ok(_) => Err(Refusal::method("POST")),
+                Err(unknown) if post => Err(Refusal::not_found(unknown.to_string())),
+                Err(_) => Err(nothing()),
+            },
+            Some(("status", id)) if !id.is_empty() && !id.contains('/') => {
+                if *method == Method::GET || *method == Method::HEAD {
+                    Ok(Self::Status(id))
+                } else {
+                    Err(Refusal::method("GET, HEAD"))
+                }
+            }
+            Some(_) => Err(nothing()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(method: Method, path: &str) -> Result<Route<'_>, u16> {
+        Route::of("/api/v1", &method, path)
+            .map_err(|refusal| refusal.into_answer().status().as_u16())
+    }
+
+    #[test]
+    fn both_slash_forms_serve() {
+        for path in ["/api/v1/hitl/approve", "/api/v1/hitl/approve/"] {
+            assert_eq!(
+                status(Method::POST, path),
+                Ok(Route::Decide(Decision::Approve))
+            );
+        }
+        for path in ["/api/v1/hitl/status/x", "/api/v1/hitl/status/x/"] {
+            assert_eq!(status(Method::HEAD, path), Ok(Route::Status("x")));
+        }
+        assert_eq!(
+            status(Method::POST, "/api/v1/hitl/actions/"),
+            Ok(Route::Submit)
+        );
+    }
+
+    #[test]
+    fn a_path_has_no_other_spelling() {
+        for path in [
+            "",
+            "*",
+            "/",
+            "/api/v1",
+            "/api/v1/hitl",
+            "/api/v1/hitl/",
+            "/api/v1/hitl//",
+            "/api/v1/hitl//approve",
+            "/api/v1//hitl/approve",
+            "/api/v1/hitl/approve//",
+            "/api/v1/hitl/./approve",
+            "/api/v1/hitl/status/../approve",
+            "/api/v1/hitl/%61pprove",
+            "/api/v1/hitl/approve%2f",
+            "/api/v1/hitl/Approve",
+            "/api/v1/hitl/approve/x",
+            "/api/v1/hitl/status",
+            "/api/v1/hitl/status/",
+            "/hitl/approve",
+        ] {
+            assert_eq!(status(Method::POST, path), Err(404), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_method_is_told_from_a_wrong_path() {
+        assert_eq!(status(Method::GET, "/api/v1/hitl/approve"), Err(405));
+        assert_eq!(status(Method::PUT, "/api/v1/hitl/actions"), Err(405));
+        assert_eq!(status(Method::POST, "/api/v1/hitl/status/x"), Err(405));
+        assert_eq!(status(Method::GET, "/api/v1/hitl/aprove"), Err(404));
+    }
+}

@@ -1,0 +1,182 @@
+//! The server: an address, its settings, and the rule on whom it may trust.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, ToSocketAddrs};
+
+use super::accept::{self, Limits};
+use super::health::WithHealth;
+use super::service::HitlService;
+use crate::store::Store;
+
+/// Serves a [`HitlService`] over HTTP/1.1 and HTTP/2 (with prior knowledge), with `GET /livez` and `GET /readyz` beside it.
+///
+/// Connections on which no request has started within [`header_timeout`](Self::header_timeout) are closed, and the number of
+/// connections, the size and number of headers and the number of streams are limited.
+#[derive(Debug)]
+#[must_use]
+pub struct Server {
+    listener: TcpListener,
+    limits: Limits,
+    drain_timeout: Duration,
+    trust_tenant_header: bool,
+}
+
+impl Server {
+    /// Binds an address.
+    ///
+    /// # Errors
+    ///
+    /// If the address cannot be bound.
+    pub async fn bind(address: impl ToSocketAddrs) -> io::Result<Self> {
+        Ok(Self::from_listener(TcpListener::bind(address).await?))
+    }
+
+    /// Serves on a listener that is bound already.
+    pub fn from_listener(listener: TcpListener) -> Self {
+        Self {
+            listener,
+            limits: Limits::default(),
+            drain_timeout: Duration::from_secs(30),
+            trust_tenant_header: false,
+        }
+    }
+
+    /// Returns the address that is bound.
+    ///
+    /// # Errors
+    ///
+    /// If the operating system does not say.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Sets how long a client may take to send a request's headers, and how long an HTTP/1.1 connection may be idle before
+    /// they begin. The default is 8 s.
+    pub fn header_timeout(mut self, timeout: Duration) -> Self {
+        self.limits.header_timeout = timeout;
+        self
+    }
+
+    /// Sets how long a client may leave an answer unread, with all buffers full, before its connection is closed. The
+    /// default is 30 s.
+    pub fn write_timeout(mut self, timeout: Duration) -> Self {
+        self.limits.write_timeout = timeout;
+        self
+    }
+
+    /// Sets how long requests in flight may take to end once the server shuts down. The default is 30 s.
+    pub fn drain_timeout(mut self, timeout: Duration) -> Self {
+        self.drain_timeout = timeout;
+        self
+    }
+
+    /// Sets the most connections at a time, at least 1; further ones wait to be accepted. The default is 4096.
+    pub fn max_connections(mut self, connections: usize) -> Self {
+        self.limits.max_connections = connections;
+        self
+    }
+
+    /// Sets whether a service that trusts the `Tenant-Id` header may be served on an address that is not loopback. The
+    /// default is `false`.
+    pub fn trust_tenant_header(mut self, trust: bool) -> Self {
+        self.trust_tenant_header = trust;
+        self
+    }
+
+    /// Serves until `shutdown` completes, and then until the requests in flight have ended or the drain timeout is over.
+    ///
+    /// From the moment of the shutdown on no connection is accepted, waits for a decision end with the present state, new
+    /// requests on kept connections are answered 503, and connections are closed behind their last answer. What is then
+    /// still open at the deadline is cut.
+    ///
+    /// # Errors
+    ///
+    /// If the service trusts the `Tenant-Id` header, the address is not loopback, and
+    /// [`trust_tenant_header`](Self::trust_tenant_header) is not set: anyone who can reach the server could then speak for
+    /// every tenant. Errors of single connections, or of accepting one, do not end the server.
+    pub async fn serve<St: Store>(
+        self,
+        service: HitlService<St>,
+        shutdown: impl Future<Output = ()>,
+    ) -> Result<Shutdown, ServeError> {
+        let address = self.local_addr().map_err(ServeError::io)?;
+        let loopback = address.ip().to_canonical().is_loopback();
+        if service.auth().trusts_tenant_header() && !loopback && !self.trust_tenant_header {
+            return Err(ServeError(Kind::Untrusted(address)));
+        }
+        let drain = service.shared().drain.clone();
+        let service = WithHealth::new(service);
+        let connections = accept::run(self.listener, self.limits, service, drain, shutdown).await;
+        Ok(connections.end(self.drain_timeout).await)
+    }
+}
+
+/// How a server ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+#[non_exhaustive]
+pub enum Shutdown {
+    /// Every request in flight was answered.
+    Drained,
+    /// The drain timeout was over, and the connections that were still open were cut.
+    Aborted {
+        /// How many.
+        connections: usize,
+    },
+}
+
+impl Shutdown {
+    /// Whether every request in flight was answered.
+    pub fn is_drained(self) -> bool {
+        self == Self::Drained
+    }
+}
+
+/// Why a server does not serve.
+#[derive(Debug)]
+pub struct ServeError(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    Untrusted(SocketAddr),
+    Io(io::Error),
+}
+
+impl ServeError {
+    fn io(error: io::Error) -> Self {
+        Self(Kind::Io(error))
+    }
+
+    /// Whether the tenant header would have been trusted on an address that is not loopback.
+    pub fn is_untrusted_address(&self) -> bool {
+        matches!(self.0, Kind::Untrusted(_))
+    }
+}
+
+impl fmt::Display for ServeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Kind::Untrusted(address) => write!(
+                f,
+                "{address} is not a loopback address, and without API keys anyone who reaches it could act for every \
+                 tenant; configure API keys, or trust the Tenant-Id header explicitly (--trust-tenant-header)"
+            ),
+            Kind::Io(_) => f.write_str("the listener has no address"),
+        }
+    }
+}
+
+impl StdError for ServeError {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        match &self.0 {
+            Kind::Untrusted(_) => None,
+            Kind::Io(error) => Some(error),
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! The service that answers the endpoints.
+
+use std::convert::Infallible;
+use std::error::Error as StdError;
+use std::fmt;
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version, request::Parts};
+use http_body::Body;
+use tokio::time::timeout;
+use tower_service::Service;
+
+use super::answer::{self, Answer, Refusal, ResponseBody};
+use super::auth::Auth;
+use super::body::Upload;
+use super::drain::Drain;
+use super::request;
+use super::route::Route;
+use super::settings::{HitlServiceBuilder, Settings};
+use crate::protocol::{Action, Body as JsonBody, RequestId};
+use crate::store::{Store, StoreError};
+
+/// Answers the four endpoints over a [`Store`]: approve, reject, status and submit.
+///
+/// It is always ready, never fails, and is cheap to clone. Every answer is JSON, and every error a problem of RFC 9457.
+///
+/// ```
+/// use aegis_hitl::server::HitlService;
+/// use aegis_hitl::store::Store;
+///
+/// # fn example(store: impl Store) -> Result<(), Box<dyn std::error::Error>> {
+/// let service = HitlService::builder(store)
+///     .prefix("/api/v1")
+///     .require_submission(true)
+///     .build()?;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// Dropping the future of a request does not take back a decision that the store was asked to record.
+pub struct HitlService<St> {
+    shared: Arc<Shared<St>>,
+}
+
+pub(super) struct Shared<St> {
+    pub(super) store: St,
+    pub(super) settings: Settings,
+    pub(super) drain: Drain,
+}
+
+impl<St> Clone for HitlService<St> {
+    fn clone(&self) -> Self {
+        Self {
+            shared: Arc::clone(&self.shared),
+        }
+    }
+}
+
+impl<St> fmt::Debug for HitlService<St> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HitlService")
+            .field("settings", &self.shared.settings)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<St: Store> HitlService<St> {
+    /// Makes a service with the default settings: the tenant header is trusted.
+    pub fn new(store: St) -> Self {
+        Self::with_settings(store, Settings::default())
+    }
+
+    /// Starts to build a service with other settings.
+    pub fn builder(store: St) -> HitlServiceBuilder<St> {
+        HitlServiceBuilder::new(store)
+    }
+
+    pub(super) fn with_settings(store: St, settings: Settings) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                store,
+                settings,
+                drain: Drain::new(),
+            }),
+        }
+    }
+
+    /// Ends every wait for a decision and answers 503 to new requests, for good, on all clones.
+    ///
+    /// [`Server`](super::Server) does this when it shuts down; call it where the service is mounted elsewhere.
+    pub fn drain(&self) {
+        self.shared.drain.start();
+    }
+
+    /// Returns how the service knows who asks.
+    pub fn auth(&self) -> &Auth {
+        &self.shared.settings.auth
+    }
+
+    pub(super) fn shared(&self) -> &Shared<St> {
+        &self.shared
+    }
+}
+
+impl<St, B> Service<Request<B>> for HitlService<St>
+where
+    St: Store,
+    B: Body + Send + 'static,
+{
+    type Response = Response<ResponseBody>;
+    type Error = Infallible;
+    type Future = ResponseFuture;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> ResponseFuture {
+        let shared = Arc::clone(&self.shared);
+        ResponseFuture(Box::pin(async move { shared.answer(request).await }))
+    }
+}
+
+/// The future of an answer.
+pub struct ResponseFuture(Pin<Box<dyn Future<Output = Answer> + Send>>);
+
+impl Future for ResponseFuture {
+    type Output = Result<Response<ResponseBody>, Infallible>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.0.as_mut().poll(cx).map(Ok)
+    }
+}
+
+impl fmt::Debug for ResponseFuture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseFuture").finish_non_exhaustive()
+    }
+}
+
+impl<St: Store> Shared<St> {
+    async fn answer<B: Body>(&self, request: Request<B>) -> Answer {
+        let (parts, body) = request.into_parts();
+        let body = pin!(body);
+        let mut upload = Upload::new(body, &parts.headers);
+        let mut answer = self
+            .dispatch(&parts, &mut upload)
+            .await
+            .unwrap_or_else(Refusal::into_answer);
+        // HTTP/2 has streams to reset in place of a connection to close.
+        if !upload.discard().await && parts.version < Version::HTTP_2 {
+            answer::close_after(&mut answer);
+        }
+        if let Some(call_id) = request::echo(&parts.headers) {
+            answer
+                .headers_mut()
+                .insert(crate::protocol::X_REQUEST_ID, call_id);
+        }
+        if parts.method == Method::HEAD {
+            answer::without_body(&mut answer);
+        }
+        answer
+    }
+
+    async fn dispatch<B: Body>(
+        &self,
+        parts: &Parts,
+        upload: &mut Upload<'_, B>,
+    ) -> Result<Answer, Refusal> {
+        if self.drain.has_started() {
+            return Err(Refusal::unavailable("the server is shutting down"));
+        }
+        let route = Route::of(&self.settings.prefix, &parts.method, parts.uri.path())?;
+        request::refuse_repeated(&parts.headers)?;
+        match route {
+            Route::Decide(decision) => self.decide(decision, &parts.headers, upload).await,
+            Route::Submit => self.submit(&parts.headers, upload).await,
+            Route::Status(id) => self.status(id, &parts.headers).await,
+        }
+    }
+
+    /// Reads a JSON body.
+    pub(super) async fn read<B: Body>(
+        &self,
+        headers: &http::HeaderMap,
+        upload: &mut Upload<'_, B>,
+    ) -> Result<JsonBody, Refusal> {
+        request::refuse_encoded(headers)?;
+        let settings = &self.settings;
+        let bytes = upload
+            .read(settings.body_limit, settings.body_timeout)
+            .await?;
+        if bytes.is_empty() {
+            return Ok(JsonBody::default());
+        }
+        request::refuse_other_than_json(headers)?;
+        JsonBody::parse(&bytes).map_err(Refusal::invalid)
+    }
+
+    /// Waits for the store, within the bounds of time.
+    pub(super) async fn ask<T>(
+        &self,
+        future: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, Refusal> {
+        match timeout(self.settings.store_timeout, future).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) => {
+                warn_of(&error);
+                Err(Refusal::unavailable(
+                    "the store cannot answer now, and whether it recorded this request is unknown; send it again with \
+                     the same key",
+                ))
+            }
+            Err(_) => {
+                tracing::warn!(limit = ?self.settings.store_timeout, "the store did not answer in time");
+                Err(Refusal::unavailable(
+                    "this request, or another for the same action, is still being recorded; send it again with the \
+                     same key",
+                ))
+            }
+        }
+    }
+
+    /// Where an action can be looked at.
+    pub(super) fn location(&self, request_id: &RequestId) -> Option<HeaderValue> {
+        HeaderValue::try_from(format!("{}/hitl/status/{request_id}", self.settings.prefix)).ok()
+    }
+
+    /// An answer with an action, and where to look at it.
+    pub(super) fn recorded(&self, status: StatusCode, action: &Action) -> Answer {
+        let mut answer = answer::success(status, action);
+        if let Some(location) = self.location(&action.request_id) {
+            answer
+                .headers_mut()
+                .insert(http::header::LOCATION, location);
+        }
+        answer
+    }
+}
+
+/// Logs a store's error and what caused it.
+pub(super) fn warn_of(error: &StoreError) {
+    let mut causes = String::new();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        causes.push_str(": ");
+        causes.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    tracing::warn!("the store cannot answer: {error}{causes}");
+}
+
+/// An action in the shape of an answer to a decision, which repeats neither the payload nor the comment.
+pub(super) fn receipt(mut action: Action) -> Action {
+    action.payload = None;
+    action.comment = None;
+    action.replayed = false;
+    action
+}

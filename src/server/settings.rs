@@ -1,0 +1,130 @@
+//! What can be set on a [`HitlService`], checked once when it is built.
+
+use std::fmt;
+use std::time::Duration;
+
+use super::auth::Auth;
+use super::service::HitlService;
+use crate::protocol::DEFAULT_PREFIX;
+use crate::store::Store;
+
+/// The largest body, in bytes, unless set otherwise.
+const BODY_LIMIT: usize = 256 * 1024;
+
+#[derive(Debug, Clone)]
+pub(super) struct Settings {
+    pub(super) prefix: String,
+    pub(super) auth: Auth,
+    pub(super) require_submission: bool,
+    pub(super) body_limit: usize,
+    pub(super) body_timeout: Duration,
+    pub(super) store_timeout: Duration,
+    pub(super) poll_interval: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            prefix: DEFAULT_PREFIX.to_owned(),
+            auth: Auth::default(),
+            require_submission: false,
+            body_limit: BODY_LIMIT,
+            body_timeout: Duration::from_secs(10),
+            store_timeout: Duration::from_secs(2),
+            poll_interval: Duration::from_secs(3),
+        }
+    }
+}
+
+/// Builds a [`HitlService`]; see [`HitlService::builder`].
+#[derive(Debug, Clone)]
+#[must_use]
+pub struct HitlServiceBuilder<St> {
+    store: St,
+    settings: Settings,
+}
+
+impl<St: Store> HitlServiceBuilder<St> {
+    pub(super) fn new(store: St) -> Self {
+        Self {
+            store,
+            settings: Settings::default(),
+        }
+    }
+
+    /// Sets the path before `/hitl/…`: empty, or one that starts with a slash. The default is
+    /// [`DEFAULT_PREFIX`](crate::protocol::DEFAULT_PREFIX).
+    pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
+        self.settings.prefix = prefix.into();
+        self
+    }
+
+    /// Sets how the server knows who asks. The default is [`Auth::tenant_header`].
+    pub fn auth(mut self, auth: Auth) -> Self {
+        self.settings.auth = auth;
+        self
+    }
+
+    /// Sets whether only an action that was submitted before may be decided. The default is `false`.
+    pub fn require_submission(mut self, required: bool) -> Self {
+        self.settings.require_submission = required;
+        self
+    }
+
+    /// Sets the largest request body in bytes. The default is 262 144 (256 KiB).
+    pub fn body_limit(mut self, bytes: usize) -> Self {
+        self.settings.body_limit = bytes;
+        self
+    }
+
+    /// Sets how long a request body may take to arrive before the answer is 408. The default is 10 s.
+    pub fn body_timeout(mut self, timeout: Duration) -> Self {
+        self.settings.body_timeout = timeout;
+        self
+    }
+
+    /// Sets how long the store may take before the answer is 503. The default is 2 s.
+    ///
+    /// What the store was asked to do is not taken back: the client asks again with the same key, which settles it.
+    pub fn store_timeout(mut self, timeout: Duration) -> Self {
+        self.settings.store_timeout = timeout;
+        self
+    }
+
+    /// Sets how often a request that waits for a decision looks by itself, in case a wake-up was lost. The default is 3 s.
+    pub fn poll_interval(mut self, interval: Duration) -> Self {
+        self.settings.poll_interval = interval;
+        self
+    }
+
+    /// Builds the service.
+    ///
+    /// # Errors
+    ///
+    /// If the prefix can be no path.
+    pub fn build(mut self) -> Result<HitlService<St>, InvalidPrefix> {
+        let prefix = &mut self.settings.prefix;
+        prefix.truncate(prefix.trim_end_matches('/').len());
+        let starts_well = prefix.is_empty() || prefix.starts_with('/');
+        let path = |byte: u8| byte.is_ascii_alphanumeric() || b"/-._~!$&'()*+,;=:@".contains(&byte);
+        if !starts_well || !prefix.bytes().all(path) || prefix.contains("//") {
+            return Err(InvalidPrefix(()));
+        }
+        Ok(HitlService::with_settings(self.store, self.settings))
+    }
+}
+
+/// A prefix that can be no path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InvalidPrefix(());
+
+impl fmt::Display for InvalidPrefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(
+            "the prefix is not a path; allowed are an empty one, or segments of unescaped URL characters, each with one \
+             slash before it",
+        )
+    }
+}
+
+impl std::error::Error for InvalidPrefix {}

@@ -1,0 +1,251 @@
+//! How the server ends, its health, and whom it may trust.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod support;
+
+use std::time::Duration;
+
+use aegis_hitl::ApiKey;
+use aegis_hitl::server::{Auth, HitlService, Keys, Server, Shutdown};
+use aegis_hitl::store::Store;
+use support::{Faulty, HANG, Memory, Mood, start, start_with};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+#[tokio::test]
+async fn a_server_without_requests_drains_at_once() {
+    let server = start(Memory::default()).await;
+    let addr = server.addr;
+    server.still_answers().await;
+    // One connection is idle, and one has sent nothing yet.
+    let mut idle = TcpStream::connect(addr).await.unwrap();
+    idle.write_all(b"GET /livez HTTP/1.1\r\nHost: h\r\n\r\n")
+        .await
+        .unwrap();
+    let mut answer = [0; 12];
+    idle.read_exact(&mut answer).await.unwrap();
+    let _silent = TcpStream::connect(addr).await.unwrap();
+    let ended = timeout(Duration::from_secs(5), server.stop())
+        .await
+        .unwrap();
+    assert!(ended.is_drained());
+    assert!(TcpStream::connect(addr).await.is_err());
+}
+
+#[tokio::test]
+async fn a_request_in_flight_is_answered_and_its_connection_closed() {
+    for http2 in [false, true] {
+        let memory = Memory::default();
+        let store = Faulty::new(memory.clone(), Mood::Hangs);
+        let server = start_with(
+            store.clone(),
+            |service| service.store_timeout(HANG),
+            |server| server,
+        )
+        .await;
+        let addr = server.addr;
+        let call = server.approve("k");
+        let call = tokio::spawn(if http2 { call.http2() } else { call }.send());
+        store.arrived().await;
+        let ended = server.begin_stop();
+        until_refused(addr).await;
+        assert!(!ended.is_finished());
+        store.release();
+        let reply = call.await.unwrap();
+        assert_eq!(reply.status, 202);
+        if !http2 {
+            assert_eq!(reply.header("connection"), Some("close"));
+        }
+        let ended = timeout(HANG, ended).await.unwrap();
+        assert_eq!(ended.unwrap().unwrap(), Shutdown::Drained);
+        assert_eq!(memory.totals().await.unwrap().decisions, 1);
+    }
+}
+
+/// Waits until the listener is closed: the shutdown has begun.
+async fn until_refused(addr: std::net::SocketAddr) {
+    let refused = async {
+        while TcpStream::connect(addr).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(HANG, refused).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_in_flight_at_the_deadline_is_cut() {
+    let store = Faulty::new(Memory::default(), Mood::Hangs);
+    let server = start_with(
+        store.clone(),
+        |service| service.store_timeout(HANG),
+        |server| server.drain_timeout(Duration::from_millis(50)),
+    )
+    .await;
+    let call = tokio::spawn(server.approve("k").try_send());
+    store.arrived().await;
+    assert_eq!(server.stop().await, Shutdown::Aborted { connections: 1 });
+    assert!(call.await.unwrap().is_err());
+}
+
+#[tokio::test]
+async fn a_wait_ends_with_the_present_state() {
+    let store = Faulty::new(Memory::default(), Mood::Well);
+    let server = start(store.clone()).await;
+    let id = server.submit("k").send().await.request_id();
+    let before = store.asked();
+    let wait = tokio::spawn(server.status(&id).header("Prefer", "wait=55").send());
+    while store.asked() < before + 2 {
+        store.arrived().await;
+    }
+    assert!(
+        timeout(Duration::from_secs(10), server.stop())
+            .await
+            .unwrap()
+            .is_drained()
+    );
+    let reply = wait.await.unwrap();
+    assert_eq!((reply.status, &*reply.text("status")), (200, "PENDING"));
+    assert_eq!(reply.header("connection"), Some("close"));
+}
+
+#[tokio::test]
+async fn a_request_that_comes_while_the_server_drains_is_503() {
+    let store = Faulty::new(Memory::default(), Mood::Hangs);
+    let server = start_with(
+        store.clone(),
+        |service| service.store_timeout(HANG),
+        |server| server,
+    )
+    .await;
+    let addr = server.addr;
+    let in_flight = tokio::spawn(server.approve("k").send());
+    store.arrived().await;
+    // Connections in the middle of their first headers are served to their end.
+    let mut kept = TcpStream::connect(addr).await.unwrap();
+    let head = "POST /api/v1/hitl/approve HTTP/1.1\r\nHost: h\r\nTenant-Id: t\r\n\
+                Thread-Id: h\r\nIdempotency-Key: k2\r\n";
+    kept.write_all(head.as_bytes()).await.unwrap();
+    let mut ready = TcpStream::connect(addr).await.unwrap();
+    ready.write_all(b"GET /readyz HTTP/1.1\r\n").await.unwrap();
+    // Once a later connection is answered, the server has read what these have sent.
+    server.get("/livez").send().await;
+    let ended = server.begin_stop();
+    until_refused(addr).await;
+    kept.write_all(b"\r\n").await.unwrap();
+    let answer = read_until(&mut kept, "}").await;
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    let lower = answer.to_lowercase();
+    assert!(
+        lower.contains("retry-after: 1") && lower.contains("connection: close"),
+        "{answer}"
+    );
+    assert!(answer.contains("\"unavailable\""), "{answer}");
+    ready.write_all(b"\r\n").await.unwrap();
+    let answer = read_until(&mut ready, "}").await;
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    assert_eq!(store.asked(), 1);
+    store.release();
+    assert_eq!(in_flight.await.unwrap().status, 202);
+    assert!(
+        timeout(HANG, ended)
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap()
+            .is_drained()
+    );
+}
+
+async fn read_until(stream: &mut TcpStream, end: &str) -> String {
+    let mut text = String::new();
+    let read = async {
+        while !text.ends_with(end) {
+            let mut bytes = [0; 4096];
+            match stream.read(&mut bytes).await.unwrap() {
+                0 => break,
+                len => text.push_str(std::str::from_utf8(&bytes[..len]).unwrap()),
+            }
+        }
+    };
+    timeout(HANG, read).await.unwrap();
+    text
+}
+
+#[tokio::test]
+async fn a_client_that_reads_no_answer_is_cut_off() {
+    let store = Memory::default();
+    let server = start_with(
+        store,
+        |service| service,
+        |server| {
+            let server = server.write_timeout(Duration::from_millis(100));
+            server.max_connections(1)
+        },
+    )
+    .await;
+    let payload = format!("{{\"a\":\"{}\"}}", "x".repeat(200_000));
+    let id = server.submit("k").json(payload).send().await.request_id();
+    // Many large answers, more than any socket's buffer holds.
+    let ask = format!("GET /api/v1/hitl/status/{id} HTTP/1.1\r\nHost: h\r\nTenant-Id: t\r\n\r\n");
+    let mut stream = TcpStream::connect(server.addr).await.unwrap();
+    stream.write_all(ask.repeat(200).as_bytes()).await.unwrap();
+    // The first bytes of the first answer: it has the one connection that there may be.
+    stream.read_exact(&mut [0; 12]).await.unwrap();
+    let next = timeout(Duration::from_secs(10), server.approve("k").send());
+    assert_eq!(next.await.unwrap().status, 202);
+}
+
+#[tokio::test]
+async fn health_says_whether_the_store_takes_a_write() {
+    let store = Faulty::new(Memory::default(), Mood::Fails);
+    let server = start(store.clone()).await;
+    let live = server.get("/livez").send().await;
+    assert_eq!((live.status, &*live.text("status")), (200, "ok"));
+    assert_eq!(store.asked(), 0);
+    let red = server.get("/readyz").send().await;
+    assert_eq!((red.status, &*red.text("code")), (503, "unavailable"));
+    assert_eq!(red.header("retry-after"), Some("1"));
+    assert!(!red.text("detail").contains("secret"), "{red:?}");
+    store.set(Mood::Well);
+    assert_eq!(server.get("/readyz/").send().await.status, 200);
+    let head = server.get("/readyz").method("HEAD").send().await;
+    assert_eq!((head.status, head.body.len()), (200, 0));
+    assert_eq!(server.get("/api/v1/livez").send().await.status, 404);
+}
+
+#[tokio::test]
+async fn a_store_that_hangs_is_not_ready_after_two_seconds() {
+    let store = Faulty::new(Memory::default(), Mood::Hangs);
+    let server = start(store.clone()).await;
+    let reply = timeout(Duration::from_secs(10), server.get("/readyz").send());
+    assert_eq!(reply.await.unwrap().status, 503);
+}
+
+#[tokio::test]
+async fn the_tenant_header_is_trusted_on_loopback_only() {
+    let bind = || async { Server::bind("0.0.0.0:0").await.unwrap() };
+    let trusting = || HitlService::new(Memory::default());
+    let refused = bind().await.serve(trusting(), async {}).await.unwrap_err();
+    assert!(refused.is_untrusted_address());
+    let text = refused.to_string();
+    for what in ["0.0.0.0:", "API keys", "--trust-tenant-header"] {
+        assert!(text.contains(what), "{text}");
+    }
+
+    let told = bind().await.trust_tenant_header(true);
+    assert!(told.serve(trusting(), async {}).await.unwrap().is_drained());
+
+    let line = format!("{} acme alice", Keys::digest(&ApiKey::new("sk").unwrap()));
+    let with_keys = HitlService::builder(Memory::default())
+        .auth(Auth::keys(Keys::parse(&line).unwrap()))
+        .build()
+        .unwrap();
+    let ended = bind().await.serve(with_keys, async {}).await.unwrap();
+    assert!(ended.is_drained());
+
+    if let Ok(server) = Server::bind("[::1]:0").await {
+        assert!(server.serve(trusting(), async {}).await.is_ok());
+    }
+}
