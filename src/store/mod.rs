@@ -4,9 +4,15 @@
 //! it is durable. What an outcome means for a caller (its HTTP status) is the server's business; a store speaks in
 //! outcomes.
 
+mod embedded;
 mod error;
 mod rule;
 mod watch;
+
+#[cfg(feature = "test-util")]
+pub mod conformance;
+#[cfg(feature = "test-util")]
+mod memory;
 
 use std::fmt;
 use std::future::Future;
@@ -17,7 +23,10 @@ use crate::protocol::{
     Action, Decision, Fingerprint, IdempotencyKey, Payload, RequestId, TenantId, ThreadId,
 };
 
+pub use self::embedded::Embedded;
 pub use self::error::StoreError;
+#[cfg(feature = "test-util")]
+pub use self::memory::Memory;
 pub use self::watch::{Watch, Watchers};
 
 /// What names an action: tenant, thread and idempotency key.

@@ -1,6 +1,8 @@
 //! The decision table: what a request means, given what is on record. Every store asks here.
 
-use crate::protocol::{Decision, Status};
+use std::borrow::Cow;
+
+use crate::protocol::{Decision, RequestId, Status};
 
 /// What a store has on record for an identity, as far as the rule looks at it.
 #[derive(Debug, Clone, Copy)]
@@ -11,7 +13,7 @@ pub(crate) struct Recorded<'a> {
     pub(crate) closed: bool,
     /// The payload's digest; `None` if the action has no payload.
     pub(crate) digest: Option<&'a [u8; 32]>,
-    /// The `X-Request-Id` of the call whose decision is on record.
+    /// The [canonical](canonical_call) `X-Request-Id` of the call whose decision is on record.
     pub(crate) call_id: Option<&'a str>,
 }
 
@@ -20,7 +22,16 @@ pub(crate) struct Recorded<'a> {
 pub(crate) struct Asked<'a> {
     pub(crate) decision: Decision,
     pub(crate) digest: Option<&'a [u8; 32]>,
+    /// The call's [canonical](canonical_call) `X-Request-Id`.
     pub(crate) call_id: Option<&'a str>,
+}
+
+/// The form in which call ids are compared: a UUIDv4 has many spellings, and stores keep it as 16 bytes.
+pub(crate) fn canonical_call(call_id: &RequestId) -> Cow<'_, str> {
+    match call_id.as_uuid_v4() {
+        Some(uuid) => uuid.to_string().into(),
+        None => call_id.as_str().into(),
+    }
 }
 
 /// What to do.

@@ -1,0 +1,175 @@
+//! Checkpoints: they copy the write-ahead log into the database file, off the writer's path.
+//!
+//! A log starts again from its beginning only when all of it is copied at the moment of a commit. Under constant load a
+//! checkpoint beside the writer never catches up with it, and the log would grow without bound. So the thread here does
+//! the bulk of the work, and when little is left the writer does the rest itself, between two batches.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use rusqlite::Connection;
+
+use super::fault::{Cause, Fault};
+use super::lock::Location;
+use super::{StoreError, connection};
+
+/// Pages (of 4 KiB) in the log from which on it is copied.
+const BULK: u32 = 4096;
+
+/// Pages in the log from which on the writer itself copies what is left, be it ever so much.
+const LIMIT: u32 = 4 * BULK;
+
+/// As many pages left are little.
+const REST: u32 = BULK / 4;
+
+/// The thread that copies the bulk. Dropping this ends and joins it.
+#[derive(Debug)]
+pub(super) struct Checkpointer {
+    kick: Option<SyncSender<()>>,
+    thread: Option<JoinHandle<()>>,
+    shared: Arc<Shared>,
+    /// Pages in the log from which on the next step is taken; more than [`BULK`] after one that came to nothing.
+    due: u32,
+    /// Pages in the log when it was last looked at.
+    seen: u32,
+    /// Pages that were copied when the last pass was begun, if one was since the log started.
+    done_before: Option<u32>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    is_running: AtomicBool,
+    /// What put the disk in doubt.
+    broken: Mutex<Option<Cause>>,
+    /// Pages of the log that are copied and synced.
+    done: AtomicU32,
+}
+
+/// What the writer is to do.
+#[derive(Debug)]
+pub(super) enum Step {
+    Nothing,
+    CopyTheRest,
+    Fail(Cause),
+}
+
+impl Checkpointer {
+    pub(super) fn spawn(location: Arc<Location>) -> Result<Self, StoreError> {
+        let (kick, kicks) = mpsc::sync_channel(1);
+        let shared = Arc::new(Shared::default());
+        let thread = thread::Builder::new()
+            .name("aegis-checkpoint".to_owned())
+            .spawn({
+                let shared = shared.clone();
+                move || shared.run(&kicks, &location)
+            })
+            .map_err(|error| {
+                StoreError::unavailable("the checkpoint thread cannot be started")
+                    .with_source(error)
+            })?;
+        Ok(Self {
+            kick: Some(kick),
+            thread: Some(thread),
+            shared,
+            due: BULK,
+            seen: 0,
+            done_before: None,
+        })
+    }
+
+    /// Says what to do when `log` pages are in the log.
+    pub(super) fn step(&mut self, log: u32) -> Step {
+        if log < self.seen {
+            // A commit found all of it copied.
+            self.start_over();
+        }
+        self.seen = log;
+        if log < self.due || self.shared.is_running.load(Ordering::Acquire) {
+            return Step::Nothing;
+        }
+        if let Some(cause) = self.shared.broken().take() {
+            return Step::Fail(cause);
+        }
+        let done = self.shared.done.load(Ordering::Acquire);
+        match self.done_before {
+            Some(before) if done <= before => {
+                self.put_off(log);
+                return Step::Nothing;
+            }
+            Some(_) if log.saturating_sub(done) <= REST || log >= LIMIT => {
+                return Step::CopyTheRest;
+            }
+            _ => self.done_before = Some(done),
+        }
+        self.shared.is_running.store(true, Ordering::Release);
+        if self
+            .kick
+            .as_ref()
+            .is_none_or(|kick| kick.try_send(()).is_err())
+        {
+            self.shared.is_running.store(false, Ordering::Release);
+        }
+        Step::Nothing
+    }
+
+    /// The log starts again from its beginning.
+    pub(super) fn start_over(&mut self) {
+        self.due = BULK;
+        self.seen = 0;
+        self.done_before = None;
+        self.shared.done.store(0, Ordering::Release);
+    }
+
+    /// Something is in the way, such as a reader or a full disk; it is tried again when the log has grown some more.
+    pub(super) fn put_off(&mut self, log: u32) {
+        self.due = log.saturating_add(BULK);
+        self.done_before = None;
+    }
+}
+
+impl Drop for Checkpointer {
+    fn drop(&mut self) {
+        self.kick = None;
+        if let Some(thread) = self.thread.take() {
+            // A panic there has ended the thread; what it held is released.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn run(&self, kicks: &Receiver<()>, location: &Location) {
+        let mut open = None;
+        for () in kicks {
+            match pass(&mut open, location) {
+                Ok(done) => self.done.store(done, Ordering::Release),
+                Err(Fault::Busy(_)) => {}
+                Err(Fault::Full(error)) => {
+                    // The log has what was acknowledged, and takes more for as long as it finds room.
+                    let path = location.path.display();
+                    tracing::warn!(%path, %error, "a checkpoint found no room");
+                }
+                Err(Fault::Broken(cause)) => *self.broken() = Some(cause),
+            }
+            self.is_running.store(false, Ordering::Release);
+        }
+    }
+
+    fn broken(&self) -> MutexGuard<'_, Option<Cause>> {
+        self.broken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Copies what is in the log, and syncs it, so that little is left to sync for the writer.
+fn pass(open: &mut Option<Connection>, location: &Location) -> Result<u32, Fault> {
+    let connection = match open {
+        Some(connection) => connection,
+        None => open.insert(connection::checkpointer(location)?),
+    };
+    let progress = connection::checkpoint(connection, "PASSIVE")?;
+    let synced = location.file.sync_data();
+    synced.map_err(|error| Fault::Broken(Cause::Sync(error)))?;
+    Ok(progress.done)
+}

@@ -1,0 +1,180 @@
+//! Opening the database, and making sure of what is in it.
+
+use std::time::Duration;
+
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, OpenFlags};
+
+use super::fault::Fault;
+use super::lock::Location;
+use super::schema::{self, Version};
+use super::{StoreError, transition};
+
+/// How long an operator's lock is waited for.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// In KiB. A page of each unique index is touched by every new action, and these pages are anywhere.
+const WRITER_CACHE: i64 = 64 * 1024;
+const READER_CACHE: i64 = 4 * 1024;
+
+/// Opens the database for writing. It must be in WAL mode, or empty.
+fn writer(location: &Location) -> rusqlite::Result<Connection> {
+    let connection = open(location, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    connection.pragma_update(None, "cache_size", -WRITER_CACHE)?;
+    connection.set_prepared_statement_cache_capacity(32);
+    Ok(connection)
+}
+
+/// Opens the database for reading.
+pub(super) fn reader(location: &Location) -> rusqlite::Result<Connection> {
+    let connection = open(location, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+    connection.pragma_update(None, "query_only", true)?;
+    connection.pragma_update(None, "cache_size", -READER_CACHE)?;
+    Ok(connection)
+}
+
+/// Opens the database for checkpoints.
+pub(super) fn checkpointer(location: &Location) -> rusqlite::Result<Connection> {
+    open(location, OpenFlags::SQLITE_OPEN_READ_WRITE)
+}
+
+fn open(location: &Location, mode: OpenFlags) -> rusqlite::Result<Connection> {
+    // No SQLITE_OPEN_URI: a path is a path, whatever characters are in it.
+    let flags = mode | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(&location.path, flags)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    // A checkpoint on close would count pages as written that a failed fsync lost. See `rewrite`.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    connection.pragma_update(None, "foreign_keys", true)?;
+    connection.pragma_update(None, "trusted_schema", false)?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    // Where fsync leaves data in the drive's cache (macOS).
+    connection.pragma_update(None, "fullfsync", true)?;
+    connection.pragma_update(None, "checkpoint_fullfsync", true)?;
+    // Checkpoints are the checkpointer's business.
+    let _: i64 =
+        connection.pragma_update_and_check(None, "wal_autocheckpoint", 0, |row| row.get(0))?;
+    Ok(connection)
+}
+
+/// Opens the database for writing for the first time: looks at what it is, and brings its schema up to date.
+pub(super) fn first_writer(location: &Location) -> Result<Connection, StoreError> {
+    let path = &location.path;
+    let failed = |fault: Fault| {
+        StoreError::unavailable(format!("the database {} cannot be opened", path.display()))
+            .with_source(fault.cause())
+    };
+    // Nothing is written before it is certain that this is not somebody else's file.
+    let mut connection = writer(location).map_err(|error| schema::unreadable(path, error))?;
+    let version = schema::version(&connection, path)?;
+    if connection
+        .is_readonly("main")
+        .map_err(|error| failed(error.into()))?
+    {
+        return Err(StoreError::incompatible(format!(
+            "the database {} is read-only; allowed is a file that this user may write",
+            path.display()
+        )));
+    }
+    let mode: String = connection
+        .pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))
+        .map_err(|error| failed(error.into()))?;
+    if mode != "wal" {
+        return Err(StoreError::incompatible(format!(
+            "the database {} cannot have a write-ahead log; allowed is a local file system",
+            path.display()
+        )));
+    }
+    // A server that was killed may have left transactions in the log that were never fsynced.
+    settle(&connection).map_err(failed)?;
+    if let Version::Older(version) = version {
+        schema::migrate(&mut connection, version).map_err(failed)?;
+    }
+    probe(&connection).map_err(failed)?;
+    Ok(connection)
+}
+
+/// Opens the database for writing again, after a fault.
+pub(super) fn recovered_writer(location: &Location, in_doubt: bool) -> Result<Connection, Fault> {
+    if in_doubt {
+        rewrite(location)?;
+    }
+    let connection = writer(location)?;
+    settle(&connection)?;
+    probe(&connection)?;
+    Ok(connection)
+}
+
+/// Copies the whole log into the database file and empties it, as far as readers of other programs let it.
+fn settle(connection: &Connection) -> Result<(), Fault> {
+    checkpoint(connection, "TRUNCATE")?;
+    Ok(())
+}
+
+/// Writes the log's pages into the database file once more, and syncs that.
+///
+/// After a failed fsync the kernel takes the pages it could not write for clean, and the next fsync says that all is well
+/// (<https://wiki.postgresql.org/wiki/Fsync_Errors>). So no page that was written before the failure may be relied on: not
+/// one in the log behind its last good commit, and not one of those that checkpoints have copied since the last good
+/// fsync of the database file. Both are made good by a recovery of the log from its start, which SQLite does if nobody
+/// else has the file open; the exclusive lock makes sure of that.
+fn rewrite(location: &Location) -> Result<(), Fault> {
+    let connection = open(location, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    let _: String =
+        connection.pragma_update_and_check(None, "locking_mode", "EXCLUSIVE", |row| row.get(0))?;
+    // The log is opened by the first read.
+    let _: i64 =
+        connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+    checkpoint(&connection, "TRUNCATE")?;
+    connection.close().map_err(|(_, error)| error)?;
+    Ok(())
+}
+
+/// Makes a durable write.
+fn probe(connection: &Connection) -> Result<(), Fault> {
+    transition::run(connection, "BEGIN IMMEDIATE")?;
+    transition::beat(connection)?;
+    transition::run(connection, "COMMIT")?;
+    Ok(())
+}
+
+/// How far a checkpoint came.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Progress {
+    /// Whether readers or another checkpoint kept it from finishing.
+    pub(super) is_held_up: bool,
+    /// Pages of the log that are in the database file.
+    pub(super) done: u32,
+}
+
+/// Runs a checkpoint in a mode of `PRAGMA wal_checkpoint`.
+pub(super) fn checkpoint(connection: &Connection, mode: &str) -> Result<Progress, Fault> {
+    let progress = connection.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |row| {
+        Ok(Progress {
+            is_held_up: row.get(0)?,
+            // -1 where there is no log.
+            done: u32::try_from(row.get::<_, i64>(2)?).unwrap_or(0),
+        })
+    })?;
+    Ok(progress)
+}
+
+/// Empties the log and leaves one file behind.
+pub(super) fn close(connection: Connection) -> Result<(), Fault> {
+    checkpoint(&connection, "TRUNCATE")?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
+    connection.close().map_err(|(_, error)| error)?;
+    Ok(())
+}
+
+/// Runs `work` with another patience than the usual.
+pub(super) fn with_busy_timeout<T>(
+    connection: &Connection,
+    timeout: Duration,
+    work: impl FnOnce(&Connection) -> Result<T, Fault>,
+) -> Result<T, Fault> {
+    connection.busy_timeout(timeout)?;
+    let done = work(connection);
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    done
+}

@@ -1,0 +1,97 @@
+//! What an error of the database means for the store.
+
+use std::error::Error;
+use std::{fmt, io};
+
+use rusqlite::ErrorCode;
+
+/// Why a transaction came to nothing.
+#[derive(Debug)]
+pub(super) enum Fault {
+    /// Another program holds a lock. The connection is sound; the caller may ask again.
+    Busy(rusqlite::Error),
+    /// The disk is full. Nothing that was fsynced is in doubt, but nothing can be written.
+    Full(rusqlite::Error),
+    /// What is on the disk is in doubt: a write or an fsync failed, or the file is damaged.
+    Broken(Cause),
+}
+
+impl Fault {
+    /// Sorts an error of `BEGIN`, `COMMIT` or a checkpoint, where there is no innocent kind.
+    pub(super) fn of(error: rusqlite::Error) -> Self {
+        match error.sqlite_error_code() {
+            Some(
+                ErrorCode::DatabaseBusy
+                | ErrorCode::DatabaseLocked
+                | ErrorCode::FileLockingProtocolFailed,
+            ) => Self::Busy(error),
+            Some(ErrorCode::DiskFull) => Self::Full(error),
+            _ => Self::Broken(Cause::Database(error)),
+        }
+    }
+
+    pub(super) fn cause(self) -> Cause {
+        match self {
+            Self::Busy(error) | Self::Full(error) => Cause::Database(error),
+            Self::Broken(cause) => cause,
+        }
+    }
+}
+
+/// What a fault came from.
+#[derive(Debug)]
+pub(super) enum Cause {
+    Database(rusqlite::Error),
+    Sync(io::Error),
+    /// SQLite rolled the transaction back by itself.
+    RolledBack,
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Database(error) => error.fmt(f),
+            Self::Sync(error) => write!(f, "the database file cannot be synced: {error}"),
+            Self::RolledBack => f.write_str("the transaction was rolled back"),
+        }
+    }
+}
+
+impl Error for Cause {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Database(error) => error.source(),
+            Self::Sync(error) => error.source(),
+            Self::RolledBack => None,
+        }
+    }
+}
+
+impl From<rusqlite::Error> for Fault {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::of(error)
+    }
+}
+
+/// Whether an error of one request's statements ends the whole transaction, and not that request alone.
+pub(super) fn is_fatal(error: &rusqlite::Error) -> bool {
+    matches!(
+        error.sqlite_error_code(),
+        Some(
+            ErrorCode::DiskFull
+                | ErrorCode::SystemIoFailure
+                | ErrorCode::DatabaseCorrupt
+                | ErrorCode::NotADatabase
+                | ErrorCode::CannotOpen
+                | ErrorCode::ReadOnly
+                | ErrorCode::OutOfMemory
+                | ErrorCode::PermissionDenied
+                | ErrorCode::InternalMalfunction
+                | ErrorCode::ApiMisuse
+        )
+    )
+}
+
+pub(super) fn is_not_a_database(error: &rusqlite::Error) -> bool {
+    error.sqlite_error_code() == Some(ErrorCode::NotADatabase)
+}

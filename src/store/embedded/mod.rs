@@ -1,0 +1,186 @@
+//! The embedded store: SQLite in this process.
+
+mod checkpoint;
+mod connection;
+mod fault;
+mod lock;
+mod read;
+mod rows;
+mod schema;
+mod state;
+mod transition;
+mod writer;
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{self, SyncSender, TrySendError};
+use std::thread;
+
+use tokio::sync::oneshot;
+use uuid::Uuid;
+
+use self::checkpoint::Checkpointer;
+use self::lock::Location;
+use self::read::Readers;
+use self::state::State;
+use self::writer::{Command, Parts, Writer};
+use super::{Decide, Decided, Store, StoreError, Submit, Submitted, Totals, Watch, Watchers};
+use crate::protocol::Action;
+
+/// The most requests that wait for the writer.
+const QUEUE: usize = 4096;
+
+/// A store in one SQLite file, in this process.
+///
+/// Requests that arrive while a commit is under way share the next one, so the cost of an fsync is spread over them.
+/// The file is in WAL mode and no exclusive lock is held on it: `sqlite3` can query it and back it up (`.backup`,
+/// `VACUUM INTO`) while the store is open. The view `readable_action` has ids and times as text. Another program's
+/// long write transaction makes requests fail, a long read transaction makes the log (`-wal`) grow for as long as it lasts.
+///
+/// A file `.lock` beside the database keeps a second server out. It stays behind when the store is closed, as removing it
+/// would let two servers lock two files.
+///
+/// When the disk is full or fails, every request is answered with an error and nothing is acknowledged; the store tries to
+/// recover as requests or [checks](Store::check) come in, four times a second at most.
+///
+/// Dropping the last handle closes the store in the background: what was asked for is still recorded. [`close`](Self::close)
+/// waits for that. Reads run on tokio's blocking threads, so the store must be used within a tokio runtime.
+#[derive(Clone)]
+pub struct Embedded {
+    commands: SyncSender<Command>,
+    readers: Arc<Readers>,
+    watchers: Watchers,
+    state: Arc<State>,
+    location: Arc<Location>,
+}
+
+impl Embedded {
+    /// Opens the database at `path`, or creates it, readable by this user alone. The folder must exist.
+    ///
+    /// This blocks for as long as it takes to recover and migrate the file.
+    ///
+    /// # Errors
+    ///
+    /// - [In use](StoreError::is_in_use), if another process holds the database, or this one holds it already.
+    /// - [Incompatible](StoreError::is_incompatible), if the path is no file that can be written, or the file is no
+    ///   database of this application, or one of a newer version.
+    /// - [Unavailable](StoreError::is_unavailable), if the disk is full or fails.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, StoreError> {
+        let (location, lock) = lock::acquire(path.as_ref())?;
+        let location = Arc::new(location);
+        let connection = connection::first_writer(&location)?;
+        let (commands, queue) = mpsc::sync_channel(QUEUE);
+        let state = Arc::new(State::new());
+        let readers = Arc::new(Readers::new(location.clone(), state.clone()));
+        let watchers = Watchers::new();
+        let writer = Writer::new(Parts {
+            commands: queue,
+            connection,
+            checkpointer: Checkpointer::spawn(location.clone())?,
+            state: state.clone(),
+            readers: readers.clone(),
+            watchers: watchers.clone(),
+            location: location.clone(),
+            lock,
+        })?;
+        thread::Builder::new()
+            .name("aegis-writer".to_owned())
+            .spawn(move || writer.run())
+            .map_err(|error| {
+                StoreError::unavailable("the writer thread cannot be started").with_source(error)
+            })?;
+        Ok(Self {
+            commands,
+            readers,
+            watchers,
+            state,
+            location,
+        })
+    }
+
+    /// Closes the store for all of its handles, and waits until everything that was asked for is durable and the lock is
+    /// released. What is asked for afterwards is refused as unavailable.
+    pub async fn close(&self) {
+        self.state.set_closing();
+        // A queue that is full wakes the writer as well.
+        let _ = self.commands.try_send(Command::Wake);
+        self.state.closed().await;
+    }
+
+    async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<Result<T, StoreError>>) -> Command,
+    ) -> Result<T, StoreError> {
+        if self.state.is_closing() {
+            return Err(state::closed());
+        }
+        let (reply, answer) = oneshot::channel();
+        match self.commands.try_send(command(reply)) {
+            Ok(()) => answer.await.unwrap_or_else(|_| Err(state::closed())),
+            Err(TrySendError::Full(_)) => Err(StoreError::unavailable(format!(
+                "{QUEUE} requests are waiting for the store already"
+            ))),
+            Err(TrySendError::Disconnected(_)) => Err(state::closed()),
+        }
+    }
+}
+
+impl Store for Embedded {
+    async fn decide(&self, request: Decide) -> Result<Decided, StoreError> {
+        self.ask(|reply| Command::Decide(Box::new(request), reply))
+            .await
+    }
+
+    async fn submit(&self, request: Submit) -> Result<Submitted, StoreError> {
+        self.ask(|reply| Command::Submit(Box::new(request), reply))
+            .await
+    }
+
+    async fn find(&self, id: Uuid) -> Result<Option<Action>, StoreError> {
+        let record = self
+            .readers
+            .read(move |connection| rows::by_id(connection, id))
+            .await?;
+        Ok(record.map(|record| record.action))
+    }
+
+    fn watch(&self, id: Uuid) -> Watch {
+        self.watchers.watch(id)
+    }
+
+    async fn check(&self) -> Result<(), StoreError> {
+        if self.state.epoch().is_ok() && self.state.was_just_written() {
+            return Ok(());
+        }
+        self.ask(Command::Check).await
+    }
+
+    async fn totals(&self) -> Result<Totals, StoreError> {
+        self.readers
+            .read(|connection| {
+                connection
+                    .prepare_cached(
+                        "SELECT (SELECT count(*) FROM action), (SELECT count(decision) FROM action), \
+                         (SELECT count(*) FROM outbox), (SELECT count(*) FROM audit)",
+                    )?
+                    .query_row([], |row| {
+                        Ok(Totals {
+                            actions: row.get::<_, i64>(0)?.unsigned_abs(),
+                            decisions: row.get::<_, i64>(1)?.unsigned_abs(),
+                            events: row.get::<_, i64>(2)?.unsigned_abs(),
+                            audits: row.get::<_, i64>(3)?.unsigned_abs(),
+                        })
+                    })
+            })
+            .await
+    }
+}
+
+impl fmt::Debug for Embedded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Embedded")
+            .field("path", &self.location.path)
+            .finish_non_exhaustive()
+    }
+}

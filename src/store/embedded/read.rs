@@ -1,0 +1,128 @@
+//! Readers: a few connections of their own, never on an async thread.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rusqlite::Connection;
+use tokio::sync::Semaphore;
+use tokio::task;
+
+use super::lock::Location;
+use super::state::{self, State};
+use super::{StoreError, connection};
+
+/// How many reads run at once.
+const READERS: usize = 4;
+
+#[derive(Debug)]
+pub(super) struct Readers {
+    location: Arc<Location>,
+    state: Arc<State>,
+    permits: Arc<Semaphore>,
+    idle: Mutex<Vec<Reader>>,
+    /// Connections that exist, in use or idle.
+    open: Arc<AtomicUsize>,
+}
+
+/// A connection that is counted. The fields are dropped in this order, the database file's own descriptor last.
+#[derive(Debug)]
+struct Reader {
+    connection: Connection,
+    _counted: Counted,
+    _location: Arc<Location>,
+}
+
+#[derive(Debug)]
+struct Counted(Arc<AtomicUsize>);
+
+impl Counted {
+    fn new(open: &Arc<AtomicUsize>) -> Self {
+        open.fetch_add(1, Ordering::SeqCst);
+        Self(open.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Readers {
+    pub(super) fn new(location: Arc<Location>, state: Arc<State>) -> Self {
+        Self {
+            location,
+            state,
+            permits: Arc::new(Semaphore::new(READERS)),
+            idle: Mutex::default(),
+            open: Arc::default(),
+        }
+    }
+
+    /// Runs `read` on a connection of its own.
+    pub(super) async fn read<T: Send + 'static>(
+        self: &Arc<Self>,
+        read: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let permit = self.permits.clone().acquire_owned().await;
+        let permit = permit.map_err(|_| state::closed())?;
+        let readers = self.clone();
+        // The permit goes along: dropping the future does not stop the read.
+        task::spawn_blocking(move || {
+            let _permit = permit;
+            readers.run(read)
+        })
+        .await
+        .unwrap_or_else(|error| {
+            Err(StoreError::unavailable("a read was not finished").with_source(error))
+        })
+    }
+
+    fn run<T>(
+        &self,
+        read: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, StoreError> {
+        let epoch = self.state.epoch()?;
+        let failed = |error: rusqlite::Error| {
+            StoreError::unavailable("the database cannot be read").with_source(error)
+        };
+        let idle = self.idle().pop();
+        let reader = match idle {
+            Some(reader) => reader,
+            None => {
+                let _counted = Counted::new(&self.open);
+                Reader {
+                    connection: connection::reader(&self.location).map_err(failed)?,
+                    _counted,
+                    _location: self.location.clone(),
+                }
+            }
+        };
+        let found = read(&reader.connection).map_err(failed)?;
+        let mut idle = self.idle();
+        // What was seen between a fault and the recovery from it may not last.
+        if !self.state.is_in(epoch) {
+            return Err(StoreError::unavailable(
+                "the store had a fault while it was read",
+            ));
+        }
+        if !self.state.is_closing() {
+            idle.push(reader);
+        }
+        Ok(found)
+    }
+
+    /// Closes the connections that nobody uses. In a new epoch, or when closing, those in use are closed after their read.
+    pub(super) fn clear(&self) {
+        let idle = std::mem::take(&mut *self.idle());
+        drop(idle);
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.open.load(Ordering::SeqCst) == 0
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Vec<Reader>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,171 @@
+//! Actions as rows.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rusqlite::types::{ToSql, ToSqlOutput, Type, ValueRef};
+use rusqlite::{Connection, OptionalExtension, Row, params};
+use uuid::Uuid;
+
+use crate::protocol::{Action, Payload, RequestId};
+use crate::store::Identity;
+
+/// A row of `action`.
+pub(super) struct Record {
+    pub(super) id: i64,
+    pub(super) action: Action,
+    pub(super) closed: bool,
+    pub(super) digest: Option<[u8; 32]>,
+    /// As [`canonical_call`](crate::store::rule::canonical_call) has it.
+    pub(super) call_id: Option<String>,
+}
+
+/// The columns that [`record`] reads, in its order.
+macro_rules! select {
+    ($rest:literal) => {
+        concat!(
+            "SELECT id, request_id, tenant_id, thread_id, idempotency_key, status, decision, execution, \
+             closed IS NOT NULL, digest, payload, comment, call_id, created_at, decided_at FROM action WHERE ",
+            $rest
+        )
+    };
+}
+
+pub(super) fn by_identity(
+    connection: &Connection,
+    identity: &Identity,
+) -> rusqlite::Result<Option<Record>> {
+    connection
+        .prepare_cached(select!(
+            "tenant_id = ?1 AND thread_id = ?2 AND idempotency_key = ?3"
+        ))?
+        .query_row(
+            params![
+                identity.tenant_id.as_str(),
+                identity.thread_id.as_str(),
+                identity.idempotency_key.as_str()
+            ],
+            record,
+        )
+        .optional()
+}
+
+/// Finds by the store's id, or else by a call id that names one action only.
+pub(super) fn by_id(connection: &Connection, id: Uuid) -> rusqlite::Result<Option<Record>> {
+    let found = connection
+        .prepare_cached(select!("request_id = ?1"))?
+        .query_row([id.as_bytes()], record)
+        .optional()?;
+    if found.is_some() {
+        return Ok(found);
+    }
+    let mut named = connection
+        .prepare_cached("SELECT DISTINCT action FROM audit WHERE call_id = ?1 LIMIT 2")?;
+    let mut named = named.query([id.as_bytes()])?;
+    let Some(row) = named.next()? else {
+        return Ok(None);
+    };
+    let action: i64 = row.get(0)?;
+    if named.next()?.is_some() {
+        return Ok(None);
+    }
+    connection
+        .prepare_cached(select!("id = ?1"))?
+        .query_row([action], record)
+        .optional()
+}
+
+fn record(row: &Row<'_>) -> rusqlite::Result<Record> {
+    let request_id = Uuid::from_bytes(row.get(1)?);
+    let mut action = Action::new(RequestId::from(request_id), text(row, 5)?);
+    action.tenant_id = Some(text(row, 2)?);
+    action.thread_id = Some(text(row, 3)?);
+    action.idempotency_key = Some(text(row, 4)?);
+    action.decision = optional_text(row, 6)?;
+    action.execution = optional_text(row, 7)?;
+    action.payload = match row.get_ref(10)? {
+        ValueRef::Null => None,
+        json => Some(Payload::from_json(json.as_str()?).map_err(|error| unreadable(10, error))?),
+    };
+    action.comment = row.get(11)?;
+    action.created_at = Some(from_micros(row.get(13)?));
+    action.decided_at = row.get::<_, Option<i64>>(14)?.map(from_micros);
+    Ok(Record {
+        id: row.get(0)?,
+        action,
+        closed: row.get(8)?,
+        digest: row.get(9)?,
+        call_id: call_id(row, 12)?,
+    })
+}
+
+fn text<T>(row: &Row<'_>, column: usize) -> rusqlite::Result<T>
+where
+    T: std::str::FromStr<Err: std::error::Error + Send + Sync + 'static>,
+{
+    row.get_ref(column)?
+        .as_str()?
+        .parse()
+        .map_err(|error| unreadable(column, error))
+}
+
+fn optional_text<T>(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<T>>
+where
+    T: std::str::FromStr<Err: std::error::Error + Send + Sync + 'static>,
+{
+    match row.get_ref(column)? {
+        ValueRef::Null => Ok(None),
+        _ => text(row, column).map(Some),
+    }
+}
+
+fn call_id(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<String>> {
+    match row.get_ref(column)? {
+        ValueRef::Null => Ok(None),
+        ValueRef::Blob(bytes) => {
+            let uuid = Uuid::from_slice(bytes).map_err(|error| unreadable(column, error))?;
+            Ok(Some(uuid.to_string()))
+        }
+        other => Ok(Some(other.as_str()?.to_owned())),
+    }
+}
+
+/// Only an edit by hand can bring this about.
+fn unreadable(
+    column: usize,
+    error: impl std::error::Error + Send + Sync + 'static,
+) -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(column, Type::Text, Box::new(error))
+}
+
+/// A call id as a column: 16 bytes where 36 characters say no more.
+pub(super) struct CallId<'a>(pub(super) Option<&'a RequestId>);
+
+impl ToSql for CallId<'_> {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(match self.0 {
+            None => ToSqlOutput::Borrowed(ValueRef::Null),
+            Some(id) => match id.as_uuid_v4() {
+                Some(uuid) => ToSqlOutput::Owned(uuid.into_bytes().to_vec().into()),
+                None => id.as_str().into(),
+            },
+        })
+    }
+}
+
+/// Now, in the resolution that is kept.
+pub(super) fn now() -> i64 {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+}
+
+pub(super) fn from_micros(micros: i64) -> SystemTime {
+    let distance = Duration::from_micros(micros.unsigned_abs());
+    let time = if micros < 0 {
+        UNIX_EPOCH.checked_sub(distance)
+    } else {
+        UNIX_EPOCH.checked_add(distance)
+    };
+    time.unwrap_or(UNIX_EPOCH)
+}

@@ -1,0 +1,79 @@
+//! What a database file must be, and the way from one version of the schema to the next.
+
+use std::path::Path;
+
+use rusqlite::{Connection, TransactionBehavior};
+
+use super::StoreError;
+use super::fault::{Fault, is_not_a_database};
+
+/// `AEGI`: marks the file as ours, for this code and for `file(1)`.
+const APPLICATION_ID: i32 = 0x4145_4749;
+
+/// Each entry takes the schema from its index to the next version. Entries are never changed once released.
+const MIGRATIONS: [&str; 1] = [include_str!("schema/1.sql")];
+
+/// Whether the database must be migrated, or what is wrong with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Version {
+    Current,
+    Older(usize),
+}
+
+/// Looks at the file without changing it.
+pub(super) fn version(connection: &Connection, path: &Path) -> Result<Version, StoreError> {
+    let read = |pragma: &str| -> Result<i32, StoreError> {
+        connection
+            .pragma_query_value(None, pragma, |row| row.get(0))
+            .map_err(|error| unreadable(path, error))
+    };
+    let (application, version) = (read("application_id")?, read("user_version")?);
+    if application == APPLICATION_ID {
+        return match usize::try_from(version) {
+            Ok(version) if version == MIGRATIONS.len() => Ok(Version::Current),
+            Ok(version) if version < MIGRATIONS.len() => Ok(Version::Older(version)),
+            _ => Err(StoreError::incompatible(format!(
+                "the database {} has schema version {version}; this release reads versions 1 to {}, use a newer one",
+                path.display(),
+                MIGRATIONS.len()
+            ))),
+        };
+    }
+    let is_empty = connection
+        .query_row("SELECT count(*) = 0 FROM sqlite_schema", [], |row| {
+            row.get(0)
+        })
+        .map_err(|error| unreadable(path, error))?;
+    if application == 0 && version == 0 && is_empty {
+        return Ok(Version::Older(0));
+    }
+    Err(StoreError::incompatible(format!(
+        "{} is a database of another application; allowed are a new file and a database that aegis made",
+        path.display()
+    )))
+}
+
+/// What a file that could not be read is: another kind of file, or out of reach for now.
+pub(super) fn unreadable(path: &Path, error: rusqlite::Error) -> StoreError {
+    if is_not_a_database(&error) {
+        return StoreError::incompatible(format!(
+            "{} is not a SQLite database; allowed are a new file and a database that aegis made",
+            path.display()
+        ))
+        .with_source(error);
+    }
+    StoreError::unavailable(format!("the database {} cannot be read", path.display()))
+        .with_source(error)
+}
+
+/// Takes the schema to the current version, all steps in one transaction.
+pub(super) fn migrate(connection: &mut Connection, from: usize) -> Result<(), Fault> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    for step in MIGRATIONS.iter().skip(from) {
+        transaction.execute_batch(step)?;
+    }
+    transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+    transaction.pragma_update(None, "user_version", MIGRATIONS.len() as i64)?;
+    transaction.commit()?;
+    Ok(())
+}

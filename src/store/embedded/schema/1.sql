@@ -1,0 +1,64 @@
+CREATE TABLE action (
+    id              INTEGER PRIMARY KEY,
+    request_id      BLOB NOT NULL UNIQUE CHECK (length(request_id) = 16),
+    tenant_id       TEXT NOT NULL,
+    thread_id       TEXT NOT NULL,
+    idempotency_key TEXT NOT NULL,
+    status          TEXT NOT NULL CHECK (status IN ('PENDING', 'COMMITTED', 'FAILED')),
+    decision        TEXT CHECK (decision IN ('approve', 'reject')),
+    execution       TEXT CHECK (execution IN ('claimed', 'completed', 'failed', 'unknown')),
+    closed          TEXT CHECK (closed IN ('expired', 'cancelled')),
+    digest          BLOB CHECK (length(digest) = 32),    -- SHA-256 of the payload's canonical form
+    payload         TEXT,
+    comment         TEXT,
+    call_id         ANY,                                 -- X-Request-Id of the decision: 16 bytes if a UUIDv4, else text
+    created_at      INTEGER NOT NULL,                    -- microseconds since 1970, UTC
+    decided_at      INTEGER,
+    UNIQUE (tenant_id, thread_id, idempotency_key),
+    CHECK ((status = 'PENDING') = (decision IS NULL)),
+    CHECK ((decision IS NULL) = (decided_at IS NULL)),
+    CHECK ((payload IS NULL) = (digest IS NULL)),
+    CHECK (status <> 'FAILED' OR decision = 'approve'),
+    CHECK (execution IS NULL OR decision = 'approve'),
+    CHECK (closed IS NULL OR decision IS NOT NULL)
+) STRICT;
+
+-- AUTOINCREMENT: a sequence number is never given out again, even when the newest events were delivered and removed.
+CREATE TABLE outbox (
+    seq        INTEGER PRIMARY KEY AUTOINCREMENT,
+    event_id   BLOB NOT NULL CHECK (length(event_id) = 16),
+    action     INTEGER NOT NULL REFERENCES action (id),
+    kind       TEXT NOT NULL,                            -- 'action.' and the status it went to
+    decision   TEXT,
+    execution  TEXT,
+    created_at INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE audit (
+    seq         INTEGER PRIMARY KEY,
+    at          INTEGER NOT NULL,
+    actor       TEXT NOT NULL,
+    verb        TEXT NOT NULL,                           -- what was asked for: submit, approve, reject
+    action      INTEGER NOT NULL REFERENCES action (id),
+    from_status TEXT,
+    to_status   TEXT NOT NULL,
+    call_id     ANY
+) STRICT;
+
+CREATE INDEX audit_call ON audit (call_id, action) WHERE call_id IS NOT NULL;
+
+-- One row, rewritten to show that a write is durable.
+CREATE TABLE heartbeat (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    at INTEGER NOT NULL
+) STRICT;
+
+-- For people: ids and times as text.
+CREATE VIEW readable_action AS
+SELECT
+    lower(format('%s-%s-%s-%s-%s', substr(hex(request_id), 1, 8), substr(hex(request_id), 9, 4),
+        substr(hex(request_id), 13, 4), substr(hex(request_id), 17, 4), substr(hex(request_id), 21))) AS request_id,
+    tenant_id, thread_id, idempotency_key, status, decision, execution, closed, payload, comment,
+    strftime('%Y-%m-%dT%H:%M:%fZ', created_at / 1e6, 'unixepoch') AS created_at,
+    strftime('%Y-%m-%dT%H:%M:%fZ', decided_at / 1e6, 'unixepoch') AS decided_at
+FROM action;

@@ -1,0 +1,106 @@
+//! What the writer, the readers and the callers know of each other.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use super::StoreError;
+
+/// For how long one durable write shows that the next would be taken too.
+const FRESH: Duration = Duration::from_millis(50);
+
+#[derive(Debug)]
+pub(super) struct State {
+    /// Even while the store is ready. It goes up with every change, so that a reader sees a fault that came and went.
+    epoch: AtomicU64,
+    /// Whether the store takes no more requests.
+    closing: AtomicBool,
+    closed: watch::Sender<bool>,
+    written: Mutex<Option<Instant>>,
+}
+
+/// A span of time in which the store was ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Epoch(u64);
+
+impl State {
+    pub(super) fn new() -> Self {
+        Self {
+            epoch: AtomicU64::new(0),
+            closing: AtomicBool::new(false),
+            closed: watch::Sender::new(false),
+            written: Mutex::new(None),
+        }
+    }
+
+    /// Returns the present epoch.
+    ///
+    /// # Errors
+    ///
+    /// If the store is not ready.
+    pub(super) fn epoch(&self) -> Result<Epoch, StoreError> {
+        if self.is_closing() {
+            return Err(closed());
+        }
+        let epoch = self.epoch.load(Ordering::SeqCst);
+        if epoch % 2 == 0 {
+            Ok(Epoch(epoch))
+        } else {
+            Err(StoreError::unavailable(
+                "the store is recovering from a fault",
+            ))
+        }
+    }
+
+    pub(super) fn is_in(&self, epoch: Epoch) -> bool {
+        self.epoch.load(Ordering::SeqCst) == epoch.0
+    }
+
+    /// Only the writer calls this and [`set_ready`](Self::set_ready).
+    pub(super) fn set_unready(&self) {
+        *self.written.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        if self.epoch.load(Ordering::SeqCst) % 2 == 0 {
+            self.epoch.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    pub(super) fn set_ready(&self) {
+        if self.epoch.load(Ordering::SeqCst) % 2 == 1 {
+            self.epoch.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    /// Notes a durable write that was begun at `begun`.
+    pub(super) fn set_written(&self, begun: Instant) {
+        *self.written.lock().unwrap_or_else(PoisonError::into_inner) = Some(begun);
+    }
+
+    pub(super) fn was_just_written(&self) -> bool {
+        let written = *self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        written.is_some_and(|written| written.elapsed() < FRESH)
+    }
+
+    pub(super) fn set_closing(&self) {
+        self.closing.store(true, Ordering::SeqCst);
+    }
+
+    pub(super) fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn set_closed(&self) {
+        self.set_closing();
+        self.closed.send_replace(true);
+    }
+
+    pub(super) async fn closed(&self) {
+        // The sender is in `self`, so this cannot err.
+        let _ = self.closed.subscribe().wait_for(|closed| *closed).await;
+    }
+}
+
+pub(super) fn closed() -> StoreError {
+    StoreError::unavailable("the store is closed")
+}
