@@ -47,7 +47,9 @@ async fn main() -> Result<(), BoxError> {
         .thread_id("run-7")
         .build()?;
 
-    println!("{APPROVALS} approvals at once, through a hop that refuses, loses replies and answers 503 ...");
+    println!(
+        "{APPROVALS} approvals at once, through a hop that refuses, loses replies and answers 503 ..."
+    );
     let first_round = tokio::spawn(approve_all(aegis.clone()));
     tokio::time::sleep(Duration::from_millis(100)).await;
     let hop = Hop::new(server_address);
@@ -73,12 +75,15 @@ async fn main() -> Result<(), BoxError> {
 
     let totals = store.totals().await?;
     println!("\nthe hop passed {} requests on", hop.passed());
-    println!("the server's own count: {} decisions, {} events", totals.decisions, totals.events);
+    println!(
+        "the server's own count: {} decisions, {} events",
+        totals.decisions, totals.events
+    );
 
     // A receiver that is gone has ended already.
     let _ = stop.send(());
-    serving.await??;
-    store.close().await?;
+    let _ = serving.await??;
+    store.close().await;
     let expected = u64::try_from(APPROVALS)?;
     if (totals.decisions, totals.events) != (expected, expected) {
         return Err(format!("expected {expected} decisions and {expected} events").into());
@@ -144,7 +149,10 @@ enum Fate {
 
 impl Hop {
     fn new(server: SocketAddr) -> Self {
-        Self { server, state: Arc::default() }
+        Self {
+            server,
+            state: Arc::default(),
+        }
     }
 
     async fn run(self, listener: TcpListener) {
@@ -166,7 +174,9 @@ impl Hop {
                 fate => {
                     server.write_all(&request).await?;
                     // The server answers when it has committed.
-                    let Some(reply) = read_message(&mut server).await? else { break };
+                    let Some(reply) = read_message(&mut server).await? else {
+                        break;
+                    };
                     if matches!(fate, Fate::LoseReply) {
                         break;
                     }
@@ -180,7 +190,10 @@ impl Hop {
     /// Decides by the key's hexadecimal digits and the attempt's number.
     fn fate(&self, request: &[u8]) -> Fate {
         let key = header(request, "idempotency-key").unwrap_or_default();
-        let mut state = self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut state = self
+            .state
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
         let attempts = state.attempts.entry(key.clone()).or_default();
         *attempts += 1;
         let attempt = *attempts;
@@ -208,11 +221,18 @@ impl Hop {
     }
 
     fn faults(&self) -> HashMap<String, String> {
-        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).faults.clone()
+        self.state
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+            .faults
+            .clone()
     }
 
     fn passed(&self) -> usize {
-        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).passed
+        self.state
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+            .passed
     }
 }
 
@@ -239,6 +259,8 @@ fn header(message: &[u8], name: &str) -> Option<String> {
     let head = text.split("\r\n\r\n").next()?;
     head.lines().skip(1).find_map(|line| {
         let (found, value) = line.split_once(':')?;
-        found.eq_ignore_ascii_case(name).then(|| value.trim().to_owned())
+        found
+            .eq_ignore_ascii_case(name)
+            .then(|| value.trim().to_owned())
     })
 }

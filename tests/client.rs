@@ -1,6 +1,11 @@
 //! `AegisService` against scripted peers on real sockets, with requests counted at the peer.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, unreachable_pub)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    unreachable_pub
+)]
 
 mod peer;
 

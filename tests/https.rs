@@ -1,7 +1,11 @@
 //! `AegisService` over https, with certificates made here.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, unreachable_pub)]
-
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    unreachable_pub
+)]
 #![cfg(feature = "tls")]
 
 mod peer;

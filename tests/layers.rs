@@ -1,6 +1,11 @@
 //! The layers on hyper-util's own client over real sockets, with requests counted at the peer.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, unreachable_pub)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    unreachable_pub
+)]
 
 mod peer;
 

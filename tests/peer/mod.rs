@@ -1,7 +1,11 @@
 //! A scripted HTTP peer on a real socket that keeps what it was sent.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, unreachable_pub)]
-
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    unreachable_pub
+)]
 #![allow(dead_code)]
 
 use std::collections::VecDeque;

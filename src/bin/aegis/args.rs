@@ -91,7 +91,12 @@ pub(crate) struct Connect {
     pub(crate) tenant: Option<TenantId>,
 
     /// The API key. The environment variable keeps it out of the process list.
-    #[arg(long, env = "AEGIS_TOKEN", value_name = "API KEY", hide_env_values = true)]
+    #[arg(
+        long,
+        env = "AEGIS_TOKEN",
+        value_name = "API KEY",
+        hide_env_values = true
+    )]
     pub(crate) token: Option<ApiKey>,
 
     /// How long one attempt may take, in seconds [default: 10].

@@ -52,8 +52,9 @@ fn builder(connect: args::Connect, config: &config::Client) -> Result<Builder, F
         builder = builder.max_retries(retries);
     }
     if let Some(path) = connect.ca.or_else(|| config.ca.clone()) {
-        let pem = fs::read(&path)
-            .map_err(|error| Failure::usage(format!("cannot read {}", path.display())).because(error))?;
+        let pem = fs::read(&path).map_err(|error| {
+            Failure::usage(format!("cannot read {}", path.display())).because(error)
+        })?;
         builder = builder.root_certificate_pem(pem);
     }
     Ok(builder)
@@ -107,7 +108,8 @@ fn payload_of(text: &str) -> Result<Payload, Failure> {
         None => text.to_owned(),
     };
     Payload::from_json(&text).map_err(|error| {
-        Failure::usage("the payload is not a JSON object; allowed are JSON, @FILE and -").because(error)
+        Failure::usage("the payload is not a JSON object; allowed are JSON, @FILE and -")
+            .because(error)
     })
 }
 
@@ -164,16 +166,41 @@ fn print_action(action: &Action) {
     let rows = [
         ("request id", Some(action.request_id.to_string())),
         ("status", Some(action.status.to_string())),
-        ("decision", Some(action.decision.map_or(none.clone(), |decision| decision.to_string()))),
-        ("execution", action.execution.map(|execution| execution.to_string())),
+        (
+            "decision",
+            Some(
+                action
+                    .decision
+                    .map_or(none.clone(), |decision| decision.to_string()),
+            ),
+        ),
+        (
+            "execution",
+            action.execution.map(|execution| execution.to_string()),
+        ),
         ("tenant", action.tenant_id.as_ref().map(ToString::to_string)),
         ("thread", action.thread_id.as_ref().map(ToString::to_string)),
-        ("key", action.idempotency_key.as_ref().map(ToString::to_string)),
+        (
+            "key",
+            action.idempotency_key.as_ref().map(ToString::to_string),
+        ),
         ("created", time(action.created_at)),
         ("decided", time(action.decided_at)),
         // What others wrote is quoted, so that it cannot steer a terminal.
-        ("comment", action.comment.as_ref().map(|comment| format!("{comment:?}"))),
-        ("payload", action.payload.as_ref().map(|payload| terminal_safe(payload.as_str()))),
+        (
+            "comment",
+            action
+                .comment
+                .as_ref()
+                .map(|comment| format!("{comment:?}")),
+        ),
+        (
+            "payload",
+            action
+                .payload
+                .as_ref()
+                .map(|payload| terminal_safe(payload.as_str())),
+        ),
     ];
     for (name, value) in rows {
         if let Some(value) = value {

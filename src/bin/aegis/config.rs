@@ -47,12 +47,19 @@ impl Config {
         let Some(path) = path else {
             return Ok(Self::default());
         };
-        let text = std::fs::read_to_string(path)
-            .map_err(|error| Failure::usage(format!("cannot read {}", path.display())).because(error))?;
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            Failure::usage(format!("cannot read {}", path.display())).because(error)
+        })?;
         // The parser's message would quote the line, and a line may hold a token.
         toml::from_str(&text).map_err(|error| {
-            let line = error.span().map_or(1, |span| text[..span.start].lines().count().max(1));
-            Failure::usage(format!("{}, line {line}: {}", path.display(), error.message()))
+            let line = error
+                .span()
+                .map_or(1, |span| text[..span.start].lines().count().max(1));
+            Failure::usage(format!(
+                "{}, line {line}: {}",
+                path.display(),
+                error.message()
+            ))
         })
     }
 }

@@ -21,11 +21,17 @@ const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALH
 pub(crate) async fn run(args: args::Serve, config: config::Serve) -> Result<(), Failure> {
     log_to_stderr(args.log.or(config.log).as_deref())?;
     let listen = args.listen.or(config.listen).unwrap_or(LISTEN);
-    let path = args.store.or(config.store).unwrap_or_else(|| PathBuf::from("aegis.db"));
+    let path = args
+        .store
+        .or(config.store)
+        .unwrap_or_else(|| PathBuf::from("aegis.db"));
     let prefix = args.prefix.or(config.prefix);
     let require_submission = args.require_submission.or(config.require_submission);
     let trust = args.trust_tenant_header.or(config.trust_tenant_header);
-    let configured = config.drain_timeout.map(Duration::try_from_secs_f64).transpose();
+    let configured = config
+        .drain_timeout
+        .map(Duration::try_from_secs_f64)
+        .transpose();
     let configured = configured.map_err(|error| {
         Failure::usage("the drain timeout of the configuration file").because(error)
     })?;
@@ -42,7 +48,8 @@ pub(crate) async fn run(args: args::Serve, config: config::Serve) -> Result<(), 
             path.split("://").next().unwrap_or_default()
         )));
     }
-    let store = Embedded::open(&path).map_err(|error| Failure::other("cannot open the store").because(error))?;
+    let store = Embedded::open(&path)
+        .map_err(|error| Failure::other("cannot open the store").because(error))?;
     let service = HitlService::builder(store.clone())
         .prefix(prefix.as_deref().unwrap_or(DEFAULT_PREFIX))
         .auth(auth)
@@ -72,7 +79,10 @@ pub(crate) async fn run(args: args::Serve, config: config::Serve) -> Result<(), 
     if let std::task::Poll::Ready(Err(error)) = first {
         return Err(Failure::usage(error.to_string()));
     }
-    eprintln!("aegis: listening on http://{address}, store {}", path.display());
+    eprintln!(
+        "aegis: listening on http://{address}, store {}",
+        path.display()
+    );
     let ended = tokio::select! {
         ended = &mut serving => ended,
         () = signals.next() => {
@@ -85,19 +95,20 @@ pub(crate) async fn run(args: args::Serve, config: config::Serve) -> Result<(), 
         }
     };
     let ended = ended.map_err(|error| Failure::other("the server failed").because(error))?;
-    store
-        .close()
-        .await
-        .map_err(|error| Failure::other("the store did not close cleanly").because(error))?;
+    // What was asked for is made durable, and the lock released, before the process ends.
+    store.close().await;
     match ended {
         Shutdown::Drained => Ok(()),
-        _ => Err(Failure::other("requests were still in flight when the drain timeout was over")),
+        _ => Err(Failure::other(
+            "requests were still in flight when the drain timeout was over",
+        )),
     }
 }
 
 fn keys(file: &PathBuf) -> Result<Auth, Failure> {
-    let text = fs::read_to_string(file)
-        .map_err(|error| Failure::usage(format!("cannot read {}", file.display())).because(error))?;
+    let text = fs::read_to_string(file).map_err(|error| {
+        Failure::usage(format!("cannot read {}", file.display())).because(error)
+    })?;
     let keys = Keys::parse(&text)
         .map_err(|error| Failure::usage(format!("{}", file.display())).because(error))?;
     if keys.is_empty() {
@@ -132,7 +143,8 @@ struct Signals {
 #[cfg(unix)]
 impl Signals {
     fn new() -> Result<Self, Failure> {
-        
+        use tokio::signal::unix::{SignalKind, signal};
+
         let listen = |kind| {
             signal(kind).map_err(|error| Failure::other("cannot listen for signals").because(error))
         };
