@@ -59,14 +59,17 @@ async fn main() -> Result<(), BoxError> {
     println!("... and once more, as an agent that crashed and does not know how far it came.\n");
     let second = approve_all(aegis).await?;
 
-    println!("  #  on the way            attempts  first asked  asked again");
+    println!("  #  on the way                    attempts  first asked  asked again");
     let faults = hop.faults();
     for (i, (first, second)) in first.iter().zip(&second).enumerate() {
-        let met = faults.get(key(i).as_str()).map_or("", String::as_str);
+        let met = faults.get(key(i).as_str()).cloned().unwrap_or_default();
+        // What the hop did not see came to a closed port.
+        let refused = usize::try_from(first.attempts())? - met.len() - 1;
+        let way: Vec<_> = std::iter::repeat_n("refused", refused).chain(met).collect();
         println!(
-            "{:>3}  {:<20}  {:>8}  {:<11}  {}",
+            "{:>3}  {:<28}  {:>8}  {:<11}  {}",
             i + 1,
-            met,
+            way.join(", "),
             first.attempts(),
             word(first),
             word(second),
@@ -135,7 +138,7 @@ struct Hop {
 #[derive(Default)]
 struct State {
     /// What became of the attempts so far, by key.
-    faults: HashMap<String, String>,
+    faults: HashMap<String, Vec<&'static str>>,
     attempts: HashMap<String, usize>,
     passed: usize,
 }
@@ -208,11 +211,7 @@ impl Hop {
             Fate::Answer503 => Some("503"),
         };
         if let Some(met) = met {
-            let faults = state.faults.entry(key).or_default();
-            if !faults.is_empty() {
-                faults.push_str(", ");
-            }
-            faults.push_str(met);
+            state.faults.entry(key).or_default().push(met);
         }
         if !matches!(fate, Fate::Answer503) {
             state.passed += 1;
@@ -220,7 +219,7 @@ impl Hop {
         fate
     }
 
-    fn faults(&self) -> HashMap<String, String> {
+    fn faults(&self) -> HashMap<String, Vec<&'static str>> {
         self.state
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner())
