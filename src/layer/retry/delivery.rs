@@ -66,6 +66,7 @@ pub(super) enum Proof {
     Nothing,
     /// The request was never sent.
     NeverSent,
+    #[cfg_attr(not(feature = "client"), expect(dead_code))]
     /// The peer refused the stream before any processing (RFC 9113, section 8.7). It is believed once a call.
     Refused,
 }

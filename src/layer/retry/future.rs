@@ -9,7 +9,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Buf;
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response};
 use http_body::Body;
 use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep};
@@ -18,8 +18,8 @@ use tower_service::Service;
 use super::budget::Withdrawal;
 use super::classify::retry_after;
 use super::delivery::{Proof, proof};
-use super::replay::{Kept, Replay};
-use super::{Attempts, Delivery, Outcome, Policy, RetryError, Verdict};
+use super::kept::Kept;
+use super::{AttemptEvent, Attempts, Delivery, Outcome, Policy, Replay, RetryError, Verdict};
 use crate::layer::ResponseHead;
 
 /// What is decided and counted over one call.
@@ -92,6 +92,16 @@ impl Call {
         }
     }
 
+    /// Writes the attempt's number into its request, if that is asked for.
+    pub(super) fn number<B>(&self, request: &mut Request<B>) {
+        if let Some(name) = &self.policy.attempt_header {
+            // A map that is full takes no more headers; the request is more important than its number.
+            let _ = request
+                .headers_mut()
+                .try_insert(name.clone(), HeaderValue::from(self.attempts));
+        }
+    }
+
     fn delivery(&self) -> Delivery {
         if self.reached {
             Delivery::Unknown
@@ -102,6 +112,25 @@ impl Call {
 
     /// Decides whether another attempt follows `outcome`, and if so sets when it is due and returns its request.
     fn next<B: Replay>(
+        &mut self,
+        kept: Option<&Kept<B>>,
+        outcome: &Outcome<'_>,
+        never_sent: bool,
+    ) -> Option<Request<B>> {
+        let next = self.decide(kept, outcome, never_sent);
+        let event = AttemptEvent {
+            attempt: self.attempts,
+            outcome: *outcome,
+            retry_in: next.as_ref().map(|_| self.wait),
+        };
+        event.trace();
+        if let Some(observer) = &self.policy.observer {
+            observer(&event);
+        }
+        next
+    }
+
+    fn decide<B: Replay>(
         &mut self,
         kept: Option<&Kept<B>>,
         outcome: &Outcome<'_>,
@@ -325,7 +354,7 @@ where
                             return Poll::Ready(Err(past_deadline(call)));
                         }
                     }
-                    let Some(next) = next.take() else {
+                    let Some(mut next) = next.take() else {
                         return Poll::Ready(Err(past_deadline(call)));
                     };
                     this.timer.set(None);
@@ -333,6 +362,7 @@ where
                     if let Some(withdrawal) = call.withdrawal.take() {
                         withdrawal.spend();
                     }
+                    call.number(&mut next);
                     let attempt = again.service.call(next);
                     this.state.set(State::Attempt { attempt });
                 }

@@ -44,7 +44,9 @@ mod budget;
 mod classify;
 mod delivery;
 mod error;
+mod event;
 mod future;
+mod kept;
 mod replay;
 
 use std::error::Error as StdError;
@@ -62,7 +64,7 @@ use tower_service::Service;
 
 use self::backoff::Random;
 use self::future::Call;
-use self::replay::Kept;
+use self::kept::Kept;
 use crate::protocol::IDEMPOTENCY_KEY;
 
 pub use self::backoff::Backoff;
@@ -70,8 +72,9 @@ pub use self::budget::Budget;
 pub use self::classify::{Classify, Outcome, Standard, Verdict};
 pub use self::delivery::{Delivery, NeverSent};
 pub use self::error::{Attempts, RetryError};
+pub use self::event::AttemptEvent;
 pub use self::future::RetryFuture;
-pub use self::replay::Replay;
+pub use self::replay::{Replay, ReplayBodies, ReplayBody, ReplayBodyError, ReplayBodyLayer};
 
 pub(crate) use self::delivery::carries_key;
 
@@ -114,6 +117,8 @@ pub struct RetryLayer {
     policy: Policy,
 }
 
+type Observer = Arc<dyn Fn(&AttemptEvent<'_>) + Send + Sync>;
+
 #[derive(Clone)]
 struct Policy {
     max_retries: u32,
@@ -125,6 +130,8 @@ struct Policy {
     /// `None` is [`Standard`], without the indirection.
     classify: Option<Arc<dyn Classify>>,
     key_header: HeaderName,
+    attempt_header: Option<HeaderName>,
+    observer: Option<Observer>,
     drain_bytes: usize,
     drain_time: Duration,
     random: Random,
@@ -143,6 +150,8 @@ impl RetryLayer {
                 budget: None,
                 classify: None,
                 key_header: IDEMPOTENCY_KEY,
+                attempt_header: None,
+                observer: None,
                 drain_bytes: 64 * 1024,
                 drain_time: Duration::from_millis(250),
                 random: Random::new(),
@@ -213,6 +222,42 @@ impl RetryLayer {
     #[must_use]
     pub fn idempotency_header(mut self, name: HeaderName) -> Self {
         self.policy.key_header = name;
+        self
+    }
+
+    /// Sends the number of each attempt, 1 for the first, in this header. By default all attempts are byte-identical.
+    ///
+    /// A header of this name that the caller set is replaced.
+    #[must_use]
+    pub fn attempt_header(mut self, name: HeaderName) -> Self {
+        self.policy.attempt_header = Some(name);
+        self
+    }
+
+    /// Tells `observer` of the end of every attempt, before the wait that may follow. For metrics and logs.
+    ///
+    /// With the feature `tracing`, the same goes out as events of the target `aegis_hitl::retry`: attempts that are followed by
+    /// another, and last ones that failed, at debug level; others at trace level.
+    ///
+    /// ```
+    /// use aegis_hitl::layer::{AttemptEvent, RetryLayer};
+    /// use std::sync::Arc;
+    /// use std::sync::atomic::{AtomicU32, Ordering};
+    ///
+    /// let retries = Arc::new(AtomicU32::new(0));
+    /// let counter = retries.clone();
+    /// let layer = RetryLayer::new().observe(move |event: &AttemptEvent<'_>| {
+    ///     if event.retry_in.is_some() {
+    ///         counter.fetch_add(1, Ordering::Relaxed);
+    ///     }
+    /// });
+    /// ```
+    #[must_use]
+    pub fn observe<F>(mut self, observer: F) -> Self
+    where
+        F: Fn(&AttemptEvent<'_>) + Send + Sync + 'static,
+    {
+        self.policy.observer = Some(Arc::new(observer));
         self
     }
 
@@ -311,7 +356,7 @@ where
             .map_err(|error| RetryError::failed(error.into(), 0, Delivery::NeverSent))
     }
 
-    fn call(&mut self, request: Request<B>) -> Self::Future {
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let policy = &self.policy;
         let extensions = request.extensions();
         let max_retries = extensions
@@ -342,6 +387,7 @@ where
             deadline,
             delivery::safe_to_send_again(&request, &policy.key_header),
         );
+        call.number(&mut request);
         let Some(kept) = kept else {
             return RetryFuture::once(self.inner.call(request), call);
         };
@@ -353,5 +399,7 @@ where
     }
 }
 
+#[cfg(test)]
+mod properties;
 #[cfg(test)]
 mod tests;

@@ -16,7 +16,7 @@ use super::*;
 
 /// What the peer does with one attempt.
 #[derive(Debug, Clone)]
-enum Act {
+pub(super) enum Act {
     Answer(u16),
     AnswerAfter(u16, Duration),
     RetryAfter(u16, &'static str),
@@ -27,19 +27,19 @@ enum Act {
     LateBody(Option<Duration>),
 }
 
-type Sent = (Instant, Request<Full<Bytes>>);
+pub(super) type Sent = (Instant, Request<Full<Bytes>>);
 
 /// A scripted peer that keeps what it was sent. The last act is repeated.
 #[derive(Clone)]
-struct Peer {
+pub(super) struct Peer {
     script: Arc<Mutex<VecDeque<Act>>>,
-    sent: Arc<Mutex<Vec<Sent>>>,
+    pub(super) sent: Arc<Mutex<Vec<Sent>>>,
     ready: Arc<AtomicU32>,
     bodies_ended: Arc<AtomicUsize>,
 }
 
 impl Peer {
-    fn new(script: impl IntoIterator<Item = Act>) -> Self {
+    pub(super) fn new(script: impl IntoIterator<Item = Act>) -> Self {
         Self {
             script: Arc::new(Mutex::new(script.into_iter().collect())),
             sent: Arc::default(),
@@ -48,7 +48,7 @@ impl Peer {
         }
     }
 
-    fn count(&self) -> usize {
+    pub(super) fn count(&self) -> usize {
         self.sent.lock().unwrap().len()
     }
 
@@ -61,7 +61,7 @@ impl Peer {
     }
 }
 
-struct TestBody {
+pub(super) struct TestBody {
     wait: Option<Pin<Box<tokio::time::Sleep>>>,
     never: bool,
     ended: Arc<AtomicUsize>,
@@ -137,7 +137,7 @@ impl Service<Request<Full<Bytes>>> for Peer {
     }
 }
 
-fn request(method: Method) -> Request<Full<Bytes>> {
+pub(super) fn request(method: Method) -> Request<Full<Bytes>> {
     Request::builder()
         .method(method)
         .uri("http://peer/path")
@@ -150,7 +150,7 @@ fn post() -> Request<Full<Bytes>> {
     request(Method::POST)
 }
 
-fn keyed() -> Request<Full<Bytes>> {
+pub(super) fn keyed() -> Request<Full<Bytes>> {
     let mut request = post();
     request
         .headers_mut()
@@ -491,4 +491,121 @@ async fn the_inner_error_is_kept_as_the_source() {
         "the request failed (attempt: 1, delivery: unknown)"
     );
     assert!(error.into_inner().unwrap().is::<io::Error>());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_observer_is_told_of_every_attempt() {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let sink = seen.clone();
+    let layer = seed_layer().observe(move |event: &AttemptEvent<'_>| {
+        let outcome = match event.outcome {
+            Outcome::Answered(head) => head.status.to_string(),
+            Outcome::Failed(error) => error.to_string(),
+            Outcome::TimedOut => "timed out".to_owned(),
+        };
+        let wait = event.retry_in.map(|wait| wait.as_millis());
+        sink.lock().unwrap().push((event.attempt, outcome, wait));
+    });
+    let peer = Peer::new([Act::Answer(503), Act::Hang, Act::Refuse, Act::Answer(202)]);
+    run(&layer, &peer, keyed()).await.unwrap();
+    let expected = [
+        (1, "503 Service Unavailable".to_owned(), Some(500)),
+        (2, "timed out".to_owned(), Some(1000)),
+        (3, "the request was never sent".to_owned(), Some(2000)),
+        (4, "202 Accepted".to_owned(), None),
+    ];
+    assert_eq!(*seen.lock().unwrap(), expected);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_attempt_header_is_all_that_differs_between_attempts() {
+    let layer = seed_layer().attempt_header(HeaderName::from_static("x-attempt"));
+    let peer = Peer::new([Act::Answer(503)]);
+    run(&layer, &peer, keyed()).await.unwrap();
+    let sent = std::mem::take(&mut *peer.sent.lock().unwrap());
+    assert_eq!(sent.len(), 4);
+    for (i, (_, mut request)) in sent.into_iter().enumerate() {
+        let number = request.headers_mut().remove("x-attempt").unwrap();
+        assert_eq!(number, (i + 1).to_string());
+        assert_eq!(request.headers(), keyed().headers());
+    }
+    let once = Peer::new([Act::Answer(200)]);
+    run(&layer.max_retries(0), &once, keyed()).await.unwrap();
+    assert_eq!(once.sent.lock().unwrap()[0].1.headers()["x-attempt"], "1");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_streaming_body_is_replayed_byte_for_byte_and_past_its_cap_not_retried() {
+    type Streaming = http_body_util::combinators::UnsyncBoxBody<Bytes, Infallible>;
+    for (cap, attempts) in [(11, 4), (10, 1)] {
+        let bodies = Arc::new(Mutex::new(Vec::new()));
+        let sink = bodies.clone();
+        let peer = tower::service_fn(move |request: Request<ReplayBody<Streaming>>| {
+            let sink = sink.clone();
+            async move {
+                let body = request.into_body().collect().await.unwrap().to_bytes();
+                sink.lock().unwrap().push(body);
+                Ok::<_, Infallible>(
+                    Response::builder()
+                        .status(503)
+                        .body(Full::<Bytes>::default())
+                        .unwrap(),
+                )
+            }
+        });
+        let service = tower::ServiceBuilder::new()
+            .layer(ReplayBodyLayer::new().max_bytes(cap))
+            .layer(seed_layer())
+            .service(peer);
+        // Of unknown length, so that the cap is met on the way.
+        let chunks = ["hello", " ", "world"].map(|chunk| Ok(Frame::data(Bytes::from(chunk))));
+        let stream = futures_util::stream::iter(chunks);
+        let body = http_body_util::StreamBody::new(stream).boxed_unsync();
+        let response = service
+            .oneshot(Request::put("/").body(body).unwrap())
+            .await
+            .unwrap();
+        assert_eq!(response.status(), 503);
+        assert_eq!(*bodies.lock().unwrap(), vec!["hello world"; attempts]);
+    }
+}
+
+/// The rule, written down once more and in other words than the code's.
+fn is_sent_again(keyed_or_idempotent: bool, status: u16, retry_after: bool) -> bool {
+    keyed_or_idempotent
+        && match status {
+            408 | 500..=599 => true,
+            409 | 429 => retry_after,
+            _ => false,
+        }
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_status_with_every_kind_of_request_follows_the_rule() {
+    let requests = [
+        (keyed(), true),
+        (post(), false),
+        (request(Method::GET), true),
+        (request(Method::PUT), true),
+        (request(Method::PATCH), false),
+        (request(Method::DELETE), true),
+    ];
+    for status in 100..=599 {
+        for retry_after in [false, true] {
+            for (request, safe) in &requests {
+                let act = if retry_after {
+                    Act::RetryAfter(status, "1")
+                } else {
+                    Act::Answer(status)
+                };
+                let peer = Peer::new([act, Act::Answer(200)]);
+                let response = run(&seed_layer(), &peer, request.clone()).await.unwrap();
+                let again = is_sent_again(*safe, status, retry_after);
+                let case = format!("{} {status} {retry_after}", request.method());
+                assert_eq!(peer.count(), if again { 2 } else { 1 }, "{case}");
+                let expected = if again { 200 } else { status };
+                assert_eq!(response.status().as_u16(), expected, "{case}");
+            }
+        }
+    }
 }
