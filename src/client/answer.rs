@@ -66,18 +66,8 @@ where
                 .map(|action| *action)
         }
     };
-    // Whatever the status says, a recorded opposite is no success.
-    if let Some(action) = &action
-        && action.decision == Some(decision.opposite())
-    {
-        let problem = Problem::new(
-            Code::DecisionConflict,
-            status.as_u16(),
-            "Decision conflict",
-            "",
-        )
-        .with_action(action.clone());
-        return Err(Error::conflict(problem, status, attempts));
+    if let Some(action) = &action {
+        agrees(action, decision, status, attempts)?;
     }
     let request_id = match (&action, &body) {
         (Some(action), _) => Some(action.request_id.clone()),
@@ -96,6 +86,35 @@ where
         request_id,
         action,
     })
+}
+
+/// Completes the receipt of a bare 409 with what the status endpoint told.
+pub(super) fn verified(receipt: Receipt, action: Action) -> Result<Receipt, Error> {
+    if action.decision.is_none() {
+        return Err(Error::unverified(&receipt));
+    }
+    agrees(&action, receipt.decision, receipt.status, receipt.attempts)?;
+    Ok(Receipt {
+        request_id: Some(action.request_id.clone()),
+        action: Some(action),
+        ..receipt
+    })
+}
+
+/// Whatever the status says, a recorded opposite is no success.
+fn agrees(
+    action: &Action,
+    decision: Decision,
+    status: StatusCode,
+    attempts: u32,
+) -> Result<(), Error> {
+    if action.decision != Some(decision.opposite()) {
+        return Ok(());
+    }
+    let code = Code::DecisionConflict;
+    let problem = Problem::new(code, status.as_u16(), "Decision conflict", "");
+    let problem = problem.with_action(action.clone());
+    Err(Error::conflict(problem, status, attempts))
 }
 
 /// Turns the answer to a status question into the action or an error.

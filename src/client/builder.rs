@@ -7,7 +7,7 @@ use std::time::Duration;
 use http::Uri;
 use tower_layer::Layer;
 
-use super::{AegisService, Error, HttpClient, Shared};
+use super::{AegisService, Error, HttpClient, OnDuplicate, Shared};
 use crate::layer::{
     AegisLayer, Backoff, Budget, ConfirmDuplicateLayer, RetryLayer, SetRequestIdLayer,
 };
@@ -29,6 +29,7 @@ pub struct Builder {
     backoff: Backoff,
     deadline: Option<Duration>,
     budget: Option<Budget>,
+    on_duplicate: OnDuplicate,
     root_certificates: Vec<Vec<u8>>,
 }
 
@@ -45,6 +46,7 @@ impl Builder {
             backoff: Backoff::default(),
             deadline: None,
             budget: None,
+            on_duplicate: OnDuplicate::Confirm,
             root_certificates: Vec::new(),
         }
     }
@@ -128,6 +130,15 @@ impl Builder {
         self
     }
 
+    /// Sets what a 409 is taken for that does not say which decision is on record; [`OnDuplicate::Confirm`] by default.
+    ///
+    /// A server of this crate always says it, and then there is nothing to choose: the opposite decision is a conflict.
+    #[must_use]
+    pub fn on_duplicate(mut self, on_duplicate: OnDuplicate) -> Self {
+        self.on_duplicate = on_duplicate;
+        self
+    }
+
     /// Trusts these PEM certificates too, besides the platform's roots.
     #[cfg(feature = "tls")]
     #[must_use]
@@ -198,6 +209,7 @@ impl Builder {
             tenant,
             thread,
             authorization: api_key.map(|key| key.header_value()),
+            on_duplicate: self.on_duplicate,
             read_timeout: timeout,
         };
         let layer = AegisLayer::new()

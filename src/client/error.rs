@@ -5,6 +5,7 @@ use std::fmt;
 
 use http::StatusCode;
 
+use super::Receipt;
 use crate::layer::{Delivery, RetryError};
 use crate::protocol::{Action, Code, InvalidValue, Problem};
 
@@ -56,7 +57,7 @@ impl Error {
         }
     }
 
-    fn with_source(mut self, source: impl Into<BoxError>) -> Self {
+    pub(super) fn with_source(mut self, source: impl Into<BoxError>) -> Self {
         self.inner.source = Some(source.into());
         self
     }
@@ -117,6 +118,13 @@ impl Error {
         source: impl Into<BoxError>,
     ) -> Self {
         Self::protocol(detail, status, attempts).with_source(source)
+    }
+
+    /// The server took the call for a duplicate, and which decision is on record could not be found out.
+    pub(super) fn unverified(receipt: &Receipt) -> Self {
+        let detail =
+            "the server has a decision under this key, but which one could not be verified";
+        Self::protocol(detail, receipt.status, receipt.attempts)
     }
 
     /// Another decision or another payload is on record than the one that was asked for.

@@ -25,7 +25,7 @@ use tower_service::Service;
 
 use crate::layer::{Aegis, AttemptTimeout, Deadline, MaxRetries};
 use crate::protocol::{
-    Action, Decision, IDEMPOTENCY_KEY, IdempotencyKey, InvalidValue, RequestId, TENANT_ID,
+    Action, Decision, IDEMPOTENCY_KEY, IdempotencyKey, InvalidValue, RequestId, Status, TENANT_ID,
     THREAD_ID, TenantId, ThreadId, X_REQUEST_ID,
 };
 
@@ -36,6 +36,21 @@ pub use self::receipt::{Outcome, Receipt};
 pub use self::request::{DecisionCall, DecisionRequest, StatusCall};
 
 const PREFER: HeaderName = HeaderName::from_static("prefer");
+
+/// What a 409 is taken for that does not say which decision is on record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum OnDuplicate {
+    /// For the decision that was asked for. Right for servers on which the opposite decision is not answered with 409.
+    #[default]
+    Confirm,
+    /// For nothing, until the status endpoint has told the decision: a recorded opposite is a conflict, a pending action is
+    /// waited for as long as one attempt may take, and what cannot be found out is an error.
+    Verify,
+}
+
+/// The pause between two questions for a pending action, where the server does not wait by itself.
+const VERIFY_PAUSE: Duration = Duration::from_millis(500);
 
 /// The longest wait that a server grants.
 const MAX_WAIT: Duration = Duration::from_secs(55);
@@ -80,6 +95,7 @@ struct Shared {
     tenant: Option<TenantId>,
     thread: Option<ThreadId>,
     authorization: Option<HeaderValue>,
+    on_duplicate: OnDuplicate,
     /// How long the body of an answer may take.
     read_timeout: Duration,
 }
@@ -138,9 +154,47 @@ where
             .map_err(Error::failed)?;
         let call_id = request.call_id.clone().unwrap_or_else(RequestId::mint);
         let decision = request.decision;
+        let tenant = request.tenant.clone();
         let request = self.shared.decision(request, &call_id)?;
         let response = self.stack.call(request).await.map_err(Error::failed)?;
-        answer::receipt(response, decision, call_id, self.shared.read_timeout).await
+        let timeout = self.shared.read_timeout;
+        let receipt = answer::receipt(response, decision, call_id, timeout).await?;
+        let told = receipt
+            .action()
+            .is_some_and(|action| action.decision.is_some());
+        match self.shared.on_duplicate {
+            OnDuplicate::Verify if receipt.is_duplicate() && !told => {
+                self.verify(receipt, tenant).await
+            }
+            _ => Ok(receipt),
+        }
+    }
+
+    /// Finds out which decision a bare 409 confirms.
+    async fn verify(
+        &mut self,
+        receipt: Receipt,
+        tenant: Option<TenantId>,
+    ) -> Result<Receipt, Error> {
+        let id = receipt
+            .request_id
+            .clone()
+            .unwrap_or_else(|| receipt.call_id.clone());
+        let timeout = self.shared.read_timeout;
+        let pending = async {
+            loop {
+                let action = self.ask(id.clone(), tenant.clone(), Some(timeout)).await?;
+                if action.decision.is_some() || action.status != Status::Pending {
+                    return Ok::<_, Error>(action);
+                }
+                tokio::time::sleep(VERIFY_PAUSE).await;
+            }
+        };
+        match tokio::time::timeout(timeout, pending).await {
+            Ok(Ok(action)) => answer::verified(receipt, action),
+            Ok(Err(error)) => Err(Error::unverified(&receipt).with_source(error)),
+            Err(_) => Err(Error::unverified(&receipt)),
+        }
     }
 
     async fn ask(
