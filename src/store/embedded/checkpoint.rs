@@ -15,14 +15,15 @@ use super::fault::{Cause, Fault};
 use super::lock::Location;
 use super::{StoreError, connection};
 
-/// Pages (of 4 KiB) in the log from which on it is copied.
-const BULK: u32 = 4096;
+/// Pages (of 4 KiB) in the log from which on it is copied. The more, the more often a page that changes all the time is
+/// copied once for many changes. Unit tests see the whole cycle with little to write.
+const BULK: u32 = if cfg!(test) { 64 } else { 8192 };
 
 /// Pages in the log from which on the writer itself copies what is left, be it ever so much.
-const LIMIT: u32 = 4 * BULK;
+pub(super) const LIMIT: u32 = 4 * BULK;
 
 /// As many pages left are little.
-const REST: u32 = BULK / 4;
+const REST: u32 = BULK / 8;
 
 /// The thread that copies the bulk. Dropping this ends and joins it.
 #[derive(Debug)]

@@ -11,6 +11,9 @@ mod state;
 mod transition;
 mod writer;
 
+#[cfg(test)]
+mod tests;
+
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;

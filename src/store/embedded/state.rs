@@ -45,7 +45,7 @@ impl State {
             return Err(closed());
         }
         let epoch = self.epoch.load(Ordering::SeqCst);
-        if epoch % 2 == 0 {
+        if epoch.is_multiple_of(2) {
             Ok(Epoch(epoch))
         } else {
             Err(StoreError::unavailable(
@@ -61,7 +61,7 @@ impl State {
     /// Only the writer calls this and [`set_ready`](Self::set_ready).
     pub(super) fn set_unready(&self) {
         *self.written.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        if self.epoch.load(Ordering::SeqCst) % 2 == 0 {
+        if self.epoch.load(Ordering::SeqCst).is_multiple_of(2) {
             self.epoch.fetch_add(1, Ordering::SeqCst);
         }
     }

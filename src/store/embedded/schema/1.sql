@@ -1,13 +1,15 @@
+-- The checks are chains of OR: SQLite builds a temporary table for each IN of three values or more, on every insert.
 CREATE TABLE action (
     id              INTEGER PRIMARY KEY,
     request_id      BLOB NOT NULL UNIQUE CHECK (length(request_id) = 16),
     tenant_id       TEXT NOT NULL,
     thread_id       TEXT NOT NULL,
     idempotency_key TEXT NOT NULL,
-    status          TEXT NOT NULL CHECK (status IN ('PENDING', 'COMMITTED', 'FAILED')),
-    decision        TEXT CHECK (decision IN ('approve', 'reject')),
-    execution       TEXT CHECK (execution IN ('claimed', 'completed', 'failed', 'unknown')),
-    closed          TEXT CHECK (closed IN ('expired', 'cancelled')),
+    status          TEXT NOT NULL CHECK (status = 'PENDING' OR status = 'COMMITTED' OR status = 'FAILED'),
+    decision        TEXT CHECK (decision = 'approve' OR decision = 'reject'),
+    execution       TEXT CHECK (execution = 'claimed' OR execution = 'completed' OR execution = 'failed'
+                        OR execution = 'unknown'),
+    closed          TEXT CHECK (closed = 'expired' OR closed = 'cancelled'),
     digest          BLOB CHECK (length(digest) = 32),    -- SHA-256 of the payload's canonical form
     payload         TEXT,
     comment         TEXT,
@@ -59,6 +61,6 @@ SELECT
     lower(format('%s-%s-%s-%s-%s', substr(hex(request_id), 1, 8), substr(hex(request_id), 9, 4),
         substr(hex(request_id), 13, 4), substr(hex(request_id), 17, 4), substr(hex(request_id), 21))) AS request_id,
     tenant_id, thread_id, idempotency_key, status, decision, execution, closed, payload, comment,
-    strftime('%Y-%m-%dT%H:%M:%fZ', created_at / 1e6, 'unixepoch') AS created_at,
-    strftime('%Y-%m-%dT%H:%M:%fZ', decided_at / 1e6, 'unixepoch') AS decided_at
+    strftime('%Y-%m-%dT%H:%M:%S', created_at / 1000000, 'unixepoch') || format('.%06dZ', created_at % 1000000) AS created_at,
+    strftime('%Y-%m-%dT%H:%M:%S', decided_at / 1000000, 'unixepoch') || format('.%06dZ', decided_at % 1000000) AS decided_at
 FROM action;

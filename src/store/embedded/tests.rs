@@ -1,0 +1,133 @@
+use std::fs;
+use std::path::Path;
+
+use rusqlite::Connection;
+use tempfile::TempDir;
+
+use super::checkpoint::LIMIT;
+use super::*;
+use crate::protocol::{Decision, IdempotencyKey, Payload};
+use crate::store::{Actor, Fingerprinted, Identity};
+
+fn approval(payload: Option<Fingerprinted>) -> Decide {
+    Decide {
+        identity: Identity {
+            tenant_id: "my-tenant".parse().unwrap(),
+            thread_id: "my-thread".parse().unwrap(),
+            idempotency_key: IdempotencyKey::mint(),
+        },
+        decision: Decision::Approve,
+        call_id: None,
+        payload,
+        comment: None,
+        actor: Actor::new("anonymous"),
+        require_submission: false,
+    }
+}
+
+fn log_bytes(path: &Path) -> u64 {
+    fs::metadata(path.with_extension("db-wal")).unwrap().len()
+}
+
+/// Decides from many tasks, without a pause, and returns the log's greatest size.
+async fn load(store: &Embedded, path: &Path, decisions: usize) -> u64 {
+    let text = format!(r#"{{"text": "{}"}}"#, "x".repeat(10_000));
+    let payload = Fingerprinted::new(Payload::from_json(&text).unwrap()).unwrap();
+    let tasks: Vec<_> = (0..16)
+        .map(|_| {
+            let (store, payload) = (store.clone(), payload.clone());
+            tokio::spawn(async move {
+                for _ in 0..decisions / 16 {
+                    let decided = store.decide(approval(Some(payload.clone()))).await.unwrap();
+                    assert!(matches!(decided, Decided::Recorded(_)), "{decided:?}");
+                }
+            })
+        })
+        .collect();
+    let mut greatest = 0;
+    for task in tasks {
+        task.await.unwrap();
+        // The file never shrinks, so this is the greatest size so far.
+        greatest = greatest.max(log_bytes(path));
+    }
+    greatest
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_log_stays_bounded_under_constant_load() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("aegis.db");
+    let store = Embedded::open(&path).unwrap();
+    let reads = tokio::spawn({
+        let store = store.clone();
+        async move {
+            loop {
+                store.find(Uuid::new_v4()).await.unwrap();
+            }
+        }
+    });
+    let greatest = load(&store, &path, 6400).await;
+    reads.abort();
+    let limit = u64::from(LIMIT) * 4096;
+    let written = fs::metadata(&path).unwrap().len() + greatest;
+    assert!(written > 10 * limit, "{written} bytes are too few to tell");
+    assert!(greatest <= 4 * limit, "the log grew to {greatest} bytes");
+    store.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_long_read_stops_no_writes_and_the_log_is_reused_after_it() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("aegis.db");
+    let store = Embedded::open(&path).unwrap();
+    load(&store, &path, 160).await;
+    let operator = Connection::open(&path).unwrap();
+    operator.execute_batch("BEGIN").unwrap();
+    let count = || -> i64 {
+        operator
+            .query_row("SELECT count(*) FROM action", [], |row| row.get(0))
+            .unwrap()
+    };
+    assert_eq!(count(), 160);
+    let held = load(&store, &path, 1600).await;
+    assert_eq!(count(), 160, "the read still sees what it saw");
+    operator.execute_batch("COMMIT").unwrap();
+    assert_eq!(count(), 1760);
+    let after = load(&store, &path, 6400).await;
+    assert!(
+        after <= held + 4 * u64::from(LIMIT) * 4096,
+        "{held} {after}"
+    );
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_request_that_cannot_be_recorded_fails_alone() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("aegis.db");
+    let store = Embedded::open(&path).unwrap();
+    let operator = Connection::open(&path).unwrap();
+    // The event comes after the action's row: the savepoint takes that row back.
+    operator
+        .execute_batch(
+            "CREATE TRIGGER refuse BEFORE INSERT ON audit WHEN new.actor = 'refused'
+             BEGIN SELECT raise(ABORT, 'refused'); END",
+        )
+        .unwrap();
+    let mut refused = approval(None);
+    refused.actor = Actor::new("refused");
+    let (one, error, other) = tokio::join!(
+        store.decide(approval(None)),
+        store.decide(refused.clone()),
+        store.decide(approval(None)),
+    );
+    assert!(matches!(one, Ok(Decided::Recorded(_))), "{one:?}");
+    assert!(matches!(other, Ok(Decided::Recorded(_))), "{other:?}");
+    assert!(error.unwrap_err().is_unavailable());
+    let totals = store.totals().await.unwrap();
+    assert_eq!((totals.actions, totals.events, totals.audits), (2, 2, 2));
+    store.check().await.unwrap();
+    operator.execute_batch("DROP TRIGGER refuse").unwrap();
+    let decided = store.decide(refused).await.unwrap();
+    assert!(matches!(decided, Decided::Recorded(_)), "{decided:?}");
+}
