@@ -8,9 +8,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use aegis_hitl::store::Store;
-use support::{
-    Call, Faulty, HANG, Memory, Mood, Running, raw, raw_until_closed, start, start_with,
-};
+use support::{Call, Disk, Faulty, HANG, Mood, Running, raw, raw_until_closed, start, start_with};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -32,7 +30,7 @@ async fn assert_refused(cases: Vec<(Call, u16, &str)>) {
 
 #[tokio::test]
 async fn a_bad_header_is_named_with_its_fault_and_what_is_allowed() {
-    let store = Memory::default();
+    let store = Disk::default();
     let server = start(store.clone()).await;
     let s = &server;
     let call = |name: &str, value: &[u8]| s.approve("k").without(name).header(name, value);
@@ -104,7 +102,7 @@ async fn a_repeated_header_is_named() {
     use tower::ServiceExt;
 
     // Not over a socket, as HTTP/1.1 folds equal lengths into one before anyone can see them.
-    let store = Memory::default();
+    let store = Disk::default();
     for (path, method) in [
         ("approve", "POST"),
         ("actions", "POST"),
@@ -142,7 +140,7 @@ async fn a_repeated_header_is_named() {
 
 #[tokio::test]
 async fn a_valid_x_request_id_is_echoed_whatever_the_answer() {
-    let server = start(Memory::default()).await;
+    let server = start(Disk::default()).await;
     for call in [
         server.approve("k"),
         server.approve("k 1"),
@@ -162,7 +160,7 @@ async fn a_valid_x_request_id_is_echoed_whatever_the_answer() {
 
 #[tokio::test]
 async fn a_bad_body_is_refused_in_words() {
-    let store = Memory::default();
+    let store = Disk::default();
     let server = start(store.clone()).await;
     let json = |body: &str| server.approve("k").json(body.to_owned());
     let deep = format!("{{\"a\":{}{}}}", "[".repeat(50_000), "]".repeat(50_000));
@@ -235,7 +233,7 @@ async fn a_bad_body_is_refused_in_words() {
 #[tokio::test]
 async fn a_body_of_exactly_the_limit_is_taken_and_one_byte_more_is_not() {
     let server = start_with(
-        Memory::default(),
+        Disk::default(),
         |service| service.body_limit(64),
         |server| server,
     )
@@ -252,7 +250,7 @@ async fn a_body_of_exactly_the_limit_is_taken_and_one_byte_more_is_not() {
 
 #[tokio::test]
 async fn a_client_that_sends_far_too_much_still_reads_the_answer() {
-    let server = start(Memory::default()).await;
+    let server = start(Disk::default()).await;
     let body = vec![b'x'; 8 * 1024 * 1024];
     let with_length = [
         format!("{HEAD}Content-Length: {}\r\n\r\n", body.len()).into_bytes(),
@@ -309,7 +307,7 @@ async fn read_answer(stream: &mut TcpStream) -> String {
 
 #[tokio::test]
 async fn a_client_that_asks_first_is_refused_before_it_sends() {
-    let server = start(Memory::default()).await;
+    let server = start(Disk::default()).await;
     let mut stream = TcpStream::connect(server.addr).await.unwrap();
     let head = format!("{HEAD}Content-Length: 999999\r\nExpect: 100-continue\r\n\r\n");
     stream.write_all(head.as_bytes()).await.unwrap();
@@ -333,7 +331,7 @@ async fn a_client_that_asks_first_is_refused_before_it_sends() {
 #[tokio::test]
 async fn a_body_that_does_not_arrive_is_408() {
     let server = start_with(
-        Memory::default(),
+        Disk::default(),
         |service| service.body_timeout(Duration::from_millis(50)),
         |server| server,
     )
@@ -354,7 +352,7 @@ async fn a_body_that_does_not_arrive_is_408() {
 
 #[tokio::test]
 async fn a_body_that_breaks_off_decides_nothing() {
-    let store = Memory::default();
+    let store = Disk::default();
     let server = start(store.clone()).await;
     for rest in [
         "Content-Length: 10\r\n\r\n{}",
@@ -376,7 +374,7 @@ async fn a_body_that_breaks_off_decides_nothing() {
 
 #[tokio::test]
 async fn content_lengths_that_differ_are_refused() {
-    let store = Memory::default();
+    let store = Disk::default();
     let server = start(store.clone()).await;
     let request =
         format!("{HEAD}Content-Length: 2\r\nContent-Length: 3\r\nConnection: close\r\n\r\n{{}}");
@@ -387,7 +385,7 @@ async fn content_lengths_that_differ_are_refused() {
 
 #[tokio::test]
 async fn a_path_has_one_spelling() {
-    let store = Memory::default();
+    let store = Disk::default();
     let server = start(store.clone()).await;
     let ask = async |target: &str| {
         let rest = HEAD.split_once("/api/v1/hitl/approve").unwrap().1;
@@ -448,7 +446,7 @@ async fn a_path_has_one_spelling() {
 async fn another_prefix_moves_the_endpoints() {
     for (prefix, path) in [("", "/hitl/approve"), ("/a/b/", "/a/b/hitl/approve")] {
         let server = start_with(
-            Memory::default(),
+            Disk::default(),
             |service| service.prefix(prefix),
             |server| server,
         )
@@ -467,16 +465,14 @@ async fn another_prefix_moves_the_endpoints() {
     }
     use aegis_hitl::server::HitlService;
     for prefix in ["api", "/a b", "/a?b", "/a//b", "/é", "/%61"] {
-        let built = HitlService::builder(Memory::default())
-            .prefix(prefix)
-            .build();
+        let built = HitlService::builder(Disk::default()).prefix(prefix).build();
         assert!(built.is_err(), "{prefix}");
     }
 }
 
 #[tokio::test]
 async fn a_wrong_method_is_405_with_the_right_ones() {
-    let server = start(Memory::default()).await;
+    let server = start(Disk::default()).await;
     let status = "/api/v1/hitl/status/x";
     for (method, path, allow) in [
         ("GET", "/api/v1/hitl/approve", "POST"),
@@ -498,7 +494,7 @@ async fn a_wrong_method_is_405_with_the_right_ones() {
 
 #[tokio::test]
 async fn noise_is_no_request_and_harms_nobody() {
-    let server = start(Memory::default()).await;
+    let server = start(Disk::default()).await;
     let many_headers = format!("{HEAD}{}\r\n", "A: b\r\n".repeat(200));
     let big_header = format!("{HEAD}A: {}\r\n\r\n", "b".repeat(100_000));
     for (noise, status) in [
@@ -518,7 +514,7 @@ async fn noise_is_no_request_and_harms_nobody() {
 
 #[tokio::test]
 async fn a_panic_ends_its_own_connection_only() {
-    let store = Faulty::new(Memory::default(), Mood::Panics);
+    let store = Faulty::new(Disk::default(), Mood::Panics);
     let server = start(store.clone()).await;
     for call in [server.approve("k"), server.approve("k").http2()] {
         let reply = timeout(HANG, call.try_send()).await.expect("no hang");
@@ -599,7 +595,7 @@ async fn drip(addr: SocketAddr) -> Duration {
 #[tokio::test]
 async fn a_connection_without_a_request_is_cut_off() {
     let server = start_with(
-        Memory::default(),
+        Disk::default(),
         |service| service,
         |server| server.header_timeout(Duration::from_millis(200)),
     )
@@ -610,7 +606,7 @@ async fn a_connection_without_a_request_is_cut_off() {
 
 #[tokio::test]
 async fn by_default_slow_headers_are_cut_off_within_ten_seconds() {
-    let server = start(Memory::default()).await;
+    let server = start(Disk::default()).await;
     assert_cut_off(server.addr, Duration::from_secs(10)).await;
     server.still_answers().await;
 }
@@ -618,7 +614,7 @@ async fn by_default_slow_headers_are_cut_off_within_ten_seconds() {
 #[tokio::test]
 async fn a_slow_second_request_is_cut_off_too() {
     let server = start_with(
-        Memory::default(),
+        Disk::default(),
         |service| service,
         |server| server.header_timeout(Duration::from_millis(200)),
     )
@@ -631,7 +627,7 @@ async fn a_slow_second_request_is_cut_off_too() {
 #[tokio::test]
 async fn a_connection_over_the_limit_waits_for_its_turn() {
     let server: Running = start_with(
-        Memory::default(),
+        Disk::default(),
         |service| service,
         |server| server.max_connections(1),
     )

@@ -9,14 +9,14 @@ use std::time::Duration;
 use aegis_hitl::ApiKey;
 use aegis_hitl::server::{Auth, Keys};
 use aegis_hitl::store::Store;
-use support::{Call, Faulty, Memory, Mood, Reply, Running, start, start_with};
+use support::{Call, Disk, Faulty, Mood, Reply, Running, start, start_with};
 
 /// One row: what came before, what is asked, and what is answered.
 struct Row {
     situation: &'static str,
     before: Vec<Call>,
     /// What happens to the action between the calls.
-    then: fn(&Memory),
+    then: fn(&Disk),
     asked: Call,
     status: u16,
     code: Option<&'static str>,
@@ -39,7 +39,7 @@ impl Row {
         }
     }
 
-    fn then(mut self, then: fn(&Memory)) -> Self {
+    fn then(mut self, then: fn(&Disk)) -> Self {
         self.then = then;
         self
     }
@@ -123,7 +123,7 @@ fn table(s: &Running) -> Vec<Row> {
 
 #[tokio::test]
 async fn every_situation_has_the_answer_of_the_protocol() {
-    let store = Memory::default();
+    let store = Disk::default();
     let server = start(store.clone()).await;
     for row in table(&server) {
         for call in row.before {
@@ -201,7 +201,7 @@ fn assert_common(reply: &Reply) {
 
 #[tokio::test]
 async fn a_receipt_has_the_members_of_the_protocol_and_no_others() {
-    let server = start(Memory::default()).await;
+    let server = start(Disk::default()).await;
     let call = server
         .approve("k")
         .json(r#"{"to":"a@b.c","aegis":{"comment":"fine"}}"#)
@@ -229,7 +229,7 @@ async fn a_receipt_has_the_members_of_the_protocol_and_no_others() {
 
 #[tokio::test]
 async fn a_submission_is_recorded_once() {
-    let server = start(Memory::default()).await;
+    let server = start(Disk::default()).await;
     let submit = |payload: &'static str| server.submit("k").json(payload).send();
     let first = submit(r#"{"a":1}"#).await;
     assert_eq!(first.status, 201);
@@ -253,7 +253,7 @@ async fn a_submission_is_recorded_once() {
 
 #[tokio::test]
 async fn strict_mode_decides_submitted_actions_only() {
-    let store = Memory::default();
+    let store = Disk::default();
     let server = start_with(
         store.clone(),
         |service| service.require_submission(true),
@@ -269,7 +269,7 @@ async fn strict_mode_decides_submitted_actions_only() {
 
 #[tokio::test]
 async fn a_store_that_fails_is_503_and_shows_no_internals() {
-    let store = Faulty::new(Memory::default(), Mood::Fails);
+    let store = Faulty::new(Disk::default(), Mood::Fails);
     let server = start(store.clone()).await;
     let id = uuid::Uuid::new_v4().to_string();
     for call in [
@@ -291,7 +291,7 @@ async fn a_store_that_fails_is_503_and_shows_no_internals() {
 
 #[tokio::test]
 async fn a_decision_that_takes_too_long_is_503_and_not_lost() {
-    let store = Faulty::new(Memory::default(), Mood::Hangs);
+    let store = Faulty::new(Disk::default(), Mood::Hangs);
     let server = start_with(
         store.clone(),
         |service| service.store_timeout(Duration::from_millis(50)),
@@ -318,7 +318,7 @@ async fn a_decision_may_take_two_seconds_unless_set_otherwise() {
     use http_body_util::Empty;
     use tower::ServiceExt;
 
-    let store = Faulty::new(Memory::default(), Mood::Hangs);
+    let store = Faulty::new(Disk::default(), Mood::Hangs);
     let request = http::Request::post("/api/v1/hitl/approve")
         .header("Tenant-Id", "t")
         .header("Thread-Id", "h")
@@ -343,7 +343,7 @@ fn keys() -> Auth {
 
 #[tokio::test]
 async fn with_keys_the_tenant_is_the_keys_own() {
-    let store = Memory::default();
+    let store = Disk::default();
     let server = start_with(
         store.clone(),
         |service| service.auth(keys()),
@@ -427,7 +427,7 @@ async fn with_keys_the_tenant_is_the_keys_own() {
 
 #[tokio::test]
 async fn without_keys_a_credential_is_refused_and_not_ignored() {
-    let server = start(Memory::default()).await;
+    let server = start(Disk::default()).await;
     let reply = server
         .approve("k")
         .header("Authorization", "Bearer sk-1")
@@ -439,7 +439,7 @@ async fn without_keys_a_credential_is_refused_and_not_ignored() {
 
 #[tokio::test]
 async fn of_many_calls_at_once_one_is_recorded() {
-    let store = Memory::default();
+    let store = Disk::default();
     let server = start(store.clone()).await;
     let calls: Vec<_> = (0..16)
         .map(|i| {

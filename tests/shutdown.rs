@@ -9,14 +9,14 @@ use std::time::Duration;
 use aegis_hitl::ApiKey;
 use aegis_hitl::server::{Auth, HitlService, Keys, Server, Shutdown};
 use aegis_hitl::store::Store;
-use support::{Faulty, HANG, Memory, Mood, start, start_with};
+use support::{Disk, Faulty, HANG, Mood, start, start_with};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 #[tokio::test]
 async fn a_server_without_requests_drains_at_once() {
-    let server = start(Memory::default()).await;
+    let server = start(Disk::default()).await;
     let addr = server.addr;
     server.still_answers().await;
     // One connection is idle, and one has sent nothing yet.
@@ -37,8 +37,8 @@ async fn a_server_without_requests_drains_at_once() {
 #[tokio::test]
 async fn a_request_in_flight_is_answered_and_its_connection_closed() {
     for http2 in [false, true] {
-        let memory = Memory::default();
-        let store = Faulty::new(memory.clone(), Mood::Hangs);
+        let disk = Disk::default();
+        let store = Faulty::new(disk.clone(), Mood::Hangs);
         let server = start_with(
             store.clone(),
             |service| service.store_timeout(HANG),
@@ -60,7 +60,7 @@ async fn a_request_in_flight_is_answered_and_its_connection_closed() {
         }
         let ended = timeout(HANG, ended).await.unwrap();
         assert_eq!(ended.unwrap().unwrap(), Shutdown::Drained);
-        assert_eq!(memory.totals().await.unwrap().decisions, 1);
+        assert_eq!(disk.totals().await.unwrap().decisions, 1);
     }
 }
 
@@ -76,7 +76,7 @@ async fn until_refused(addr: std::net::SocketAddr) {
 
 #[tokio::test]
 async fn what_is_in_flight_at_the_deadline_is_cut() {
-    let store = Faulty::new(Memory::default(), Mood::Hangs);
+    let store = Faulty::new(Disk::default(), Mood::Hangs);
     let server = start_with(
         store.clone(),
         |service| service.store_timeout(HANG),
@@ -91,7 +91,7 @@ async fn what_is_in_flight_at_the_deadline_is_cut() {
 
 #[tokio::test]
 async fn a_wait_ends_with_the_present_state() {
-    let store = Faulty::new(Memory::default(), Mood::Well);
+    let store = Faulty::new(Disk::default(), Mood::Well);
     let server = start(store.clone()).await;
     let id = server.submit("k").send().await.request_id();
     let before = store.asked();
@@ -112,7 +112,7 @@ async fn a_wait_ends_with_the_present_state() {
 
 #[tokio::test]
 async fn a_request_that_comes_while_the_server_drains_is_503() {
-    let store = Faulty::new(Memory::default(), Mood::Hangs);
+    let store = Faulty::new(Disk::default(), Mood::Hangs);
     let server = start_with(
         store.clone(),
         |service| service.store_timeout(HANG),
@@ -175,7 +175,7 @@ async fn read_until(stream: &mut TcpStream, end: &str) -> String {
 
 #[tokio::test]
 async fn a_client_that_reads_no_answer_is_cut_off() {
-    let store = Memory::default();
+    let store = Disk::default();
     let server = start_with(
         store,
         |service| service,
@@ -199,7 +199,7 @@ async fn a_client_that_reads_no_answer_is_cut_off() {
 
 #[tokio::test]
 async fn health_says_whether_the_store_takes_a_write() {
-    let store = Faulty::new(Memory::default(), Mood::Fails);
+    let store = Faulty::new(Disk::default(), Mood::Fails);
     let server = start(store.clone()).await;
     let live = server.get("/livez").send().await;
     assert_eq!((live.status, &*live.text("status")), (200, "ok"));
@@ -217,7 +217,7 @@ async fn health_says_whether_the_store_takes_a_write() {
 
 #[tokio::test]
 async fn a_store_that_hangs_is_not_ready_after_two_seconds() {
-    let store = Faulty::new(Memory::default(), Mood::Hangs);
+    let store = Faulty::new(Disk::default(), Mood::Hangs);
     let server = start(store.clone()).await;
     let reply = timeout(Duration::from_secs(10), server.get("/readyz").send());
     assert_eq!(reply.await.unwrap().status, 503);
@@ -226,7 +226,7 @@ async fn a_store_that_hangs_is_not_ready_after_two_seconds() {
 #[tokio::test]
 async fn the_tenant_header_is_trusted_on_loopback_only() {
     let bind = || async { Server::bind("0.0.0.0:0").await.unwrap() };
-    let trusting = || HitlService::new(Memory::default());
+    let trusting = || HitlService::new(Disk::default());
     let refused = bind().await.serve(trusting(), async {}).await.unwrap_err();
     assert!(refused.is_untrusted_address());
     let text = refused.to_string();
@@ -238,7 +238,7 @@ async fn the_tenant_header_is_trusted_on_loopback_only() {
     assert!(told.serve(trusting(), async {}).await.unwrap().is_drained());
 
     let line = format!("{} acme alice", Keys::digest(&ApiKey::new("sk").unwrap()));
-    let with_keys = HitlService::builder(Memory::default())
+    let with_keys = HitlService::builder(Disk::default())
         .auth(Auth::keys(Keys::parse(&line).unwrap()))
         .build()
         .unwrap();

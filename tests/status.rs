@@ -6,7 +6,7 @@ mod support;
 
 use std::time::Duration;
 
-use support::{Faulty, Memory, Mood, Running, start, start_with};
+use support::{Disk, Faulty, Mood, Running, start, start_with};
 use tokio::time::timeout;
 use uuid::Uuid;
 
@@ -19,7 +19,7 @@ async fn submitted(server: &Running, key: &str) -> String {
 
 #[tokio::test]
 async fn without_credentials_only_the_state_is_shown() {
-    let server = start(Memory::default()).await;
+    let server = start(Disk::default()).await;
     let id = submitted(&server, "k").await;
     let reply = server.status(&id).send().await;
     assert_eq!(reply.status, 200);
@@ -43,7 +43,7 @@ async fn without_credentials_only_the_state_is_shown() {
 
 #[tokio::test]
 async fn with_credentials_everything_is_shown() {
-    let server = start(Memory::default()).await;
+    let server = start(Disk::default()).await;
     let id = submitted(&server, "k").await;
     let decide = server.approve("k").json(r#"{"aegis":{"comment":"fine"}}"#);
     assert_eq!(decide.send().await.status, 202);
@@ -62,7 +62,7 @@ async fn with_credentials_everything_is_shown() {
 
 #[tokio::test]
 async fn unknown_malformed_and_another_tenants_are_one_404() {
-    let server = start(Memory::default()).await;
+    let server = start(Disk::default()).await;
     let id = submitted(&server, "k").await;
     let unknown = server.status(&Uuid::new_v4().to_string()).send().await;
     assert_eq!(unknown.status, 404);
@@ -83,7 +83,7 @@ async fn unknown_malformed_and_another_tenants_are_one_404() {
 
 #[tokio::test]
 async fn an_action_is_found_by_the_x_request_id_of_a_call() {
-    let server = start(Memory::default()).await;
+    let server = start(Disk::default()).await;
     let call_id = Uuid::new_v4().to_string();
     let call = server.approve("k").header("X-Request-Id", &call_id);
     let id = call.send().await.request_id();
@@ -98,7 +98,7 @@ async fn an_action_is_found_by_the_x_request_id_of_a_call() {
 
 #[tokio::test]
 async fn a_head_has_the_headers_of_a_get_and_no_body() {
-    let server = start(Memory::default()).await;
+    let server = start(Disk::default()).await;
     let id = submitted(&server, "k").await;
     let get = server.status(&id).send().await;
     for call in [server.status(&id), server.status(&id).http2()] {
@@ -112,7 +112,7 @@ async fn a_head_has_the_headers_of_a_get_and_no_body() {
 
 #[tokio::test]
 async fn a_decision_ends_the_wait() {
-    let store = Faulty::new(Memory::default(), Mood::Well);
+    let store = Faulty::new(Disk::default(), Mood::Well);
     let server = start_with(
         store.clone(),
         // Only a wake-up can end it in time.
@@ -141,7 +141,7 @@ async fn a_decision_ends_the_wait() {
 #[tokio::test]
 async fn a_poll_finds_the_decision_when_the_wake_up_is_lost() {
     // The second store shares nothing with the first one but the records.
-    let store = Memory::default();
+    let store = Disk::default();
     let server = start_with(
         store.without_wake_ups(),
         |service| service.poll_interval(Duration::from_millis(20)),
@@ -162,7 +162,7 @@ async fn a_poll_finds_the_decision_when_the_wake_up_is_lost() {
 
 #[tokio::test]
 async fn a_wait_that_is_over_shows_the_present_state() {
-    let server = start(Memory::default()).await;
+    let server = start(Disk::default()).await;
     let id = submitted(&server, "k").await;
     for seconds in ["0", "1"] {
         let wait = server
@@ -183,7 +183,7 @@ async fn a_wait_takes_55_seconds_at_most() {
     use aegis_hitl::{IdempotencyKey, TenantId, ThreadId};
     use tower::ServiceExt;
 
-    let store = Memory::default();
+    let store = Disk::default();
     let submit = Submit {
         identity: Identity {
             tenant_id: TenantId::new("t").unwrap(),
@@ -211,7 +211,7 @@ async fn a_wait_takes_55_seconds_at_most() {
 
 #[tokio::test]
 async fn a_decided_action_is_not_waited_for() {
-    let server = start(Memory::default()).await;
+    let server = start(Disk::default()).await;
     let id = server.approve("k").send().await.request_id();
     let wait = server.status(&id).header("Prefer", "wait=55").send();
     let reply = timeout(Duration::from_secs(10), wait).await.unwrap();
@@ -220,7 +220,7 @@ async fn a_decided_action_is_not_waited_for() {
 
 #[tokio::test]
 async fn a_malformed_preference_is_ignored() {
-    let server = start(Memory::default()).await;
+    let server = start(Disk::default()).await;
     let id = submitted(&server, "k").await;
     for prefer in ["wait=soon", "wait", "wait=-1", "respond-async", "é"] {
         let ask = server.status(&id).header("Prefer", prefer).send();
@@ -232,7 +232,7 @@ async fn a_malformed_preference_is_ignored() {
 
 #[tokio::test]
 async fn malformed_headers_of_a_status_request_are_refused() {
-    let server = start(Memory::default()).await;
+    let server = start(Disk::default()).await;
     let id = submitted(&server, "k").await;
     let cases = [
         server.status(&id).header("Tenant-Id", "a b"),

@@ -1,10 +1,10 @@
-//! What the server's tests share: a store in memory, a store that fails on command, a running server, and clients.
+//! What the server's tests share: an embedded store, a store that fails on command, a running server, and clients.
 
 // Each test crate takes what it needs.
 #![allow(dead_code, unreachable_pub, unused_imports)]
 
 mod client;
-mod memory;
+mod disk;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 pub use self::client::{Call, Reply, raw, raw_until_closed};
-pub use self::memory::Memory;
+pub use self::disk::{Disk, edit};
 
 /// Far beyond what any step takes; only a hang gets here.
 pub const HANG: Duration = Duration::from_secs(30);

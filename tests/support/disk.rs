@@ -1,0 +1,98 @@
+//! The embedded store in a folder of its own, with a second hand on its rows.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aegis_hitl::Action;
+use aegis_hitl::store::{
+    Decide, Decided, Embedded, Store, StoreError, Submit, Submitted, Totals, Watch, Watchers,
+};
+use rusqlite::{Connection, OpenFlags};
+use tempfile::TempDir;
+use uuid::Uuid;
+
+#[derive(Clone)]
+pub struct Disk {
+    store: Embedded,
+    /// Where waits listen in place of the store's own watchers.
+    deaf: Option<Watchers>,
+    folder: Arc<TempDir>,
+}
+
+impl Default for Disk {
+    fn default() -> Self {
+        let folder = TempDir::new().unwrap();
+        Self {
+            store: Embedded::open(folder.path().join("aegis.db")).unwrap(),
+            deaf: None,
+            folder: Arc::new(folder),
+        }
+    }
+}
+
+impl Disk {
+    pub fn path(&self) -> PathBuf {
+        self.folder.path().join("aegis.db")
+    }
+
+    /// The same records, whose decisions elsewhere wake nobody here.
+    pub fn without_wake_ups(&self) -> Self {
+        Self {
+            deaf: Some(Watchers::new()),
+            ..self.clone()
+        }
+    }
+
+    /// Makes an approved action one whose execution failed.
+    pub fn fail(&self, key: &str) {
+        self.edit("status = 'FAILED', execution = 'failed'", key);
+    }
+
+    /// Makes a decided action one that had expired.
+    pub fn close(&self, key: &str) {
+        self.edit("closed = 'expired'", key);
+    }
+
+    fn edit(&self, change: &str, key: &str) {
+        edit(&self.path(), change, key);
+    }
+}
+
+/// Changes the row of a key behind the store's back.
+pub fn edit(database: &std::path::Path, change: &str, key: &str) {
+    let connection =
+        Connection::open_with_flags(database, OpenFlags::SQLITE_OPEN_READ_WRITE).unwrap();
+    connection.busy_timeout(Duration::from_secs(10)).unwrap();
+    let sql = format!("UPDATE action SET {change} WHERE idempotency_key = ?1");
+    assert_eq!(connection.execute(&sql, [key]).unwrap(), 1);
+}
+
+impl Store for Disk {
+    async fn decide(&self, request: Decide) -> Result<Decided, StoreError> {
+        self.store.decide(request).await
+    }
+
+    async fn submit(&self, request: Submit) -> Result<Submitted, StoreError> {
+        self.store.submit(request).await
+    }
+
+    async fn find(&self, id: Uuid) -> Result<Option<Action>, StoreError> {
+        self.store.find(id).await
+    }
+
+    fn watch(&self, id: Uuid) -> Watch {
+        match &self.deaf {
+            Some(watchers) => watchers.watch(id),
+            None => self.store.watch(id),
+        }
+    }
+
+    async fn check(&self) -> Result<(), StoreError> {
+        self.store.check().await
+    }
+
+    async fn totals(&self) -> Result<Totals, StoreError> {
+        self.store.totals().await
+    }
+}
