@@ -28,7 +28,7 @@ fn flaky() -> (
     let count = Arc::new(AtomicUsize::new(0));
     let counter = count.clone();
     let service = service_fn(move |_: Request<Body>| {
-        let odd = counter.fetch_add(1, Ordering::SeqCst) % 2 == 0;
+        let odd = counter.fetch_add(1, Ordering::SeqCst).is_multiple_of(2);
         async move {
             tokio::time::sleep(Duration::from_secs(1)).await;
             let status = if odd { 503 } else { 200 };
