@@ -1,5 +1,4 @@
 //! The stores: what every one of them must do.
-#![cfg(feature = "test-util")]
 
 use std::sync::Mutex;
 
