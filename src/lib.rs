@@ -25,3 +25,6 @@ pub mod client;
 #[cfg(feature = "client")]
 #[doc(inline)]
 pub use crate::client::{AegisService, DecisionRequest, Error, Outcome, Receipt};
+
+#[cfg(feature = "test-util")]
+pub mod testing;

@@ -7,18 +7,30 @@
     unreachable_pub
 )]
 
-mod peer;
-
 use std::time::Duration;
 
 use aegis_hitl::layer::{Backoff, Delivery};
+use aegis_hitl::testing::{Act, ClosedPort, Peer};
 use aegis_hitl::{
     AegisService, ApiKey, Decision, DecisionRequest, Error, IdempotencyKey, Outcome, Status,
     TenantId, client::Builder,
 };
-use peer::{Act, Peer, SHORT, answer, answer_after, answer_with, closed_port};
 use serde_json::{Value, json};
 use tower::ServiceExt;
+
+const SHORT: Duration = Duration::from_millis(200);
+
+fn answer(status: u16) -> Act {
+    Act::answer(status)
+}
+
+fn answer_after(status: u16, retry_after: &str) -> Act {
+    Act::answer(status).header("retry-after", retry_after)
+}
+
+fn answer_with(status: u16, body: Value) -> Act {
+    Act::answer(status).body(body.to_string())
+}
 
 fn builder(url: &str) -> Builder {
     AegisService::builder()
@@ -70,9 +82,9 @@ async fn an_approval_goes_out_as_the_protocol_has_it() {
     assert_eq!(id.as_str(), "5b7f5d0a-9c1c-4f0e-9d39-2f6b0d6c7a11");
     assert_eq!(receipt.action().unwrap().status, Status::Committed);
 
-    let seen = &peer.seen()[0];
+    let seen = &peer.requests()[0];
     assert_eq!(
-        (seen.method.as_str(), seen.path.as_str()),
+        (seen.method.as_str(), seen.path()),
         ("POST", "/api/v1/hitl/approve")
     );
     assert_eq!(seen.header("tenant-id"), Some("acme"));
@@ -103,8 +115,8 @@ async fn a_call_may_name_its_own_tenant_thread_and_call_id() {
         .comment("too \"risky\"")
         .await
         .unwrap();
-    let seen = &peer.seen()[0];
-    assert_eq!(seen.path, "/api/v1/hitl/reject");
+    let seen = &peer.requests()[0];
+    assert_eq!(seen.path(), "/api/v1/hitl/reject");
     assert_eq!(seen.header("tenant-id"), Some("other"));
     assert_eq!(seen.header("thread-id"), Some("t-9"));
     assert_eq!(seen.header("x-request-id"), Some("call-1"));
@@ -121,7 +133,7 @@ async fn a_comment_goes_beside_the_payload() {
         .comment("ok")
         .await
         .unwrap();
-    let body: Value = serde_json::from_slice(&peer.seen()[0].body).unwrap();
+    let body: Value = serde_json::from_slice(&peer.requests()[0].body).unwrap();
     assert_eq!(body, json!({"n": 1, "aegis": {"comment": "ok"}}));
     let both = service(&peer)
         .approve("k-1")
@@ -142,7 +154,7 @@ async fn with_an_api_key_no_tenant_is_sent() {
         .build()
         .unwrap();
     service.approve("k-1").await.unwrap();
-    let seen = &peer.seen()[0];
+    let seen = &peer.requests()[0];
     assert_eq!(seen.header("authorization"), Some("Bearer sk_live_1"));
     assert_eq!(seen.header("tenant-id"), None);
     let error = service.approve("k-1").tenant_id("acme").await.unwrap_err();
@@ -153,9 +165,9 @@ async fn with_an_api_key_no_tenant_is_sent() {
 #[tokio::test]
 async fn all_attempts_of_a_call_are_byte_identical() {
     let peer = Peer::start([
-        Act::LoseReply,
+        Act::lose_reply(),
         answer(503),
-        Act::LoseReply,
+        Act::lose_reply(),
         answer_with(202, action("approve")),
     ])
     .await;
@@ -165,12 +177,12 @@ async fn all_attempts_of_a_call_are_byte_identical() {
         .await
         .unwrap();
     assert_eq!(receipt.attempts(), 4);
-    let seen = peer.seen();
+    let seen = peer.requests();
     assert_eq!(seen.len(), 4);
     for attempt in &seen {
         assert_eq!(attempt.headers, seen[0].headers);
         assert_eq!(attempt.body, seen[0].body);
-        assert_eq!(attempt.path, seen[0].path);
+        assert_eq!(attempt.path(), seen[0].path());
     }
 }
 
@@ -180,7 +192,7 @@ async fn two_calls_carry_different_call_ids() {
     let service = service(&peer);
     service.approve("k-1").await.unwrap();
     service.approve("k-1").await.unwrap();
-    let seen = peer.seen();
+    let seen = peer.requests();
     assert_ne!(
         seen[0].header("x-request-id"),
         seen[1].header("x-request-id")
@@ -282,7 +294,7 @@ async fn each_refusal_has_its_predicate() {
 
 #[tokio::test]
 async fn a_refusal_after_a_lost_reply_leaves_the_outcome_unknown() {
-    let peer = Peer::start([Act::LoseReply, answer(429)]).await;
+    let peer = Peer::start([Act::lose_reply(), answer(429)]).await;
     let error = service(&peer).approve("k-1").await.unwrap_err();
     assert!(error.is_rate_limited() && error.is_outcome_unknown());
 }
@@ -300,7 +312,7 @@ async fn a_success_of_another_kind_is_not_taken_for_a_decision() {
 async fn a_redirect_is_not_followed() {
     let other = Peer::start([answer(202)]).await;
     for status in [301, 302, 303, 307, 308] {
-        let to_other = Act::Answer(status, vec![("location", other.url())], String::new());
+        let to_other = answer(status).header("location", &other.url());
         let (error, count) = failure(to_other).await;
         assert!(error.is_protocol());
         assert_eq!(count, 1);
@@ -404,15 +416,14 @@ async fn base_url_and_prefix_may_have_a_path_and_a_slash() {
             .build()
             .unwrap();
         service.approve("k").await.unwrap();
-        assert_eq!(peer.seen().last().unwrap().path, path);
+        assert_eq!(peer.requests().last().unwrap().path(), path);
     }
 }
 
 #[tokio::test]
 async fn a_server_that_cannot_be_reached_was_never_sent_anything() {
-    let service = builder(&format!("http://{}", closed_port().await))
-        .build()
-        .unwrap();
+    let port = ClosedPort::new();
+    let service = builder(&port.url()).build().unwrap();
     let error = service.approve("k-1").await.unwrap_err();
     assert!(error.is_connect() && error.is_transport());
     assert!(!error.is_outcome_unknown());
@@ -424,18 +435,15 @@ async fn a_server_that_cannot_be_reached_was_never_sent_anything() {
 
 #[tokio::test]
 async fn a_server_that_comes_up_late_is_reached_by_a_retry() {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    drop(listener);
-    let service = builder(&format!("http://{address}"))
+    let port = ClosedPort::new();
+    let service = builder(&port.url())
         .backoff(Backoff::constant(Duration::from_millis(20)))
         .max_retries(1000)
         .build()
         .unwrap();
     let call = tokio::spawn(service.approve("k-1").into_future());
     tokio::time::sleep(SHORT).await;
-    let listener = tokio::net::TcpListener::bind(address).await.unwrap();
-    let peer = Peer::on(listener, [answer(202)]);
+    let peer = port.open([answer(202)]);
     let receipt = call.await.unwrap().unwrap();
     assert!(receipt.attempts() > 1);
     assert_eq!(peer.count(), 1);
@@ -443,7 +451,7 @@ async fn a_server_that_comes_up_late_is_reached_by_a_retry() {
 
 #[tokio::test]
 async fn lost_replies_to_every_attempt_leave_the_outcome_unknown() {
-    let (error, count) = failure(Act::LoseReply).await;
+    let (error, count) = failure(Act::lose_reply()).await;
     assert!(error.is_transport() && !error.is_connect());
     assert!(error.is_outcome_unknown());
     assert_eq!(
@@ -454,7 +462,7 @@ async fn lost_replies_to_every_attempt_leave_the_outcome_unknown() {
 
 #[tokio::test]
 async fn a_server_that_hangs_is_a_timeout_with_unknown_outcome() {
-    let peer = Peer::start([Act::Hang]).await;
+    let peer = Peer::start([Act::hang()]).await;
     let service = builder(&peer.url())
         .timeout(SHORT)
         .max_retries(1)
@@ -467,7 +475,7 @@ async fn a_server_that_hangs_is_a_timeout_with_unknown_outcome() {
 
 #[tokio::test]
 async fn a_call_may_set_its_own_deadline_and_retries() {
-    let peer = Peer::start([Act::Hang]).await;
+    let peer = Peer::start([Act::hang()]).await;
     let error = service(&peer)
         .approve("k-1")
         .deadline(SHORT)
@@ -486,14 +494,14 @@ async fn a_call_may_set_its_own_deadline_and_retries() {
 
 #[tokio::test]
 async fn an_answer_that_breaks_off_is_read_by_its_head() {
-    let peer = Peer::start([Act::Truncate(202)]).await;
+    let peer = Peer::start([answer(202).body("{\"request_id\":").body_breaks_off()]).await;
     let receipt = service(&peer).approve("k-1").await.unwrap();
     assert_eq!(
         (receipt.outcome(), receipt.request_id()),
         (Outcome::Accepted, None)
     );
     // A 409 confirms only with its body, which may tell of the opposite.
-    let (error, _) = failure(Act::Truncate(409)).await;
+    let (error, _) = failure(answer(409).body("{\"request_id\":").body_breaks_off()).await;
     assert!(error.is_protocol() && error.is_outcome_unknown());
 }
 
@@ -506,9 +514,9 @@ async fn the_status_is_asked_for_by_id() {
         .await
         .unwrap();
     assert_eq!(found.decision, Some(Decision::Approve));
-    let seen = &peer.seen()[0];
+    let seen = &peer.requests()[0];
     assert_eq!(seen.method, "GET");
-    assert_eq!(seen.path, "/api/v1/hitl/status/a%2Fb%3Fc");
+    assert_eq!(seen.path(), "/api/v1/hitl/status/a%2Fb%3Fc");
     assert_eq!(seen.header("prefer"), Some("wait=2"));
     assert_eq!(seen.header("tenant-id"), Some("acme"));
 
@@ -517,7 +525,7 @@ async fn the_status_is_asked_for_by_id() {
         .build()
         .unwrap();
     bare.status("r-1").await.unwrap();
-    assert_eq!(peer.seen()[1].header("tenant-id"), None);
+    assert_eq!(peer.requests()[1].header("tenant-id"), None);
 
     let missing = Peer::start([answer(404)]).await;
     assert!(
@@ -539,7 +547,7 @@ async fn the_status_is_asked_for_by_id() {
 
 #[tokio::test]
 async fn a_status_wait_outlasts_the_attempt_timeout() {
-    let peer = Peer::start([Act::Hang]).await;
+    let peer = Peer::start([Act::hang()]).await;
     let service = builder(&peer.url())
         .timeout(SHORT)
         .max_retries(0)
@@ -557,7 +565,7 @@ async fn a_status_wait_outlasts_the_attempt_timeout() {
 
 #[tokio::test]
 async fn a_connection_that_was_closed_while_idle_costs_no_attempt() {
-    let close = Act::Answer(202, vec![("connection", "close".to_owned())], String::new());
+    let close = answer(202).header("connection", "close");
     let peer = Peer::start([close]).await;
     let service = service(&peer);
     for _ in 0..20 {
@@ -568,7 +576,7 @@ async fn a_connection_that_was_closed_while_idle_costs_no_attempt() {
 
 #[tokio::test]
 async fn five_failures_with_a_body_use_one_connection() {
-    let failing = Act::Answer(503, Vec::new(), "x".repeat(10_000));
+    let failing = answer(503).body("x".repeat(10_000));
     let peer = Peer::start([
         failing.clone(),
         failing.clone(),
@@ -593,7 +601,7 @@ async fn it_is_a_tower_service_of_decision_requests() {
         .tenant_id(TenantId::new("other").unwrap());
     let receipt = service.oneshot(request).await.unwrap();
     assert_eq!(receipt.outcome(), Outcome::Accepted);
-    assert_eq!(peer.seen()[0].header("tenant-id"), Some("other"));
+    assert_eq!(peer.requests()[0].header("tenant-id"), Some("other"));
 }
 
 #[test]

@@ -6,15 +6,12 @@
     clippy::panic,
     unreachable_pub
 )]
-#![cfg(feature = "tls")]
-
-mod peer;
 
 use std::sync::Arc;
 
 use aegis_hitl::AegisService;
 use aegis_hitl::layer::Backoff;
-use peer::{Peer, answer};
+use aegis_hitl::testing::{Act, Peer};
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
@@ -33,13 +30,14 @@ async fn server(alpn: &[&[u8]]) -> (Peer, String) {
         .with_single_cert(vec![cert.der().clone()], key)
         .unwrap();
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
-    let peer = Peer::start_tls([answer(202)], TlsAcceptor::from(Arc::new(config))).await;
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let peer = Peer::start_over([Act::answer(202)], move |stream| acceptor.accept(stream)).await;
     (peer, cert.pem())
 }
 
 fn builder(peer: &Peer) -> aegis_hitl::client::Builder {
     AegisService::builder()
-        .base_url(format!("https://localhost:{}", peer.address.port()))
+        .base_url(format!("https://localhost:{}", peer.address().port()))
         .tenant_id("acme")
         .thread_id("run-7")
         .backoff(Backoff::none())
@@ -58,7 +56,7 @@ async fn an_approval_goes_over_https_with_http_1_and_http_2() {
             let receipt = service.approve(key).await.unwrap();
             assert_eq!(receipt.attempts(), 1);
         }
-        let seen = peer.seen();
+        let seen = peer.requests();
         assert_eq!(seen.len(), 3);
         // HTTP/2 has no `Host` header.
         assert_eq!(seen[0].header("host").is_none(), alpn[0] == b"h2");

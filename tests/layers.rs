@@ -7,13 +7,12 @@
     unreachable_pub
 )]
 
-mod peer;
-
 use std::time::Duration;
 
 use aegis_hitl::layer::{
     AegisLayer, Attempts, Backoff, Confirmation, Delivery, RetryError, RetryLayer,
 };
+use aegis_hitl::testing::{Act, ClosedPort, Peer};
 use aegis_hitl::{IdempotencyKey, TenantId, ThreadId};
 use bytes::Bytes;
 use http::{Request, Response};
@@ -22,8 +21,17 @@ use hyper::body::Incoming;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
-use peer::{Act, Peer, SHORT, answer, answer_after, closed_port};
 use tower::{Layer, ServiceExt};
+
+const SHORT: Duration = Duration::from_millis(200);
+
+fn answer(status: u16) -> Act {
+    Act::answer(status)
+}
+
+fn answer_after(status: u16, retry_after: &str) -> Act {
+    Act::answer(status).header("retry-after", retry_after)
+}
 
 fn client() -> Client<HttpConnector, Full<Bytes>> {
     Client::builder(TokioExecutor::new()).build_http()
@@ -52,8 +60,8 @@ async fn send(
 #[tokio::test]
 async fn a_post_without_a_key_is_sent_once_whatever_happens_after_the_first_byte() {
     for act in [
-        Act::LoseReply,
-        Act::Hang,
+        Act::lose_reply(),
+        Act::hang(),
         answer(500),
         answer_after(503, "0"),
         answer_after(429, "0"),
@@ -74,7 +82,7 @@ async fn a_post_without_a_key_is_sent_once_whatever_happens_after_the_first_byte
 #[tokio::test]
 async fn with_a_key_all_attempts_carry_the_same_bytes() {
     let peer = Peer::start([
-        Act::LoseReply,
+        Act::lose_reply(),
         answer(503),
         answer_after(409, "0"),
         answer(200),
@@ -82,7 +90,7 @@ async fn with_a_key_all_attempts_carry_the_same_bytes() {
     .await;
     let response = send(layer(), peer.url(), Some("k-1")).await.unwrap();
     assert_eq!(Attempts::of(&response), 4);
-    let seen = peer.seen();
+    let seen = peer.requests();
     assert_eq!(seen.len(), 4);
     for attempt in &seen {
         assert_eq!(attempt.headers, seen[0].headers);
@@ -96,8 +104,8 @@ async fn with_a_key_all_attempts_carry_the_same_bytes() {
 
 #[tokio::test]
 async fn a_connect_error_is_retried_for_any_method() {
-    let url = format!("http://{}", closed_port().await);
-    let error = send(layer(), url, None).await.unwrap_err();
+    let port = ClosedPort::new();
+    let error = send(layer(), port.url(), None).await.unwrap_err();
     assert_eq!(
         (error.attempts(), error.delivery()),
         (4, Delivery::NeverSent)
@@ -120,11 +128,11 @@ async fn a_409_to_a_keyed_request_is_a_success_and_to_another_a_conflict() {
 
 #[tokio::test]
 async fn the_key_may_travel_in_another_header() {
-    let peer = Peer::start([Act::LoseReply, answer(409)]).await;
+    let peer = Peer::start([Act::lose_reply(), answer(409)]).await;
     let layer = layer().idempotency_header(http::HeaderName::from_static("x-key"));
     let response = send(layer, peer.url(), Some("k-1")).await.unwrap();
     assert_eq!(response.status(), 200);
-    let seen = peer.seen();
+    let seen = peer.requests();
     assert_eq!(seen.len(), 2);
     assert_eq!(seen[1].header("x-key"), Some("k-1"));
     assert_eq!(seen[1].header("idempotency-key"), None);

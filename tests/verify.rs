@@ -2,15 +2,21 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-mod peer;
-
 use std::time::Duration;
 
 use aegis_hitl::client::OnDuplicate;
 use aegis_hitl::layer::Backoff;
+use aegis_hitl::testing::{Act, Peer};
 use aegis_hitl::{AegisService, Decision, Error, Outcome, Receipt};
-use peer::{Act, Peer, answer, answer_with};
-use serde_json::json;
+use serde_json::{Value, json};
+
+fn answer(status: u16) -> Act {
+    Act::answer(status)
+}
+
+fn answer_with(status: u16, body: Value) -> Act {
+    Act::answer(status).body(body.to_string())
+}
 
 async fn approve(on_duplicate: OnDuplicate, script: Vec<Act>) -> (Result<Receipt, Error>, Peer) {
     let peer = Peer::start(script).await;
@@ -54,11 +60,8 @@ async fn verify_asks_the_status_endpoint_for_the_decision() {
     let receipt = receipt.unwrap();
     assert_eq!(receipt.outcome(), Outcome::Duplicate);
     assert_eq!(receipt.action().unwrap().decision, Some(Decision::Approve));
-    let seen = peer.seen();
-    assert_eq!(
-        (seen.len(), seen[1].path.as_str()),
-        (2, "/api/v1/hitl/status/r-1")
-    );
+    let seen = peer.requests();
+    assert_eq!((seen.len(), seen[1].path()), (2, "/api/v1/hitl/status/r-1"));
 }
 
 #[tokio::test]
@@ -69,7 +72,7 @@ async fn without_an_id_in_the_409_the_calls_own_id_is_asked_for() {
     )
     .await;
     let path = format!("/api/v1/hitl/status/{}", receipt.unwrap().call_id());
-    assert_eq!(peer.seen()[1].path, path);
+    assert_eq!(peer.requests()[1].path(), path);
 }
 
 #[tokio::test]

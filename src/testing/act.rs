@@ -1,0 +1,201 @@
+//! What a peer does with one request.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::CONTENT_LENGTH;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+
+/// What a [`Peer`](super::Peer) does with one request.
+#[derive(Debug, Clone)]
+pub struct Act {
+    pub(super) kind: Kind,
+    pub(super) delay: Duration,
+    pub(super) early: bool,
+}
+
+#[derive(Debug, Clone)]
+pub(super) enum Kind {
+    Answer(Answer),
+    LoseReply,
+    Hang,
+    ResetStream {
+        code: u32,
+    },
+    GoAway {
+        /// Whether the last stream id that is told covers this stream.
+        covers: bool,
+        code: u32,
+    },
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Answer {
+    pub(super) status: StatusCode,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Bytes,
+    pub(super) ending: Ending,
+}
+
+/// How the body of an answer comes to its end.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Ending {
+    AtOnce,
+    /// All of the body comes this long after the head.
+    Late(Duration),
+    /// The body comes with the head, its end never.
+    Never,
+    /// The body comes with the head, then the exchange breaks off.
+    BreaksOff,
+}
+
+/// RFC 9113, section 7.
+const NO_ERROR: u32 = 0;
+const REFUSED_STREAM: u32 = 7;
+
+impl Act {
+    fn new(kind: Kind) -> Self {
+        Self {
+            kind,
+            delay: Duration::ZERO,
+            early: false,
+        }
+    }
+
+    /// Answers with a status, and with no headers and an empty body unless they are added.
+    ///
+    /// # Panics
+    ///
+    /// If `status` is not in 200 to 999.
+    pub fn answer(status: u16) -> Self {
+        let status = StatusCode::from_u16(status).expect("a status is between 100 and 999");
+        assert!(
+            !status.is_informational(),
+            "an answer is final, which {status} is not"
+        );
+        Self::new(Kind::Answer(Answer {
+            status,
+            headers: HeaderMap::new(),
+            body: Bytes::new(),
+            ending: Ending::AtOnce,
+        }))
+    }
+
+    /// Reads the request and closes the connection without an answer: the reply is lost, whatever was done.
+    ///
+    /// On HTTP/2 that ends every stream of the connection.
+    pub fn lose_reply() -> Self {
+        Self::new(Kind::LoseReply)
+    }
+
+    /// Reads the request and never answers.
+    pub fn hang() -> Self {
+        Self::new(Kind::Hang)
+    }
+
+    /// Refuses the stream with `REFUSED_STREAM`, before it reads the body: the peer has done nothing with the request
+    /// (RFC 9113, section 8.7). Only on HTTP/2.
+    pub fn refuse_stream() -> Self {
+        Self::reset_stream(REFUSED_STREAM).early()
+    }
+
+    /// Reads the request and resets the stream with an error code (RFC 9113, section 7). Only on HTTP/2.
+    pub fn reset_stream(code: u32) -> Self {
+        Self::new(Kind::ResetStream { code })
+    }
+
+    /// Sends `GOAWAY` with a last stream id below this stream, which so was not and will not be acted upon (RFC 9113,
+    /// section 6.8). Older streams go on. Only on HTTP/2.
+    pub fn go_away_before() -> Self {
+        Self::new(Kind::GoAway {
+            covers: false,
+            code: NO_ERROR,
+        })
+    }
+
+    /// Sends `GOAWAY` with this stream as the last stream id, and then closes the connection without an answer: the peer may
+    /// have acted upon the request. Only on HTTP/2.
+    pub fn go_away_after() -> Self {
+        Self::new(Kind::GoAway {
+            covers: true,
+            code: NO_ERROR,
+        })
+    }
+
+    /// Sets the error code of a `GOAWAY`, which is `NO_ERROR` otherwise. Other acts stay as they are.
+    #[must_use]
+    pub fn code(mut self, error: u32) -> Self {
+        if let Kind::GoAway { code, .. } = &mut self.kind {
+            *code = error;
+        }
+        self
+    }
+
+    /// Adds a header to an answer. Other acts stay as they are.
+    ///
+    /// # Panics
+    ///
+    /// If the name or the value is malformed.
+    #[must_use]
+    pub fn header(mut self, name: &str, value: &str) -> Self {
+        if let Kind::Answer(answer) = &mut self.kind {
+            let name: HeaderName = name.parse().expect("the header name is malformed");
+            let value: HeaderValue = value.parse().expect("the header value is malformed");
+            answer.headers.append(name, value);
+        }
+        self
+    }
+
+    /// Sets the body of an answer. Other acts stay as they are.
+    #[must_use]
+    pub fn body(mut self, body: impl Into<Bytes>) -> Self {
+        if let Kind::Answer(answer) = &mut self.kind {
+            answer.body = body.into();
+        }
+        self
+    }
+
+    /// Acts this long after the request has arrived.
+    #[must_use]
+    pub fn after(mut self, delay: Duration) -> Self {
+        self.delay = delay;
+        self
+    }
+
+    /// Acts on the request's head, before its body is read.
+    #[must_use]
+    pub fn early(mut self) -> Self {
+        self.early = true;
+        self
+    }
+
+    /// Sends an answer's head at once and its body this long after it.
+    #[must_use]
+    pub fn body_after(self, delay: Duration) -> Self {
+        self.ending(Ending::Late(delay))
+    }
+
+    /// Sends an answer's head and body, but never ends the body.
+    #[must_use]
+    pub fn body_never_ends(self) -> Self {
+        self.ending(Ending::Never)
+    }
+
+    /// Announces one byte more than the body has, and breaks off after the body: on HTTP/1.1 the connection is closed, on
+    /// HTTP/2 the stream is reset.
+    #[must_use]
+    pub fn body_breaks_off(mut self) -> Self {
+        if let Kind::Answer(answer) = &mut self.kind {
+            let announced = HeaderValue::from(answer.body.len() + 1);
+            answer.headers.insert(CONTENT_LENGTH, announced);
+        }
+        self.ending(Ending::BreaksOff)
+    }
+
+    fn ending(mut self, ending: Ending) -> Self {
+        if let Kind::Answer(answer) = &mut self.kind {
+            answer.ending = ending;
+        }
+        self
+    }
+}
