@@ -7,16 +7,20 @@
     unreachable_pub
 )]
 
+use std::convert::Infallible;
 use std::time::Duration;
 
 use aegis_hitl::layer::{
-    AegisLayer, Attempts, Backoff, Confirmation, Delivery, RetryError, RetryLayer,
+    AegisLayer, Attempts, Backoff, Confirmation, Delivery, ReplayBody, ReplayBodyLayer, RetryError,
+    RetryLayer,
 };
 use aegis_hitl::testing::{Act, ClosedPort, Peer};
 use aegis_hitl::{IdempotencyKey, TenantId, ThreadId};
 use bytes::Bytes;
 use http::{Request, Response};
-use http_body_util::Full;
+use http_body::Frame;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -157,4 +161,103 @@ async fn a_limit_above_the_stack_cannot_hang_it() {
         .unwrap();
     let ready = tokio::time::timeout(Duration::from_secs(5), held.ready()).await;
     assert!(ready.unwrap().is_ok());
+}
+
+#[tokio::test]
+async fn five_failures_whose_body_comes_late_use_one_connection() {
+    // Undrained, five 503s with a body 20 ms late cost five connections.
+    let late = || {
+        Act::answer(503)
+            .body("x".repeat(10_000))
+            .body_after(Duration::from_millis(20))
+    };
+    let peer = Peer::start([late(), late(), late(), late(), late(), answer(200)]).await;
+    let retry = RetryLayer::new().backoff(Backoff::none()).max_retries(5);
+    let response = send(layer().retry(retry), peer.url(), Some("k-1"))
+        .await
+        .unwrap();
+    assert_eq!(
+        (response.status().as_u16(), Attempts::of(&response)),
+        (200, 6)
+    );
+    assert_eq!(peer.connections(), 1);
+}
+
+#[tokio::test]
+async fn a_failure_whose_body_never_ends_does_not_hang() {
+    let endless = Act::answer(503).body("x").body_never_ends();
+    let peer = Peer::start([endless, answer(200)]).await;
+    let response = send(layer(), peer.url(), Some("k-1")).await.unwrap();
+    assert_eq!(
+        (response.status().as_u16(), Attempts::of(&response)),
+        (200, 2)
+    );
+    assert_eq!(peer.connections(), 2);
+}
+
+/// A body that does not clone and comes chunk by chunk.
+fn streaming() -> Streaming {
+    let chunks = ["one,", "two,", "three"].map(|chunk| Ok(Frame::data(Bytes::from(chunk))));
+    StreamBody::new(futures_util::stream::iter(chunks)).boxed_unsync()
+}
+
+type Streaming = UnsyncBoxBody<Bytes, Infallible>;
+
+async fn stream(peer: &Peer, http2: bool) -> Response<Incoming> {
+    let client: Client<HttpConnector, ReplayBody<Streaming>> =
+        Client::builder(TokioExecutor::new())
+            .http2_only(http2)
+            .build_http();
+    let service = tower::ServiceBuilder::new()
+        .layer(ReplayBodyLayer::new())
+        .layer(RetryLayer::new().backoff(Backoff::none()))
+        .service(client);
+    let request = Request::post(peer.url()).header("idempotency-key", "k-1");
+    service
+        .oneshot(request.body(streaming()).unwrap())
+        .await
+        .unwrap()
+}
+
+#[tokio::test]
+async fn a_streaming_body_arrives_byte_for_byte_in_every_attempt() {
+    // linkerd2#15649: bytes were doubled when a retry came before the body was read.
+    for http2 in [false, true] {
+        let peer = Peer::start([
+            answer(503),
+            Act::answer(503).early(),
+            Act::lose_reply(),
+            answer(200),
+        ])
+        .await;
+        let response = stream(&peer, http2).await;
+        assert_eq!(
+            (response.status().as_u16(), Attempts::of(&response)),
+            (200, 4)
+        );
+        let requests = peer.requests();
+        assert_eq!(requests.len(), 4);
+        for (n, request) in requests.iter().enumerate() {
+            // The peer that answers early leaves the rest unread.
+            if n != 1 {
+                assert_eq!(
+                    request.body,
+                    "one,two,three",
+                    "attempt {} http2 {http2}",
+                    n + 1
+                );
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_streaming_body_arrives_whole_after_a_refused_stream() {
+    let peer = Peer::start([Act::refuse_stream(), answer(200)]).await;
+    let response = stream(&peer, true).await;
+    assert_eq!(
+        (response.status().as_u16(), Attempts::of(&response)),
+        (200, 2)
+    );
+    assert_eq!(peer.requests()[1].body, "one,two,three");
 }

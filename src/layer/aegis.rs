@@ -24,6 +24,26 @@ use crate::protocol::{TenantId, ThreadId};
 ///
 /// Without further settings, tenant, thread and key come from the request alone (its headers or its extensions), a request
 /// id is minted for each call, and retry and confirmation have their defaults.
+///
+/// ```
+/// use aegis_hitl::layer::{AegisLayer, Backoff, RetryLayer, SetIdempotencyKeyLayer};
+/// use aegis_hitl::{TenantId, ThreadId};
+/// use std::time::Duration;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let layer = AegisLayer::new()
+///     .tenant(TenantId::new("acme")?)
+///     .thread(ThreadId::new("run-7")?)
+///     // The IETF draft's form of the key.
+///     .set_idempotency_key(SetIdempotencyKeyLayer::mint().quoted())
+///     .retry(
+///         RetryLayer::new()
+///             .backoff(Backoff::exponential(Duration::from_millis(100), Duration::from_secs(5)))
+///             .deadline(Duration::from_secs(30)),
+///     );
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 pub struct AegisLayer {
     tenant: SetTenantLayer,

@@ -1,27 +1,4 @@
 //! Turns 409 to a request that carried an idempotency key into a confirmed success.
-//!
-//! ```
-//! use aegis_hitl::layer::{ConfirmDuplicateLayer, Confirmation};
-//! use http::{Request, Response, StatusCode};
-//! use tower::{Layer, ServiceExt, service_fn};
-//!
-//! # #[tokio::main(flavor = "current_thread")]
-//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let taken = service_fn(|_: Request<()>| async {
-//!     Ok::<_, std::convert::Infallible>(Response::builder().status(409).body(()).unwrap())
-//! });
-//! let service = ConfirmDuplicateLayer::new().layer(taken);
-//!
-//! let keyed = Request::post("/charge").header("idempotency-key", "k-1").body(())?;
-//! let response = service.clone().oneshot(keyed).await?;
-//! assert_eq!(response.status(), StatusCode::OK);
-//! assert_eq!(Confirmation::of(&response), Some(Confirmation::Duplicate));
-//!
-//! let plain = Request::post("/charge").body(())?;
-//! assert_eq!(service.oneshot(plain).await?.status(), StatusCode::CONFLICT);
-//! # Ok(())
-//! # }
-//! ```
 
 use std::fmt;
 use std::pin::Pin;
@@ -75,6 +52,29 @@ type Predicate = Arc<dyn Fn(&ResponseHead<'_>) -> bool + Send + Sync>;
 /// The body and the headers stay as the service sent them; they need not be what a first call gets.
 ///
 /// [IETF draft]: https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/
+///
+/// ```
+/// use aegis_hitl::layer::{ConfirmDuplicateLayer, Confirmation};
+/// use http::{Request, Response, StatusCode};
+/// use tower::{Layer, ServiceExt, service_fn};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let taken = service_fn(|_: Request<()>| async {
+///     Ok::<_, std::convert::Infallible>(Response::builder().status(409).body(()).unwrap())
+/// });
+/// let service = ConfirmDuplicateLayer::new().layer(taken);
+///
+/// let keyed = Request::post("/charge").header("idempotency-key", "k-1").body(())?;
+/// let response = service.clone().oneshot(keyed).await?;
+/// assert_eq!(response.status(), StatusCode::OK);
+/// assert_eq!(Confirmation::of(&response), Some(Confirmation::Duplicate));
+///
+/// let plain = Request::post("/charge").body(())?;
+/// assert_eq!(service.oneshot(plain).await?.status(), StatusCode::CONFLICT);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct ConfirmDuplicateLayer {
     settings: Settings,

@@ -1,29 +1,6 @@
 //! Layers that write the headers which name a call: tenant, thread, idempotency key, request id.
 //!
-//! Each writes one header, once a call. The request's own header wins, then its typed extension, then the layer's value:
-//!
-//! ```
-//! use aegis_hitl::layer::SetThreadLayer;
-//! use aegis_hitl::ThreadId;
-//! use http::{Request, Response};
-//! use tower::{Layer, ServiceExt, service_fn};
-//!
-//! # #[tokio::main(flavor = "current_thread")]
-//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let echo = service_fn(|request: Request<()>| async move {
-//!     Ok::<_, std::convert::Infallible>(Response::new(request.headers()["thread-id"].clone()))
-//! });
-//! let service = SetThreadLayer::new(ThreadId::new("run-7")?).layer(echo);
-//!
-//! let plain = Request::new(());
-//! assert_eq!(service.clone().oneshot(plain).await?.body(), "run-7");
-//!
-//! let mut typed = Request::new(());
-//! typed.extensions_mut().insert(ThreadId::new("run-8")?);
-//! assert_eq!(service.oneshot(typed).await?.body(), "run-8");
-//! # Ok(())
-//! # }
-//! ```
+//! Each writes one header, once a call. The request's own header wins, then its typed extension, then the layer's value.
 
 use std::task::{Context, Poll};
 
@@ -149,6 +126,26 @@ macro_rules! set_header {
 }
 
 /// Sets `Tenant-Id`: the request's own header wins, then a [`TenantId`] in its extensions, then the layer's.
+///
+/// ```
+/// use aegis_hitl::TenantId;
+/// use aegis_hitl::layer::SetTenantLayer;
+/// use http::{Request, Response};
+/// use tower::{Layer, ServiceExt, service_fn};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let echo = service_fn(|request: Request<()>| async move {
+///     Ok::<_, std::convert::Infallible>(Response::new(request.headers()["tenant-id"].clone()))
+/// });
+/// let service = SetTenantLayer::new(TenantId::new("acme")?).layer(echo);
+/// let response = service.oneshot(Request::new(())).await?;
+/// assert_eq!(response.body(), "acme");
+/// // Middleware that logs headers knows not to log this one.
+/// assert!(response.body().is_sensitive());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 pub struct SetTenantLayer {
     setting: Setting,
@@ -175,6 +172,29 @@ set_header!(SetTenantLayer, SetTenant, TenantId, "Tenant-Id", |id, _| {
 });
 
 /// Sets `Thread-Id`: the request's own header wins, then a [`ThreadId`] in its extensions, then the layer's.
+///
+/// ```
+/// use aegis_hitl::layer::SetThreadLayer;
+/// use aegis_hitl::ThreadId;
+/// use http::{Request, Response};
+/// use tower::{Layer, ServiceExt, service_fn};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let echo = service_fn(|request: Request<()>| async move {
+///     Ok::<_, std::convert::Infallible>(Response::new(request.headers()["thread-id"].clone()))
+/// });
+/// let service = SetThreadLayer::new(ThreadId::new("run-7")?).layer(echo);
+///
+/// let plain = Request::new(());
+/// assert_eq!(service.clone().oneshot(plain).await?.body(), "run-7");
+///
+/// let mut typed = Request::new(());
+/// typed.extensions_mut().insert(ThreadId::new("run-8")?);
+/// assert_eq!(service.oneshot(typed).await?.body(), "run-8");
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 pub struct SetThreadLayer {
     setting: Setting,
@@ -207,6 +227,27 @@ set_header!(SetThreadLayer, SetThread, ThreadId, "Thread-Id", |id, _| {
 ///
 /// A server that finds a key in another header than `Idempotency-Key` needs [`header`](Self::header) here and
 /// `idempotency_header` on the retry and the confirm layer; [`AegisLayer`](super::AegisLayer) sets all three.
+///
+/// ```
+/// use aegis_hitl::IdempotencyKey;
+/// use aegis_hitl::layer::SetIdempotencyKeyLayer;
+/// use http::{Request, Response};
+/// use tower::{Layer, ServiceExt, service_fn};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let echo = service_fn(|request: Request<()>| async move {
+///     Ok::<_, std::convert::Infallible>(Response::new(request.headers().get("idempotency-key").cloned()))
+/// });
+/// let service = SetIdempotencyKeyLayer::from_extension().layer(echo);
+///
+/// let mut keyed = Request::new(());
+/// keyed.extensions_mut().insert(IdempotencyKey::derive(["run-7", "charge", "order-42"]));
+/// assert!(service.clone().oneshot(keyed).await?.body().is_some());
+/// assert!(service.oneshot(Request::new(())).await?.body().is_none());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 pub struct SetIdempotencyKeyLayer {
     setting: Setting,
@@ -258,6 +299,24 @@ set_header!(
 );
 
 /// Sets `X-Request-Id`: the request's own header wins, then a [`RequestId`] in its extensions, then a minted one.
+///
+/// ```
+/// use aegis_hitl::RequestId;
+/// use aegis_hitl::layer::SetRequestIdLayer;
+/// use http::{Request, Response};
+/// use tower::{Layer, ServiceExt, service_fn};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let echo = service_fn(|request: Request<()>| async move {
+///     Ok::<_, std::convert::Infallible>(Response::new(request.headers()["x-request-id"].clone()))
+/// });
+/// let response = SetRequestIdLayer::mint().layer(echo).oneshot(Request::new(())).await?;
+/// let id = RequestId::new(response.body().to_str()?)?;
+/// assert!(id.as_uuid_v4().is_some());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 pub struct SetRequestIdLayer {
     setting: Setting,

@@ -4,40 +4,6 @@
 //! or the method is idempotent, or the request carries an idempotency key, or its sender says so ([`SafeToRetry`]). *Is it
 //! worth it?* is the classifier's ([`Classify`]). Then there must be attempts left, time left, budget left, and a body that
 //! can be sent again.
-//!
-//! ```
-//! use std::sync::atomic::{AtomicU32, Ordering};
-//! use std::sync::Arc;
-//!
-//! use aegis_hitl::layer::{Attempts, Backoff, RetryLayer};
-//! use bytes::Bytes;
-//! use http::{Request, Response};
-//! use http_body_util::Full;
-//! use tower::{Layer, ServiceExt, service_fn};
-//!
-//! # #[tokio::main(flavor = "current_thread")]
-//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let seen = Arc::new(AtomicU32::new(0));
-//! let counter = seen.clone();
-//! // Answers 503 once, then 200.
-//! let flaky = service_fn(move |_: Request<Full<Bytes>>| {
-//!     let status = if counter.fetch_add(1, Ordering::SeqCst) == 0 { 503 } else { 200 };
-//!     async move { Response::builder().status(status).body(Full::<Bytes>::default()) }
-//! });
-//! let service = RetryLayer::new().backoff(Backoff::none()).layer(flaky);
-//!
-//! let keyed = Request::post("/").header("idempotency-key", "k-1").body(Full::default())?;
-//! let response = service.clone().oneshot(keyed).await?;
-//! assert_eq!((response.status().as_u16(), Attempts::of(&response)), (200, 2));
-//!
-//! // Without a key, a POST that may have been acted upon is not sent again.
-//! seen.store(0, Ordering::SeqCst);
-//! let plain = Request::post("/").body(Full::default())?;
-//! assert_eq!(service.oneshot(plain).await?.status(), 503);
-//! assert_eq!(seen.load(Ordering::SeqCst), 1);
-//! # Ok(())
-//! # }
-//! ```
 
 mod backoff;
 mod budget;
@@ -112,6 +78,40 @@ pub struct AttemptTimeout(pub Duration);
 /// # Panics
 ///
 /// Calls panic outside of a tokio runtime with time enabled, when they have to wait.
+///
+/// ```
+/// use std::sync::atomic::{AtomicU32, Ordering};
+/// use std::sync::Arc;
+///
+/// use aegis_hitl::layer::{Attempts, Backoff, RetryLayer};
+/// use bytes::Bytes;
+/// use http::{Request, Response};
+/// use http_body_util::Full;
+/// use tower::{Layer, ServiceExt, service_fn};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let seen = Arc::new(AtomicU32::new(0));
+/// let counter = seen.clone();
+/// // Answers 503 once, then 200.
+/// let flaky = service_fn(move |_: Request<Full<Bytes>>| {
+///     let status = if counter.fetch_add(1, Ordering::SeqCst) == 0 { 503 } else { 200 };
+///     async move { Response::builder().status(status).body(Full::<Bytes>::default()) }
+/// });
+/// let service = RetryLayer::new().backoff(Backoff::none()).layer(flaky);
+///
+/// let keyed = Request::post("/").header("idempotency-key", "k-1").body(Full::default())?;
+/// let response = service.clone().oneshot(keyed).await?;
+/// assert_eq!((response.status().as_u16(), Attempts::of(&response)), (200, 2));
+///
+/// // Without a key, a POST that may have been acted upon is not sent again.
+/// seen.store(0, Ordering::SeqCst);
+/// let plain = Request::post("/").body(Full::default())?;
+/// assert_eq!(service.oneshot(plain).await?.status(), 503);
+/// assert_eq!(seen.load(Ordering::SeqCst), 1);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 pub struct RetryLayer {
     policy: Policy,
