@@ -308,6 +308,7 @@ async fn a_success_of_another_kind_is_not_taken_for_a_decision() {
     }
 }
 
+// Redirects re-send keys and tenants to another origin.
 #[tokio::test]
 async fn a_redirect_is_not_followed() {
     let other = Peer::start([answer(202)]).await;
@@ -563,6 +564,7 @@ async fn a_status_wait_outlasts_the_attempt_timeout() {
     assert!(start.elapsed() >= Duration::from_secs(1));
 }
 
+// hyper-util re-sends what it never started. That is left on, on purpose, and must not multiply attempts.
 #[tokio::test]
 async fn a_connection_that_was_closed_while_idle_costs_no_attempt() {
     let close = answer(202).header("connection", "close");

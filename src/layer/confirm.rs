@@ -301,6 +301,7 @@ mod tests {
             .unwrap()
     }
 
+    // gocardless-pro-ruby#39 swallows the 409, so that nobody can tell; gocardless-nodejs#91 parses its body as the first call's.
     #[tokio::test]
     async fn a_409_to_a_keyed_request_is_a_success_marked_duplicate() {
         let response = answer(ConfirmDuplicateLayer::new(), true, 409, false).await;
@@ -315,6 +316,7 @@ mod tests {
         assert_eq!(Confirmation::of(&response), None);
     }
 
+    // The IETF draft and stripe-node use 409 for "the first one is still running".
     #[tokio::test]
     async fn a_409_with_retry_after_is_in_flight_and_confirms_nothing() {
         let response = answer(ConfirmDuplicateLayer::new(), true, 409, true).await;

@@ -188,6 +188,7 @@ mod tests {
         budget.withdraw().map(Withdrawal::spend).is_some()
     }
 
+    // tower's `TpsBudget` rounds: 0.6 and 0.9 both act as 1, 0.4 as 0.5.
     #[tokio::test(start_paused = true)]
     async fn every_ratio_holds_within_one_percent() {
         for ratio in [0.01, 0.1, 0.2, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 0.99, 1.0] {
@@ -204,6 +205,7 @@ mod tests {
         }
     }
 
+    // Elsewhere a backoff that is cancelled keeps what it took.
     #[tokio::test(start_paused = true)]
     async fn a_withdrawal_that_is_not_spent_goes_back() {
         let budget = Budget::new(1.0);

@@ -273,6 +273,7 @@ async fn retry_after_is_a_floor_under_the_backoff() {
     assert_eq!(waits[1..], [1000, 2000]);
 }
 
+// guzzle_retry_middleware#36 clamps it and comes back early.
 #[tokio::test(start_paused = true)]
 async fn a_retry_after_above_the_cap_ends_the_call_with_the_real_answer() {
     for value in [
@@ -286,6 +287,7 @@ async fn a_retry_after_above_the_cap_ends_the_call_with_the_real_answer() {
     }
 }
 
+// smithy-rs#2825 did.
 #[tokio::test(start_paused = true)]
 async fn an_attempt_timeout_does_not_count_the_backoff() {
     let start = Instant::now();
