@@ -22,6 +22,9 @@ pub mod store;
 #[cfg(feature = "client")]
 pub mod client;
 
+#[cfg(feature = "reqwest")]
+pub mod adapter;
+
 #[cfg(feature = "client")]
 #[doc(inline)]
 pub use crate::client::{AegisService, DecisionRequest, Error, Outcome, Receipt};
