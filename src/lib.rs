@@ -1,6 +1,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![doc = include_str!("../README.md")]
 
+pub mod adapter;
 pub mod layer;
 pub mod protocol;
 
@@ -21,9 +22,6 @@ pub mod store;
 
 #[cfg(feature = "client")]
 pub mod client;
-
-#[cfg(feature = "reqwest")]
-pub mod adapter;
 
 #[cfg(feature = "client")]
 #[doc(inline)]

@@ -7,17 +7,22 @@
     unreachable_pub
 )]
 
+use std::collections::VecDeque;
 use std::error::Error;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use aegis_hitl::adapter::{ReqwestClient, ReqwestError};
 use aegis_hitl::layer::{
-    AegisLayer, Attempts, Backoff, Confirmation, Delivery, NeverSent, RetryError, RetryLayer,
+    AegisLayer, Attempts, Backoff, Classify, Confirmation, Delivery, NeverSent, Outcome,
+    RetryError, RetryLayer, Standard, Verdict,
 };
 use aegis_hitl::testing::{Act, ClosedPort, Peer};
-use aegis_hitl::{AegisService, IdempotencyKey, Outcome, TenantId, ThreadId};
+use aegis_hitl::{AegisService, IdempotencyKey, TenantId, ThreadId};
+use axum::extract::State;
+use axum::{Router, routing};
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::Client;
@@ -337,7 +342,7 @@ async fn aegis_service_runs_on_reqwest() {
     let receipt = aegis.approve("k-1").await.unwrap();
     assert_eq!(
         (receipt.outcome(), receipt.attempts(), peer.count()),
-        (Outcome::Duplicate, 2, 2)
+        (aegis_hitl::Outcome::Duplicate, 2, 2)
     );
 
     let port = ClosedPort::new();
@@ -350,4 +355,104 @@ async fn aegis_service_runs_on_reqwest() {
         .unwrap();
     let error = aegis.approve("k-1").await.unwrap_err();
     assert_eq!(error.delivery(), Delivery::NeverSent);
+}
+
+/// A router that plays these statuses in turn and then 200, and notes the requests' keys and bodies.
+#[derive(Clone)]
+struct Handler {
+    script: Arc<Mutex<VecDeque<u16>>>,
+    seen: Arc<Mutex<Vec<(HeaderMap, Bytes)>>>,
+}
+
+impl Handler {
+    fn new(script: impl IntoIterator<Item = u16>) -> Self {
+        Self {
+            script: Arc::new(Mutex::new(script.into_iter().collect())),
+            seen: Arc::default(),
+        }
+    }
+
+    async fn handle(State(this): State<Self>, headers: HeaderMap, body: Bytes) -> StatusCode {
+        this.seen.lock().unwrap().push((headers, body));
+        let status = this.script.lock().unwrap().pop_front();
+        StatusCode::from_u16(status.unwrap_or(200)).unwrap()
+    }
+
+    async fn send(&self, key: Option<&'static str>) -> Response<axum::body::Body> {
+        let router = Router::new()
+            .route("/pay", routing::post(Self::handle))
+            .with_state(self.clone());
+        let service = ServiceBuilder::new()
+            .layer(layer())
+            .map_request(|request: Request<Full<Bytes>>| request.map(axum::body::Body::new))
+            .service(router);
+        let mut request = Request::post("/pay").body(Full::from("body")).unwrap();
+        if let Some(key) = key {
+            request
+                .extensions_mut()
+                .insert(IdempotencyKey::new(key).unwrap());
+        }
+        service.oneshot(request).await.unwrap()
+    }
+}
+
+#[tokio::test]
+async fn an_axum_router_is_called_in_process_by_the_same_rules() {
+    let handler = Handler::new([503, 408]);
+    let response = handler.send(Some("k-1")).await;
+    assert_eq!(
+        (response.status().as_u16(), Attempts::of(&response)),
+        (200, 3)
+    );
+    let seen = std::mem::take(&mut *handler.seen.lock().unwrap());
+    assert_eq!(seen.len(), 3);
+    for (headers, body) in &seen {
+        assert_eq!((headers, body), (&seen[0].0, &Bytes::from("body")));
+        assert_eq!(headers["idempotency-key"], "k-1");
+    }
+
+    let handler = Handler::new([503]);
+    assert_eq!(handler.send(None).await.status(), 503);
+    assert_eq!(handler.seen.lock().unwrap().len(), 1);
+
+    let handler = Handler::new([409, 409]);
+    let response = handler.send(Some("k-1")).await;
+    assert_eq!(Confirmation::of(&response), Some(Confirmation::Duplicate));
+    assert_eq!(handler.send(None).await.status(), 409);
+}
+
+/// What an HTTP layer can and cannot tell of gRPC.
+#[tokio::test]
+async fn a_grpc_status_is_in_the_trailers_where_no_retry_sees_it() {
+    let grpc = || Act::answer(200).header("content-type", "application/grpc");
+    let message = [0; 5].as_slice();
+    let peer = Peer::start([
+        grpc().body(message).trailer("grpc-status", "14"),
+        grpc().body(message).trailer("grpc-status", "0"),
+    ])
+    .await;
+    let response = send(Kind::Tonic, layer(), &peer.url(), Some("k-1"))
+        .await
+        .unwrap();
+    assert_eq!((response.status().as_u16(), peer.count()), (200, 1));
+    let body = response.into_body().collect().await.unwrap();
+    assert_eq!(body.trailers().unwrap()["grpc-status"], "14");
+
+    // A server that fails at once says so in the head, where a classifier finds it.
+    let peer = Peer::start([
+        grpc().header("grpc-status", "14"),
+        grpc().body(message).trailer("grpc-status", "0"),
+    ])
+    .await;
+    let retry = retry().classify(|outcome: &Outcome<'_>| match outcome {
+        Outcome::Answered(head) if head.headers.get("grpc-status").is_some_and(|s| s == "14") => {
+            Verdict::Retry
+        }
+        _ => Standard.classify(outcome),
+    });
+    let layer = layer().retry(retry);
+    let response = send(Kind::Tonic, layer, &peer.url(), Some("k-1"))
+        .await
+        .unwrap();
+    assert_eq!((Attempts::of(&response), peer.count()), (2, 2));
 }

@@ -34,6 +34,7 @@ pub(super) struct Answer {
     pub(super) status: StatusCode,
     pub(super) headers: HeaderMap,
     pub(super) body: Bytes,
+    pub(super) trailers: HeaderMap,
     pub(super) ending: Ending,
 }
 
@@ -66,7 +67,7 @@ impl Act {
     ///
     /// # Panics
     ///
-    /// If `status` is not in 200 to 999.
+    /// If `status` is not between 200 and 999.
     pub fn answer(status: u16) -> Self {
         let status = StatusCode::from_u16(status).expect("a status is between 100 and 999");
         assert!(
@@ -77,6 +78,7 @@ impl Act {
             status,
             headers: HeaderMap::new(),
             body: Bytes::new(),
+            trailers: HeaderMap::new(),
             ending: Ending::AtOnce,
         }))
     }
@@ -139,9 +141,21 @@ impl Act {
     #[must_use]
     pub fn header(mut self, name: &str, value: &str) -> Self {
         if let Kind::Answer(answer) = &mut self.kind {
-            let name: HeaderName = name.parse().expect("the header name is malformed");
-            let value: HeaderValue = value.parse().expect("the header value is malformed");
-            answer.headers.append(name, value);
+            append(&mut answer.headers, name, value);
+        }
+        self
+    }
+
+    /// Adds a trailer to an answer whose body ends, as gRPC has its status there. Other acts stay as they are. Only on
+    /// HTTP/2.
+    ///
+    /// # Panics
+    ///
+    /// If the name or the value is malformed.
+    #[must_use]
+    pub fn trailer(mut self, name: &str, value: &str) -> Self {
+        if let Kind::Answer(answer) = &mut self.kind {
+            append(&mut answer.trailers, name, value);
         }
         self
     }
@@ -198,4 +212,10 @@ impl Act {
         }
         self
     }
+}
+
+fn append(headers: &mut HeaderMap, name: &str, value: &str) {
+    let name: HeaderName = name.parse().expect("the header name is malformed");
+    let value: HeaderValue = value.parse().expect("the header value is malformed");
+    headers.append(name, value);
 }
