@@ -9,7 +9,10 @@
 
 use std::collections::VecDeque;
 use std::error::Error;
+use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use aegis_hitl::adapter::{ReqwestClient, ReqwestError};
@@ -23,6 +26,7 @@ use axum::extract::State;
 use axum::{Router, routing};
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, StatusCode};
+use http_body::Frame;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::Client;
@@ -317,6 +321,46 @@ async fn reqwests_own_timeout_is_no_proof_but_of_the_connect() {
         (error.attempts(), error.delivery(), peer.count()),
         (1, Delivery::Unknown, 1)
     );
+}
+
+/// As of a body that is passed on from another exchange.
+#[tokio::test]
+async fn what_a_body_fails_of_proves_nothing_of_the_request() {
+    #[derive(Clone)]
+    struct Broken {
+        port: SocketAddr,
+    }
+
+    impl http_body::Body for Broken {
+        type Data = Bytes;
+        type Error = BoxError;
+
+        fn poll_frame(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+            let refused = std::net::TcpStream::connect(self.port).unwrap_err();
+            Poll::Ready(Some(Err(NeverSent::new(refused).into())))
+        }
+    }
+
+    let port = ClosedPort::new();
+    for http2 in [false, true] {
+        let peer = Peer::start([Act::hang().early()]).await;
+        let mut client = reqwest::Client::builder();
+        if http2 {
+            client = client.http2_prior_knowledge();
+        }
+        let service = ServiceBuilder::new()
+            .layer(retry())
+            .service(ReqwestClient::from_builder(client).unwrap());
+        let body = Broken {
+            port: port.address(),
+        };
+        let request = Request::post(peer.url()).body(body).unwrap();
+        let error = service.oneshot(request).await.unwrap_err();
+        assert_eq!((error.attempts(), error.delivery()), (1, Delivery::Unknown));
+    }
 }
 
 #[tokio::test]

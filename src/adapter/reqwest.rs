@@ -57,7 +57,7 @@ use crate::layer::NeverSent;
 /// # }
 /// ```
 ///
-/// Bodies go through without a copy of their bytes. A timeout that is set on reqwest's client bounds an attempt and its
+/// Bodies go through without a copy of their bytes; an error of a request's body arrives in words. A timeout that is set on reqwest's client bounds an attempt and its
 /// response's body; [`RetryLayer::attempt_timeout`](crate::layer::RetryLayer::attempt_timeout) bounds it up to the
 /// response's head. `connect_timeout` is worth setting: a connect that times out was never sent, an attempt that times out
 /// may have been.
@@ -109,8 +109,7 @@ impl fmt::Debug for ReqwestClient {
 
 impl<B> Service<http::Request<B>> for ReqwestClient
 where
-    B: http_body::Body + Send + Sync + 'static,
-    B::Data: Into<Bytes>,
+    B: http_body::Body<Data: Into<Bytes>> + Send + Sync + 'static,
     B::Error: Into<Box<dyn StdError + Send + Sync>>,
 {
     type Response = http::Response<Body>;
@@ -124,7 +123,8 @@ where
 
     fn call(&mut self, request: http::Request<B>) -> Self::Future {
         let single = self.single;
-        let state = match Request::try_from(request.map(Body::wrap)) {
+        let request = request.map(|body| Body::wrap(Untyped { body }));
+        let state = match Request::try_from(request) {
             Ok(request) => State::Sent {
                 attempt: Service::call(&mut self.client, request),
             },
@@ -191,7 +191,7 @@ enum Kind {
     NeverSent(NeverSent),
     Failed(Error),
     /// An error of more than one request, perhaps, and what it says.
-    Unproven(Error, Option<Box<Words>>),
+    Unproven(Error, Words),
 }
 
 impl ReqwestError {
@@ -200,7 +200,7 @@ impl ReqwestError {
             true if error.is_connect() => Kind::NeverSent(NeverSent::new(error)),
             true => Kind::Failed(error),
             false => {
-                let words = Words::of(&error, Words::LONGEST);
+                let words = Words::of(&error);
                 Kind::Unproven(error, words)
             }
         };
@@ -230,8 +230,42 @@ impl StdError for ReqwestError {
         match &self.kind {
             Kind::NeverSent(marked) => Some(marked),
             Kind::Failed(error) => Some(error),
-            Kind::Unproven(_, words) => words.as_deref().map(|words| words as _),
+            Kind::Unproven(_, words) => Some(words),
         }
+    }
+}
+
+pin_project! {
+    /// A request body whose errors tell in words what happened. One that comes from another exchange, as a proxied body
+    /// does, may hold what proves something there: nothing of it is about the exchange that it fails here.
+    struct Untyped<B> {
+        #[pin]
+        body: B,
+    }
+}
+
+impl<B> http_body::Body for Untyped<B>
+where
+    B: http_body::Body,
+    B::Error: Into<Box<dyn StdError + Send + Sync>>,
+{
+    type Data = B::Data;
+    type Error = Words;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Self::Data>, Words>>> {
+        let frame = self.project().body.poll_frame(cx);
+        frame.map_err(|error| Words::of(&*error.into()))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.body.size_hint()
     }
 }
 
@@ -243,15 +277,17 @@ struct Words {
 }
 
 impl Words {
-    /// Chains are short; the bound keeps one that loops from going on for ever.
-    const LONGEST: usize = 32;
+    fn of(error: &(dyn StdError + 'static)) -> Self {
+        // Chains are short; the bound keeps one that loops from going on for ever.
+        Self::down_to(32, error)
+    }
 
-    fn of(error: &(dyn StdError + 'static), longest: usize) -> Option<Box<Self>> {
-        let rest = longest.checked_sub(1)?;
-        Some(Box::new(Self {
+    fn down_to(depth: usize, error: &(dyn StdError + 'static)) -> Self {
+        let source = error.source().filter(|_| depth > 0);
+        Self {
             message: error.to_string(),
-            source: error.source().and_then(|source| Self::of(source, rest)),
-        }))
+            source: source.map(|source| Box::new(Self::down_to(depth - 1, source))),
+        }
     }
 }
 

@@ -16,7 +16,7 @@ pub struct Act {
 
 #[derive(Debug, Clone)]
 pub(super) enum Kind {
-    Answer(Answer),
+    Answer(Box<Answer>),
     LoseReply,
     Hang,
     ResetStream {
@@ -74,13 +74,13 @@ impl Act {
             !status.is_informational(),
             "an answer is final, which {status} is not"
         );
-        Self::new(Kind::Answer(Answer {
+        Self::new(Kind::Answer(Box::new(Answer {
             status,
             headers: HeaderMap::new(),
             body: Bytes::new(),
             trailers: HeaderMap::new(),
             ending: Ending::AtOnce,
-        }))
+        })))
     }
 
     /// Reads the request and closes the connection without an answer: the reply is lost, whatever was done.

@@ -70,7 +70,7 @@ where
         // What fails from here on fails because the client is gone.
         match act.kind {
             Kind::Answer(answer) => {
-                let _ = answer_with(answer, &mut respond).await;
+                let _ = answer_with(*answer, &mut respond).await;
             }
             Kind::LoseReply => {
                 self.closing.notify_one();
