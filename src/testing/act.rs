@@ -16,7 +16,7 @@ pub struct Act {
 
 #[derive(Debug, Clone)]
 pub(super) enum Kind {
-    Answer(Answer),
+    Answer(Box<Answer>),
     LoseReply,
     Hang,
     ResetStream {
@@ -34,6 +34,7 @@ pub(super) struct Answer {
     pub(super) status: StatusCode,
     pub(super) headers: HeaderMap,
     pub(super) body: Bytes,
+    pub(super) trailers: HeaderMap,
     pub(super) ending: Ending,
 }
 
@@ -66,19 +67,20 @@ impl Act {
     ///
     /// # Panics
     ///
-    /// If `status` is not in 200 to 999.
+    /// If `status` is not between 200 and 999.
     pub fn answer(status: u16) -> Self {
         let status = StatusCode::from_u16(status).expect("a status is between 100 and 999");
         assert!(
             !status.is_informational(),
             "an answer is final, which {status} is not"
         );
-        Self::new(Kind::Answer(Answer {
+        Self::new(Kind::Answer(Box::new(Answer {
             status,
             headers: HeaderMap::new(),
             body: Bytes::new(),
+            trailers: HeaderMap::new(),
             ending: Ending::AtOnce,
-        }))
+        })))
     }
 
     /// Reads the request and closes the connection without an answer: the reply is lost, whatever was done.
@@ -139,9 +141,21 @@ impl Act {
     #[must_use]
     pub fn header(mut self, name: &str, value: &str) -> Self {
         if let Kind::Answer(answer) = &mut self.kind {
-            let name: HeaderName = name.parse().expect("the header name is malformed");
-            let value: HeaderValue = value.parse().expect("the header value is malformed");
-            answer.headers.append(name, value);
+            append(&mut answer.headers, name, value);
+        }
+        self
+    }
+
+    /// Adds a trailer to an answer whose body ends, as gRPC has its status there. Other acts stay as they are. Only on
+    /// HTTP/2.
+    ///
+    /// # Panics
+    ///
+    /// If the name or the value is malformed.
+    #[must_use]
+    pub fn trailer(mut self, name: &str, value: &str) -> Self {
+        if let Kind::Answer(answer) = &mut self.kind {
+            append(&mut answer.trailers, name, value);
         }
         self
     }
@@ -198,4 +212,10 @@ impl Act {
         }
         self
     }
+}
+
+fn append(headers: &mut HeaderMap, name: &str, value: &str) {
+    let name: HeaderName = name.parse().expect("the header name is malformed");
+    let value: HeaderValue = value.parse().expect("the header value is malformed");
+    headers.append(name, value);
 }

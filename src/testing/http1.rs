@@ -51,7 +51,7 @@ async fn exchange(
         tokio::time::sleep(act.delay).await;
     }
     match act.kind {
-        Kind::Answer(answer) => Ok(response(answer)),
+        Kind::Answer(answer) => Ok(response(*answer)),
         Kind::LoseReply => Err("the reply is lost"),
         Kind::Hang => std::future::pending().await,
         Kind::ResetStream { .. } | Kind::GoAway { .. } => {

@@ -70,7 +70,7 @@ where
         // What fails from here on fails because the client is gone.
         match act.kind {
             Kind::Answer(answer) => {
-                let _ = answer_with(answer, &mut respond).await;
+                let _ = answer_with(*answer, &mut respond).await;
             }
             Kind::LoseReply => {
                 self.closing.notify_one();
@@ -97,7 +97,9 @@ async fn answer_with(answer: Answer, respond: &mut SendResponse<Bytes>) -> Resul
     let mut head = Response::new(());
     *head.status_mut() = answer.status;
     *head.headers_mut() = answer.headers;
-    let bare = answer.body.is_empty() && matches!(answer.ending, Ending::AtOnce);
+    let bare = answer.body.is_empty()
+        && answer.trailers.is_empty()
+        && matches!(answer.ending, Ending::AtOnce);
     let mut body = respond.send_response(head, bare)?;
     if bare {
         return Ok(());
@@ -106,9 +108,10 @@ async fn answer_with(answer: Answer, respond: &mut SendResponse<Bytes>) -> Resul
         tokio::time::sleep(delay).await;
     }
     let ends = matches!(answer.ending, Ending::AtOnce | Ending::Late(_));
-    body.send_data(answer.body, ends)?;
+    body.send_data(answer.body, ends && answer.trailers.is_empty())?;
     match answer.ending {
-        Ending::AtOnce | Ending::Late(_) => {}
+        Ending::AtOnce | Ending::Late(_) if answer.trailers.is_empty() => {}
+        Ending::AtOnce | Ending::Late(_) => body.send_trailers(answer.trailers)?,
         Ending::Never => std::future::pending().await,
         Ending::BreaksOff => {
             // A reset drops the frames that are still queued.

@@ -1,0 +1,98 @@
+//! HTTP clients under the layers.
+//!
+//! The layers stand on any tower service of HTTP requests. hyper-util's client is one as it comes. The others take a line or
+//! two each; all run in `examples/`.
+//!
+//! # reqwest
+//!
+//! `ReqwestClient` (feature `reqwest`) makes reqwest's client such a service, and switches off the redirects and retries of
+//! its own.
+//!
+//! # tonic
+//!
+//! A `Channel` takes a body of tonic's own, which cannot be copied for a retry. The layers work on a body that can, here
+//! `Full<Bytes>`, and below them it becomes tonic's. What proves that a request was never sent is the channel's
+//! `ConnectError`, which is marked for the retry:
+//!
+//! ```
+//! use std::error::Error;
+//!
+//! use aegis_hitl::layer::{AegisLayer, NeverSent};
+//! use bytes::Bytes;
+//! use http::Request;
+//! use http_body_util::Full;
+//! use tonic::transport::Endpoint;
+//! use tower::ServiceBuilder;
+//!
+//! fn mark_connect(error: tonic::transport::Error) -> Box<dyn Error + Send + Sync> {
+//!     let mut source = error.source();
+//!     while let Some(cause) = source {
+//!         if cause.is::<tonic::ConnectError>() {
+//!             return NeverSent::new(error).into();
+//!         }
+//!         source = cause.source();
+//!     }
+//!     error.into()
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn Error>> {
+//! let channel = Endpoint::from_static("http://localhost:50051").connect_lazy();
+//! let service = ServiceBuilder::new()
+//!     .layer(AegisLayer::new())
+//!     .map_request(|request: Request<Full<Bytes>>| request.map(tonic::body::Body::new))
+//!     .map_err(mark_connect)
+//!     .service(channel);
+//! # fn is_service<S: tower::Service<Request<Full<Bytes>>>>(_: S) {}
+//! # is_service(service);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A generated client sends a tonic body into the stack, so that above the layers it is read into `Full<Bytes>`: see
+//! `examples/tonic_channel.rs`. That is for calls with one message; a stream of messages is not repeated.
+//!
+//! What these layers cannot do for gRPC, since they work on HTTP:
+//!
+//! - gRPC's status stands in the trailers, behind the body. A response with head 200 and then `UNAVAILABLE` is a success to
+//!   the retry. Only where a server fails at once, with no body (*Trailers-Only*), is `grpc-status` in the head, and a
+//!   [`Classify`](crate::layer::Classify) can ask for a retry by it.
+//! - There is no 409. A service that says `ALREADY_EXISTS` says so in `grpc-status`; no duplicate is confirmed.
+//! - All calls are POST. Without an idempotency key (it goes out as metadata) or
+//!   [`SafeToRetry`](crate::layer::SafeToRetry), only what was never sent is sent again.
+//!
+//! # axum
+//!
+//! A `Router` takes axum's body, which cannot be copied either:
+//!
+//! ```
+//! use aegis_hitl::layer::AegisLayer;
+//! use axum::Router;
+//! use axum::routing::post;
+//! use bytes::Bytes;
+//! use http::Request;
+//! use http_body_util::Full;
+//! use tower::{ServiceBuilder, ServiceExt};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let router: Router = Router::new().route("/pay", post(async || "paid"));
+//! let service = ServiceBuilder::new()
+//!     .layer(AegisLayer::new().mint_idempotency_key())
+//!     .map_request(|request: Request<Full<Bytes>>| request.map(axum::body::Body::new))
+//!     .service(router);
+//!
+//! let request = Request::post("/pay").body(Full::default())?;
+//! assert_eq!(service.oneshot(request).await?.status(), 200);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A layer does the same where a stack is all layers: `tower::util::MapRequestLayer`, or `MapRequestBodyLayer` of
+//! `tower-http`.
+
+#[cfg(feature = "reqwest")]
+mod reqwest;
+
+#[cfg(feature = "reqwest")]
+pub use self::reqwest::{ReqwestClient, ReqwestError, ReqwestFuture};

@@ -1,0 +1,304 @@
+//! reqwest's client as a tower service of HTTP requests.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use ::reqwest::redirect::Policy;
+use ::reqwest::{Body, Client, ClientBuilder, Error, Request, Response, retry};
+use bytes::Bytes;
+use pin_project_lite::pin_project;
+use tower_service::Service;
+
+use crate::layer::NeverSent;
+
+/// reqwest's client as a tower service of HTTP requests, for the layers to stack on.
+///
+/// It is best made of a `ClientBuilder`: [`from_builder`](Self::from_builder) switches off what reqwest would do by itself
+/// between the layers and the network:
+///
+/// - *Redirects*, which would carry the idempotency key and the tenant to whatever address a response names; and by which
+///   reqwest asks more than one server within what the layers take for one attempt.
+/// - *Retries*, which the layers do not see, so that attempts would multiply. By default reqwest repeats what it takes for
+///   refused by the protocol. It counts among that every request on a connection that goes away (`GOAWAY`), although hyper
+///   cannot always tell whether that very request was processed.
+///
+/// Then one call is one request, and an error of the connect proves that the request was never sent. The retry layer repeats
+/// it whatever the method.
+///
+#[cfg_attr(feature = "test-util", doc = "```")]
+#[cfg_attr(not(feature = "test-util"), doc = "```ignore")]
+/// use aegis_hitl::adapter::ReqwestClient;
+/// use aegis_hitl::layer::AegisLayer;
+/// # use aegis_hitl::testing::{Act, Peer};
+/// use bytes::Bytes;
+/// use http::Request;
+/// use http_body_util::Full;
+/// use tower::{ServiceBuilder, ServiceExt};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let peer = Peer::start([Act::answer(201)]).await;
+/// # let url = peer.url();
+/// let client = ReqwestClient::from_builder(reqwest::Client::builder().user_agent("agent/1.0"))?;
+/// let service = ServiceBuilder::new()
+///     .layer(AegisLayer::new().mint_idempotency_key())
+///     .service(client);
+///
+/// let request = Request::post(url).body(Full::<Bytes>::from("{}"))?;
+/// let response = service.oneshot(request).await?;
+/// assert_eq!(response.status(), 201);
+/// // All that reqwest can do with a response.
+/// let text = reqwest::Response::from(response).text().await?;
+/// # assert_eq!(text, "");
+/// # Ok(())
+/// # }
+/// ```
+///
+/// Bodies go through without a copy of their bytes; an error of a request's body arrives in words. A timeout that is set on reqwest's client bounds an attempt and its
+/// response's body; [`RetryLayer::attempt_timeout`](crate::layer::RetryLayer::attempt_timeout) bounds it up to the
+/// response's head. `connect_timeout` is worth setting: a connect that times out was never sent, an attempt that times out
+/// may have been.
+#[derive(Clone)]
+pub struct ReqwestClient {
+    client: Client,
+    /// Whether one call is one request, so that an error of the connect speaks for all of it.
+    single: bool,
+}
+
+impl ReqwestClient {
+    /// Builds a client that follows no redirects and retries nothing by itself; see [`ReqwestClient`].
+    ///
+    /// # Errors
+    ///
+    /// If reqwest cannot build the client.
+    pub fn from_builder(builder: ClientBuilder) -> Result<Self, Error> {
+        let client = builder
+            .redirect(Policy::none())
+            .retry(retry::never())
+            .build()?;
+        Ok(Self {
+            client,
+            single: true,
+        })
+    }
+}
+
+/// Takes a client as it is set up, with its redirects and its own retries.
+///
+/// Since a connect can then fail on the way to the second server after a first one has acted, no error of it proves that a
+/// request was never sent: a request that is not safe to repeat is sent once. Where the set-up is yours, use
+/// [`ReqwestClient::from_builder`].
+impl From<Client> for ReqwestClient {
+    fn from(client: Client) -> Self {
+        Self {
+            client,
+            single: false,
+        }
+    }
+}
+
+impl fmt::Debug for ReqwestClient {
+    // reqwest's own names the default headers, which may hold credentials.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReqwestClient").finish_non_exhaustive()
+    }
+}
+
+impl<B> Service<http::Request<B>> for ReqwestClient
+where
+    B: http_body::Body<Data: Into<Bytes>> + Send + Sync + 'static,
+    B::Error: Into<Box<dyn StdError + Send + Sync>>,
+{
+    type Response = http::Response<Body>;
+    type Error = ReqwestError;
+    type Future = ReqwestFuture;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        // reqwest queues; it is always ready.
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<B>) -> Self::Future {
+        let single = self.single;
+        let request = request.map(|body| Body::wrap(Untyped { body }));
+        let state = match Request::try_from(request) {
+            Ok(request) => State::Sent {
+                attempt: Service::call(&mut self.client, request),
+            },
+            Err(error) => State::Invalid { error: Some(error) },
+        };
+        ReqwestFuture { state, single }
+    }
+}
+
+pin_project! {
+    /// The future of [`ReqwestClient`].
+    #[must_use = "futures do nothing unless polled"]
+    pub struct ReqwestFuture {
+        #[pin]
+        state: State,
+        single: bool,
+    }
+}
+
+pin_project! {
+    #[project = StateProj]
+    enum State {
+        Sent { #[pin] attempt: <Client as Service<Request>>::Future },
+        // The request is not one that reqwest can send.
+        Invalid { error: Option<Error> },
+    }
+}
+
+impl Future for ReqwestFuture {
+    type Output = Result<http::Response<Body>, ReqwestError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let result = match this.state.project() {
+            StateProj::Sent { attempt } => attempt.poll(cx),
+            StateProj::Invalid { error } => error.take().map_or(Poll::Pending, |error| {
+                Poll::Ready(Err::<Response, _>(error))
+            }),
+        };
+        result
+            .map_ok(http::Response::from)
+            .map_err(|error| ReqwestError::new(error, *this.single))
+    }
+}
+
+impl fmt::Debug for ReqwestFuture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReqwestFuture").finish_non_exhaustive()
+    }
+}
+
+/// Why reqwest failed.
+///
+/// Its [`source`](StdError::source) is reqwest's error, under a [`NeverSent`] where that is proven. Of a client that was
+/// [not built here](ReqwestClient#impl-From<Client>-for-ReqwestClient) the sources tell the same in words, but no types that
+/// anybody could take for a proof.
+#[derive(Debug)]
+pub struct ReqwestError {
+    kind: Kind,
+}
+
+#[derive(Debug)]
+enum Kind {
+    NeverSent(NeverSent),
+    Failed(Error),
+    /// An error of more than one request, perhaps, and what it says.
+    Unproven(Error, Words),
+}
+
+impl ReqwestError {
+    fn new(error: Error, single: bool) -> Self {
+        let kind = match single {
+            true if error.is_connect() => Kind::NeverSent(NeverSent::new(error)),
+            true => Kind::Failed(error),
+            false => {
+                let words = Words::of(&error);
+                Kind::Unproven(error, words)
+            }
+        };
+        Self { kind }
+    }
+
+    /// Returns reqwest's error.
+    pub fn get_ref(&self) -> Option<&Error> {
+        match &self.kind {
+            Kind::NeverSent(marked) => marked.source().and_then(|error| error.downcast_ref()),
+            Kind::Failed(error) | Kind::Unproven(error, _) => Some(error),
+        }
+    }
+}
+
+impl fmt::Display for ReqwestError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.kind {
+            Kind::NeverSent(_) => "no connection",
+            Kind::Failed(_) | Kind::Unproven(..) => "the HTTP exchange failed",
+        })
+    }
+}
+
+impl StdError for ReqwestError {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        match &self.kind {
+            Kind::NeverSent(marked) => Some(marked),
+            Kind::Failed(error) => Some(error),
+            Kind::Unproven(_, words) => Some(words),
+        }
+    }
+}
+
+pin_project! {
+    /// A request body whose errors tell in words what happened. One that comes from another exchange, as a proxied body
+    /// does, may hold what proves something there: nothing of it is about the exchange that it fails here.
+    struct Untyped<B> {
+        #[pin]
+        body: B,
+    }
+}
+
+impl<B> http_body::Body for Untyped<B>
+where
+    B: http_body::Body,
+    B::Error: Into<Box<dyn StdError + Send + Sync>>,
+{
+    type Data = B::Data;
+    type Error = Words;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Self::Data>, Words>>> {
+        let frame = self.project().body.poll_frame(cx);
+        frame.map_err(|error| Words::of(&*error.into()))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// What an error and its sources say, without their types.
+#[derive(Debug)]
+struct Words {
+    message: String,
+    source: Option<Box<Words>>,
+}
+
+impl Words {
+    fn of(error: &(dyn StdError + 'static)) -> Self {
+        // Chains are short; the bound keeps one that loops from going on for ever.
+        Self::down_to(32, error)
+    }
+
+    fn down_to(depth: usize, error: &(dyn StdError + 'static)) -> Self {
+        let source = error.source().filter(|_| depth > 0);
+        Self {
+            message: error.to_string(),
+            source: source.map(|source| Box::new(Self::down_to(depth - 1, source))),
+        }
+    }
+}
+
+impl fmt::Display for Words {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl StdError for Words {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.source.as_deref().map(|source| source as _)
+    }
+}

@@ -1,0 +1,248 @@
+//! What proves that a request was never sent and what does not, by real peers on HTTP/1.1 and HTTP/2.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    unreachable_pub
+)]
+
+use std::error::Error;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use aegis_hitl::layer::{Attempts, Backoff, Delivery, RetryError, RetryLayer};
+use aegis_hitl::testing::{Act, ClosedPort, Peer};
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::net::TcpStream;
+use tower::{Layer, ServiceExt, service_fn};
+
+const SHORT: Duration = Duration::from_millis(200);
+
+// RFC 9113, section 7.
+const PROTOCOL_ERROR: u32 = 1;
+const INTERNAL_ERROR: u32 = 2;
+const REFUSED_STREAM: u32 = 7;
+const CANCEL: u32 = 8;
+const ENHANCE_YOUR_CALM: u32 = 11;
+
+const BOTH: [Version; 2] = [Version::Http1, Version::Http2];
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Version {
+    Http1,
+    Http2,
+}
+
+fn client(version: Version) -> Client<HttpConnector, Full<Bytes>> {
+    Client::builder(TokioExecutor::new())
+        .http2_only(version == Version::Http2)
+        .build_http()
+}
+
+fn layer() -> RetryLayer {
+    RetryLayer::new()
+        .backoff(Backoff::none())
+        .attempt_timeout(SHORT)
+}
+
+fn post(url: &str) -> Request<Full<Bytes>> {
+    Request::post(url).body(Full::from("body")).unwrap()
+}
+
+fn keyed(url: &str) -> Request<Full<Bytes>> {
+    let mut request = post(url);
+    let key = http::HeaderValue::from_static("k-1");
+    request.headers_mut().insert("idempotency-key", key);
+    request
+}
+
+async fn send(
+    version: Version,
+    request: Request<Full<Bytes>>,
+) -> Result<Response<Incoming>, RetryError> {
+    layer().layer(client(version)).oneshot(request).await
+}
+
+#[tokio::test]
+async fn a_refused_connect_was_never_sent() {
+    let port = ClosedPort::new();
+    for version in BOTH {
+        let error = send(version, post(&port.url())).await.unwrap_err();
+        assert_eq!(
+            (error.attempts(), error.delivery()),
+            (4, Delivery::NeverSent)
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_hyper_hands_back_was_never_sent() {
+    for version in BOTH {
+        let peer = Peer::start([Act::answer(200)]).await;
+        let calls = Arc::new(AtomicUsize::new(0));
+        let counter = calls.clone();
+        let address = peer.address();
+        // The first attempt is queued on a connection that ends before it takes the request up.
+        let service = service_fn(move |request: Request<Full<Bytes>>| {
+            let first = counter.fetch_add(1, Ordering::SeqCst) == 0;
+            async move {
+                if !first {
+                    return Ok(client(version).request(request).await?);
+                }
+                let io = TokioIo::new(TcpStream::connect(address).await?);
+                match version {
+                    Version::Http1 => {
+                        let (mut sender, connection) =
+                            hyper::client::conn::http1::handshake(io).await?;
+                        let answer = sender.send_request(request);
+                        drop(connection);
+                        Ok::<_, Box<dyn Error + Send + Sync>>(answer.await?)
+                    }
+                    Version::Http2 => {
+                        let (mut sender, connection) =
+                            hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await?;
+                        let answer = sender.send_request(request);
+                        drop(connection);
+                        Ok(answer.await?)
+                    }
+                }
+            }
+        });
+        let response = layer()
+            .layer(service)
+            .oneshot(post(&peer.url()))
+            .await
+            .unwrap();
+        assert_eq!(
+            (response.status().as_u16(), Attempts::of(&response)),
+            (200, 2)
+        );
+        assert_eq!((calls.load(Ordering::SeqCst), peer.count()), (2, 1));
+    }
+}
+
+#[tokio::test]
+async fn a_refused_stream_is_sent_again_without_a_key() {
+    let peer = Peer::start([Act::refuse_stream(), Act::answer(200)]).await;
+    let response = send(Version::Http2, post(&peer.url())).await.unwrap();
+    assert_eq!(
+        (response.status().as_u16(), Attempts::of(&response)),
+        (200, 2)
+    );
+    let requests = peer.requests();
+    assert_eq!(requests.len(), 2);
+    assert_eq!(requests[1].body, "body");
+}
+
+#[tokio::test]
+async fn a_refused_stream_is_believed_once() {
+    let peer = Peer::start([Act::refuse_stream()]).await;
+    let error = send(Version::Http2, post(&peer.url())).await.unwrap_err();
+    assert_eq!((error.attempts(), error.delivery()), (2, Delivery::Unknown));
+    assert_eq!(peer.count(), 2);
+}
+
+#[tokio::test]
+async fn a_refused_stream_after_its_body_was_read_is_refused_all_the_same() {
+    let peer = Peer::start([Act::reset_stream(REFUSED_STREAM), Act::answer(200)]).await;
+    let response = send(Version::Http2, post(&peer.url())).await.unwrap();
+    assert_eq!((response.status().as_u16(), peer.count()), (200, 2));
+}
+
+/// A peer that goes away tells which streams it left alone, but hyper gives the same error to a stream that it queued at
+/// that moment and that the peer may have taken up.
+#[tokio::test]
+async fn what_a_connection_that_goes_away_did_is_unknown() {
+    for act in [
+        Act::go_away_before(),
+        Act::go_away_before().code(ENHANCE_YOUR_CALM),
+        Act::go_away_after(),
+        Act::go_away_after().code(ENHANCE_YOUR_CALM),
+    ] {
+        let peer = Peer::start([act.clone(), Act::answer(200)]).await;
+        let error = send(Version::Http2, post(&peer.url())).await.unwrap_err();
+        assert_eq!(
+            (error.attempts(), error.delivery()),
+            (1, Delivery::Unknown),
+            "{act:?}"
+        );
+        assert_eq!(peer.count(), 1);
+
+        let peer = Peer::start([act.clone(), Act::answer(200)]).await;
+        let response = send(Version::Http2, keyed(&peer.url())).await.unwrap();
+        assert_eq!((response.status().as_u16(), peer.count()), (200, 2));
+        assert_eq!(peer.connections(), 2);
+    }
+}
+
+#[tokio::test]
+async fn what_may_have_been_acted_upon_is_sent_once_without_a_key() {
+    let cases = [
+        (Version::Http1, Act::lose_reply()),
+        (Version::Http2, Act::lose_reply()),
+        (Version::Http1, Act::lose_reply().early()),
+        (Version::Http1, Act::hang()),
+        (Version::Http2, Act::hang()),
+        (Version::Http2, Act::reset_stream(PROTOCOL_ERROR)),
+        (Version::Http2, Act::reset_stream(INTERNAL_ERROR)),
+        (Version::Http2, Act::reset_stream(CANCEL)),
+        (Version::Http2, Act::reset_stream(CANCEL).early()),
+    ];
+    for (version, act) in cases {
+        let peer = Peer::start([act.clone(), Act::answer(200)]).await;
+        let error = send(version, post(&peer.url())).await.unwrap_err();
+        assert_eq!(
+            (error.attempts(), error.delivery()),
+            (1, Delivery::Unknown),
+            "{version:?} {act:?}"
+        );
+        assert_eq!(peer.count(), 1);
+
+        // The same with a key is sent again.
+        let peer = Peer::start([act.clone(), Act::answer(200)]).await;
+        let response = send(version, keyed(&peer.url())).await.unwrap();
+        assert_eq!(
+            (response.status().as_u16(), Attempts::of(&response)),
+            (200, 2)
+        );
+        assert_eq!(peer.count(), 2);
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_breaks_off_is_an_answer() {
+    for version in BOTH {
+        for status in [200, 503] {
+            let act = Act::answer(status).body("begun").body_breaks_off();
+            let peer = Peer::start([act, Act::answer(200)]).await;
+            let response = send(version, post(&peer.url())).await.unwrap();
+            assert_eq!(response.status(), status);
+            assert!(response.into_body().collect().await.is_err());
+            assert_eq!(peer.count(), 1, "{version:?} {status}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_late_or_endless_body_delays_a_retry_within_bounds() {
+    for version in BOTH {
+        for act in [
+            Act::answer(503).body("late").body_after(SHORT / 10),
+            Act::answer(503).body("begun").body_never_ends(),
+        ] {
+            let peer = Peer::start([act, Act::answer(200)]).await;
+            let start = std::time::Instant::now();
+            let response = send(version, keyed(&peer.url())).await.unwrap();
+            assert_eq!((response.status().as_u16(), peer.count()), (200, 2));
+            assert!(start.elapsed() < Duration::from_secs(2));
+        }
+    }
+}
