@@ -38,7 +38,7 @@ fn builder(connect: args::Connect, config: &config::Client) -> Result<Builder, F
                 builder = builder.tenant_id(tenant);
             }
             if let Some(token) = token {
-                builder = builder.api_key(token);
+                builder = builder.api_key(token.as_str());
             }
         }
     }

@@ -13,14 +13,13 @@ mod serve;
 use std::process::ExitCode;
 
 use aegis_hitl::Decision;
-use clap::Parser;
 
 use self::args::{Cli, Command, Keys};
 use self::config::Config;
 use self::failure::Failure;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::read();
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
