@@ -1,13 +1,11 @@
 //! `aegis`: arguments in, the library does it, an exit code out.
 
-// Data goes to stdout and messages to stderr; that is what a command does.
-#![allow(clippy::print_stdout, clippy::print_stderr)]
-
 mod args;
 mod call;
 mod config;
 mod failure;
 mod keys;
+mod print;
 mod serve;
 
 use std::process::ExitCode;
@@ -23,7 +21,7 @@ fn main() -> ExitCode {
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("aegis: {}", failure.message());
+            print::say(failure.message());
             failure.code()
         }
     }
