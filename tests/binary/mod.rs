@@ -47,7 +47,7 @@ pub fn serve(store: &Path) -> Command {
 /// What a command left behind.
 #[derive(Debug)]
 pub struct Ended {
-    status: ExitStatus,
+    pub status: ExitStatus,
     pub stdout: String,
     pub stderr: String,
 }

@@ -1,11 +1,15 @@
 //! The command line.
 
+use std::convert::Infallible;
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
-use aegis_hitl::{ApiKey, IdempotencyKey, RequestId, TenantId, ThreadId};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use aegis_hitl::{IdempotencyKey, RequestId, TenantId, ThreadId};
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 /// Approvals of AI-agent actions, each decided exactly once.
 ///
@@ -23,6 +27,23 @@ pub(crate) struct Cli {
 
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+impl Cli {
+    /// Reads the command line and the environment, and ends the process where they are wrong.
+    pub(crate) fn read() -> Self {
+        let matches = Self::command().get_matches();
+        let mut cli = Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+        let connect = match &mut cli.command {
+            Command::Approve(args) | Command::Reject(args) => Some(&mut args.connect),
+            Command::Status(args) => Some(&mut args.connect),
+            Command::Serve(_) | Command::Keys(_) => None,
+        };
+        if let (Some(connect), Some((_, matches))) = (connect, matches.subcommand()) {
+            connect.keep_the_closer_credential(matches);
+        }
+        cli
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -97,7 +118,7 @@ pub(crate) struct Connect {
         value_name = "API KEY",
         hide_env_values = true
     )]
-    pub(crate) token: Option<ApiKey>,
+    pub(crate) token: Option<Secret>,
 
     /// How long one attempt may take, in seconds [default: 10].
     #[arg(long, env = "AEGIS_TIMEOUT", value_name = "SECONDS", value_parser = seconds)]
@@ -114,6 +135,42 @@ pub(crate) struct Connect {
     /// Prints JSON.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+impl Connect {
+    /// A tenant and an API key exclude each other; of one that is a flag and one from the environment the flag stands.
+    fn keep_the_closer_credential(&mut self, matches: &ArgMatches) {
+        let source = |id| matches.value_source(id);
+        match (source("tenant"), source("token")) {
+            (Some(ValueSource::CommandLine), Some(ValueSource::EnvVariable)) => self.token = None,
+            (Some(ValueSource::EnvVariable), Some(ValueSource::CommandLine)) => self.tenant = None,
+            _ => {}
+        }
+    }
+}
+
+/// What no message may repeat. It is taken as it is: the parser's messages would quote what it refuses.
+#[derive(Clone)]
+pub(crate) struct Secret(String);
+
+impl Secret {
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Secret {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(..)")
+    }
 }
 
 #[derive(Debug, Args)]

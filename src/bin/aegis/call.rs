@@ -14,6 +14,7 @@ use tower_service::Service;
 use crate::args;
 use crate::config;
 use crate::failure::Failure;
+use crate::print::{print, print_json, say};
 
 fn builder(connect: args::Connect, config: &config::Client) -> Result<Builder, Failure> {
     let mut builder = AegisService::builder();
@@ -38,7 +39,7 @@ fn builder(connect: args::Connect, config: &config::Client) -> Result<Builder, F
                 builder = builder.tenant_id(tenant);
             }
             if let Some(token) = token {
-                builder = builder.api_key(token);
+                builder = builder.api_key(token.as_str());
             }
         }
     }
@@ -89,7 +90,7 @@ pub(crate) async fn decide(
         let unknown = error.is_outcome_unknown();
         let failure = Failure::from(error);
         if unknown {
-            eprintln!("aegis: this call was --call-id {call_id}");
+            say(&format!("this call was --call-id {call_id}"));
         }
         failure
     })?;
@@ -129,12 +130,12 @@ fn print_receipt(receipt: &Receipt, json: bool) -> Result<(), Failure> {
             "action": receipt.action(),
         }));
     }
-    println!("on record: {} ({outcome})", receipt.decision());
+    let mut text = format!("on record: {} ({outcome})\n", receipt.decision());
     if let Some(id) = receipt.request_id() {
-        println!("request id: {id}");
+        text.push_str(&format!("request id: {id}\n"));
     }
-    println!("attempts: {}", receipt.attempts());
-    Ok(())
+    text.push_str(&format!("attempts: {}\n", receipt.attempts()));
+    print(&text)
 }
 
 /// Asks for a status and prints it.
@@ -156,11 +157,10 @@ pub(crate) async fn status(args: args::Status, config: &config::Client) -> Resul
     if json {
         return print_json(&action);
     }
-    print_action(&action);
-    Ok(())
+    print(&rows_of(&action))
 }
 
-fn print_action(action: &Action) {
+fn rows_of(action: &Action) -> String {
     let none = "-".to_owned();
     let time = |time: Option<std::time::SystemTime>| time.map(rfc3339);
     let rows = [
@@ -202,11 +202,8 @@ fn print_action(action: &Action) {
                 .map(|payload| terminal_safe(payload.as_str())),
         ),
     ];
-    for (name, value) in rows {
-        if let Some(value) = value {
-            println!("{name}: {value}");
-        }
-    }
+    let row = |(name, value): (&str, Option<String>)| Some(format!("{name}: {}\n", value?));
+    rows.into_iter().filter_map(row).collect()
 }
 
 fn terminal_safe(text: &str) -> String {
@@ -222,11 +219,4 @@ fn terminal_safe(text: &str) -> String {
 
 fn rfc3339(time: std::time::SystemTime) -> String {
     jiff::Timestamp::try_from(time).map_or_else(|_| "-".to_owned(), |time| time.to_string())
-}
-
-pub(crate) fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
-    let text = serde_json::to_string(value)
-        .map_err(|error| Failure::other("cannot print the answer").because(error))?;
-    println!("{text}");
-    Ok(())
 }

@@ -52,9 +52,8 @@ impl Config {
         })?;
         // The parser's message would quote the line, and a line may hold a token.
         toml::from_str(&text).map_err(|error| {
-            let line = error
-                .span()
-                .map_or(1, |span| text[..span.start].lines().count().max(1));
+            let before = error.span().and_then(|span| text.get(..span.start));
+            let line = 1 + before.unwrap_or_default().matches('\n').count();
             Failure::usage(format!(
                 "{}, line {line}: {}",
                 path.display(),

@@ -6,8 +6,8 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::args::{self, Scope};
-use crate::call::print_json;
 use crate::failure::Failure;
+use crate::print::{print, print_json};
 
 /// Makes a key and prints both of its halves. Only the digest is for the server; the secret is shown this once.
 pub(crate) fn new(args: &args::NewKey) -> Result<(), Failure> {
@@ -32,9 +32,7 @@ pub(crate) fn new(args: &args::NewKey) -> Result<(), Failure> {
     if args.json {
         return print_json(&json!({ "secret": secret, "line": line }));
     }
-    println!("# for the client, as AEGIS_TOKEN; it is not shown again");
-    println!("{secret}");
-    println!("# for the server's key file");
-    println!("{line}");
-    Ok(())
+    print(&format!(
+        "# for the client, as AEGIS_TOKEN; it is not shown again\n{secret}\n# for the server's key file\n{line}\n"
+    ))
 }

@@ -1,30 +1,27 @@
 //! `aegis`: arguments in, the library does it, an exit code out.
 
-// Data goes to stdout and messages to stderr; that is what a command does.
-#![allow(clippy::print_stdout, clippy::print_stderr)]
-
 mod args;
 mod call;
 mod config;
 mod failure;
 mod keys;
+mod print;
 mod serve;
 
 use std::process::ExitCode;
 
 use aegis_hitl::Decision;
-use clap::Parser;
 
 use self::args::{Cli, Command, Keys};
 use self::config::Config;
 use self::failure::Failure;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::read();
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("aegis: {}", failure.message());
+            print::say(failure.message());
             failure.code()
         }
     }

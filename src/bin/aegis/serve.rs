@@ -14,6 +14,7 @@ use tracing_subscriber::EnvFilter;
 use crate::args;
 use crate::config;
 use crate::failure::Failure;
+use crate::print::say;
 
 const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8000);
 
@@ -79,14 +80,14 @@ pub(crate) async fn run(args: args::Serve, config: config::Serve) -> Result<(), 
     if let std::task::Poll::Ready(Err(error)) = first {
         return Err(Failure::usage(error.to_string()));
     }
-    eprintln!(
-        "aegis: listening on http://{address}, store {}",
+    say(&format!(
+        "listening on http://{address}, store {}",
         path.display()
-    );
+    ));
     let ended = tokio::select! {
         ended = &mut serving => ended,
         () = signals.next() => {
-            eprintln!("aegis: draining");
+            say("draining");
             let _ = stop.send(());
             tokio::select! {
                 ended = &mut serving => ended,
@@ -129,6 +130,8 @@ fn log_to_stderr(filter: Option<&str>) -> Result<(), Failure> {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(color)
+        // They would be told on stderr by `eprintln!`, which panics where stderr is what failed.
+        .log_internal_errors(false)
         .init();
     Ok(())
 }
