@@ -6,12 +6,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each room, and the rooms that it may import.
-const ALLOWED: [(&str, &[&str]); 5] = [
+const ALLOWED: [(&str, &[&str]); 7] = [
     ("protocol", &[]),
     ("layer", &["protocol"]),
     ("client", &["layer", "protocol"]),
     ("store", &["protocol"]),
     ("server", &["store", "protocol"]),
+    ("adapter", &["layer", "protocol"]),
+    ("testing", &[]),
 ];
 
 fn sources(folder: &Path) -> Vec<PathBuf> {

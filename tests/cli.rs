@@ -8,7 +8,6 @@
 )]
 
 mod binary;
-mod peer;
 mod support;
 
 use std::fs;
@@ -17,8 +16,8 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use aegis_hitl::testing::{Act, Peer};
 use binary::{Ended, Served, aegis, counts, look_at, run, run_with_input, serve};
-use peer::{Act, Peer, answer_with};
 use serde_json::{Value, json};
 use support::{Call, edit};
 use tempfile::TempDir;
@@ -280,7 +279,7 @@ fn a_refusal_by_what_is_on_record_exits_with_3() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unknown_outcome_exits_with_4_and_tells_how_to_ask_again() {
-    let peer = Peer::start([Act::LoseReply]).await;
+    let peer = Peer::start([Act::lose_reply()]).await;
     let ask = |args: &[&str]| {
         let url = peer.url();
         let mut command = aegis(args);
@@ -291,7 +290,10 @@ async fn an_unknown_outcome_exits_with_4_and_tells_how_to_ask_again() {
     assert_eq!(peer.count(), 1);
     assert!(ended.stderr.contains("the outcome is unknown"), "{ended:?}");
     assert_eq!(ended.stdout, "");
-    let call_id = peer.seen()[0].header("x-request-id").unwrap().to_owned();
+    let call_id = peer.requests()[0]
+        .header("x-request-id")
+        .unwrap()
+        .to_owned();
     assert!(
         ended.stderr.contains(&format!("--call-id {call_id}")),
         "{ended:?}"
@@ -307,7 +309,7 @@ async fn an_unknown_outcome_exits_with_4_and_tells_how_to_ask_again() {
         &call_id,
     ])
     .expect(4);
-    assert_eq!(peer.seen()[1].header("x-request-id"), Some(&*call_id));
+    assert_eq!(peer.requests()[1].header("x-request-id"), Some(&*call_id));
     // A question leaves no decision unknown.
     ask(&["status", "k-1", "--retries", "0"]).expect(1);
 }
@@ -316,7 +318,7 @@ async fn an_unknown_outcome_exits_with_4_and_tells_how_to_ask_again() {
 async fn agreeable() -> Peer {
     let action = json!({"request_id": "5b7f5d0a-9c1c-4f0e-9d39-2f6b0d6c7a11", "status": "COMMITTED",
                         "decision": "approve", "execution": null});
-    Peer::start([answer_with(202, action)]).await
+    Peer::start([Act::answer(202).body(action.to_string())]).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -332,8 +334,8 @@ async fn a_flag_wins_over_the_environment_and_that_over_the_file() {
     fs::write(&config, text).unwrap();
     let check = |command: Command, peer: &Peer, name: &str| {
         run(command).expect(0);
-        let seen = peer.seen().pop().unwrap();
-        assert_eq!(seen.path, format!("/{name}/hitl/approve"));
+        let seen = peer.requests().pop().unwrap();
+        assert_eq!(seen.path(), format!("/{name}/hitl/approve"));
         assert_eq!(seen.header("tenant-id"), Some(name));
         assert_eq!(seen.header("thread-id"), Some(name));
     };
@@ -417,7 +419,7 @@ async fn a_credential_given_closer_by_wins_whichever_kind_it_is() {
         let mut command = aegis(&[&args[..], flags].concat());
         command.envs(env.iter().copied());
         run(command).expect(0);
-        let seen = peer.seen().pop().unwrap();
+        let seen = peer.requests().pop().unwrap();
         let told = (seen.header("tenant-id"), seen.header("authorization"));
         match expected {
             Ok(tenant) => assert_eq!(told, (Some(*tenant), None)),
