@@ -239,6 +239,15 @@ async fn redirects_are_not_followed() {
 }
 
 #[tokio::test]
+async fn a_refused_stream_is_sent_again_without_a_key() {
+    for kind in [Kind::HyperUtilHttp2, Kind::ReqwestHttp2, Kind::Tonic] {
+        let peer = Peer::start([Act::refuse_stream(), Act::answer(200)]).await;
+        let response = send(kind, layer(), &peer.url(), None).await.unwrap();
+        assert_eq!((Attempts::of(&response), peer.count()), (2, 2), "{kind:?}");
+    }
+}
+
+#[tokio::test]
 async fn the_clients_own_retries_do_not_multiply_ours() {
     for kind in [Kind::HyperUtilHttp2, Kind::ReqwestHttp2, Kind::Tonic] {
         for act in [Act::refuse_stream(), Act::go_away_before()] {

@@ -42,9 +42,11 @@ enum Version {
 }
 
 fn client(version: Version) -> Client<HttpConnector, Full<Bytes>> {
+    let mut connector = HttpConnector::new();
+    connector.set_nodelay(true);
     Client::builder(TokioExecutor::new())
         .http2_only(version == Version::Http2)
-        .build_http()
+        .build(connector)
 }
 
 fn layer() -> RetryLayer {
@@ -180,6 +182,38 @@ async fn what_a_connection_that_goes_away_did_is_unknown() {
         let response = send(Version::Http2, keyed(&peer.url())).await.unwrap();
         assert_eq!((response.status().as_u16(), peer.count()), (200, 2));
         assert_eq!(peer.connections(), 2);
+    }
+}
+
+/// Graceful shutdowns are when hyper tells nothing apart: it gives the error of the `GOAWAY` also to streams that the peer
+/// takes up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn nothing_is_sent_twice_without_a_key_while_connections_shut_down() {
+    const REQUESTS: usize = 4000;
+    let script = (0..REQUESTS).map(|i| match i % 25 {
+        24 => Act::answer(200).then_go_away(),
+        _ => Act::answer(200),
+    });
+    let peer = Peer::start(script).await;
+    let service = layer().layer(client(Version::Http2));
+    let mut callers = tokio::task::JoinSet::new();
+    for caller in 0..8 {
+        let service = service.clone();
+        let url = peer.url();
+        callers.spawn(async move {
+            for call in 0..REQUESTS / 8 {
+                let request = post(&format!("{url}/{caller}/{call}"));
+                // A call that fails is not the matter here.
+                let _ = service.clone().oneshot(request).await;
+            }
+        });
+    }
+    callers.join_all().await;
+    assert!(peer.connections() > 100);
+    let mut seen = std::collections::HashSet::new();
+    for request in peer.requests() {
+        let path = request.path().to_owned();
+        assert!(seen.insert(path.clone()), "{path} came twice");
     }
 }
 

@@ -36,6 +36,8 @@ pub(super) struct Answer {
     pub(super) body: Bytes,
     pub(super) trailers: HeaderMap,
     pub(super) ending: Ending,
+    /// Whether the connection takes no more requests after this one.
+    pub(super) last: bool,
 }
 
 /// How the body of an answer comes to its end.
@@ -80,6 +82,7 @@ impl Act {
             body: Bytes::new(),
             trailers: HeaderMap::new(),
             ending: Ending::AtOnce,
+            last: false,
         })))
     }
 
@@ -180,6 +183,16 @@ impl Act {
     #[must_use]
     pub fn early(mut self) -> Self {
         self.early = true;
+        self
+    }
+
+    /// Shuts the connection down with an answer, gracefully: on HTTP/1.1 by `Connection: close`, on HTTP/2 by a `GOAWAY` that
+    /// covers all streams and, a round trip later, one that covers those which have come by then.
+    #[must_use]
+    pub fn then_go_away(mut self) -> Self {
+        if let Kind::Answer(answer) = &mut self.kind {
+            answer.last = true;
+        }
         self
     }
 

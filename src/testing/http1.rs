@@ -6,7 +6,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode};
+use http::header::CONNECTION;
+use http::{HeaderValue, Request, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -69,6 +70,10 @@ fn response(answer: Answer) -> Response<ActBody> {
     let mut response = Response::new(ActBody::new(answer.body, answer.ending));
     *response.status_mut() = answer.status;
     *response.headers_mut() = answer.headers;
+    if answer.last {
+        let close = HeaderValue::from_static("close");
+        response.headers_mut().insert(CONNECTION, close);
+    }
     response
 }
 

@@ -25,11 +25,16 @@ where
         return;
     };
     let closing = Arc::new(Notify::new());
+    let leaving = Arc::new(Notify::new());
     // Dropped with the connection, which ends what hangs.
     let mut streams = JoinSet::new();
     loop {
         let accepted = tokio::select! {
             accepted = connection.accept() => accepted,
+            () = leaving.notified() => {
+                connection.graceful_shutdown();
+                continue;
+            }
             () = closing.notified() => return,
         };
         let Some(Ok((request, respond))) = accepted else {
@@ -39,6 +44,7 @@ where
             io: io.clone(),
             state: state.clone(),
             closing: closing.clone(),
+            leaving: leaving.clone(),
         };
         streams.spawn(stream.run(request, respond));
     }
@@ -48,6 +54,7 @@ struct Exchange<I> {
     io: Shared<I>,
     state: Arc<State>,
     closing: Arc<Notify>,
+    leaving: Arc<Notify>,
 }
 
 impl<I> Exchange<I>
@@ -70,6 +77,9 @@ where
         // What fails from here on fails because the client is gone.
         match act.kind {
             Kind::Answer(answer) => {
+                if answer.last {
+                    self.leaving.notify_one();
+                }
                 let _ = answer_with(*answer, &mut respond).await;
             }
             Kind::LoseReply => {
