@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::net::{TcpListener, ToSocketAddrs};
 
 use super::accept::{self, Limits};
+use super::auth::Auth;
 use super::health::WithHealth;
 use super::service::HitlService;
 use crate::store::Store;
@@ -89,6 +90,21 @@ impl Server {
         self
     }
 
+    /// Checks that a service with this `auth` may be served here, as [`serve`](Self::serve) does, before a store is opened.
+    ///
+    /// # Errors
+    ///
+    /// If it trusts the `Tenant-Id` header, the address is not loopback, and
+    /// [`trust_tenant_header`](Self::trust_tenant_header) is not set.
+    pub fn check(&self, auth: &Auth) -> Result<(), ServeError> {
+        let address = self.local_addr().map_err(ServeError::io)?;
+        let loopback = address.ip().to_canonical().is_loopback();
+        if auth.trusts_tenant_header() && !loopback && !self.trust_tenant_header {
+            return Err(ServeError(Kind::Untrusted(address)));
+        }
+        Ok(())
+    }
+
     /// Serves until `shutdown` completes, and then until the requests in flight have ended or the drain timeout is over.
     ///
     /// From the moment of the shutdown on no connection is accepted, waits for a decision end with the present state, new
@@ -105,11 +121,7 @@ impl Server {
         service: HitlService<St>,
         shutdown: impl Future<Output = ()>,
     ) -> Result<Shutdown, ServeError> {
-        let address = self.local_addr().map_err(ServeError::io)?;
-        let loopback = address.ip().to_canonical().is_loopback();
-        if service.auth().trusts_tenant_header() && !loopback && !self.trust_tenant_header {
-            return Err(ServeError(Kind::Untrusted(address)));
-        }
+        self.check(service.auth())?;
         let drain = service.shared().drain.clone();
         let service = WithHealth::new(service);
         let connections = accept::run(self.listener, self.limits, service, drain, shutdown).await;

@@ -49,14 +49,6 @@ pub(crate) async fn run(args: args::Serve, config: config::Serve) -> Result<(), 
             path.split("://").next().unwrap_or_default()
         )));
     }
-    let store = Embedded::open(&path)
-        .map_err(|error| Failure::other("cannot open the store").because(error))?;
-    let service = HitlService::builder(store.clone())
-        .prefix(prefix.as_deref().unwrap_or(DEFAULT_PREFIX))
-        .auth(auth)
-        .require_submission(require_submission.unwrap_or(false))
-        .build()
-        .map_err(|error| Failure::usage("the prefix").because(error))?;
     let server = Server::bind(listen)
         .await
         .map_err(|error| Failure::other(format!("cannot listen on {listen}")).because(error))?
@@ -68,18 +60,25 @@ pub(crate) async fn run(args: args::Serve, config: config::Serve) -> Result<(), 
     let address = server
         .local_addr()
         .map_err(|error| Failure::other("the listener has no address").because(error))?;
+    // Before there is a database file that nobody asked for.
+    server
+        .check(&auth)
+        .map_err(|error| Failure::usage(error.to_string()))?;
 
+    let store = Embedded::open(&path)
+        .map_err(|error| Failure::other("cannot open the store").because(error))?;
+    let service = HitlService::builder(store.clone())
+        .prefix(prefix.as_deref().unwrap_or(DEFAULT_PREFIX))
+        .auth(auth)
+        .require_submission(require_submission.unwrap_or(false))
+        .build()
+        .map_err(|error| Failure::usage("the prefix").because(error))?;
     let (stop, stopped) = tokio::sync::oneshot::channel();
     let serving = server.serve(service, async {
         // An error means that the sender is gone, and that too is a reason to stop.
         let _ = stopped.await;
     });
     let mut serving = std::pin::pin!(serving);
-    // A service that may not be served says so on its first poll; only then is there something to announce.
-    let first = std::future::poll_fn(|cx| std::task::Poll::Ready(serving.as_mut().poll(cx))).await;
-    if let std::task::Poll::Ready(Err(error)) = first {
-        return Err(Failure::usage(error.to_string()));
-    }
     say(&format!(
         "listening on http://{address}, store {}",
         path.display()
