@@ -8,14 +8,17 @@
 )]
 
 use std::error::Error;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use aegis_hitl::layer::{Attempts, Backoff, Delivery, RetryError, RetryLayer};
+use aegis_hitl::layer::{Attempts, Backoff, Delivery, NeverSent, RetryError, RetryLayer};
 use aegis_hitl::testing::{Act, ClosedPort, Peer};
 use bytes::Bytes;
 use http::{Request, Response};
+use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::Client;
@@ -23,6 +26,8 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
 use tower::{Layer, ServiceExt, service_fn};
+
+type BoxError = Box<dyn Error + Send + Sync>;
 
 const SHORT: Duration = Duration::from_millis(200);
 
@@ -279,4 +284,68 @@ async fn a_late_or_endless_body_delays_a_retry_within_bounds() {
             assert!(start.elapsed() < Duration::from_secs(2));
         }
     }
+}
+
+/// A body that fails of what failed elsewhere, as one that is passed on does.
+#[derive(Clone)]
+struct Broken(Arc<dyn Fn() -> BoxError + Send + Sync>);
+
+impl Body for Broken {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        Poll::Ready(Some(Err((self.0)())))
+    }
+}
+
+#[tokio::test]
+async fn what_a_body_fails_of_proves_nothing_of_the_request() {
+    let refusing = Peer::start([Act::refuse_stream()]).await;
+    let mut elsewhere = Vec::new();
+    for _ in 0..2 {
+        let client = client(Version::Http2);
+        elsewhere.push(client.request(post(&refusing.url())).await.unwrap_err());
+    }
+    let elsewhere = Arc::new(std::sync::Mutex::new(elsewhere));
+    let causes: [Arc<dyn Fn() -> BoxError + Send + Sync>; 2] = [
+        Arc::new(|| NeverSent::new("elsewhere").into()),
+        Arc::new(move || elsewhere.lock().unwrap().pop().unwrap().into()),
+    ];
+    for cause in causes {
+        for version in BOTH {
+            let peer = Peer::start([Act::hang().early()]).await;
+            let client = Client::builder(TokioExecutor::new())
+                .http2_only(version == Version::Http2)
+                .build_http();
+            let request = Request::post(peer.url())
+                .body(Broken(cause.clone()))
+                .unwrap();
+            let error = layer().layer(client).oneshot(request).await.unwrap_err();
+            assert_eq!((error.attempts(), error.delivery()), (1, Delivery::Unknown));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_retry_below_speaks_for_all_of_its_attempts() {
+    let attempts = Arc::new(AtomicUsize::new(0));
+    let counter = attempts.clone();
+    // The first attempt may have been acted upon, the second was never sent.
+    let service = service_fn(move |_: Request<Full<Bytes>>| {
+        let first = counter.fetch_add(1, Ordering::SeqCst) == 0;
+        std::future::ready(Err::<Response<Full<Bytes>>, BoxError>(if first {
+            std::io::Error::from(std::io::ErrorKind::ConnectionReset).into()
+        } else {
+            NeverSent::new("refused").into()
+        }))
+    });
+    let below = layer().max_retries(1).layer(service);
+    let above = layer().max_retries(0).layer(below);
+    let error = above.oneshot(keyed("/")).await.unwrap_err();
+    assert_eq!(error.delivery(), Delivery::Unknown);
+    assert_eq!(attempts.load(Ordering::SeqCst), 2);
 }

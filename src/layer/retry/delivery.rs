@@ -5,7 +5,7 @@ use std::fmt;
 
 use http::{HeaderMap, HeaderName, Method};
 
-use super::SafeToRetry;
+use super::{RetryError, SafeToRetry};
 
 /// What is known of a request's delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -83,6 +83,13 @@ pub(super) fn proof(error: &(dyn Error + 'static)) -> Proof {
         if error.is::<NeverSent>() {
             return Proof::NeverSent;
         }
+        // A retry below this one speaks for all of its attempts; its source is the last one's error only.
+        if let Some(error) = error.downcast_ref::<RetryError>() {
+            return match error.delivery() {
+                Delivery::NeverSent => Proof::NeverSent,
+                Delivery::Unknown | Delivery::Answered => Proof::Nothing,
+            };
+        }
         #[cfg(feature = "client")]
         if let Some(proof) = proof_of_hyper(error) {
             return proof;
@@ -100,7 +107,11 @@ fn proof_of_hyper(error: &(dyn Error + 'static)) -> Option<Proof> {
     if let Some(error) = error.downcast_ref::<hyper::Error>() {
         // hyper says canceled only of a request that it hands back unstarted. `IncompleteMessage` is no proof: the request
         // was written and the service may have acted upon it.
-        return error.is_canceled().then_some(Proof::NeverSent);
+        if error.is_canceled() {
+            return Some(Proof::NeverSent);
+        }
+        // What lies under an error of the request's own body is another exchange's, as of a body that is passed on.
+        return error.is_user().then_some(Proof::Nothing);
     }
     if let Some(error) = error.downcast_ref::<h2::Error>() {
         let refused = error.is_reset()
