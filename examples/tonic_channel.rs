@@ -13,7 +13,8 @@ use std::error::Error;
 use std::time::Duration;
 
 use aegis_hitl::layer::{
-    AegisLayer, Attempts, Backoff, Classify, NeverSent, Outcome, RetryLayer, Standard, Verdict,
+    AegisLayer, AttemptOutcome, Attempts, Backoff, Classify, NeverSent, RetryLayer, Standard,
+    Verdict,
 };
 use aegis_hitl::testing::{Act, Peer};
 use bytes::{Buf, BufMut, Bytes};
@@ -49,9 +50,9 @@ fn mark_connect(error: tonic::transport::Error) -> BoxError {
 }
 
 /// As the standard, and UNAVAILABLE where the server says so at once, in the head.
-fn classify(outcome: &Outcome<'_>) -> Verdict {
+fn classify(outcome: &AttemptOutcome<'_>) -> Verdict {
     match outcome {
-        Outcome::Answered(head)
+        AttemptOutcome::Answered(head)
             if head
                 .headers
                 .get("grpc-status")

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use aegis_hitl::adapter::{ReqwestClient, ReqwestError};
 use aegis_hitl::layer::{
-    AegisLayer, Attempts, Backoff, Classify, Confirmation, Delivery, NeverSent, Outcome,
+    AegisLayer, AttemptOutcome, Attempts, Backoff, Classify, Confirmation, Delivery, NeverSent,
     RetryError, RetryLayer, Standard, Verdict,
 };
 use aegis_hitl::testing::{Act, ClosedPort, Peer};
@@ -497,8 +497,10 @@ async fn a_grpc_status_is_in_the_trailers_where_no_retry_sees_it() {
         grpc().body(message).trailer("grpc-status", "0"),
     ])
     .await;
-    let retry = retry().classify(|outcome: &Outcome<'_>| match outcome {
-        Outcome::Answered(head) if head.headers.get("grpc-status").is_some_and(|s| s == "14") => {
+    let retry = retry().classify(|outcome: &AttemptOutcome<'_>| match outcome {
+        AttemptOutcome::Answered(head)
+            if head.headers.get("grpc-status").is_some_and(|s| s == "14") =>
+        {
             Verdict::Retry
         }
         _ => Standard.classify(outcome),

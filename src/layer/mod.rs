@@ -58,8 +58,8 @@ mod set;
 pub use self::aegis::{Aegis, AegisLayer};
 pub use self::confirm::{ConfirmDuplicate, ConfirmDuplicateLayer, ConfirmFuture, Confirmation};
 pub use self::retry::{
-    AttemptEvent, AttemptTimeout, Attempts, Backoff, Budget, Classify, Deadline, Delivery,
-    MaxRetries, NeverSent, Outcome, Replay, ReplayBodies, ReplayBody, ReplayBodyError,
+    AttemptEvent, AttemptOutcome, AttemptTimeout, Attempts, Backoff, Budget, Classify, Deadline,
+    Delivery, MaxRetries, NeverSent, Replay, ReplayBodies, ReplayBody, ReplayBodyError,
     ReplayBodyLayer, Retry, RetryError, RetryFuture, RetryLayer, SafeToRetry, Standard, Verdict,
 };
 pub use self::set::{

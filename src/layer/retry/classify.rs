@@ -11,7 +11,7 @@ use crate::layer::ResponseHead;
 /// How one attempt ended.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
-pub enum Outcome<'a> {
+pub enum AttemptOutcome<'a> {
     /// The service answered.
     Answered(ResponseHead<'a>),
     /// The service failed.
@@ -33,27 +33,27 @@ pub enum Verdict {
 /// Says which outcomes are worth another attempt.
 ///
 /// A classifier can only ask for a retry. The layer sends again only what is safe to send again, whatever the classifier
-/// says. Any `Fn(&Outcome<'_>) -> Verdict` is a classifier.
+/// says. Any `Fn(&AttemptOutcome<'_>) -> Verdict` is a classifier.
 ///
 /// ```
-/// use aegis_hitl::layer::{Classify, Outcome, RetryLayer, Standard, Verdict};
+/// use aegis_hitl::layer::{Classify, AttemptOutcome, RetryLayer, Standard, Verdict};
 ///
 /// // As the standard, but this service's 500 is final.
-/// let layer = RetryLayer::new().classify(|outcome: &Outcome<'_>| match outcome {
-///     Outcome::Answered(head) if head.status == 500 => Verdict::Stop,
+/// let layer = RetryLayer::new().classify(|outcome: &AttemptOutcome<'_>| match outcome {
+///     AttemptOutcome::Answered(head) if head.status == 500 => Verdict::Stop,
 ///     _ => Standard.classify(outcome),
 /// });
 /// ```
 pub trait Classify: Send + Sync {
     /// Judges one outcome.
-    fn classify(&self, outcome: &Outcome<'_>) -> Verdict;
+    fn classify(&self, outcome: &AttemptOutcome<'_>) -> Verdict;
 }
 
 impl<F> Classify for F
 where
-    F: Fn(&Outcome<'_>) -> Verdict + Send + Sync,
+    F: Fn(&AttemptOutcome<'_>) -> Verdict + Send + Sync,
 {
-    fn classify(&self, outcome: &Outcome<'_>) -> Verdict {
+    fn classify(&self, outcome: &AttemptOutcome<'_>) -> Verdict {
         self(outcome)
     }
 }
@@ -69,16 +69,16 @@ where
 pub struct Standard;
 
 impl Classify for Standard {
-    fn classify(&self, outcome: &Outcome<'_>) -> Verdict {
+    fn classify(&self, outcome: &AttemptOutcome<'_>) -> Verdict {
         let worth_it = match outcome {
-            Outcome::Answered(head) => match head.status {
+            AttemptOutcome::Answered(head) => match head.status {
                 StatusCode::REQUEST_TIMEOUT => true,
                 StatusCode::CONFLICT | StatusCode::TOO_MANY_REQUESTS => {
                     head.headers.contains_key(RETRY_AFTER)
                 }
                 status => status.is_server_error(),
             },
-            Outcome::Failed(_) | Outcome::TimedOut => true,
+            AttemptOutcome::Failed(_) | AttemptOutcome::TimedOut => true,
         };
         if worth_it {
             Verdict::Retry
@@ -166,7 +166,7 @@ mod tests {
                     || code == 408
                     || (matches!(code, 409 | 429) && !headers.is_empty());
                 let verdict =
-                    Standard.classify(&Outcome::Answered(ResponseHead { status, headers }));
+                    Standard.classify(&AttemptOutcome::Answered(ResponseHead { status, headers }));
                 assert_eq!(verdict == Verdict::Retry, expected, "{code} {headers:?}");
             }
         }

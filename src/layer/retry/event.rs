@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::Outcome;
+use super::AttemptOutcome;
 
 /// The end of one attempt.
 #[derive(Debug, Clone, Copy)]
@@ -11,7 +11,7 @@ pub struct AttemptEvent<'a> {
     /// The attempt's number; the first is 1.
     pub attempt: u32,
     /// How it ended.
-    pub outcome: Outcome<'a>,
+    pub outcome: AttemptOutcome<'a>,
     /// How long until the next attempt; `None` if this was the last.
     pub retry_in: Option<Duration>,
 }
@@ -28,13 +28,13 @@ impl AttemptEvent<'_> {
             retry_in,
         } = self;
         let status = match outcome {
-            Outcome::Answered(head) => Some(head.status.as_u16()),
-            Outcome::Failed(_) | Outcome::TimedOut => None,
+            AttemptOutcome::Answered(head) => Some(head.status.as_u16()),
+            AttemptOutcome::Failed(_) | AttemptOutcome::TimedOut => None,
         };
         let cause = match outcome {
-            Outcome::Answered(_) => "answered",
-            Outcome::Failed(_) => "failed",
-            Outcome::TimedOut => "timed out",
+            AttemptOutcome::Answered(_) => "answered",
+            AttemptOutcome::Failed(_) => "failed",
+            AttemptOutcome::TimedOut => "timed out",
         };
         match retry_in {
             Some(delay) => {

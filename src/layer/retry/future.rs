@@ -19,7 +19,9 @@ use super::budget::Withdrawal;
 use super::classify::retry_after;
 use super::delivery::{Proof, proof};
 use super::kept::Kept;
-use super::{AttemptEvent, Attempts, Delivery, Outcome, Policy, Replay, RetryError, Verdict};
+use super::{
+    AttemptEvent, AttemptOutcome, Attempts, Delivery, Policy, Replay, RetryError, Verdict,
+};
 use crate::layer::ResponseHead;
 
 /// What is decided and counted over one call.
@@ -114,7 +116,7 @@ impl Call {
     fn next<B: Replay>(
         &mut self,
         kept: Option<&Kept<B>>,
-        outcome: &Outcome<'_>,
+        outcome: &AttemptOutcome<'_>,
         never_sent: bool,
     ) -> Option<Request<B>> {
         let next = self.decide(kept, outcome, never_sent);
@@ -133,7 +135,7 @@ impl Call {
     fn decide<B: Replay>(
         &mut self,
         kept: Option<&Kept<B>>,
-        outcome: &Outcome<'_>,
+        outcome: &AttemptOutcome<'_>,
         never_sent: bool,
     ) -> Option<Request<B>> {
         // The gate. Nothing below can open it.
@@ -159,7 +161,7 @@ impl Call {
     }
 
     /// Returns the wait before the next attempt; `None` if the service asks for a longer one than is allowed.
-    fn wait_after(&self, outcome: &Outcome<'_>) -> Option<Duration> {
+    fn wait_after(&self, outcome: &AttemptOutcome<'_>) -> Option<Duration> {
         let Policy {
             backoff,
             random,
@@ -168,8 +170,8 @@ impl Call {
         } = &*self.policy;
         let wait = backoff.wait(self.attempts - 1, self.wait, random);
         let floor = match outcome {
-            Outcome::Answered(head) => retry_after(head.headers),
-            Outcome::Failed(_) | Outcome::TimedOut => None,
+            AttemptOutcome::Answered(head) => retry_after(head.headers),
+            AttemptOutcome::Failed(_) | AttemptOutcome::TimedOut => None,
         };
         match floor {
             Some(floor) if floor > *max_retry_after => None,
@@ -283,7 +285,7 @@ where
                     match result {
                         Ok(response) => {
                             this.call.reached = true;
-                            let outcome = Outcome::Answered(ResponseHead::of(&response));
+                            let outcome = AttemptOutcome::Answered(ResponseHead::of(&response));
                             match this.call.next(kept, &outcome, false) {
                                 Some(next) => this.state.set(State::Drain {
                                     body: response.into_body(),
@@ -296,7 +298,10 @@ where
                         Err(error) => {
                             let error = error.into();
                             let never_sent = this.call.never_sent(proof(&*error));
-                            match this.call.next(kept, &Outcome::Failed(&*error), never_sent) {
+                            match this
+                                .call
+                                .next(kept, &AttemptOutcome::Failed(&*error), never_sent)
+                            {
                                 Some(next) => this.state.set(State::Wait { next: Some(next) }),
                                 None => {
                                     let delivery = this.call.delivery();
@@ -396,10 +401,11 @@ fn timed_out<S, B: Replay>(
         return Err(past_deadline(call));
     }
     let kept = again.map(|again| &again.kept);
-    call.next(kept, &Outcome::TimedOut, false).ok_or_else(|| {
-        let after = call.attempt_timeout.unwrap_or_default();
-        RetryError::attempt_timed_out(after, call.attempts, call.delivery())
-    })
+    call.next(kept, &AttemptOutcome::TimedOut, false)
+        .ok_or_else(|| {
+            let after = call.attempt_timeout.unwrap_or_default();
+            RetryError::attempt_timed_out(after, call.attempts, call.delivery())
+        })
 }
 
 /// Waits for the attempt's timeout or the deadline, whichever comes first.

@@ -35,7 +35,7 @@ use crate::protocol::IDEMPOTENCY_KEY;
 
 pub use self::backoff::Backoff;
 pub use self::budget::Budget;
-pub use self::classify::{Classify, Outcome, Standard, Verdict};
+pub use self::classify::{AttemptOutcome, Classify, Standard, Verdict};
 pub use self::delivery::{Delivery, NeverSent};
 pub use self::error::{Attempts, RetryError};
 pub use self::event::AttemptEvent;
@@ -287,7 +287,7 @@ impl Default for RetryLayer {
 }
 
 impl Policy {
-    fn classify(&self, outcome: &Outcome<'_>) -> Verdict {
+    fn classify(&self, outcome: &AttemptOutcome<'_>) -> Verdict {
         match &self.classify {
             Some(classify) => classify.classify(outcome),
             None => Standard.classify(outcome),

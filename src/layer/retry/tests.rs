@@ -188,7 +188,7 @@ async fn a_post_without_a_key_is_sent_once_whatever_happens_after_the_first_byte
 
 #[tokio::test(start_paused = true)]
 async fn no_classifier_can_open_the_gate() {
-    let layer = seed_layer().classify(|_: &Outcome<'_>| Verdict::Retry);
+    let layer = seed_layer().classify(|_: &AttemptOutcome<'_>| Verdict::Retry);
     for act in [Act::Answer(200), Act::Answer(503), Act::Reset, Act::Hang] {
         let peer = Peer::new([act]);
         let _ = run(&layer, &peer, post()).await;
@@ -501,9 +501,9 @@ async fn an_observer_is_told_of_every_attempt() {
     let sink = seen.clone();
     let layer = seed_layer().observe(move |event: &AttemptEvent<'_>| {
         let outcome = match event.outcome {
-            Outcome::Answered(head) => head.status.to_string(),
-            Outcome::Failed(error) => error.to_string(),
-            Outcome::TimedOut => "timed out".to_owned(),
+            AttemptOutcome::Answered(head) => head.status.to_string(),
+            AttemptOutcome::Failed(error) => error.to_string(),
+            AttemptOutcome::TimedOut => "timed out".to_owned(),
         };
         let wait = event.retry_in.map(|wait| wait.as_millis());
         sink.lock().unwrap().push((event.attempt, outcome, wait));
