@@ -68,9 +68,21 @@ pub(crate) async fn decide(
     config: &config::Client,
 ) -> Result<(), Failure> {
     let json = args.connect.json;
+    let anybody = args.connect.tenant.is_some() || args.connect.token.is_some();
+    if !anybody && config.tenant.is_none() && config.token.is_none() {
+        return Err(Failure::usage(
+            "nobody asks; set --tenant or AEGIS_TENANT, or --token or AEGIS_TOKEN, or either in the configuration file",
+        ));
+    }
     let mut builder = builder(args.connect, config)?;
-    if let Some(thread) = &config.thread {
-        builder = builder.thread_id(thread.as_str());
+    match (&args.thread, &config.thread) {
+        (Some(_), _) => {}
+        (None, Some(thread)) => builder = builder.thread_id(thread.as_str()),
+        (None, None) => {
+            return Err(Failure::usage(
+                "no thread; set --thread, AEGIS_THREAD, or 'thread' in the configuration file",
+            ));
+        }
     }
     let mut service = builder.build()?;
     let mut request = DecisionRequest::new(decision, args.key);
