@@ -243,11 +243,11 @@ fn usage_errors_exit_with_2_and_send_nothing() {
     let mut no_thread = place.command(&["approve", "k-1"]);
     no_thread.env_remove("AEGIS_THREAD");
     let ended = run(no_thread).expect(2);
-    assert!(ended.stderr.contains("no thread id"), "{ended:?}");
+    assert!(ended.stderr.contains("--thread"), "{ended:?}");
     let mut no_tenant = place.command(&["approve", "k-1"]);
     no_tenant.env_remove("AEGIS_TENANT");
     let ended = run(no_tenant).expect(2);
-    assert!(ended.stderr.contains("no tenant id"), "{ended:?}");
+    assert!(ended.stderr.contains("--tenant"), "{ended:?}");
     assert_eq!(counts(&look_at(&place.store())), [0; 3]);
 }
 
