@@ -5,10 +5,9 @@ use http_body::Body;
 
 use super::answer::{Answer, Refusal};
 use super::body::Upload;
-use super::request;
 use super::service::{Shared, receipt};
 use crate::protocol::{Action, Code, Decision, IDEMPOTENCY_REPLAYED};
-use crate::store::{Decide, Decided, Identity, Store};
+use crate::store::{Decide, Decided, Store};
 
 impl<St: Store> Shared<St> {
     pub(super) async fn decide<B: Body>(
@@ -17,21 +16,14 @@ impl<St: Store> Shared<St> {
         headers: &HeaderMap,
         upload: &mut Upload<'_, B>,
     ) -> Result<Answer, Refusal> {
-        let caller = self.settings.auth.caller(headers)?.may_decide()?;
-        let identity = Identity {
-            tenant_id: caller.tenant_id,
-            thread_id: request::thread_id(headers)?,
-            idempotency_key: request::idempotency_key(headers)?,
-        };
-        let call_id = request::call_id(headers)?;
-        let body = self.read(headers, upload).await?;
+        let asked = self.asked(headers, upload).await?;
         let asked = Decide {
-            identity,
+            identity: asked.identity,
             decision,
-            call_id,
-            payload: body.payload.map(Into::into),
-            comment: body.comment,
-            actor: caller.actor,
+            call_id: asked.call_id,
+            payload: asked.body.payload.map(Into::into),
+            comment: asked.body.comment,
+            actor: asked.actor,
             require_submission: self.settings.require_submission,
         };
         match self.ask(self.store.decide(asked)).await? {

@@ -21,7 +21,7 @@ use super::request;
 use super::route::Route;
 use super::settings::{HitlServiceBuilder, Settings};
 use crate::protocol::{Action, Body as JsonBody, RequestId};
-use crate::store::{Store, StoreError};
+use crate::store::{Actor, Identity, Store, StoreError};
 
 /// Answers the four endpoints over a [`Store`]: approve, reject, status and submit.
 ///
@@ -182,8 +182,27 @@ impl<St: Store> Shared<St> {
         }
     }
 
+    /// Reads what every request that changes something has: who asks, for which action, in which call, and the body.
+    pub(super) async fn asked<B: Body>(
+        &self,
+        headers: &http::HeaderMap,
+        upload: &mut Upload<'_, B>,
+    ) -> Result<Asked, Refusal> {
+        let caller = self.settings.auth.caller(headers)?.may_decide()?;
+        Ok(Asked {
+            identity: Identity {
+                tenant_id: caller.tenant_id,
+                thread_id: request::thread_id(headers)?,
+                idempotency_key: request::idempotency_key(headers)?,
+            },
+            call_id: request::call_id(headers)?,
+            actor: caller.actor,
+            body: self.read(headers, upload).await?,
+        })
+    }
+
     /// Reads a JSON body.
-    pub(super) async fn read<B: Body>(
+    async fn read<B: Body>(
         &self,
         headers: &http::HeaderMap,
         upload: &mut Upload<'_, B>,
@@ -239,6 +258,14 @@ impl<St: Store> Shared<St> {
         }
         answer
     }
+}
+
+/// What is asked for, but for the verb.
+pub(super) struct Asked {
+    pub(super) identity: Identity,
+    pub(super) call_id: Option<RequestId>,
+    pub(super) actor: Actor,
+    pub(super) body: JsonBody,
 }
 
 /// Logs a store's error and what caused it.

@@ -1,186 +1,23 @@
-//! One call: its attempts, and what lies between them.
+//! The future of a call: its attempts, and the states between them.
 
 use std::error::Error as StdError;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use bytes::Buf;
-use http::{HeaderValue, Request, Response};
+use http::{Request, Response};
 use http_body::Body;
 use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep};
 use tower_service::Service;
 
-use super::budget::Withdrawal;
-use super::classify::retry_after;
-use super::delivery::{Proof, proof};
+use super::call::Call;
+use super::delivery::proof;
 use super::kept::Kept;
-use super::{
-    AttemptEvent, AttemptOutcome, Attempts, Delivery, Policy, Replay, RetryError, Verdict,
-};
+use super::{AttemptOutcome, Attempts, Replay, RetryError};
 use crate::layer::ResponseHead;
-
-/// What is decided and counted over one call.
-pub(super) struct Call {
-    policy: Arc<Policy>,
-    max_retries: u32,
-    attempt_timeout: Option<Duration>,
-    deadline: Option<Instant>,
-    /// Whether the request may be sent again although it may have been acted upon.
-    safe: bool,
-    /// Attempts started.
-    attempts: u32,
-    /// Whether any attempt may have reached the service.
-    reached: bool,
-    /// Whether a refused stream was believed already.
-    refused: bool,
-    /// The wait before the last attempt.
-    wait: Duration,
-    /// When the next attempt is due.
-    due: Option<Instant>,
-    /// What pays for the next attempt. It returns to the budget if the call is dropped first.
-    withdrawal: Option<Withdrawal>,
-}
-
-impl Call {
-    pub(super) fn new(
-        policy: Arc<Policy>,
-        max_retries: u32,
-        attempt_timeout: Option<Duration>,
-        deadline: Option<Instant>,
-        safe: bool,
-    ) -> Self {
-        Self {
-            policy,
-            max_retries,
-            attempt_timeout,
-            deadline,
-            safe,
-            attempts: 1,
-            reached: false,
-            refused: false,
-            wait: Duration::ZERO,
-            due: None,
-            withdrawal: None,
-        }
-    }
-
-    /// Takes note of what an attempt's error proves, and tells whether it proves that the attempt was never sent.
-    fn never_sent(&mut self, proof: Proof) -> bool {
-        let never_sent = match proof {
-            Proof::NeverSent => true,
-            Proof::Refused => !std::mem::replace(&mut self.refused, true),
-            Proof::Nothing => false,
-        };
-        self.reached |= !never_sent;
-        never_sent
-    }
-
-    /// Whether the whole call is out of time. Without a deadline the clock is not asked.
-    fn is_past_deadline(&self) -> bool {
-        self.deadline
-            .is_some_and(|deadline| Instant::now() >= deadline)
-    }
-
-    /// Returns when `limit` from now, or the deadline if that is sooner, is reached; `None` is never.
-    fn no_later_than_deadline(&self, limit: Duration) -> Option<Instant> {
-        match (Instant::now().checked_add(limit), self.deadline) {
-            (Some(limit), Some(deadline)) => Some(limit.min(deadline)),
-            (limit, deadline) => limit.or(deadline),
-        }
-    }
-
-    /// Writes the attempt's number into its request, if that is asked for.
-    pub(super) fn number<B>(&self, request: &mut Request<B>) {
-        if let Some(name) = &self.policy.attempt_header {
-            // A map that is full takes no more headers; the request is more important than its number.
-            let _ = request
-                .headers_mut()
-                .try_insert(name.clone(), HeaderValue::from(self.attempts));
-        }
-    }
-
-    fn delivery(&self) -> Delivery {
-        if self.reached {
-            Delivery::Unknown
-        } else {
-            Delivery::NeverSent
-        }
-    }
-
-    /// Decides whether another attempt follows `outcome`, and if so sets when it is due and returns its request.
-    fn next<B: Replay>(
-        &mut self,
-        kept: Option<&Kept<B>>,
-        outcome: &AttemptOutcome<'_>,
-        never_sent: bool,
-    ) -> Option<Request<B>> {
-        let next = self.decide(kept, outcome, never_sent);
-        let event = AttemptEvent {
-            attempt: self.attempts,
-            outcome: *outcome,
-            retry_in: next.as_ref().map(|_| self.wait),
-        };
-        event.trace();
-        if let Some(observer) = &self.policy.observer {
-            observer(&event);
-        }
-        next
-    }
-
-    fn decide<B: Replay>(
-        &mut self,
-        kept: Option<&Kept<B>>,
-        outcome: &AttemptOutcome<'_>,
-        never_sent: bool,
-    ) -> Option<Request<B>> {
-        // The gate. Nothing below can open it.
-        if !(self.safe || never_sent) {
-            return None;
-        }
-        if self.attempts > self.max_retries || self.policy.classify(outcome) == Verdict::Stop {
-            return None;
-        }
-        let wait = self.wait_after(outcome)?;
-        let due = Instant::now().checked_add(wait)?;
-        if self.deadline.is_some_and(|deadline| due >= deadline) {
-            return None;
-        }
-        let request = kept?.request()?;
-        // Taken now, so that the response is given up only for a retry that will be sent.
-        if let Some(budget) = &self.policy.budget {
-            self.withdrawal = Some(budget.withdraw()?);
-        }
-        self.wait = wait;
-        self.due = Some(due);
-        Some(request)
-    }
-
-    /// Returns the wait before the next attempt; `None` if the service asks for a longer one than is allowed.
-    fn wait_after(&self, outcome: &AttemptOutcome<'_>) -> Option<Duration> {
-        let Policy {
-            backoff,
-            random,
-            max_retry_after,
-            ..
-        } = &*self.policy;
-        let wait = backoff.wait(self.attempts - 1, self.wait, random);
-        let floor = match outcome {
-            AttemptOutcome::Answered(head) => retry_after(head.headers),
-            AttemptOutcome::Failed(_) | AttemptOutcome::TimedOut => None,
-        };
-        match floor {
-            Some(floor) if floor > *max_retry_after => None,
-            // Jitter only adds to what the service asks for.
-            Some(floor) => Some(wait.max(floor.saturating_add(random.up_to(wait / 4)))),
-            None => Some(wait),
-        }
-    }
-}
 
 pin_project! {
     /// The future of [`Retry`](super::Retry).

@@ -7,6 +7,7 @@
 
 mod backoff;
 mod budget;
+mod call;
 mod classify;
 mod delivery;
 mod error;
@@ -29,7 +30,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use self::backoff::Random;
-use self::future::Call;
+use self::call::Call;
 use self::kept::Kept;
 use crate::protocol::IDEMPOTENCY_KEY;
 
