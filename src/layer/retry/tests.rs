@@ -611,3 +611,64 @@ async fn every_status_with_every_kind_of_request_follows_the_rule() {
         }
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_classifier_decides_what_is_worth_it() {
+    let layer = seed_layer().classify(|outcome: &AttemptOutcome<'_>| match outcome {
+        AttemptOutcome::Answered(head) if head.status == 404 => Verdict::Retry,
+        AttemptOutcome::Answered(head) if head.status == 503 => Verdict::Stop,
+        _ => Standard.classify(outcome),
+    });
+    for (status, count) in [(404, 4), (503, 1), (502, 4), (400, 1)] {
+        let peer = Peer::new([Act::Answer(status)]);
+        run(&layer, &peer, keyed()).await.unwrap();
+        assert_eq!(peer.count(), count, "{status}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_longest_retry_after_can_be_set() {
+    for (longest, count) in [(4, 1), (5, 4)] {
+        let layer = seed_layer().max_retry_after(Duration::from_secs(longest));
+        let peer = Peer::new([Act::RetryAfter(503, "5")]);
+        run(&layer, &peer, keyed()).await.unwrap();
+        assert_eq!(peer.count(), count);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_bounds_of_draining_can_be_set() {
+    // In time: the wait for an endless body is the bound.
+    let start = Instant::now();
+    let layer = RetryLayer::new()
+        .backoff(Backoff::none())
+        .drain(1024, Duration::from_millis(40));
+    let peer = Peer::new([Act::LateBody(None), Act::Answer(200)]);
+    run(&layer, &peer, keyed()).await.unwrap();
+    assert_eq!(peer.times(start), [0, 40]);
+    // In bytes: a body of 4 is read to its end or left.
+    for (bytes, ended) in [(4, 1), (3, 0), (0, 0)] {
+        let layer = RetryLayer::new()
+            .backoff(Backoff::none())
+            .drain(bytes, Duration::from_secs(1));
+        let peer = Peer::new([
+            Act::LateBody(Some(Duration::from_millis(1))),
+            Act::Answer(200),
+        ]);
+        run(&layer, &peer, keyed()).await.unwrap();
+        assert_eq!(peer.bodies_ended.load(Ordering::SeqCst), ended, "{bytes}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_same_seed_gives_the_same_waits_and_another_gives_others() {
+    async fn times(seed: u64) -> Vec<u128> {
+        let start = Instant::now();
+        let peer = Peer::new([Act::Answer(503)]);
+        let layer = RetryLayer::new().seed(seed);
+        run(&layer, &peer, keyed()).await.unwrap();
+        peer.times(start)
+    }
+    assert_eq!(times(1).await, times(1).await);
+    assert_ne!(times(1).await, times(2).await);
+}
