@@ -189,6 +189,8 @@ mod tests {
             }
         }
         assert_eq!(proof(&Outer(NeverSent::new("refused"))), Proof::NeverSent);
+        let marked = NeverSent::new("refused");
+        assert_eq!(marked.source().unwrap().to_string(), "refused");
         assert_eq!(
             proof(&std::io::Error::from(std::io::ErrorKind::ConnectionRefused)),
             Proof::Nothing

@@ -488,6 +488,7 @@ async fn the_inner_error_is_kept_as_the_source() {
     let error = run(&seed_layer(), &peer, post()).await.err().unwrap();
     let source = error.source().unwrap().downcast_ref::<io::Error>().unwrap();
     assert_eq!(source.kind(), io::ErrorKind::ConnectionReset);
+    assert!(!error.is_timeout() && !error.is_deadline_exceeded());
     assert_eq!(
         error.to_string(),
         "the request failed (attempt: 1, delivery: unknown)"

@@ -1,0 +1,111 @@
+//! The events of the feature `tracing`.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use aegis_hitl::layer::{Backoff, RetryLayer};
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::Full;
+use tower::{Layer, ServiceExt, service_fn};
+use tracing::Level;
+
+#[derive(Clone, Default)]
+struct Buffer(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Buffer {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What is logged at `level` of a call that takes four attempts: 503, an error, a timeout, and `last`.
+async fn logged(level: Level, last: u16) -> String {
+    let buffer = Buffer::default();
+    let writer = buffer.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_ansi(false)
+        .without_time()
+        .with_writer(move || writer.clone())
+        .finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let attempts = Arc::new(Mutex::new(0));
+    let peer = service_fn(move |_: Request<Full<Bytes>>| {
+        let attempts = attempts.clone();
+        async move {
+            let attempt = {
+                let mut attempts = attempts.lock().unwrap();
+                *attempts += 1;
+                *attempts
+            };
+            let status = match attempt {
+                1 => 503,
+                2 => return Err(io::Error::other("http://user:secret-url@host")),
+                3 => std::future::pending().await,
+                _ => last,
+            };
+            Ok(Response::builder()
+                .status(status)
+                .body(Full::<Bytes>::default())
+                .unwrap())
+        }
+    });
+    let layer = RetryLayer::new()
+        .backoff(Backoff::constant(Duration::from_secs(2)))
+        .attempt_timeout(Duration::from_secs(1));
+    let request = Request::post("http://host/secret-path")
+        .header("idempotency-key", "secret-key")
+        .body(Full::from("secret-payload"));
+    layer.layer(peer).oneshot(request.unwrap()).await.unwrap();
+    String::from_utf8(buffer.0.lock().unwrap().clone()).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_attempt_that_failed_is_an_event_with_its_cause_and_the_wait() {
+    let log = logged(Level::DEBUG, 202).await;
+    let lines: Vec<_> = log.lines().map(str::trim).collect();
+    let prefix = "DEBUG aegis_hitl::retry: attempt failed, another follows";
+    assert_eq!(
+        lines,
+        [
+            format!("{prefix} attempt=1 cause=\"answered\" status=503 delay=2s"),
+            format!("{prefix} attempt=2 cause=\"failed\" delay=2s"),
+            format!("{prefix} attempt=3 cause=\"timed out\" delay=2s"),
+        ]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_attempt_is_told_by_what_came_of_it() {
+    let log = logged(Level::TRACE, 202).await;
+    let last = log.lines().last().unwrap().trim();
+    assert_eq!(
+        last,
+        "TRACE aegis_hitl::retry: attempt succeeded attempt=4 cause=\"answered\" status=202"
+    );
+    for status in [400, 500] {
+        let log = logged(Level::DEBUG, status).await;
+        let last = log.lines().last().unwrap().trim();
+        assert_eq!(
+            last,
+            format!(
+                "DEBUG aegis_hitl::retry: last attempt failed attempt=4 cause=\"answered\" status={status}"
+            )
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_event_holds_a_key_a_payload_a_path_or_an_error_text() {
+    let log = logged(Level::TRACE, 500).await;
+    assert!(!log.is_empty());
+    assert!(!log.contains("secret"), "{log}");
+}
