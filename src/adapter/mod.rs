@@ -88,6 +88,10 @@
 //! # }
 //! ```
 //!
+//! A request that comes with a body of the client's own, or any other that streams, is made replayable by
+//! [`ReplayBodyLayer`](crate::layer::ReplayBodyLayer) above the stack; `map_request` below then turns `ReplayBody` into what the
+//! client takes.
+//!
 //! A layer does the same where a stack is all layers: `tower::util::MapRequestLayer`, or `MapRequestBodyLayer` of
 //! `tower-http`.
 
