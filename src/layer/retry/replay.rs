@@ -554,8 +554,18 @@ mod tests {
         sender.send(data("one")).unwrap();
         sender.send(Err("disk")).unwrap();
         let error = first.collect().await.unwrap_err();
+        assert!(!error.is_superseded());
+        assert_eq!(error.to_string(), "the request body failed");
         assert_eq!(error.into_inner(), Some("disk"));
         assert!(template.replay().is_none());
+    }
+
+    #[test]
+    fn an_error_of_the_source_is_kept_as_the_source() {
+        let error = ReplayBodyError(Fault::Source(std::io::Error::other("disk")));
+        assert_eq!(error.source().unwrap().to_string(), "disk");
+        let error = ReplayBodyError::<std::io::Error>(Fault::Superseded);
+        assert!(error.source().is_none() && error.is_superseded());
     }
 
     #[tokio::test]
