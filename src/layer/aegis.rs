@@ -2,6 +2,7 @@
 
 use std::error::Error as StdError;
 use std::fmt;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use http::{HeaderName, Request, Response};
@@ -11,8 +12,7 @@ use tower_service::Service;
 
 use super::{
     ConfirmDuplicate, ConfirmDuplicateLayer, ConfirmFuture, Replay, Retry, RetryError, RetryFuture,
-    RetryLayer, SetIdempotencyKey, SetIdempotencyKeyLayer, SetRequestId, SetRequestIdLayer,
-    SetTenant, SetTenantLayer, SetThread, SetThreadLayer,
+    RetryLayer, SetIdempotencyKeyLayer, SetRequestIdLayer, SetTenantLayer, SetThreadLayer,
 };
 use crate::protocol::{TenantId, ThreadId};
 
@@ -127,28 +127,37 @@ impl<S> Layer<S> for AegisLayer {
     type Service = Aegis<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        let retry = self.retry.layer(inner);
-        let confirm = self.confirm.layer(retry);
-        let named = self.key.layer(self.request_id.layer(confirm));
         Aegis {
-            stack: self.tenant.layer(self.thread.layer(named)),
+            names: Arc::new(Names {
+                tenant: self.tenant.clone(),
+                thread: self.thread.clone(),
+                key: self.key.clone(),
+                request_id: self.request_id.clone(),
+            }),
+            inner: self.confirm.layer(self.retry.layer(inner)),
         }
     }
 }
 
-type Stack<S> = SetTenant<SetThread<SetIdempotencyKey<SetRequestId<ConfirmDuplicate<Retry<S>>>>>>;
+/// The layers that name a call.
+struct Names {
+    tenant: SetTenantLayer,
+    thread: SetThreadLayer,
+    key: SetIdempotencyKeyLayer,
+    request_id: SetRequestIdLayer,
+}
 
 /// The whole stack; made by [`AegisLayer`].
 #[derive(Clone)]
 pub struct Aegis<S> {
-    stack: Stack<S>,
+    names: Arc<Names>,
+    inner: ConfirmDuplicate<Retry<S>>,
 }
 
 impl<S> Aegis<S> {
     /// Borrows the inner service.
     pub fn get_ref(&self) -> &S {
-        let confirm = self.stack.get_ref().get_ref().get_ref().get_ref();
-        confirm.get_ref().get_ref()
+        self.inner.get_ref().get_ref()
     }
 }
 
@@ -170,10 +179,16 @@ where
     type Future = ConfirmFuture<RetryFuture<S, B, R>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.stack.poll_ready(cx)
+        self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<B>) -> Self::Future {
-        self.stack.call(request)
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        // The same as four services around one another, without moving the request from each to the next.
+        let names = &self.names;
+        names.tenant.set(&mut request);
+        names.thread.set(&mut request);
+        let minted = names.key.set(&mut request).then(|| names.key.name());
+        names.request_id.set(&mut request);
+        self.inner.call_keyed(request, minted)
     }
 }

@@ -27,8 +27,7 @@
 
 use std::task::{Context, Poll};
 
-use http::header::Entry;
-use http::{HeaderName, HeaderValue, Request};
+use http::{HeaderMap, HeaderName, HeaderValue, Request};
 use tower_layer::Layer;
 use tower_service::Service;
 
@@ -65,20 +64,30 @@ impl Setting {
         }
     }
 
-    fn apply<B>(&self, request: &mut Request<B>, extension: Option<HeaderValue>) {
-        // `try_entry` fails only on a map that is full (32768 headers). The header then stays away, and what comes after
-        // sees a request without it.
-        let Ok(Entry::Vacant(entry)) = request.headers_mut().try_entry(&self.header) else {
-            return;
-        };
+    /// Returns whether the header is written now. It is not where the request has its own, or there is no value.
+    fn apply<B>(&self, request: &mut Request<B>, extension: Option<HeaderValue>) -> bool {
+        let headers = request.headers_mut();
+        if is_set(headers, &self.header) {
+            return false;
+        }
         let value = match (extension, &self.source) {
             (Some(value), _) => value,
             (None, Source::Given(value)) => value.clone(),
             (None, Source::Minted(mint)) => mint(),
-            (None, Source::Absent) => return,
+            (None, Source::Absent) => return false,
         };
-        let _ = entry.try_insert(value);
+        // Fails only on a map that is full (32768 headers). The header then stays away, and what comes after sees a request
+        // without it.
+        headers.try_insert(self.header.clone(), value).is_ok()
     }
+}
+
+/// Whether a header is there. Comparing a name with a few others takes less time than hashing it.
+fn is_set(headers: &HeaderMap, name: &HeaderName) -> bool {
+    if headers.len() > 16 {
+        return headers.contains_key(name);
+    }
+    headers.keys().any(|other| other == name)
 }
 
 macro_rules! set_header {
@@ -93,13 +102,25 @@ macro_rules! set_header {
             }
         }
 
+        impl $layer {
+            /// Writes the header, unless the request has its own or there is no value. Returns whether it did.
+            pub(super) fn set<B>(&self, request: &mut Request<B>) -> bool {
+                let value: fn(&$type, bool) -> HeaderValue = $value;
+                let extension = request
+                    .extensions()
+                    .get::<$type>()
+                    .map(|id| value(id, self.setting.quoted));
+                self.setting.apply(request, extension)
+            }
+        }
+
         impl<S> Layer<S> for $layer {
             type Service = $service<S>;
 
             fn layer(&self, inner: S) -> Self::Service {
                 $service {
                     inner,
-                    setting: self.setting.clone(),
+                    layer: self.clone(),
                 }
             }
         }
@@ -108,7 +129,7 @@ macro_rules! set_header {
         #[derive(Debug, Clone)]
         pub struct $service<S> {
             inner: S,
-            setting: Setting,
+            layer: $layer,
         }
 
         impl<S> $service<S> {
@@ -136,12 +157,7 @@ macro_rules! set_header {
             }
 
             fn call(&mut self, mut request: Request<B>) -> Self::Future {
-                let value: fn(&$type, bool) -> HeaderValue = $value;
-                let extension = request
-                    .extensions()
-                    .get::<$type>()
-                    .map(|id| value(id, self.setting.quoted));
-                self.setting.apply(&mut request, extension);
+                self.layer.set(&mut request);
                 self.inner.call(request)
             }
         }
@@ -245,6 +261,13 @@ impl SetIdempotencyKeyLayer {
     }
 }
 
+impl SetIdempotencyKeyLayer {
+    /// The header that carries the key.
+    pub(super) fn name(&self) -> &HeaderName {
+        &self.setting.header
+    }
+}
+
 set_header!(
     SetIdempotencyKeyLayer,
     SetIdempotencyKey,
@@ -293,7 +316,7 @@ set_header!(
 mod tests {
     use std::convert::Infallible;
 
-    use http::{HeaderMap, Response};
+    use http::Response;
     use tower::{ServiceExt, service_fn};
 
     use super::*;

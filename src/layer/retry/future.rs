@@ -18,7 +18,7 @@ use tower_service::Service;
 use super::budget::Withdrawal;
 use super::classify::retry_after;
 use super::delivery::{Proof, proof};
-use super::kept::Kept;
+use super::kept::{Kept, KeptHeaders};
 use super::{AttemptEvent, Attempts, Delivery, Outcome, Policy, Replay, RetryError, Verdict};
 use crate::layer::ResponseHead;
 
@@ -110,13 +110,13 @@ impl Call {
         }
     }
 
-    /// Decides whether another attempt follows `outcome`, and if so sets when it is due and returns its request.
+    /// Decides whether another attempt follows `outcome`, and if so sets when it is due and returns its body.
     fn next<B: Replay>(
         &mut self,
         kept: Option<&Kept<B>>,
         outcome: &Outcome<'_>,
         never_sent: bool,
-    ) -> Option<Request<B>> {
+    ) -> Option<B> {
         let next = self.decide(kept, outcome, never_sent);
         let event = AttemptEvent {
             attempt: self.attempts,
@@ -135,7 +135,7 @@ impl Call {
         kept: Option<&Kept<B>>,
         outcome: &Outcome<'_>,
         never_sent: bool,
-    ) -> Option<Request<B>> {
+    ) -> Option<B> {
         // The gate. Nothing below can open it.
         if !(self.safe || never_sent) {
             return None;
@@ -148,14 +148,14 @@ impl Call {
         if self.deadline.is_some_and(|deadline| due >= deadline) {
             return None;
         }
-        let request = kept?.request()?;
+        let body = kept?.body()?;
         // Taken now, so that the response is given up only for a retry that will be sent.
         if let Some(budget) = &self.policy.budget {
             self.withdrawal = Some(budget.withdraw()?);
         }
         self.wait = wait;
         self.due = Some(due);
-        Some(request)
+        Some(body)
     }
 
     /// Returns the wait before the next attempt; `None` if the service asks for a longer one than is allowed.
@@ -194,13 +194,14 @@ pin_project! {
         timer: Option<Sleep>,
         call: Call,
         again: Option<Again<S, B>>,
+        headers: KeptHeaders,
     }
 }
 
 /// What further attempts are made with.
-struct Again<S, B> {
-    service: S,
-    kept: Kept<B>,
+pub(super) struct Again<S, B> {
+    pub(super) service: S,
+    pub(super) kept: Kept<B>,
 }
 
 pin_project! {
@@ -210,11 +211,11 @@ pin_project! {
         // attempt first has to wait.
         Attempt { #[pin] attempt: F },
         // A failed response is read to its end. The timer is the bound in time.
-        Drain { #[pin] body: R, left: usize, next: Option<Request<B>> },
+        Drain { #[pin] body: R, left: usize, next: Option<B> },
         // The next attempt is not due yet. The timer is when it is.
-        Wait { next: Option<Request<B>> },
+        Wait { next: Option<B> },
         // The service is polled ready. The timer is the deadline, if there is one.
-        Ready { next: Option<Request<B>> },
+        Ready { next: Option<B> },
     }
 }
 
@@ -222,21 +223,31 @@ impl<S, B, R> RetryFuture<S, B, R>
 where
     S: Service<Request<B>>,
 {
-    /// A call that takes one attempt, whatever comes of it.
-    pub(super) fn once(attempt: S::Future, call: Call) -> Self {
+    /// A call without an attempt yet. It is built in its place, and its headers, which are large, are then kept there.
+    #[inline]
+    pub(super) fn new(call: Call, again: Option<Again<S, B>>) -> Self {
         Self {
-            state: State::Attempt { attempt },
+            state: State::Ready { next: None },
             timer: None,
             call,
-            again: None,
+            again,
+            headers: KeptHeaders::default(),
         }
     }
 
-    pub(super) fn with_retries(attempt: S::Future, call: Call, service: S, kept: Kept<B>) -> Self {
-        Self {
-            again: Some(Again { service, kept }),
-            ..Self::once(attempt, call)
-        }
+    /// Makes the first attempt, on `service` if there can be no other.
+    #[inline]
+    pub(super) fn start(&mut self, mut request: Request<B>, service: &mut S) {
+        let service = match &mut self.again {
+            Some(again) => {
+                self.headers.keep(request.headers());
+                &mut again.service
+            }
+            None => service,
+        };
+        self.call.number(&mut request);
+        let attempt = service.call(request);
+        self.state = State::Attempt { attempt };
     }
 }
 
@@ -335,7 +346,7 @@ where
                     if call.is_past_deadline() {
                         return Poll::Ready(Err(past_deadline(call)));
                     }
-                    // There is always a service and a request here; without one there is nothing left to do.
+                    // There is always a service and a body here; without one there is nothing left to do.
                     let Some(again) = this.again.as_mut() else {
                         return Poll::Ready(Err(past_deadline(call)));
                     };
@@ -354,9 +365,10 @@ where
                             return Poll::Ready(Err(past_deadline(call)));
                         }
                     }
-                    let Some(mut next) = next.take() else {
+                    let Some(body) = next.take() else {
                         return Poll::Ready(Err(past_deadline(call)));
                     };
+                    let mut next = again.kept.request(this.headers, body);
                     this.timer.set(None);
                     call.attempts += 1;
                     if let Some(withdrawal) = call.withdrawal.take() {
@@ -386,10 +398,7 @@ fn noted<R>(mut response: Response<R>, call: &Call) -> Response<R> {
 }
 
 /// Decides what follows an attempt whose time is up.
-fn timed_out<S, B: Replay>(
-    call: &mut Call,
-    again: Option<&Again<S, B>>,
-) -> Result<Request<B>, RetryError> {
+fn timed_out<S, B: Replay>(call: &mut Call, again: Option<&Again<S, B>>) -> Result<B, RetryError> {
     // It may have been sent, and may have been acted upon.
     call.reached = true;
     if call.is_past_deadline() {

@@ -63,7 +63,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use self::backoff::Random;
-use self::future::Call;
+use self::future::{Again, Call};
 use self::kept::Kept;
 use crate::protocol::IDEMPOTENCY_KEY;
 
@@ -337,26 +337,19 @@ impl<S> Retry<S> {
     pub fn into_inner(self) -> S {
         self.inner
     }
-}
 
-impl<S, B, R> Service<Request<B>> for Retry<S>
-where
-    S: Service<Request<B>, Response = Response<R>> + Clone,
-    S::Error: Into<Box<dyn StdError + Send + Sync>>,
-    B: Replay,
-    R: Body,
-{
-    type Response = Response<R>;
-    type Error = RetryError;
-    type Future = RetryFuture<S, B, R>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.inner
-            .poll_ready(cx)
-            .map_err(|error| RetryError::failed(error.into(), 0, Delivery::NeverSent))
-    }
-
-    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+    /// Calls with what is known of the request already: that it carries a key, in the header of that name.
+    pub(super) fn call_keyed<B, R>(
+        &mut self,
+        request: Request<B>,
+        known: Option<&HeaderName>,
+    ) -> RetryFuture<S, B, R>
+    where
+        S: Service<Request<B>, Response = Response<R>> + Clone,
+        S::Error: Into<Box<dyn StdError + Send + Sync>>,
+        B: Replay,
+        R: Body,
+    {
         let policy = &self.policy;
         let extensions = request.extensions();
         let max_retries = extensions
@@ -385,17 +378,43 @@ where
             max_retries,
             attempt_timeout,
             deadline,
-            delivery::safe_to_send_again(&request, &policy.key_header),
+            known == Some(&policy.key_header)
+                || delivery::safe_to_send_again(&request, &policy.key_header),
         );
-        call.number(&mut request);
-        let Some(kept) = kept else {
-            return RetryFuture::once(self.inner.call(request), call);
-        };
-        // The instance that was polled ready is the one to call. It then moves into the future, for the attempts to come;
-        // the clone that stays behind has to be polled ready anew.
-        let clone = self.inner.clone();
-        let mut ready = mem::replace(&mut self.inner, clone);
-        RetryFuture::with_retries(ready.call(request), call, ready, kept)
+        // The instance that was polled ready is the one to call. It moves into the future, for the attempts to come; the
+        // clone that stays behind has to be polled ready anew.
+        let again = kept.map(|kept| {
+            let clone = self.inner.clone();
+            Again {
+                service: mem::replace(&mut self.inner, clone),
+                kept,
+            }
+        });
+        let mut future = RetryFuture::new(call, again);
+        future.start(request, &mut self.inner);
+        future
+    }
+}
+
+impl<S, B, R> Service<Request<B>> for Retry<S>
+where
+    S: Service<Request<B>, Response = Response<R>> + Clone,
+    S::Error: Into<Box<dyn StdError + Send + Sync>>,
+    B: Replay,
+    R: Body,
+{
+    type Response = Response<R>;
+    type Error = RetryError;
+    type Future = RetryFuture<S, B, R>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner
+            .poll_ready(cx)
+            .map_err(|error| RetryError::failed(error.into(), 0, Delivery::NeverSent))
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        self.call_keyed(request, None)
     }
 }
 
