@@ -1,5 +1,6 @@
 //! `aegis`: arguments in, the library does it, an exit code out.
 
+#![forbid(unsafe_code)]
 // Data goes to stdout and messages to stderr; that is what a command does.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
