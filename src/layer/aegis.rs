@@ -2,7 +2,6 @@
 
 use std::error::Error as StdError;
 use std::fmt;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use http::{HeaderName, Request, Response};
@@ -10,6 +9,7 @@ use http_body::Body;
 use tower_layer::Layer;
 use tower_service::Service;
 
+use super::set::Names;
 use super::{
     ConfirmDuplicate, ConfirmDuplicateLayer, ConfirmFuture, Replay, Retry, RetryError, RetryFuture,
     RetryLayer, SetIdempotencyKeyLayer, SetRequestIdLayer, SetTenantLayer, SetThreadLayer,
@@ -127,37 +127,31 @@ impl<S> Layer<S> for AegisLayer {
     type Service = Aegis<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
+        let names = Names {
+            tenant: self.tenant.clone(),
+            thread: self.thread.clone(),
+            key: self.key.clone(),
+            request_id: self.request_id.clone(),
+        };
         Aegis {
-            names: Arc::new(Names {
-                tenant: self.tenant.clone(),
-                thread: self.thread.clone(),
-                key: self.key.clone(),
-                request_id: self.request_id.clone(),
-            }),
-            inner: self.confirm.layer(self.retry.layer(inner)),
+            stack: self.confirm.layer(self.retry.named(names).layer(inner)),
         }
     }
 }
 
-/// The layers that name a call.
-struct Names {
-    tenant: SetTenantLayer,
-    thread: SetThreadLayer,
-    key: SetIdempotencyKeyLayer,
-    request_id: SetRequestIdLayer,
-}
-
 /// The whole stack; made by [`AegisLayer`].
+///
+/// It behaves as its layers do around one another. The headers are written by the retry, into each attempt, so that they
+/// need not be kept beside the caller's own; what is minted is minted once a call.
 #[derive(Clone)]
 pub struct Aegis<S> {
-    names: Arc<Names>,
-    inner: ConfirmDuplicate<Retry<S>>,
+    stack: ConfirmDuplicate<Retry<S>>,
 }
 
 impl<S> Aegis<S> {
     /// Borrows the inner service.
     pub fn get_ref(&self) -> &S {
-        self.inner.get_ref().get_ref()
+        self.stack.get_ref().get_ref()
     }
 }
 
@@ -179,16 +173,10 @@ where
     type Future = ConfirmFuture<RetryFuture<S, B, R>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.inner.poll_ready(cx)
+        self.stack.poll_ready(cx)
     }
 
-    fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        // The same as four services around one another, without moving the request from each to the next.
-        let names = &self.names;
-        names.tenant.set(&mut request);
-        names.thread.set(&mut request);
-        let minted = names.key.set(&mut request).then(|| names.key.name());
-        names.request_id.set(&mut request);
-        self.inner.call_keyed(request, minted)
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        self.stack.call_named(request)
     }
 }

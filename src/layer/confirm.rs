@@ -37,6 +37,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::retry::carries_key;
+use super::set::is_set;
 use super::{Replay, ResponseHead, Retry, RetryFuture};
 use crate::protocol::IDEMPOTENCY_KEY;
 
@@ -205,11 +206,10 @@ impl<S> ConfirmDuplicate<S> {
 }
 
 impl<S> ConfirmDuplicate<Retry<S>> {
-    /// Calls with what is known of the request already: whether it carries a key, in the header of that name.
-    pub(super) fn call_keyed<B, R>(
+    /// Calls through a retry that names the call: the key may be written there.
+    pub(super) fn call_named<B, R>(
         &mut self,
         request: Request<B>,
-        known: Option<&HeaderName>,
     ) -> ConfirmFuture<RetryFuture<S, B, R>>
     where
         S: Service<Request<B>, Response = Response<R>> + Clone,
@@ -218,10 +218,11 @@ impl<S> ConfirmDuplicate<Retry<S>> {
         R: Body,
     {
         let header = &self.settings.key_header;
-        let keyed = known == Some(header) || carries_key(request.headers(), header);
-        let known = if keyed { Some(header) } else { known };
+        let own = is_set(request.headers(), header) && carries_key(request.headers(), header);
+        let inner = self.inner.call(request);
+        let keyed = own || inner.named_key() == Some(header);
         ConfirmFuture {
-            inner: self.inner.call_keyed(request, known),
+            inner,
             confirm: self.settings.confirm(keyed),
         }
     }

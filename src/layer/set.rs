@@ -64,8 +64,14 @@ impl Setting {
         }
     }
 
-    /// Returns whether the header is written now. It is not where the request has its own, or there is no value.
-    fn apply<B>(&self, request: &mut Request<B>, extension: Option<HeaderValue>) -> bool {
+    /// Returns whether the header is written now. It is not where the request has its own, or there is no value. A value
+    /// that is minted is noted in `minted`, and one that was noted before is taken from there.
+    fn apply<B>(
+        &self,
+        request: &mut Request<B>,
+        extension: Option<HeaderValue>,
+        minted: &mut Option<HeaderValue>,
+    ) -> bool {
         let headers = request.headers_mut();
         if is_set(headers, &self.header) {
             return false;
@@ -73,7 +79,7 @@ impl Setting {
         let value = match (extension, &self.source) {
             (Some(value), _) => value,
             (None, Source::Given(value)) => value.clone(),
-            (None, Source::Minted(mint)) => mint(),
+            (None, Source::Minted(mint)) => minted.get_or_insert_with(mint).clone(),
             (None, Source::Absent) => return false,
         };
         // Fails only on a map that is full (32768 headers). The header then stays away, and what comes after sees a request
@@ -82,8 +88,41 @@ impl Setting {
     }
 }
 
+/// The layers that name a call, to be written into each of its attempts.
+#[derive(Debug, Clone)]
+pub(super) struct Names {
+    pub(super) tenant: SetTenantLayer,
+    pub(super) thread: SetThreadLayer,
+    pub(super) key: SetIdempotencyKeyLayer,
+    pub(super) request_id: SetRequestIdLayer,
+}
+
+/// What was minted for a call, so that all of its attempts carry the same.
+#[derive(Debug, Default)]
+pub(super) struct Minted {
+    key: Option<HeaderValue>,
+    request_id: Option<HeaderValue>,
+}
+
+impl Names {
+    /// Writes what the request does not have, and returns whether the key was written.
+    pub(super) fn write<B>(&self, request: &mut Request<B>, minted: &mut Minted) -> bool {
+        // Only ids are ever minted.
+        self.tenant.set(request, &mut None);
+        self.thread.set(request, &mut None);
+        let keyed = self.key.set(request, &mut minted.key);
+        self.request_id.set(request, &mut minted.request_id);
+        keyed
+    }
+
+    /// The header that carries the key.
+    pub(super) fn key_header(&self) -> &HeaderName {
+        &self.key.setting.header
+    }
+}
+
 /// Whether a header is there. Comparing a name with a few others takes less time than hashing it.
-fn is_set(headers: &HeaderMap, name: &HeaderName) -> bool {
+pub(super) fn is_set(headers: &HeaderMap, name: &HeaderName) -> bool {
     if headers.len() > 16 {
         return headers.contains_key(name);
     }
@@ -104,13 +143,13 @@ macro_rules! set_header {
 
         impl $layer {
             /// Writes the header, unless the request has its own or there is no value. Returns whether it did.
-            pub(super) fn set<B>(&self, request: &mut Request<B>) -> bool {
+            fn set<B>(&self, request: &mut Request<B>, minted: &mut Option<HeaderValue>) -> bool {
                 let value: fn(&$type, bool) -> HeaderValue = $value;
                 let extension = request
                     .extensions()
                     .get::<$type>()
                     .map(|id| value(id, self.setting.quoted));
-                self.setting.apply(request, extension)
+                self.setting.apply(request, extension, minted)
             }
         }
 
@@ -157,7 +196,7 @@ macro_rules! set_header {
             }
 
             fn call(&mut self, mut request: Request<B>) -> Self::Future {
-                self.layer.set(&mut request);
+                self.layer.set(&mut request, &mut None);
                 self.inner.call(request)
             }
         }
@@ -258,13 +297,6 @@ impl SetIdempotencyKeyLayer {
             *mint = || IdempotencyKey::mint().quoted_header_value();
         }
         self
-    }
-}
-
-impl SetIdempotencyKeyLayer {
-    /// The header that carries the key.
-    pub(super) fn name(&self) -> &HeaderName {
-        &self.setting.header
     }
 }
 

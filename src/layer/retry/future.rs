@@ -9,7 +9,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Buf;
-use http::{HeaderValue, Request, Response};
+use http::{HeaderName, HeaderValue, Request, Response};
 use http_body::Body;
 use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep};
@@ -17,10 +17,11 @@ use tower_service::Service;
 
 use super::budget::Withdrawal;
 use super::classify::retry_after;
-use super::delivery::{Proof, proof};
+use super::delivery::{self, Proof, proof};
 use super::kept::{Kept, KeptHeaders};
 use super::{AttemptEvent, Attempts, Delivery, Outcome, Policy, Replay, RetryError, Verdict};
 use crate::layer::ResponseHead;
+use crate::layer::set::Minted;
 
 /// What is decided and counted over one call.
 pub(super) struct Call {
@@ -30,6 +31,8 @@ pub(super) struct Call {
     deadline: Option<Instant>,
     /// Whether the request may be sent again although it may have been acted upon.
     safe: bool,
+    /// Whether the key that it carries was written here.
+    has_named_key: bool,
     /// Attempts started.
     attempts: u32,
     /// Whether any attempt may have reached the service.
@@ -50,14 +53,14 @@ impl Call {
         max_retries: u32,
         attempt_timeout: Option<Duration>,
         deadline: Option<Instant>,
-        safe: bool,
     ) -> Self {
         Self {
             policy,
             max_retries,
             attempt_timeout,
             deadline,
-            safe,
+            safe: false,
+            has_named_key: false,
             attempts: 1,
             reached: false,
             refused: false,
@@ -92,8 +95,24 @@ impl Call {
         }
     }
 
+    /// Names the first attempt, and finds out whether it may be sent again whatever becomes of it.
+    fn name<B>(&mut self, request: &mut Request<B>, minted: &mut Minted) {
+        if let Some(names) = &self.policy.names {
+            self.has_named_key = names.write(request, minted);
+        }
+        let header = &self.policy.key_header;
+        self.safe =
+            self.named_key() == Some(header) || delivery::safe_to_send_again(request, header);
+    }
+
+    /// The header of the key that was written here; such a key is never blank.
+    fn named_key(&self) -> Option<&HeaderName> {
+        let names = self.policy.names.as_ref()?;
+        self.has_named_key.then(|| names.key_header())
+    }
+
     /// Writes the attempt's number into its request, if that is asked for.
-    pub(super) fn number<B>(&self, request: &mut Request<B>) {
+    fn number<B>(&self, request: &mut Request<B>) {
         if let Some(name) = &self.policy.attempt_header {
             // A map that is full takes no more headers; the request is more important than its number.
             let _ = request
@@ -194,7 +213,9 @@ pin_project! {
         timer: Option<Sleep>,
         call: Call,
         again: Option<Again<S, B>>,
+        // Those of the request as it came; what names the call is written anew into each attempt.
         headers: KeptHeaders,
+        minted: Minted,
     }
 }
 
@@ -232,7 +253,13 @@ where
             call,
             again,
             headers: KeptHeaders::default(),
+            minted: Minted::default(),
         }
+    }
+
+    /// The header of the key that was written by this call.
+    pub(crate) fn named_key(&self) -> Option<&HeaderName> {
+        self.call.named_key()
     }
 
     /// Makes the first attempt, on `service` if there can be no other.
@@ -245,6 +272,7 @@ where
             }
             None => service,
         };
+        self.call.name(&mut request, &mut self.minted);
         self.call.number(&mut request);
         let attempt = service.call(request);
         self.state = State::Attempt { attempt };
@@ -373,6 +401,9 @@ where
                     call.attempts += 1;
                     if let Some(withdrawal) = call.withdrawal.take() {
                         withdrawal.spend();
+                    }
+                    if let Some(names) = &call.policy.names {
+                        names.write(&mut next, this.minted);
                     }
                     call.number(&mut next);
                     let attempt = again.service.call(next);

@@ -65,6 +65,7 @@ use tower_service::Service;
 use self::backoff::Random;
 use self::future::{Again, Call};
 use self::kept::Kept;
+use crate::layer::set::Names;
 use crate::protocol::IDEMPOTENCY_KEY;
 
 pub use self::backoff::Backoff;
@@ -135,6 +136,8 @@ struct Policy {
     drain_bytes: usize,
     drain_time: Duration,
     random: Random,
+    /// What each attempt is named with, within [`AegisLayer`](crate::layer::AegisLayer).
+    names: Option<Names>,
 }
 
 impl RetryLayer {
@@ -155,6 +158,7 @@ impl RetryLayer {
                 drain_bytes: 64 * 1024,
                 drain_time: Duration::from_millis(250),
                 random: Random::new(),
+                names: None,
             },
         }
     }
@@ -272,6 +276,13 @@ impl RetryLayer {
         self
     }
 
+    /// Writes these into each attempt, as if their layers stood above.
+    pub(super) fn named(&self, names: Names) -> Self {
+        let mut layer = self.clone();
+        layer.policy.names = Some(names);
+        layer
+    }
+
     /// Seeds the jitter, so that the same calls wait the same times. For tests.
     #[must_use]
     pub fn seed(mut self, seed: u64) -> Self {
@@ -337,19 +348,26 @@ impl<S> Retry<S> {
     pub fn into_inner(self) -> S {
         self.inner
     }
+}
 
-    /// Calls with what is known of the request already: that it carries a key, in the header of that name.
-    pub(super) fn call_keyed<B, R>(
-        &mut self,
-        request: Request<B>,
-        known: Option<&HeaderName>,
-    ) -> RetryFuture<S, B, R>
-    where
-        S: Service<Request<B>, Response = Response<R>> + Clone,
-        S::Error: Into<Box<dyn StdError + Send + Sync>>,
-        B: Replay,
-        R: Body,
-    {
+impl<S, B, R> Service<Request<B>> for Retry<S>
+where
+    S: Service<Request<B>, Response = Response<R>> + Clone,
+    S::Error: Into<Box<dyn StdError + Send + Sync>>,
+    B: Replay,
+    R: Body,
+{
+    type Response = Response<R>;
+    type Error = RetryError;
+    type Future = RetryFuture<S, B, R>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner
+            .poll_ready(cx)
+            .map_err(|error| RetryError::failed(error.into(), 0, Delivery::NeverSent))
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
         let policy = &self.policy;
         let extensions = request.extensions();
         let max_retries = extensions
@@ -373,14 +391,7 @@ impl<S> Retry<S> {
         } else {
             Kept::of(&request)
         };
-        let call = Call::new(
-            policy.clone(),
-            max_retries,
-            attempt_timeout,
-            deadline,
-            known == Some(&policy.key_header)
-                || delivery::safe_to_send_again(&request, &policy.key_header),
-        );
+        let call = Call::new(policy.clone(), max_retries, attempt_timeout, deadline);
         // The instance that was polled ready is the one to call. It moves into the future, for the attempts to come; the
         // clone that stays behind has to be polled ready anew.
         let again = kept.map(|kept| {
@@ -393,28 +404,6 @@ impl<S> Retry<S> {
         let mut future = RetryFuture::new(call, again);
         future.start(request, &mut self.inner);
         future
-    }
-}
-
-impl<S, B, R> Service<Request<B>> for Retry<S>
-where
-    S: Service<Request<B>, Response = Response<R>> + Clone,
-    S::Error: Into<Box<dyn StdError + Send + Sync>>,
-    B: Replay,
-    R: Body,
-{
-    type Response = Response<R>;
-    type Error = RetryError;
-    type Future = RetryFuture<S, B, R>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.inner
-            .poll_ready(cx)
-            .map_err(|error| RetryError::failed(error.into(), 0, Delivery::NeverSent))
-    }
-
-    fn call(&mut self, request: Request<B>) -> Self::Future {
-        self.call_keyed(request, None)
     }
 }
 
