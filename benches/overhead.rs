@@ -19,7 +19,6 @@ mod stacks;
 
 use std::cell::RefCell;
 use std::future::poll_fn;
-use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion};
@@ -55,12 +54,10 @@ impl Subject {
 
 fn tower<S: Stack + 'static>(stack: impl Fn(Peer) -> S, template: Template) -> Run {
     let peer = Peer::new();
-    let service = Rc::new(RefCell::new(stack(peer)));
+    let service = RefCell::new(stack(peer));
     Box::new(move |runtime, calls, failures| {
-        let service = service.clone();
-        let template = &template;
-        runtime.block_on(async move {
-            let mut service = service.borrow_mut();
+        let service = &mut *service.borrow_mut();
+        runtime.block_on(async {
             let begun = Instant::now();
             for _ in 0..calls {
                 peer.fail(failures);

@@ -50,6 +50,8 @@ enum Source {
 #[derive(Debug, Clone)]
 struct Setting {
     header: HeaderName,
+    /// Whether that is another header than the layer's own.
+    renamed: bool,
     source: Source,
     /// How a value from an extension is written.
     quoted: bool,
@@ -59,6 +61,7 @@ impl Setting {
     const fn new(header: HeaderName, source: Source) -> Self {
         Self {
             header,
+            renamed: false,
             source,
             quoted: false,
         }
@@ -71,20 +74,34 @@ impl Setting {
         request: &mut Request<B>,
         extension: Option<HeaderValue>,
         minted: &mut Option<HeaderValue>,
+        usual: HeaderName,
     ) -> bool {
         let headers = request.headers_mut();
         if is_set(headers, &self.header) {
             return false;
         }
-        let value = match (extension, &self.source) {
-            (Some(value), _) => value,
-            (None, Source::Given(value)) => value.clone(),
-            (None, Source::Minted(mint)) => minted.get_or_insert_with(mint).clone(),
-            (None, Source::Absent) => return false,
-        };
+        // Each value goes from where it is made into the map: to gather them in a variable costs a move for each.
+        match (extension, &self.source) {
+            (Some(value), _) => self.write(headers, usual, value),
+            (None, Source::Given(value)) => self.write(headers, usual, value.clone()),
+            (None, Source::Minted(mint)) => {
+                self.write(headers, usual, minted.get_or_insert_with(mint).clone())
+            }
+            (None, Source::Absent) => false,
+        }
+    }
+
+    #[inline]
+    fn write(&self, headers: &mut HeaderMap, usual: HeaderName, value: HeaderValue) -> bool {
         // Fails only on a map that is full (32768 headers). The header then stays away, and what comes after sees a request
         // without it.
-        headers.try_insert(self.header.clone(), value).is_ok()
+        let written = if self.renamed {
+            headers.try_insert(self.header.clone(), value)
+        } else {
+            // A constant costs no reference count.
+            headers.try_insert(usual, value)
+        };
+        written.is_ok()
     }
 }
 
@@ -130,13 +147,14 @@ pub(super) fn is_set(headers: &HeaderMap, name: &HeaderName) -> bool {
 }
 
 macro_rules! set_header {
-    ($layer:ident, $service:ident, $type:ident, $name:literal, $value:expr) => {
+    ($layer:ident, $service:ident, $type:ident, $header:ident, $name:literal, $value:expr) => {
         impl $layer {
             /// Sets another header than
             #[doc = concat!("`", $name, "`.")]
             #[must_use]
             pub fn header(mut self, name: HeaderName) -> Self {
                 self.setting.header = name;
+                self.setting.renamed = true;
                 self
             }
         }
@@ -149,7 +167,7 @@ macro_rules! set_header {
                     .extensions()
                     .get::<$type>()
                     .map(|id| value(id, self.setting.quoted));
-                self.setting.apply(request, extension, minted)
+                self.setting.apply(request, extension, minted, $header)
             }
         }
 
@@ -225,9 +243,14 @@ impl SetTenantLayer {
     }
 }
 
-set_header!(SetTenantLayer, SetTenant, TenantId, "Tenant-Id", |id, _| {
-    id.header_value()
-});
+set_header!(
+    SetTenantLayer,
+    SetTenant,
+    TenantId,
+    TENANT_ID,
+    "Tenant-Id",
+    |id, _| { id.header_value() }
+);
 
 /// Sets `Thread-Id`: the request's own header wins, then a [`ThreadId`] in its extensions, then the layer's.
 #[derive(Debug, Clone)]
@@ -251,9 +274,14 @@ impl SetThreadLayer {
     }
 }
 
-set_header!(SetThreadLayer, SetThread, ThreadId, "Thread-Id", |id, _| {
-    id.header_value()
-});
+set_header!(
+    SetThreadLayer,
+    SetThread,
+    ThreadId,
+    THREAD_ID,
+    "Thread-Id",
+    |id, _| { id.header_value() }
+);
 
 /// Sets `Idempotency-Key`: the request's own header wins, then an [`IdempotencyKey`] in its extensions, then a minted one.
 ///
@@ -304,6 +332,7 @@ set_header!(
     SetIdempotencyKeyLayer,
     SetIdempotencyKey,
     IdempotencyKey,
+    IDEMPOTENCY_KEY,
     "Idempotency-Key",
     |id, quoted| if quoted {
         id.quoted_header_value()
@@ -340,6 +369,7 @@ set_header!(
     SetRequestIdLayer,
     SetRequestId,
     RequestId,
+    X_REQUEST_ID,
     "X-Request-Id",
     |id, _| { id.header_value() }
 );

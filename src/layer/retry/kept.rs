@@ -6,11 +6,11 @@ use smallvec::SmallVec;
 use super::Replay;
 
 /// How many headers are kept without an allocation.
-const INLINE_HEADERS: usize = 8;
+const INLINE_HEADERS: usize = 6;
 
 /// The headers of a kept request.
 ///
-/// Names and values are reference counts or small copies, so that keeping up to eight headers allocates nothing; cloning a
+/// Names and values are reference counts or small copies, so that keeping up to six headers allocates nothing; cloning a
 /// `HeaderMap` would allocate twice. They are apart from the rest because they are large: a future is built around an empty
 /// list, which is filled where it lies.
 #[derive(Debug, Default)]
