@@ -176,7 +176,158 @@ where
         self.stack.poll_ready(cx)
     }
 
+    #[inline]
     fn call(&mut self, request: Request<B>) -> Self::Future {
         self.stack.call_named(request)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::sync::{Arc, Mutex};
+
+    use http::{HeaderMap, HeaderValue, StatusCode};
+    use tower::{ServiceBuilder, ServiceExt, service_fn};
+
+    use super::*;
+    use crate::layer::{Attempts, Backoff};
+    use crate::protocol::IdempotencyKey;
+
+    type Seen = Arc<Mutex<Vec<HeaderMap>>>;
+
+    /// A peer that answers with these statuses, one after the other, and notes the headers that it saw.
+    fn peer(
+        statuses: &'static [u16],
+    ) -> (
+        impl Service<Request<()>, Response = Response<String>, Error = Infallible> + Clone,
+        Seen,
+    ) {
+        let seen = Seen::default();
+        let noted = seen.clone();
+        let service = service_fn(move |request: Request<()>| {
+            let mut seen = noted.lock().unwrap();
+            seen.push(request.headers().clone());
+            let status = statuses[(seen.len() - 1) % statuses.len()];
+            let status = StatusCode::from_u16(status).unwrap();
+            let response = Response::builder().status(status).body(String::new());
+            async { Ok(response.unwrap()) }
+        });
+        (service, seen)
+    }
+
+    fn layer() -> AegisLayer {
+        AegisLayer::new()
+            .tenant(TenantId::new("acme").unwrap())
+            .thread(ThreadId::new("run-7").unwrap())
+            .retry(RetryLayer::new().backoff(Backoff::none()))
+    }
+
+    fn lines(headers: &HeaderMap) -> Vec<(String, Vec<u8>)> {
+        let lines = headers.iter();
+        lines
+            .map(|(name, value)| (name.to_string(), value.as_bytes().to_vec()))
+            .collect()
+    }
+
+    #[tokio::test]
+    async fn all_attempts_carry_the_same_headers_in_the_same_order() {
+        let minting = layer().mint_idempotency_key();
+        let quoting = layer().set_idempotency_key(SetIdempotencyKeyLayer::mint().quoted());
+        let key = IdempotencyKey::new("k-1").unwrap();
+        for (layer, key) in [(minting, None), (quoting, None), (layer(), Some(key))] {
+            let (peer, seen) = peer(&[503, 503, 200]);
+            let mut request = Request::post("/")
+                .header("x-own", "1")
+                .header("thread-id", "mine")
+                .header("x-own", "2")
+                .body(())
+                .unwrap();
+            request
+                .extensions_mut()
+                .insert(TenantId::new("other").unwrap());
+            if let Some(key) = key {
+                request.extensions_mut().insert(key);
+            }
+            let response = layer.layer(peer).oneshot(request).await.unwrap();
+            assert_eq!(Attempts::of(&response), 3);
+            let seen = seen.lock().unwrap();
+            assert_eq!(seen.len(), 3);
+            assert_eq!(seen[0]["tenant-id"], "other");
+            assert_eq!(seen[0]["thread-id"], "mine");
+            assert!(seen[0]["x-request-id"].len() == 36);
+            assert!(!seen[0]["idempotency-key"].is_empty());
+            assert_eq!(seen[0].get_all("x-own").iter().count(), 2);
+            for again in &seen[1..] {
+                assert_eq!(lines(again), lines(&seen[0]));
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn it_sends_what_its_layers_send_around_one_another() {
+        let request = || {
+            let request = Request::post("/").header("x-own", "1");
+            let request = request.header("x-request-id", "id-1");
+            let key = IdempotencyKey::new("k-1").unwrap();
+            request.extension(key).body(()).unwrap()
+        };
+        let (one, in_one) = peer(&[503, 409]);
+        let answer = layer().layer(one).oneshot(request()).await.unwrap();
+        let (many, in_many) = peer(&[503, 409]);
+        let service = ServiceBuilder::new()
+            .layer(layer().tenant)
+            .layer(layer().thread)
+            .layer(layer().key)
+            .layer(layer().request_id)
+            .layer(layer().confirm)
+            .layer(layer().retry)
+            .service(many);
+        let other = service.oneshot(request()).await.unwrap();
+        assert_eq!(
+            (answer.status(), other.status()),
+            (StatusCode::OK, StatusCode::OK)
+        );
+        let (in_one, in_many) = (in_one.lock().unwrap(), in_many.lock().unwrap());
+        let all = |seen: &[HeaderMap]| seen.iter().map(lines).collect::<Vec<_>>();
+        assert_eq!(all(&in_one), all(&in_many));
+        assert_eq!(in_one.len(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_key_in_another_header_is_seen_by_all_layers_and_a_blank_one_by_none() {
+        let name = HeaderName::from_static("x-once");
+        let renamed = layer()
+            .mint_idempotency_key()
+            .idempotency_header(name.clone());
+        let (service, seen) = peer(&[503, 409]);
+        let request = Request::post("/").body(()).unwrap();
+        let answer = renamed.clone().layer(service).oneshot(request).await;
+        assert_eq!(answer.unwrap().status(), StatusCode::OK);
+        let seen = seen.lock().unwrap();
+        assert_eq!(seen.len(), 2);
+        assert_eq!(seen[0]["x-once"], seen[1]["x-once"]);
+
+        for status in [&[503], &[409]] {
+            let (service, seen) = peer(status);
+            let mut request = Request::post("/").body(()).unwrap();
+            request
+                .headers_mut()
+                .insert(name.clone(), HeaderValue::from_static(" "));
+            let answer = renamed.clone().layer(service).oneshot(request).await;
+            assert_eq!(answer.unwrap().status().as_u16(), status[0]);
+            assert_eq!(seen.lock().unwrap().len(), 1);
+        }
+
+        // The gate looks at another header than the key is written to: it sees none.
+        let apart = layer()
+            .mint_idempotency_key()
+            .retry(RetryLayer::new().idempotency_header(name))
+            .confirm(ConfirmDuplicateLayer::new());
+        let (service, seen) = peer(&[503]);
+        let request = Request::post("/").body(()).unwrap();
+        let answer = apart.layer(service).oneshot(request).await.unwrap();
+        assert_eq!(answer.status().as_u16(), 503);
+        assert_eq!(seen.lock().unwrap().len(), 1);
     }
 }

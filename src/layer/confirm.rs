@@ -207,6 +207,7 @@ impl<S> ConfirmDuplicate<S> {
 
 impl<S> ConfirmDuplicate<Retry<S>> {
     /// Calls through a retry that names the call: the key may be written there.
+    #[inline]
     pub(super) fn call_named<B, R>(
         &mut self,
         request: Request<B>,
@@ -219,12 +220,14 @@ impl<S> ConfirmDuplicate<Retry<S>> {
     {
         let header = &self.settings.key_header;
         let own = is_set(request.headers(), header) && carries_key(request.headers(), header);
-        let inner = self.inner.call(request);
-        let keyed = own || inner.named_key() == Some(header);
-        ConfirmFuture {
-            inner,
-            confirm: self.settings.confirm(keyed),
-        }
+        // The future is large: it is made in its place, and what is known only then is filled in.
+        let mut future = ConfirmFuture {
+            inner: self.inner.call(request),
+            confirm: None,
+        };
+        let keyed = own || future.inner.named_key() == Some(header);
+        future.confirm = self.settings.confirm(keyed);
+        future
     }
 }
 

@@ -262,9 +262,14 @@ where
         self.call.named_key()
     }
 
-    /// Makes the first attempt, on `service` if there can be no other.
+    /// Keeps and names the request of the first attempt, and returns the service to make it on: `service` if there can be
+    /// no other.
     #[inline]
-    pub(super) fn start(&mut self, mut request: Request<B>, service: &mut S) {
+    pub(super) fn prepare<'a>(
+        &'a mut self,
+        request: &mut Request<B>,
+        service: &'a mut S,
+    ) -> &'a mut S {
         let service = match &mut self.again {
             Some(again) => {
                 self.headers.keep(request.headers());
@@ -272,9 +277,13 @@ where
             }
             None => service,
         };
-        self.call.name(&mut request, &mut self.minted);
-        self.call.number(&mut request);
-        let attempt = service.call(request);
+        self.call.name(request, &mut self.minted);
+        self.call.number(request);
+        service
+    }
+
+    #[inline]
+    pub(super) fn start(&mut self, attempt: S::Future) {
         self.state = State::Attempt { attempt };
     }
 }

@@ -367,7 +367,8 @@ where
             .map_err(|error| RetryError::failed(error.into(), 0, Delivery::NeverSent))
     }
 
-    fn call(&mut self, request: Request<B>) -> Self::Future {
+    #[inline]
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let policy = &self.policy;
         let extensions = request.extensions();
         let max_retries = extensions
@@ -402,7 +403,9 @@ where
             }
         });
         let mut future = RetryFuture::new(call, again);
-        future.start(request, &mut self.inner);
+        let service = future.prepare(&mut request, &mut self.inner);
+        let attempt = service.call(request);
+        future.start(attempt);
         future
     }
 }
