@@ -304,9 +304,11 @@ mod tests {
         let request = Request::post("/").body(()).unwrap();
         let answer = renamed.clone().layer(service).oneshot(request).await;
         assert_eq!(answer.unwrap().status(), StatusCode::OK);
-        let seen = seen.lock().unwrap();
-        assert_eq!(seen.len(), 2);
-        assert_eq!(seen[0]["x-once"], seen[1]["x-once"]);
+        {
+            let seen = seen.lock().unwrap();
+            assert_eq!(seen.len(), 2);
+            assert_eq!(seen[0]["x-once"], seen[1]["x-once"]);
+        }
 
         for status in [&[503], &[409]] {
             let (service, seen) = peer(status);
