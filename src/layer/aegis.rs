@@ -9,10 +9,10 @@ use http_body::Body;
 use tower_layer::Layer;
 use tower_service::Service;
 
+use super::set::Names;
 use super::{
     ConfirmDuplicate, ConfirmDuplicateLayer, ConfirmFuture, Replay, Retry, RetryError, RetryFuture,
-    RetryLayer, SetIdempotencyKey, SetIdempotencyKeyLayer, SetRequestId, SetRequestIdLayer,
-    SetTenant, SetTenantLayer, SetThread, SetThreadLayer,
+    RetryLayer, SetIdempotencyKeyLayer, SetRequestIdLayer, SetTenantLayer, SetThreadLayer,
 };
 use crate::protocol::{TenantId, ThreadId};
 
@@ -147,28 +147,31 @@ impl<S> Layer<S> for AegisLayer {
     type Service = Aegis<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        let retry = self.retry.layer(inner);
-        let confirm = self.confirm.layer(retry);
-        let named = self.key.layer(self.request_id.layer(confirm));
+        let names = Names {
+            tenant: self.tenant.clone(),
+            thread: self.thread.clone(),
+            key: self.key.clone(),
+            request_id: self.request_id.clone(),
+        };
         Aegis {
-            stack: self.tenant.layer(self.thread.layer(named)),
+            stack: self.confirm.layer(self.retry.named(names).layer(inner)),
         }
     }
 }
 
-type Stack<S> = SetTenant<SetThread<SetIdempotencyKey<SetRequestId<ConfirmDuplicate<Retry<S>>>>>>;
-
 /// The whole stack; made by [`AegisLayer`].
+///
+/// It behaves as its layers do around one another. The headers are written by the retry, into each attempt, so that they
+/// need not be kept beside the caller's own; what is minted is minted once a call.
 #[derive(Clone)]
 pub struct Aegis<S> {
-    stack: Stack<S>,
+    stack: ConfirmDuplicate<Retry<S>>,
 }
 
 impl<S> Aegis<S> {
     /// Borrows the inner service.
     pub fn get_ref(&self) -> &S {
-        let confirm = self.stack.get_ref().get_ref().get_ref().get_ref();
-        confirm.get_ref().get_ref()
+        self.stack.get_ref().get_ref()
     }
 }
 
@@ -193,156 +196,11 @@ where
         self.stack.poll_ready(cx)
     }
 
+    #[inline]
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        self.stack.call(request)
+        self.stack.call_named(request)
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::convert::Infallible;
-    use std::future::{Ready, ready};
-    use std::time::Duration;
-
-    use http::{HeaderMap, HeaderValue, StatusCode};
-    use tower::ServiceExt;
-
-    use super::*;
-    use crate::layer::{Attempts, Backoff, Confirmation, ReplayBodyLayer, SetIdempotencyKeyLayer};
-    use crate::protocol::{IdempotencyKey, RequestId};
-
-    type Body = http_body_util::Full<bytes::Bytes>;
-
-    /// Answers with the status that `x-status` asks for, and with the headers that it was sent; ready only if it is told so.
-    #[derive(Clone)]
-    struct Echo {
-        is_ready: bool,
-    }
-
-    impl<B> Service<Request<B>> for Echo {
-        type Response = Response<Body>;
-        type Error = Infallible;
-        type Future = Ready<Result<Response<Body>, Infallible>>;
-
-        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-            if self.is_ready {
-                Poll::Ready(Ok(()))
-            } else {
-                Poll::Pending
-            }
-        }
-
-        fn call(&mut self, request: Request<B>) -> Self::Future {
-            let mut response = Response::new(Body::default());
-            *response.headers_mut() = request.headers().clone();
-            let status = request.headers().get("x-status");
-            let status = status.and_then(|status| status.to_str().ok()?.parse().ok());
-            *response.status_mut() =
-                StatusCode::from_u16(status.unwrap_or(200)).unwrap_or(StatusCode::OK);
-            ready(Ok(response))
-        }
-    }
-
-    async fn answer(layer: &AegisLayer, status: &'static str) -> Response<Body> {
-        let mut request = Request::post("/").body(Body::default()).unwrap();
-        let asked = HeaderValue::from_static(status);
-        request.headers_mut().insert("x-status", asked);
-        layer
-            .layer(Echo { is_ready: true })
-            .oneshot(request)
-            .await
-            .unwrap()
-    }
-
-    async fn sent(layer: &AegisLayer) -> HeaderMap {
-        answer(layer, "200").await.headers().clone()
-    }
-
-    #[tokio::test]
-    async fn by_default_only_the_request_id_is_minted() {
-        let headers = sent(&AegisLayer::new()).await;
-        assert_eq!(headers.len(), 2);
-        let id = RequestId::new(headers["x-request-id"].to_str().unwrap()).unwrap();
-        assert!(id.as_uuid_v4().is_some());
-    }
-
-    #[tokio::test]
-    async fn every_setting_takes_effect_beside_the_others() {
-        let layer = AegisLayer::new()
-            .tenant(TenantId::new("t").unwrap())
-            .thread(ThreadId::new("h").unwrap())
-            .mint_idempotency_key();
-        let headers = sent(&layer).await;
-        assert_eq!(
-            (&headers["tenant-id"], &headers["thread-id"]),
-            (&"t".parse().unwrap(), &"h".parse().unwrap())
-        );
-        assert!(IdempotencyKey::from_header(&headers["idempotency-key"]).is_ok());
-
-        let named = HeaderName::from_static;
-        let layer = layer
-            .set_tenant(SetTenantLayer::new(TenantId::new("t2").unwrap()).header(named("x-tenant")))
-            .set_thread(SetThreadLayer::new(ThreadId::new("h2").unwrap()).header(named("x-thread")))
-            .set_idempotency_key(SetIdempotencyKeyLayer::mint().quoted())
-            .set_request_id(SetRequestIdLayer::mint().header(named("x-call")));
-        let headers = sent(&layer).await;
-        assert_eq!(
-            (&headers["x-tenant"], &headers["x-thread"]),
-            (&"t2".parse().unwrap(), &"h2".parse().unwrap())
-        );
-        assert!(headers["idempotency-key"].as_bytes().starts_with(b"\""));
-        assert_eq!(headers["x-call"].len(), 36);
-        assert_eq!(headers.len(), 5);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn retry_and_confirmation_are_the_ones_that_were_set() {
-        let layer = AegisLayer::new()
-            .tenant(TenantId::new("t").unwrap())
-            .mint_idempotency_key()
-            .confirm(ConfirmDuplicateLayer::new().status(StatusCode::ACCEPTED))
-            .retry(RetryLayer::new().max_retries(1).backoff(Backoff::none()));
-        let response = answer(&layer, "409").await;
-        assert_eq!(response.status(), 202);
-        assert_eq!(Confirmation::of(&response), Some(Confirmation::Duplicate));
-        let response = answer(&layer, "503").await;
-        assert_eq!(Attempts::of(&response), 2);
-        assert_eq!(response.headers()["tenant-id"], "t");
-
-        let moved = layer.idempotency_header(HeaderName::from_static("x-key"));
-        let response = answer(&moved, "409").await;
-        assert_eq!(response.status(), 202);
-        assert!(response.headers().contains_key("x-key"));
-        assert!(!response.headers().contains_key("idempotency-key"));
-        assert_eq!(response.headers()["tenant-id"], "t");
-        assert_eq!(Attempts::of(&answer(&moved, "503").await), 2);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn no_layer_is_ready_before_the_service_is() {
-        async fn is_ready<S: Service<Request<Body>>>(mut service: S) -> bool {
-            let ready = tokio::time::timeout(Duration::from_secs(1), service.ready());
-            ready.await.is_ok_and(|ready| ready.is_ok())
-        }
-        for expected in [false, true] {
-            let echo = Echo { is_ready: expected };
-            let tenant = SetTenantLayer::from_extension();
-            let thread = SetThreadLayer::from_extension();
-            assert_eq!(is_ready(tenant.layer(echo.clone())).await, expected);
-            assert_eq!(is_ready(thread.layer(echo.clone())).await, expected);
-            let key = SetIdempotencyKeyLayer::mint();
-            assert_eq!(is_ready(key.layer(echo.clone())).await, expected);
-            let id = SetRequestIdLayer::mint();
-            assert_eq!(is_ready(id.layer(echo.clone())).await, expected);
-            let confirm = ConfirmDuplicateLayer::new();
-            assert_eq!(is_ready(confirm.layer(echo.clone())).await, expected);
-            assert_eq!(
-                is_ready(RetryLayer::new().layer(echo.clone())).await,
-                expected
-            );
-            let replay = ReplayBodyLayer::new();
-            assert_eq!(is_ready(replay.layer(echo.clone())).await, expected);
-            assert_eq!(is_ready(AegisLayer::new().layer(echo)).await, expected);
-        }
-    }
-}
+mod tests;

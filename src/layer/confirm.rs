@@ -1,5 +1,6 @@
 //! Turns 409 to a request that carried an idempotency key into a confirmed success.
 
+use std::error::Error as StdError;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -7,12 +8,13 @@ use std::task::{Context, Poll, ready};
 
 use http::header::RETRY_AFTER;
 use http::{HeaderName, Request, Response, StatusCode};
+use http_body::Body;
 use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::ResponseHead;
 use super::retry::carries_key;
+use super::{Replay, ResponseHead, Retry, RetryFuture};
 use crate::protocol::IDEMPOTENCY_KEY;
 
 /// Whether a success is this call's own, or confirms that an earlier call with the same key had it.
@@ -140,6 +142,16 @@ impl ConfirmDuplicateLayer {
     }
 }
 
+impl Settings {
+    /// What is needed to judge the answer to a request that is keyed, or is not.
+    fn confirm(&self, keyed: bool) -> Option<Confirm> {
+        keyed.then(|| Confirm {
+            status: self.status,
+            predicate: self.predicate.clone(),
+        })
+    }
+}
+
 impl Default for ConfirmDuplicateLayer {
     fn default() -> Self {
         Self::new()
@@ -192,6 +204,32 @@ impl<S> ConfirmDuplicate<S> {
     }
 }
 
+impl<S> ConfirmDuplicate<Retry<S>> {
+    /// Calls through a retry that names the call: the key may be written there.
+    #[inline]
+    pub(super) fn call_named<B, R>(
+        &mut self,
+        request: Request<B>,
+    ) -> ConfirmFuture<RetryFuture<S, B, R>>
+    where
+        S: Service<Request<B>, Response = Response<R>> + Clone,
+        S::Error: Into<Box<dyn StdError + Send + Sync>>,
+        B: Replay,
+        R: Body,
+    {
+        let header = &self.settings.key_header;
+        let own = carries_key(request.headers(), header);
+        // The future is large: it is made in its place, and what is known only then is filled in.
+        let mut future = ConfirmFuture {
+            inner: self.inner.call(request),
+            confirm: None,
+        };
+        let keyed = own || future.inner.named_key() == Some(header);
+        future.confirm = self.settings.confirm(keyed);
+        future
+    }
+}
+
 impl<S, B, R> Service<Request<B>> for ConfirmDuplicate<S>
 where
     S: Service<Request<B>, Response = Response<R>>,
@@ -208,10 +246,7 @@ where
         let keyed = carries_key(request.headers(), &self.settings.key_header);
         ConfirmFuture {
             inner: self.inner.call(request),
-            confirm: keyed.then(|| Confirm {
-                status: self.settings.status,
-                predicate: self.settings.predicate.clone(),
-            }),
+            confirm: self.settings.confirm(keyed),
         }
     }
 }

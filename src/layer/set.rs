@@ -4,8 +4,7 @@
 
 use std::task::{Context, Poll};
 
-use http::header::Entry;
-use http::{HeaderName, HeaderValue, Request};
+use http::{HeaderMap, HeaderName, HeaderValue, Request};
 use tower_layer::Layer;
 use tower_service::Service;
 
@@ -28,6 +27,8 @@ enum Source {
 #[derive(Debug, Clone)]
 struct Setting {
     header: HeaderName,
+    /// Whether that is another header than the layer's own.
+    renamed: bool,
     source: Source,
     /// How a value from an extension is written.
     quoted: bool,
@@ -37,36 +38,113 @@ impl Setting {
     const fn new(header: HeaderName, source: Source) -> Self {
         Self {
             header,
+            renamed: false,
             source,
             quoted: false,
         }
     }
 
-    fn apply<B>(&self, request: &mut Request<B>, extension: Option<HeaderValue>) {
-        // `try_entry` fails only on a map that is full (32768 headers). The header then stays away, and what comes after
-        // sees a request without it.
-        let Ok(Entry::Vacant(entry)) = request.headers_mut().try_entry(&self.header) else {
-            return;
+    /// Returns whether the header is written now. It is not where the request has its own, or there is no value. A value
+    /// that is minted is noted in `minted`, and one that was noted before is taken from there.
+    fn apply<B>(
+        &self,
+        request: &mut Request<B>,
+        extension: Option<HeaderValue>,
+        minted: &mut Option<HeaderValue>,
+        usual: HeaderName,
+    ) -> bool {
+        let headers = request.headers_mut();
+        if is_set(headers, &self.header) {
+            return false;
+        }
+        // Each value goes from where it is made into the map: to gather them in a variable costs a move for each.
+        match (extension, &self.source) {
+            (Some(value), _) => self.write(headers, usual, value),
+            (None, Source::Given(value)) => self.write(headers, usual, value.clone()),
+            (None, Source::Minted(mint)) => {
+                self.write(headers, usual, minted.get_or_insert_with(mint).clone())
+            }
+            (None, Source::Absent) => false,
+        }
+    }
+
+    #[inline]
+    fn write(&self, headers: &mut HeaderMap, usual: HeaderName, value: HeaderValue) -> bool {
+        // Fails only on a map that is full (32768 headers). The header then stays away, and what comes after sees a request
+        // without it.
+        let written = if self.renamed {
+            headers.try_insert(self.header.clone(), value)
+        } else {
+            // A constant costs no reference count.
+            headers.try_insert(usual, value)
         };
-        let value = match (extension, &self.source) {
-            (Some(value), _) => value,
-            (None, Source::Given(value)) => value.clone(),
-            (None, Source::Minted(mint)) => mint(),
-            (None, Source::Absent) => return,
-        };
-        let _ = entry.try_insert(value);
+        written.is_ok()
     }
 }
 
+/// The layers that name a call, to be written into each of its attempts.
+#[derive(Debug, Clone)]
+pub(super) struct Names {
+    pub(super) tenant: SetTenantLayer,
+    pub(super) thread: SetThreadLayer,
+    pub(super) key: SetIdempotencyKeyLayer,
+    pub(super) request_id: SetRequestIdLayer,
+}
+
+/// What was minted for a call, so that all of its attempts carry the same.
+#[derive(Debug, Default)]
+pub(super) struct Minted {
+    key: Option<HeaderValue>,
+    request_id: Option<HeaderValue>,
+}
+
+impl Names {
+    /// Writes what the request does not have, and returns whether the key was written.
+    pub(super) fn write<B>(&self, request: &mut Request<B>, minted: &mut Minted) -> bool {
+        // Only ids are ever minted.
+        self.tenant.set(request, &mut None);
+        self.thread.set(request, &mut None);
+        let keyed = self.key.set(request, &mut minted.key);
+        self.request_id.set(request, &mut minted.request_id);
+        keyed
+    }
+
+    /// The header that carries the key.
+    pub(super) fn key_header(&self) -> &HeaderName {
+        &self.key.setting.header
+    }
+}
+
+/// Whether a header is there. Comparing a name with a few others takes less time than hashing it.
+fn is_set(headers: &HeaderMap, name: &HeaderName) -> bool {
+    if headers.len() > 16 {
+        return headers.contains_key(name);
+    }
+    headers.keys().any(|other| other == name)
+}
+
 macro_rules! set_header {
-    ($layer:ident, $service:ident, $type:ident, $name:literal, $value:expr) => {
+    ($layer:ident, $service:ident, $type:ident, $header:ident, $name:literal, $value:expr) => {
         impl $layer {
             /// Sets another header than
             #[doc = concat!("`", $name, "`.")]
             #[must_use]
             pub fn header(mut self, name: HeaderName) -> Self {
                 self.setting.header = name;
+                self.setting.renamed = true;
                 self
+            }
+        }
+
+        impl $layer {
+            /// Writes the header, unless the request has its own or there is no value. Returns whether it did.
+            fn set<B>(&self, request: &mut Request<B>, minted: &mut Option<HeaderValue>) -> bool {
+                let value: fn(&$type, bool) -> HeaderValue = $value;
+                let extension = request
+                    .extensions()
+                    .get::<$type>()
+                    .map(|id| value(id, self.setting.quoted));
+                self.setting.apply(request, extension, minted, $header)
             }
         }
 
@@ -76,7 +154,7 @@ macro_rules! set_header {
             fn layer(&self, inner: S) -> Self::Service {
                 $service {
                     inner,
-                    setting: self.setting.clone(),
+                    layer: self.clone(),
                 }
             }
         }
@@ -85,7 +163,7 @@ macro_rules! set_header {
         #[derive(Debug, Clone)]
         pub struct $service<S> {
             inner: S,
-            setting: Setting,
+            layer: $layer,
         }
 
         impl<S> $service<S> {
@@ -113,12 +191,7 @@ macro_rules! set_header {
             }
 
             fn call(&mut self, mut request: Request<B>) -> Self::Future {
-                let value: fn(&$type, bool) -> HeaderValue = $value;
-                let extension = request
-                    .extensions()
-                    .get::<$type>()
-                    .map(|id| value(id, self.setting.quoted));
-                self.setting.apply(&mut request, extension);
+                self.layer.set(&mut request, &mut None);
                 self.inner.call(request)
             }
         }
@@ -167,9 +240,14 @@ impl SetTenantLayer {
     }
 }
 
-set_header!(SetTenantLayer, SetTenant, TenantId, "Tenant-Id", |id, _| {
-    id.header_value()
-});
+set_header!(
+    SetTenantLayer,
+    SetTenant,
+    TenantId,
+    TENANT_ID,
+    "Tenant-Id",
+    |id, _| { id.header_value() }
+);
 
 /// Sets `Thread-Id`: the request's own header wins, then a [`ThreadId`] in its extensions, then the layer's.
 ///
@@ -216,9 +294,14 @@ impl SetThreadLayer {
     }
 }
 
-set_header!(SetThreadLayer, SetThread, ThreadId, "Thread-Id", |id, _| {
-    id.header_value()
-});
+set_header!(
+    SetThreadLayer,
+    SetThread,
+    ThreadId,
+    THREAD_ID,
+    "Thread-Id",
+    |id, _| { id.header_value() }
+);
 
 /// Sets `Idempotency-Key`: the request's own header wins, then an [`IdempotencyKey`] in its extensions, then a minted one.
 ///
@@ -290,6 +373,7 @@ set_header!(
     SetIdempotencyKeyLayer,
     SetIdempotencyKey,
     IdempotencyKey,
+    IDEMPOTENCY_KEY,
     "Idempotency-Key",
     |id, quoted| if quoted {
         id.quoted_header_value()
@@ -344,6 +428,7 @@ set_header!(
     SetRequestIdLayer,
     SetRequestId,
     RequestId,
+    X_REQUEST_ID,
     "X-Request-Id",
     |id, _| { id.header_value() }
 );
@@ -352,7 +437,7 @@ set_header!(
 mod tests {
     use std::convert::Infallible;
 
-    use http::{HeaderMap, Response};
+    use http::Response;
     use tower::{ServiceExt, service_fn};
 
     use super::*;

@@ -3,14 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderValue, Request};
+use http::{HeaderName, HeaderValue, Request};
 use tokio::time::Instant;
 
 use super::budget::Withdrawal;
 use super::classify::retry_after;
-use super::delivery::Proof;
+use super::delivery::{self, Proof};
 use super::kept::Kept;
 use super::{AttemptEvent, AttemptOutcome, Delivery, Policy, Replay, Verdict};
+use crate::layer::set::Minted;
 
 /// What is decided and counted over one call.
 pub(super) struct Call {
@@ -20,6 +21,8 @@ pub(super) struct Call {
     pub(super) deadline: Option<Instant>,
     /// Whether the request may be sent again although it may have been acted upon.
     safe: bool,
+    /// Whether the key that it carries was written here.
+    has_named_key: bool,
     /// Attempts started.
     pub(super) attempts: u32,
     /// Whether any attempt may have reached the service.
@@ -40,14 +43,14 @@ impl Call {
         max_retries: u32,
         attempt_timeout: Option<Duration>,
         deadline: Option<Instant>,
-        safe: bool,
     ) -> Self {
         Self {
             policy,
             max_retries,
             attempt_timeout,
             deadline,
-            safe,
+            safe: false,
+            has_named_key: false,
             attempts: 1,
             reached: false,
             refused: false,
@@ -82,6 +85,20 @@ impl Call {
         }
     }
 
+    /// Names the first attempt, and finds out whether it may be sent again whatever becomes of it.
+    pub(super) fn name<B>(&mut self, request: &mut Request<B>, minted: &mut Minted) {
+        if let Some(names) = &self.policy.names {
+            self.has_named_key = names.write(request, minted);
+        }
+        self.safe = delivery::safe_to_send_again(request, &self.policy.key_header);
+    }
+
+    /// The header of the key that was written here; such a key is never blank.
+    pub(super) fn named_key(&self) -> Option<&HeaderName> {
+        let names = self.policy.names.as_ref()?;
+        self.has_named_key.then(|| names.key_header())
+    }
+
     /// Writes the attempt's number into its request, if that is asked for.
     pub(super) fn number<B>(&self, request: &mut Request<B>) {
         if let Some(name) = &self.policy.attempt_header {
@@ -100,13 +117,13 @@ impl Call {
         }
     }
 
-    /// Decides whether another attempt follows `outcome`, and if so sets when it is due and returns its request.
+    /// Decides whether another attempt follows `outcome`, and if so sets when it is due and returns its body.
     pub(super) fn next<B: Replay>(
         &mut self,
         kept: Option<&Kept<B>>,
         outcome: &AttemptOutcome<'_>,
         never_sent: bool,
-    ) -> Option<Request<B>> {
+    ) -> Option<B> {
         let next = self.decide(kept, outcome, never_sent);
         let event = AttemptEvent {
             attempt: self.attempts,
@@ -125,7 +142,7 @@ impl Call {
         kept: Option<&Kept<B>>,
         outcome: &AttemptOutcome<'_>,
         never_sent: bool,
-    ) -> Option<Request<B>> {
+    ) -> Option<B> {
         // The gate. Nothing below can open it.
         if !(self.safe || never_sent) {
             return None;
@@ -138,14 +155,14 @@ impl Call {
         if self.deadline.is_some_and(|deadline| due >= deadline) {
             return None;
         }
-        let request = kept?.request()?;
+        let body = kept?.body()?;
         // Taken now, so that the response is given up only for a retry that will be sent.
         if let Some(budget) = &self.policy.budget {
             self.withdrawal = Some(budget.withdraw()?);
         }
         self.wait = wait;
         self.due = Some(due);
-        Some(request)
+        Some(body)
     }
 
     /// Returns the wait before the next attempt; `None` if the service asks for a longer one than is allowed.

@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::fmt;
 
-use http::{HeaderMap, HeaderName, Method};
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 use super::{RetryError, SafeToRetry};
 
@@ -140,9 +140,15 @@ fn is_idempotent(method: &Method) -> bool {
 
 /// Whether `headers` hold an idempotency key. A blank value is none.
 pub(crate) fn carries_key(headers: &HeaderMap, key_header: &HeaderName) -> bool {
+    let is_key = |key: &HeaderValue| !key.as_bytes().trim_ascii().is_empty();
+    if headers.len() > 16 {
+        return headers.get(key_header).is_some_and(is_key);
+    }
+    // Comparing a name with a few others takes less time than hashing it.
     headers
-        .get(key_header)
-        .is_some_and(|key| !key.as_bytes().trim_ascii().is_empty())
+        .iter()
+        .find(|(name, _)| *name == key_header)
+        .is_some_and(|(_, key)| is_key(key))
 }
 
 #[cfg(test)]

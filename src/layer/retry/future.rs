@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::Buf;
-use http::{Request, Response};
+use http::{HeaderName, Request, Response};
 use http_body::Body;
 use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep};
@@ -15,9 +15,10 @@ use tower_service::Service;
 
 use super::call::Call;
 use super::delivery::proof;
-use super::kept::Kept;
+use super::kept::{Kept, KeptHeaders};
 use super::{AttemptOutcome, Attempts, Replay, RetryError};
 use crate::layer::ResponseHead;
+use crate::layer::set::Minted;
 
 pin_project! {
     /// The future of [`Retry`](super::Retry).
@@ -33,13 +34,16 @@ pin_project! {
         timer: Option<Sleep>,
         call: Call,
         again: Option<Again<S, B>>,
+        // Those of the request as it came; what names the call is written anew into each attempt.
+        headers: KeptHeaders,
+        minted: Minted,
     }
 }
 
 /// What further attempts are made with.
-struct Again<S, B> {
-    service: S,
-    kept: Kept<B>,
+pub(super) struct Again<S, B> {
+    pub(super) service: S,
+    pub(super) kept: Kept<B>,
 }
 
 pin_project! {
@@ -49,11 +53,11 @@ pin_project! {
         // attempt first has to wait.
         Attempt { #[pin] attempt: F },
         // A failed response is read to its end. The timer is the bound in time.
-        Drain { #[pin] body: R, left: usize, next: Option<Request<B>> },
+        Drain { #[pin] body: R, left: usize, next: Option<B> },
         // The next attempt is not due yet. The timer is when it is.
-        Wait { next: Option<Request<B>> },
+        Wait { next: Option<B> },
         // The service is polled ready. The timer is the deadline, if there is one.
-        Ready { next: Option<Request<B>> },
+        Ready { next: Option<B> },
     }
 }
 
@@ -61,21 +65,47 @@ impl<S, B, R> RetryFuture<S, B, R>
 where
     S: Service<Request<B>>,
 {
-    /// A call that takes one attempt, whatever comes of it.
-    pub(super) fn once(attempt: S::Future, call: Call) -> Self {
+    /// A call without an attempt yet. It is built in its place, and its headers, which are large, are then kept there.
+    #[inline]
+    pub(super) fn new(call: Call, again: Option<Again<S, B>>) -> Self {
         Self {
-            state: State::Attempt { attempt },
+            state: State::Ready { next: None },
             timer: None,
             call,
-            again: None,
+            again,
+            headers: KeptHeaders::default(),
+            minted: Minted::default(),
         }
     }
 
-    pub(super) fn with_retries(attempt: S::Future, call: Call, service: S, kept: Kept<B>) -> Self {
-        Self {
-            again: Some(Again { service, kept }),
-            ..Self::once(attempt, call)
-        }
+    /// The header of the key that was written by this call.
+    pub(crate) fn named_key(&self) -> Option<&HeaderName> {
+        self.call.named_key()
+    }
+
+    /// Keeps and names the request of the first attempt, and returns the service to make it on: `service` if there can be
+    /// no other.
+    #[inline]
+    pub(super) fn prepare<'a>(
+        &'a mut self,
+        request: &mut Request<B>,
+        service: &'a mut S,
+    ) -> &'a mut S {
+        let service = match &mut self.again {
+            Some(again) => {
+                self.headers.keep(request.headers());
+                &mut again.service
+            }
+            None => service,
+        };
+        self.call.name(request, &mut self.minted);
+        self.call.number(request);
+        service
+    }
+
+    #[inline]
+    pub(super) fn start(&mut self, attempt: S::Future) {
+        self.state = State::Attempt { attempt };
     }
 }
 
@@ -177,7 +207,7 @@ where
                     if call.is_past_deadline() {
                         return Poll::Ready(Err(past_deadline(call)));
                     }
-                    // There is always a service and a request here; without one there is nothing left to do.
+                    // There is always a service and a body here; without one there is nothing left to do.
                     let Some(again) = this.again.as_mut() else {
                         return Poll::Ready(Err(past_deadline(call)));
                     };
@@ -196,13 +226,17 @@ where
                             return Poll::Ready(Err(past_deadline(call)));
                         }
                     }
-                    let Some(mut next) = next.take() else {
+                    let Some(body) = next.take() else {
                         return Poll::Ready(Err(past_deadline(call)));
                     };
+                    let mut next = again.kept.request(this.headers, body);
                     this.timer.set(None);
                     call.attempts += 1;
                     if let Some(withdrawal) = call.withdrawal.take() {
                         withdrawal.spend();
+                    }
+                    if let Some(names) = &call.policy.names {
+                        names.write(&mut next, this.minted);
                     }
                     call.number(&mut next);
                     let attempt = again.service.call(next);
@@ -228,10 +262,7 @@ fn noted<R>(mut response: Response<R>, call: &Call) -> Response<R> {
 }
 
 /// Decides what follows an attempt whose time is up.
-fn timed_out<S, B: Replay>(
-    call: &mut Call,
-    again: Option<&Again<S, B>>,
-) -> Result<Request<B>, RetryError> {
+fn timed_out<S, B: Replay>(call: &mut Call, again: Option<&Again<S, B>>) -> Result<B, RetryError> {
     // It may have been sent, and may have been acted upon.
     call.reached = true;
     if call.is_past_deadline() {

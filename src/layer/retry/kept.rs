@@ -5,53 +5,67 @@ use smallvec::SmallVec;
 
 use super::Replay;
 
-/// How many headers a kept request holds without an allocation.
-const INLINE_HEADERS: usize = 8;
+/// How many headers are kept without an allocation.
+const INLINE_HEADERS: usize = 6;
 
-/// A request, kept so that it can be sent again byte for byte.
+/// The headers of a kept request.
 ///
-/// Names and values are reference counts or small copies, so that keeping up to eight headers allocates nothing; cloning a
-/// `HeaderMap` would allocate twice.
+/// Names and values are reference counts or small copies, so that keeping up to six headers allocates nothing; cloning a
+/// `HeaderMap` would allocate twice. They are apart from the rest because they are large: a future is built around an empty
+/// list, which is filled where it lies.
+#[derive(Debug, Default)]
+pub(super) struct KeptHeaders(SmallVec<[(HeaderName, HeaderValue); INLINE_HEADERS]>);
+
+impl KeptHeaders {
+    pub(super) fn keep(&mut self, headers: &HeaderMap) {
+        self.0.reserve(headers.len());
+        for (name, value) in headers {
+            self.0.push((name.clone(), value.clone()));
+        }
+    }
+}
+
+/// A request, kept so that it can be sent again byte for byte with its headers.
 #[derive(Debug)]
 pub(super) struct Kept<B> {
     method: Method,
     uri: Uri,
     version: Version,
-    headers: SmallVec<[(HeaderName, HeaderValue); INLINE_HEADERS]>,
     extensions: Extensions,
     body: B,
 }
 
 impl<B: Replay> Kept<B> {
+    /// Keeps all but the headers, or nothing if the body cannot be sent again.
     pub(super) fn of(request: &Request<B>) -> Option<Self> {
         Some(Self {
             body: request.body().replay()?,
             method: request.method().clone(),
             uri: request.uri().clone(),
             version: request.version(),
-            headers: request
-                .headers()
-                .iter()
-                .map(|(name, value)| (name.clone(), value.clone()))
-                .collect(),
             extensions: request.extensions().clone(),
         })
     }
 
-    /// Returns the request once more, or `None` if its body cannot be sent again.
-    pub(super) fn request(&self) -> Option<Request<B>> {
-        let mut request = Request::new(self.body.replay()?);
+    /// Returns the body once more, or `None` if it cannot be sent again.
+    pub(super) fn body(&self) -> Option<B> {
+        self.body.replay()
+    }
+
+    /// Returns the request once more, around a body that was made by [`body`](Self::body).
+    pub(super) fn request(&self, headers: &KeptHeaders, body: B) -> Request<B> {
+        let mut request = Request::new(body);
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = self.uri.clone();
         *request.version_mut() = self.version;
         *request.extensions_mut() = self.extensions.clone();
         // As many headers as one map held before fit a map again: neither call fails.
-        let mut headers = HeaderMap::try_with_capacity(self.headers.len()).unwrap_or_default();
-        for (name, value) in &self.headers {
-            let _ = headers.try_append(name, value.clone());
+        let mut map = HeaderMap::try_with_capacity(headers.0.len()).unwrap_or_default();
+        for (name, value) in &headers.0 {
+            let _ = map.try_append(name, value.clone());
         }
-        *request.headers_mut() = headers;
-        Some(request)
+        *request.headers_mut() = map;
+        request
     }
 }
 
@@ -67,7 +81,10 @@ mod tests {
                 request = request.header(format!("x-{}", i % 5), i.to_string());
             }
             let request = request.extension(7_u8).body("body").unwrap();
-            let again = Kept::of(&request).unwrap().request().unwrap();
+            let kept = Kept::of(&request).unwrap();
+            let mut headers = KeptHeaders::default();
+            headers.keep(request.headers());
+            let again = kept.request(&headers, kept.body().unwrap());
             assert_eq!(again.method(), request.method());
             assert_eq!(again.uri(), request.uri());
             assert_eq!(again.version(), request.version());

@@ -31,7 +31,9 @@ use tower_service::Service;
 
 use self::backoff::Random;
 use self::call::Call;
+use self::future::Again;
 use self::kept::Kept;
+use crate::layer::set::Names;
 use crate::protocol::IDEMPOTENCY_KEY;
 
 pub use self::backoff::Backoff;
@@ -136,6 +138,8 @@ struct Policy {
     drain_bytes: usize,
     drain_time: Duration,
     random: Random,
+    /// What each attempt is named with, within [`AegisLayer`](crate::layer::AegisLayer).
+    names: Option<Names>,
 }
 
 impl RetryLayer {
@@ -156,6 +160,7 @@ impl RetryLayer {
                 drain_bytes: 64 * 1024,
                 drain_time: Duration::from_millis(250),
                 random: Random::new(),
+                names: None,
             },
         }
     }
@@ -273,6 +278,13 @@ impl RetryLayer {
         self
     }
 
+    /// Writes these into each attempt, as if their layers stood above.
+    pub(super) fn named(&self, names: Names) -> Self {
+        let mut layer = self.clone();
+        layer.policy.names = Some(names);
+        layer
+    }
+
     /// Seeds the jitter, so that the same calls wait the same times. For tests.
     #[must_use]
     pub fn seed(mut self, seed: u64) -> Self {
@@ -357,6 +369,7 @@ where
             .map_err(|error| RetryError::failed(error.into(), 0, Delivery::NeverSent))
     }
 
+    #[inline]
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let policy = &self.policy;
         let extensions = request.extensions();
@@ -381,22 +394,21 @@ where
         } else {
             Kept::of(&request)
         };
-        let call = Call::new(
-            policy.clone(),
-            max_retries,
-            attempt_timeout,
-            deadline,
-            delivery::safe_to_send_again(&request, &policy.key_header),
-        );
-        call.number(&mut request);
-        let Some(kept) = kept else {
-            return RetryFuture::once(self.inner.call(request), call);
-        };
-        // The instance that was polled ready is the one to call. It then moves into the future, for the attempts to come;
-        // the clone that stays behind has to be polled ready anew.
-        let clone = self.inner.clone();
-        let mut ready = mem::replace(&mut self.inner, clone);
-        RetryFuture::with_retries(ready.call(request), call, ready, kept)
+        let call = Call::new(policy.clone(), max_retries, attempt_timeout, deadline);
+        // The instance that was polled ready is the one to call. It moves into the future, for the attempts to come; the
+        // clone that stays behind has to be polled ready anew.
+        let again = kept.map(|kept| {
+            let clone = self.inner.clone();
+            Again {
+                service: mem::replace(&mut self.inner, clone),
+                kept,
+            }
+        });
+        let mut future = RetryFuture::new(call, again);
+        let service = future.prepare(&mut request, &mut self.inner);
+        let attempt = service.call(request);
+        future.start(attempt);
+        future
     }
 }
 

@@ -1,0 +1,269 @@
+//! Writes what the other benches measured as one table into README.md, and as a plot beside it.
+//!
+//! Without `--write` the table is printed and nothing is changed.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout
+)]
+
+#[path = "support/plot.rs"]
+mod plot;
+#[path = "support/results.rs"]
+#[allow(dead_code)]
+mod results;
+
+use std::fmt::Write;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::Value;
+
+const BEGIN: &str = "<!-- benches: begin -->";
+const END: &str = "<!-- benches: end -->";
+
+fn main() {
+    if !results::is_asked_for() {
+        return;
+    }
+    let overhead = load("overhead");
+    let loopback = load("loopback");
+    let server = load("server");
+    let mut text = String::new();
+    writeln!(text, "{}\n", machine()).unwrap();
+    calls(&mut text, &overhead);
+    end_to_end(&mut text, &loopback);
+    decisions(&mut text, &server);
+    println!("{text}");
+    if !std::env::args().any(|argument| argument == "--write") {
+        return;
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let readme = root.join("README.md");
+    let before = fs::read_to_string(&readme).unwrap();
+    let (head, rest) = before.split_once(BEGIN).expect("README.md has no markers");
+    let (_, tail) = rest.split_once(END).expect("README.md has no end marker");
+    let plot = "![What a call costs beyond the bare one](benches/plot.svg)";
+    let after = format!("{head}{BEGIN}\n{text}\n{plot}\n{END}{tail}");
+    fs::write(readme, after).unwrap();
+    fs::write(root.join("benches/plot.svg"), plot::of(&bars(&overhead))).unwrap();
+}
+
+/// What a bench left behind; an empty list if it was not run.
+fn load(name: &str) -> Vec<Value> {
+    let text = fs::read_to_string(results::folder().join(format!("{name}.json")));
+    text.map_or_else(|_| Vec::new(), |text| serde_json::from_str(&text).unwrap())
+}
+
+fn row<'a>(rows: &'a [Value], name: &str) -> Option<&'a Value> {
+    rows.iter().find(|row| row["name"] == name)
+}
+
+/// The median of a stack's calls that fail so many times first, in nanoseconds. 0 and 1 and 2 are none, one and three.
+fn nanoseconds(rows: &[Value], name: &str, column: usize) -> Option<f64> {
+    row(rows, name)?["nanoseconds"][column].as_f64()
+}
+
+/// What a stack is measured against.
+fn bare_of(name: &str) -> &'static str {
+    if name.starts_with("reqwest") {
+        "reqwest-middleware, bare"
+    } else {
+        "bare"
+    }
+}
+
+/// What a stack costs beyond the bare call: nanoseconds and allocations.
+fn beyond(rows: &[Value], name: &str) -> Option<(f64, f64)> {
+    let bare = bare_of(name);
+    let time = nanoseconds(rows, name, 0)? - nanoseconds(rows, bare, 0)?;
+    let count = |name| row(rows, name)?["allocations"][0].as_f64();
+    Some((time, count(name)? - count(bare)?))
+}
+
+const FLOOR: &str = "floor: four headers";
+
+fn bars(rows: &[Value]) -> Vec<plot::Bar> {
+    let names = rows.iter().filter_map(|row| row["name"].as_str());
+    names
+        .filter(|name| *name != bare_of(name))
+        .filter_map(|name| {
+            let (time, allocations) = beyond(rows, name)?;
+            Some(plot::Bar {
+                label: name.to_owned(),
+                value: time,
+                note: format!("{time:.0} ns, {allocations:.0} allocations"),
+                ours: name.ends_with("Layer"),
+            })
+        })
+        .collect()
+}
+
+fn calls(text: &mut String, rows: &[Value]) {
+    let Some((floor, _)) = beyond(rows, FLOOR) else {
+        return;
+    };
+    writeln!(
+        text,
+        "**Per call**, beyond the same call without layers, over a service that answers at once:\n"
+    )
+    .unwrap();
+    writeln!(
+        text,
+        "| stack | ns | of the floor | allocations | one retry, ns in all | three |"
+    )
+    .unwrap();
+    writeln!(text, "| --- | ---: | ---: | ---: | ---: | ---: |").unwrap();
+    for name in rows.iter().filter_map(|row| row["name"].as_str()) {
+        if name == bare_of(name) {
+            continue;
+        }
+        let Some((time, allocations)) = beyond(rows, name) else {
+            continue;
+        };
+        let whole = |column| {
+            nanoseconds(rows, name, column)
+                .map_or(String::from("–"), |value| format!("{value:.0}"))
+        };
+        writeln!(
+            text,
+            "| {name} | {time:.0} | {:.2} | {allocations:.0} | {} | {} |",
+            time / floor,
+            whole(1),
+            whole(2)
+        )
+        .unwrap();
+    }
+    writeln!(text).unwrap();
+}
+
+/// One row for each line of a bench of rates, with its share of a base line.
+fn rates(
+    text: &mut String,
+    rows: &[Value],
+    label: impl Fn(&Value) -> String,
+    base: impl Fn(&Value) -> Option<f64>,
+    more: impl Fn(&Value) -> String,
+) {
+    for row in rows {
+        let summary = &row["summary"];
+        let figure = |name: &str| summary[name].as_f64().unwrap_or(f64::NAN);
+        let share = base(row).map_or(String::from("–"), |base| {
+            format!("{:.0} %", 100.0 * figure("rate") / base)
+        });
+        writeln!(
+            text,
+            "| {} | {:.0} | {share} | {:.0} | {:.0} |{}",
+            label(row),
+            figure("rate"),
+            figure("p50"),
+            figure("p99"),
+            more(row)
+        )
+        .unwrap();
+    }
+    writeln!(text).unwrap();
+}
+
+fn end_to_end(text: &mut String, rows: &[Value]) {
+    if rows.is_empty() {
+        return;
+    }
+    writeln!(
+        text,
+        "**End to end**, over kept connections on loopback, client and server on one core each:\n"
+    )
+    .unwrap();
+    writeln!(text, "| client | calls/s | share | p50, µs | p99, µs |").unwrap();
+    writeln!(text, "| --- | ---: | ---: | ---: | ---: |").unwrap();
+    let rate_of = |name: &str, concurrency: &Value| {
+        let same = |row: &&Value| row["name"] == name && row["concurrency"] == *concurrency;
+        rows.iter().find(same)?["summary"]["rate"].as_f64()
+    };
+    rates(
+        text,
+        rows,
+        |row| {
+            format!(
+                "{}, {} at once",
+                row["name"].as_str().unwrap(),
+                row["concurrency"]
+            )
+        },
+        |row| rate_of("hyper-util, constant headers", &row["concurrency"]),
+        |_| String::new(),
+    );
+}
+
+fn decisions(text: &mut String, rows: &[Value]) {
+    if rows.is_empty() {
+        return;
+    }
+    writeln!(
+        text,
+        "**The server**, with a load generator of one thread beside it on the same machine:\n"
+    )
+    .unwrap();
+    writeln!(text, "| store and load | decisions/s | share | p50, µs | p99, µs | memory, MiB | disk, bytes an action |").unwrap();
+    writeln!(text, "| --- | ---: | ---: | ---: | ---: | ---: | ---: |").unwrap();
+    let limit = |row: &Value| {
+        let same = |other: &&Value| {
+            other["name"] == "in-memory store"
+                && other["connections"] == row["connections"]
+                && other["repeated"] == row["repeated"]
+        };
+        rows.iter().find(same)?["summary"]["rate"].as_f64()
+    };
+    let label = |row: &Value| {
+        let keys = if row["repeated"] == true {
+            ", duplicates only"
+        } else {
+            ""
+        };
+        format!(
+            "{}, {} connections{keys}",
+            row["name"].as_str().unwrap(),
+            row["connections"]
+        )
+    };
+    let more = |row: &Value| {
+        let cell = |name: &str, unit: f64| {
+            row[name]
+                .as_f64()
+                .map_or(String::from("–"), |value| format!("{:.0}", value / unit))
+        };
+        format!(
+            " {} | {} |",
+            cell("resident", 1024.0 * 1024.0),
+            cell("disk", 1.0)
+        )
+    };
+    rates(text, rows, label, limit, more);
+}
+
+/// What the figures were measured on, and when.
+fn machine() -> String {
+    let run = |program: &str, arguments: &[&str]| {
+        let output = Command::new(program).args(arguments).output().ok();
+        output.map_or(String::from("unknown"), |output| {
+            String::from_utf8_lossy(&output.stdout).trim().to_owned()
+        })
+    };
+    let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpuinfo
+        .lines()
+        .find_map(|line| line.strip_prefix("model name"));
+    let model = model.map_or("unknown CPU", |rest| {
+        rest.trim_start_matches([' ', '\t', ':'])
+    });
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    format!(
+        "{model}, {cores} cores, Linux {}, {}, {}. Medians over interleaved rounds; `bash benches/run` makes this table.",
+        run("uname", &["-r"]),
+        run("rustc", &["--version"]),
+        run("date", &["-u", "+%Y-%m-%d"]),
+    )
+}

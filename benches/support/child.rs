@@ -1,0 +1,72 @@
+//! The other end, in a process of its own: this very binary, run again as a server.
+
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::process::{Child, ChildStdin, Command, Stdio};
+
+/// The argument that makes the binary a server.
+pub(crate) const SERVE: &str = "--serve";
+
+pub(crate) struct Peer {
+    child: Child,
+    /// The server stops when this closes.
+    stdin: Option<ChildStdin>,
+    pub(crate) address: SocketAddr,
+}
+
+impl Peer {
+    pub(crate) fn spawn(arguments: &[&str]) -> Self {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .arg(SERVE)
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stdin = child.stdin.take();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        Self {
+            address: line.trim().parse().unwrap(),
+            child,
+            stdin,
+        }
+    }
+
+    /// The memory that the server has now, in bytes.
+    #[allow(dead_code)]
+    pub(crate) fn resident(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+        let kib = line.and_then(|line| line.split_whitespace().nth(1));
+        kib.unwrap().parse::<u64>().unwrap() * 1024
+    }
+
+    /// Stops the server in good order.
+    pub(crate) fn stop(mut self) {
+        self.stdin = None;
+        assert!(self.child.wait().unwrap().success());
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        if self.stdin.is_some() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// In the child: tells the address, and returns when it is time to stop.
+pub(crate) async fn announce(address: SocketAddr) {
+    println!("{address}");
+    let (stop, stopped) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        let _ = stop.send(());
+    });
+    let _ = stopped.await;
+}

@@ -1,0 +1,31 @@
+//! What a bench measured, left for the report in the build folder.
+
+use std::fs;
+use std::path::PathBuf;
+
+use serde_json::Value;
+
+pub(crate) fn folder() -> PathBuf {
+    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("bench");
+    fs::create_dir_all(&folder).unwrap();
+    folder
+}
+
+pub(crate) fn save(name: &str, results: &Value) {
+    let text = serde_json::to_string_pretty(results).unwrap();
+    fs::write(folder().join(format!("{name}.json")), text).unwrap();
+}
+
+/// `cargo test` runs benches too, without this argument: then there is nothing to do.
+pub(crate) fn is_asked_for() -> bool {
+    std::env::args().any(|argument| argument == "--bench")
+}
+
+pub(crate) fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    match values.len() {
+        0 => f64::NAN,
+        n if n % 2 == 1 => values[n / 2],
+        n => f64::midpoint(values[n / 2 - 1], values[n / 2]),
+    }
+}

@@ -1,0 +1,285 @@
+use std::convert::Infallible;
+use std::future::{Ready, ready};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderValue, StatusCode};
+use tower::{ServiceBuilder, ServiceExt, service_fn};
+
+use super::*;
+use crate::layer::{Attempts, Backoff, Confirmation, ReplayBodyLayer};
+use crate::protocol::{IdempotencyKey, RequestId};
+
+type Seen = Arc<Mutex<Vec<HeaderMap>>>;
+
+/// A peer that answers with these statuses, one after the other, and notes the headers that it saw.
+fn peer(
+    statuses: &'static [u16],
+) -> (
+    impl Service<Request<()>, Response = Response<String>, Error = Infallible> + Clone,
+    Seen,
+) {
+    let seen = Seen::default();
+    let noted = seen.clone();
+    let service = service_fn(move |request: Request<()>| {
+        let mut seen = noted.lock().unwrap();
+        seen.push(request.headers().clone());
+        let status = statuses[(seen.len() - 1) % statuses.len()];
+        let status = StatusCode::from_u16(status).unwrap();
+        let response = Response::builder().status(status).body(String::new());
+        async { Ok(response.unwrap()) }
+    });
+    (service, seen)
+}
+
+fn layer() -> AegisLayer {
+    AegisLayer::new()
+        .tenant(TenantId::new("acme").unwrap())
+        .thread(ThreadId::new("run-7").unwrap())
+        .retry(RetryLayer::new().backoff(Backoff::none()))
+}
+
+fn lines(headers: &HeaderMap) -> Vec<(String, Vec<u8>)> {
+    let lines = headers.iter();
+    lines
+        .map(|(name, value)| (name.to_string(), value.as_bytes().to_vec()))
+        .collect()
+}
+
+#[tokio::test]
+async fn all_attempts_carry_the_same_headers_in_the_same_order() {
+    let minting = layer().mint_idempotency_key();
+    let quoting = layer().set_idempotency_key(SetIdempotencyKeyLayer::mint().quoted());
+    let key = IdempotencyKey::new("k-1").unwrap();
+    for (layer, key) in [(minting, None), (quoting, None), (layer(), Some(key))] {
+        let (peer, seen) = peer(&[503, 503, 200]);
+        let mut request = Request::post("/")
+            .header("x-own", "1")
+            .header("thread-id", "mine")
+            .header("x-own", "2")
+            .body(())
+            .unwrap();
+        request
+            .extensions_mut()
+            .insert(TenantId::new("other").unwrap());
+        if let Some(key) = key {
+            request.extensions_mut().insert(key);
+        }
+        let response = layer.layer(peer).oneshot(request).await.unwrap();
+        assert_eq!(Attempts::of(&response), 3);
+        let seen = seen.lock().unwrap();
+        assert_eq!(seen.len(), 3);
+        assert_eq!(seen[0]["tenant-id"], "other");
+        assert_eq!(seen[0]["thread-id"], "mine");
+        assert!(seen[0]["x-request-id"].len() == 36);
+        assert!(!seen[0]["idempotency-key"].is_empty());
+        assert_eq!(seen[0].get_all("x-own").iter().count(), 2);
+        for again in &seen[1..] {
+            assert_eq!(lines(again), lines(&seen[0]));
+        }
+    }
+}
+
+#[tokio::test]
+async fn it_sends_what_its_layers_send_around_one_another() {
+    let request = || {
+        let request = Request::post("/").header("x-own", "1");
+        let request = request.header("x-request-id", "id-1");
+        let key = IdempotencyKey::new("k-1").unwrap();
+        request.extension(key).body(()).unwrap()
+    };
+    let (one, in_one) = peer(&[503, 409]);
+    let answer = layer().layer(one).oneshot(request()).await.unwrap();
+    let (many, in_many) = peer(&[503, 409]);
+    let service = ServiceBuilder::new()
+        .layer(layer().tenant)
+        .layer(layer().thread)
+        .layer(layer().key)
+        .layer(layer().request_id)
+        .layer(layer().confirm)
+        .layer(layer().retry)
+        .service(many);
+    let other = service.oneshot(request()).await.unwrap();
+    assert_eq!(
+        (answer.status(), other.status()),
+        (StatusCode::OK, StatusCode::OK)
+    );
+    let (in_one, in_many) = (in_one.lock().unwrap(), in_many.lock().unwrap());
+    let all = |seen: &[HeaderMap]| seen.iter().map(lines).collect::<Vec<_>>();
+    assert_eq!(all(&in_one), all(&in_many));
+    assert_eq!(in_one.len(), 2);
+}
+
+#[tokio::test]
+async fn a_key_in_another_header_is_seen_by_all_layers_and_a_blank_one_by_none() {
+    let name = HeaderName::from_static("x-once");
+    let renamed = layer()
+        .mint_idempotency_key()
+        .idempotency_header(name.clone());
+    let (service, seen) = peer(&[503, 409]);
+    let request = Request::post("/").body(()).unwrap();
+    let answer = renamed.clone().layer(service).oneshot(request).await;
+    assert_eq!(answer.unwrap().status(), StatusCode::OK);
+    {
+        let seen = seen.lock().unwrap();
+        assert_eq!(seen.len(), 2);
+        assert_eq!(seen[0]["x-once"], seen[1]["x-once"]);
+    }
+
+    for status in [&[503], &[409]] {
+        let (service, seen) = peer(status);
+        let mut request = Request::post("/").body(()).unwrap();
+        request
+            .headers_mut()
+            .insert(name.clone(), HeaderValue::from_static(" "));
+        let answer = renamed.clone().layer(service).oneshot(request).await;
+        assert_eq!(answer.unwrap().status().as_u16(), status[0]);
+        assert_eq!(seen.lock().unwrap().len(), 1);
+    }
+
+    // The gate looks at another header than the key is written to: it sees none.
+    let apart = layer()
+        .mint_idempotency_key()
+        .retry(RetryLayer::new().idempotency_header(name))
+        .confirm(ConfirmDuplicateLayer::new());
+    let (service, seen) = peer(&[503]);
+    let request = Request::post("/").body(()).unwrap();
+    let answer = apart.layer(service).oneshot(request).await.unwrap();
+    assert_eq!(answer.status().as_u16(), 503);
+    assert_eq!(seen.lock().unwrap().len(), 1);
+}
+
+type Payload = http_body_util::Full<bytes::Bytes>;
+
+/// Answers with the status that `x-status` asks for, and with the headers that it was sent; ready only if it is told so.
+#[derive(Clone)]
+struct Echo {
+    is_ready: bool,
+}
+
+impl<B> Service<Request<B>> for Echo {
+    type Response = Response<Payload>;
+    type Error = Infallible;
+    type Future = Ready<Result<Response<Payload>, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        if self.is_ready {
+            Poll::Ready(Ok(()))
+        } else {
+            Poll::Pending
+        }
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let mut response = Response::new(Payload::default());
+        *response.headers_mut() = request.headers().clone();
+        let status = request.headers().get("x-status");
+        let status = status.and_then(|status| status.to_str().ok()?.parse().ok());
+        *response.status_mut() =
+            StatusCode::from_u16(status.unwrap_or(200)).unwrap_or(StatusCode::OK);
+        ready(Ok(response))
+    }
+}
+
+async fn answer(layer: &AegisLayer, status: &'static str) -> Response<Payload> {
+    let mut request = Request::post("/").body(Payload::default()).unwrap();
+    let asked = HeaderValue::from_static(status);
+    request.headers_mut().insert("x-status", asked);
+    layer
+        .layer(Echo { is_ready: true })
+        .oneshot(request)
+        .await
+        .unwrap()
+}
+
+async fn sent(layer: &AegisLayer) -> HeaderMap {
+    answer(layer, "200").await.headers().clone()
+}
+
+#[tokio::test]
+async fn by_default_only_the_request_id_is_minted() {
+    let headers = sent(&AegisLayer::new()).await;
+    assert_eq!(headers.len(), 2);
+    let id = RequestId::new(headers["x-request-id"].to_str().unwrap()).unwrap();
+    assert!(id.as_uuid_v4().is_some());
+}
+
+#[tokio::test]
+async fn every_setting_takes_effect_beside_the_others() {
+    let layer = AegisLayer::new()
+        .tenant(TenantId::new("t").unwrap())
+        .thread(ThreadId::new("h").unwrap())
+        .mint_idempotency_key();
+    let headers = sent(&layer).await;
+    assert_eq!(
+        (&headers["tenant-id"], &headers["thread-id"]),
+        (&"t".parse().unwrap(), &"h".parse().unwrap())
+    );
+    assert!(IdempotencyKey::from_header(&headers["idempotency-key"]).is_ok());
+
+    let named = HeaderName::from_static;
+    let layer = layer
+        .set_tenant(SetTenantLayer::new(TenantId::new("t2").unwrap()).header(named("x-tenant")))
+        .set_thread(SetThreadLayer::new(ThreadId::new("h2").unwrap()).header(named("x-thread")))
+        .set_idempotency_key(SetIdempotencyKeyLayer::mint().quoted())
+        .set_request_id(SetRequestIdLayer::mint().header(named("x-call")));
+    let headers = sent(&layer).await;
+    assert_eq!(
+        (&headers["x-tenant"], &headers["x-thread"]),
+        (&"t2".parse().unwrap(), &"h2".parse().unwrap())
+    );
+    assert!(headers["idempotency-key"].as_bytes().starts_with(b"\""));
+    assert_eq!(headers["x-call"].len(), 36);
+    assert_eq!(headers.len(), 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn retry_and_confirmation_are_the_ones_that_were_set() {
+    let layer = AegisLayer::new()
+        .tenant(TenantId::new("t").unwrap())
+        .mint_idempotency_key()
+        .confirm(ConfirmDuplicateLayer::new().status(StatusCode::ACCEPTED))
+        .retry(RetryLayer::new().max_retries(1).backoff(Backoff::none()));
+    let response = answer(&layer, "409").await;
+    assert_eq!(response.status(), 202);
+    assert_eq!(Confirmation::of(&response), Some(Confirmation::Duplicate));
+    let response = answer(&layer, "503").await;
+    assert_eq!(Attempts::of(&response), 2);
+    assert_eq!(response.headers()["tenant-id"], "t");
+
+    let moved = layer.idempotency_header(HeaderName::from_static("x-key"));
+    let response = answer(&moved, "409").await;
+    assert_eq!(response.status(), 202);
+    assert!(response.headers().contains_key("x-key"));
+    assert!(!response.headers().contains_key("idempotency-key"));
+    assert_eq!(response.headers()["tenant-id"], "t");
+    assert_eq!(Attempts::of(&answer(&moved, "503").await), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_layer_is_ready_before_the_service_is() {
+    async fn is_ready<S: Service<Request<Payload>>>(mut service: S) -> bool {
+        let ready = tokio::time::timeout(Duration::from_secs(1), service.ready());
+        ready.await.is_ok_and(|ready| ready.is_ok())
+    }
+    for expected in [false, true] {
+        let echo = Echo { is_ready: expected };
+        let tenant = SetTenantLayer::from_extension();
+        let thread = SetThreadLayer::from_extension();
+        assert_eq!(is_ready(tenant.layer(echo.clone())).await, expected);
+        assert_eq!(is_ready(thread.layer(echo.clone())).await, expected);
+        let key = SetIdempotencyKeyLayer::mint();
+        assert_eq!(is_ready(key.layer(echo.clone())).await, expected);
+        let id = SetRequestIdLayer::mint();
+        assert_eq!(is_ready(id.layer(echo.clone())).await, expected);
+        let confirm = ConfirmDuplicateLayer::new();
+        assert_eq!(is_ready(confirm.layer(echo.clone())).await, expected);
+        assert_eq!(
+            is_ready(RetryLayer::new().layer(echo.clone())).await,
+            expected
+        );
+        let replay = ReplayBodyLayer::new();
+        assert_eq!(is_ready(replay.layer(echo.clone())).await, expected);
+        assert_eq!(is_ready(AegisLayer::new().layer(echo)).await, expected);
+    }
+}
