@@ -67,7 +67,7 @@ pub use self::set::{
     SetTenantLayer, SetThread, SetThreadLayer,
 };
 
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 /// The head of a response, as far as a rule may look at it.
 #[derive(Debug, Clone, Copy)]
@@ -87,4 +87,15 @@ impl<'a> ResponseHead<'a> {
             headers: response.headers(),
         }
     }
+}
+
+/// Returns a header's first value. Comparing a name with a few others takes less time than hashing it.
+fn first_value<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderValue> {
+    if headers.len() > 16 {
+        return headers.get(name);
+    }
+    let mut lines = headers.iter();
+    lines
+        .find(|(other, _)| *other == name)
+        .map(|(_, value)| value)
 }

@@ -8,6 +8,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request};
 use tower_layer::Layer;
 use tower_service::Service;
 
+use super::first_value;
 use crate::protocol::{
     IDEMPOTENCY_KEY, IdempotencyKey, RequestId, TENANT_ID, THREAD_ID, TenantId, ThreadId,
     X_REQUEST_ID,
@@ -54,7 +55,7 @@ impl Setting {
         usual: HeaderName,
     ) -> bool {
         let headers = request.headers_mut();
-        if is_set(headers, &self.header) {
+        if first_value(headers, &self.header).is_some() {
             return false;
         }
         // Each value goes from where it is made into the map: to gather them in a variable costs a move for each.
@@ -113,14 +114,6 @@ impl Names {
     pub(super) fn key_header(&self) -> &HeaderName {
         &self.key.setting.header
     }
-}
-
-/// Whether a header is there. Comparing a name with a few others takes less time than hashing it.
-fn is_set(headers: &HeaderMap, name: &HeaderName) -> bool {
-    if headers.len() > 16 {
-        return headers.contains_key(name);
-    }
-    headers.keys().any(|other| other == name)
 }
 
 macro_rules! set_header {

@@ -3,9 +3,10 @@
 use std::error::Error;
 use std::fmt;
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use http::{HeaderMap, HeaderName, Method};
 
 use super::{RetryError, SafeToRetry};
+use crate::layer::first_value;
 
 /// What is known of a request's delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -140,15 +141,7 @@ fn is_idempotent(method: &Method) -> bool {
 
 /// Whether `headers` hold an idempotency key. A blank value is none.
 pub(crate) fn carries_key(headers: &HeaderMap, key_header: &HeaderName) -> bool {
-    let is_key = |key: &HeaderValue| !key.as_bytes().trim_ascii().is_empty();
-    if headers.len() > 16 {
-        return headers.get(key_header).is_some_and(is_key);
-    }
-    // Comparing a name with a few others takes less time than hashing it.
-    headers
-        .iter()
-        .find(|(name, _)| *name == key_header)
-        .is_some_and(|(_, key)| is_key(key))
+    first_value(headers, key_header).is_some_and(|key| !key.as_bytes().trim_ascii().is_empty())
 }
 
 #[cfg(test)]
