@@ -11,8 +11,8 @@ use tower_service::Service;
 
 use super::set::Names;
 use super::{
-    ConfirmDuplicate, ConfirmDuplicateLayer, ConfirmFuture, Replay, Retry, RetryError, RetryFuture,
-    RetryLayer, SetIdempotencyKeyLayer, SetRequestIdLayer, SetTenantLayer, SetThreadLayer,
+    ConfirmDuplicateLayer, Replay, Retry, RetryError, RetryFuture, RetryLayer,
+    SetIdempotencyKeyLayer, SetRequestIdLayer, SetTenantLayer, SetThreadLayer,
 };
 use crate::protocol::{TenantId, ThreadId};
 
@@ -154,7 +154,7 @@ impl<S> Layer<S> for AegisLayer {
             request_id: self.request_id.clone(),
         };
         Aegis {
-            stack: self.confirm.layer(self.retry.named(names).layer(inner)),
+            retry: self.retry.within(names, self.confirm.clone()).layer(inner),
         }
     }
 }
@@ -165,13 +165,13 @@ impl<S> Layer<S> for AegisLayer {
 /// need not be kept beside the caller's own; what is minted is minted once a call.
 #[derive(Clone)]
 pub struct Aegis<S> {
-    stack: ConfirmDuplicate<Retry<S>>,
+    retry: Retry<S>,
 }
 
 impl<S> Aegis<S> {
     /// Borrows the inner service.
     pub fn get_ref(&self) -> &S {
-        self.stack.get_ref().get_ref()
+        self.retry.get_ref()
     }
 }
 
@@ -190,15 +190,15 @@ where
 {
     type Response = Response<R>;
     type Error = RetryError;
-    type Future = ConfirmFuture<RetryFuture<S, B, R>>;
+    type Future = RetryFuture<S, B, R>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.stack.poll_ready(cx)
+        self.retry.poll_ready(cx)
     }
 
     #[inline]
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        self.stack.call_named(request)
+        self.retry.call(request)
     }
 }
 

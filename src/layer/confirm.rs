@@ -1,6 +1,5 @@
 //! Turns 409 to a request that carried an idempotency key into a confirmed success.
 
-use std::error::Error as StdError;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -8,13 +7,11 @@ use std::task::{Context, Poll, ready};
 
 use http::header::RETRY_AFTER;
 use http::{HeaderName, Request, Response, StatusCode};
-use http_body::Body;
 use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::retry::carries_key;
-use super::{Replay, ResponseHead, Retry, RetryFuture};
+use super::{ResponseHead, carries_key};
 use crate::protocol::IDEMPOTENCY_KEY;
 
 /// Whether a success is this call's own, or confirms that an earlier call with the same key had it.
@@ -79,12 +76,13 @@ type Predicate = Arc<dyn Fn(&ResponseHead<'_>) -> bool + Send + Sync>;
 /// ```
 #[derive(Clone)]
 pub struct ConfirmDuplicateLayer {
-    settings: Settings,
+    key_header: HeaderName,
+    confirm: Confirm,
 }
 
+/// How the answer to a request with a key is judged.
 #[derive(Clone)]
-struct Settings {
-    key_header: HeaderName,
+struct Confirm {
     /// The status that 409 becomes; `None` leaves it.
     status: Option<StatusCode>,
     predicate: Option<Predicate>,
@@ -94,8 +92,8 @@ impl ConfirmDuplicateLayer {
     /// Turns a confirmed 409 into 200.
     pub fn new() -> Self {
         Self {
-            settings: Settings {
-                key_header: IDEMPOTENCY_KEY,
+            key_header: IDEMPOTENCY_KEY,
+            confirm: Confirm {
                 status: Some(StatusCode::OK),
                 predicate: None,
             },
@@ -113,14 +111,14 @@ impl ConfirmDuplicateLayer {
             status.is_success(),
             "a confirmed duplicate is a success; allowed are 200 to 299, not {status}"
         );
-        self.settings.status = Some(status);
+        self.confirm.status = Some(status);
         self
     }
 
     /// Leaves the status at 409 and only adds [`Confirmation::Duplicate`] to the extensions.
     #[must_use]
     pub fn annotate_only(mut self) -> Self {
-        self.settings.status = None;
+        self.confirm.status = None;
         self
     }
 
@@ -130,25 +128,26 @@ impl ConfirmDuplicateLayer {
     where
         P: Fn(&ResponseHead<'_>) -> bool + Send + Sync + 'static,
     {
-        self.settings.predicate = Some(Arc::new(predicate));
+        self.confirm.predicate = Some(Arc::new(predicate));
         self
     }
 
     /// Looks for the key in another header than `Idempotency-Key`.
     #[must_use]
     pub fn idempotency_header(mut self, name: HeaderName) -> Self {
-        self.settings.key_header = name;
+        self.key_header = name;
         self
     }
-}
 
-impl Settings {
-    /// What is needed to judge the answer to a request that is keyed, or is not.
-    fn confirm(&self, keyed: bool) -> Option<Confirm> {
-        keyed.then(|| Confirm {
-            status: self.status,
-            predicate: self.predicate.clone(),
-        })
+    /// The header that the key is looked for in.
+    pub(super) fn key_header(&self) -> &HeaderName {
+        &self.key_header
+    }
+
+    /// Confirms the answer to a request that carried a key, if it is one to confirm.
+    #[inline]
+    pub(super) fn confirm<R>(&self, response: &mut Response<R>) {
+        self.confirm.confirm(response);
     }
 }
 
@@ -160,16 +159,10 @@ impl Default for ConfirmDuplicateLayer {
 
 impl fmt::Debug for ConfirmDuplicateLayer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.settings.fmt(f)
-    }
-}
-
-impl fmt::Debug for Settings {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ConfirmDuplicate")
             .field("key_header", &self.key_header)
-            .field("status", &self.status)
-            .field("predicate", &self.predicate.is_some())
+            .field("status", &self.confirm.status)
+            .field("predicate", &self.confirm.predicate.is_some())
             .finish()
     }
 }
@@ -180,7 +173,7 @@ impl<S> Layer<S> for ConfirmDuplicateLayer {
     fn layer(&self, inner: S) -> Self::Service {
         ConfirmDuplicate {
             inner,
-            settings: self.settings.clone(),
+            layer: self.clone(),
         }
     }
 }
@@ -189,7 +182,7 @@ impl<S> Layer<S> for ConfirmDuplicateLayer {
 #[derive(Debug, Clone)]
 pub struct ConfirmDuplicate<S> {
     inner: S,
-    settings: Settings,
+    layer: ConfirmDuplicateLayer,
 }
 
 impl<S> ConfirmDuplicate<S> {
@@ -201,32 +194,6 @@ impl<S> ConfirmDuplicate<S> {
     /// Returns the inner service.
     pub fn into_inner(self) -> S {
         self.inner
-    }
-}
-
-impl<S> ConfirmDuplicate<Retry<S>> {
-    /// Calls through a retry that names the call: the key may be written there.
-    #[inline]
-    pub(super) fn call_named<B, R>(
-        &mut self,
-        request: Request<B>,
-    ) -> ConfirmFuture<RetryFuture<S, B, R>>
-    where
-        S: Service<Request<B>, Response = Response<R>> + Clone,
-        S::Error: Into<Box<dyn StdError + Send + Sync>>,
-        B: Replay,
-        R: Body,
-    {
-        let header = &self.settings.key_header;
-        let own = carries_key(request.headers(), header);
-        // The future is large: it is made in its place, and what is known only then is filled in.
-        let mut future = ConfirmFuture {
-            inner: self.inner.call(request),
-            confirm: None,
-        };
-        let keyed = own || future.inner.named_key() == Some(header);
-        future.confirm = self.settings.confirm(keyed);
-        future
     }
 }
 
@@ -243,10 +210,10 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let keyed = carries_key(request.headers(), &self.settings.key_header);
+        let is_keyed = carries_key(request.headers(), &self.layer.key_header);
         ConfirmFuture {
             inner: self.inner.call(request),
-            confirm: self.settings.confirm(keyed),
+            confirm: is_keyed.then(|| self.layer.confirm.clone()),
         }
     }
 }
@@ -262,15 +229,20 @@ pin_project! {
     }
 }
 
-struct Confirm {
-    status: Option<StatusCode>,
-    predicate: Option<Predicate>,
-}
-
 impl Confirm {
+    #[inline]
+    fn confirm<R>(&self, response: &mut Response<R>) {
+        if response.status() != StatusCode::CONFLICT || !self.accepts(&ResponseHead::of(response)) {
+            return;
+        }
+        if let Some(status) = self.status {
+            *response.status_mut() = status;
+        }
+        response.extensions_mut().insert(Confirmation::Duplicate);
+    }
+
     fn accepts(&self, head: &ResponseHead<'_>) -> bool {
-        head.status == StatusCode::CONFLICT
-            && !head.headers.contains_key(RETRY_AFTER)
+        !head.headers.contains_key(RETRY_AFTER)
             && self.predicate.as_ref().is_none_or(|accepts| accepts(head))
     }
 }
@@ -292,13 +264,8 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let mut response = ready!(this.inner.poll(cx))?;
-        if let Some(confirm) = this.confirm
-            && confirm.accepts(&ResponseHead::of(&response))
-        {
-            if let Some(status) = confirm.status {
-                *response.status_mut() = status;
-            }
-            response.extensions_mut().insert(Confirmation::Duplicate);
+        if let Some(confirm) = this.confirm {
+            confirm.confirm(&mut response);
         }
         Poll::Ready(Ok(response))
     }

@@ -99,3 +99,13 @@ fn first_value<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a Head
         .find(|(other, _)| *other == name)
         .map(|(_, value)| value)
 }
+
+/// Whether a key is blank, which is as good as none.
+fn is_blank(key: &HeaderValue) -> bool {
+    key.as_bytes().trim_ascii().is_empty()
+}
+
+/// Whether `headers` hold an idempotency key.
+fn carries_key(headers: &HeaderMap, key_header: &HeaderName) -> bool {
+    first_value(headers, key_header).is_some_and(|key| !is_blank(key))
+}

@@ -7,11 +7,12 @@ use std::task::{Context, Poll};
 use http::{HeaderMap, HeaderName, HeaderValue, Request};
 use tower_layer::Layer;
 use tower_service::Service;
+use uuid::Uuid;
 
-use super::first_value;
+use super::{first_value, is_blank};
 use crate::protocol::{
     IDEMPOTENCY_KEY, IdempotencyKey, RequestId, TENANT_ID, THREAD_ID, TenantId, ThreadId,
-    X_REQUEST_ID,
+    X_REQUEST_ID, uuid_value,
 };
 
 /// Where a layer's own value comes from.
@@ -21,8 +22,8 @@ enum Source {
     Absent,
     /// Every call gets this value.
     Given(HeaderValue),
-    /// Every call gets a new value.
-    Minted(fn() -> HeaderValue),
+    /// Every call gets a new UUIDv4.
+    Minted,
 }
 
 #[derive(Debug, Clone)]
@@ -31,7 +32,7 @@ struct Setting {
     /// Whether that is another header than the layer's own.
     renamed: bool,
     source: Source,
-    /// How a value from an extension is written.
+    /// How a value that is no header yet is written.
     quoted: bool,
 }
 
@@ -45,25 +46,24 @@ impl Setting {
         }
     }
 
-    /// Returns whether the header is written now. It is not where the request has its own, or there is no value. A value
-    /// that is minted is noted in `minted`, and one that was noted before is taken from there.
-    fn apply<B>(
+    /// Writes the header of a request that has none, and returns whether there was a value for it. An id that is minted is
+    /// noted in `minted`, and one that was noted before is written again.
+    #[inline]
+    fn fill(
         &self,
-        request: &mut Request<B>,
+        headers: &mut HeaderMap,
         extension: Option<HeaderValue>,
-        minted: &mut Option<HeaderValue>,
+        minted: &mut Option<Uuid>,
         usual: HeaderName,
+        sensitive: bool,
     ) -> bool {
-        let headers = request.headers_mut();
-        if first_value(headers, &self.header).is_some() {
-            return false;
-        }
         // Each value goes from where it is made into the map: to gather them in a variable costs a move for each.
         match (extension, &self.source) {
             (Some(value), _) => self.write(headers, usual, value),
             (None, Source::Given(value)) => self.write(headers, usual, value.clone()),
-            (None, Source::Minted(mint)) => {
-                self.write(headers, usual, minted.get_or_insert_with(mint).clone())
+            (None, Source::Minted) => {
+                let id = *minted.get_or_insert_with(Uuid::new_v4);
+                self.write(headers, usual, uuid_value(id, self.quoted, sensitive))
             }
             (None, Source::Absent) => false,
         }
@@ -95,18 +95,59 @@ pub(super) struct Names {
 /// What was minted for a call, so that all of its attempts carry the same.
 #[derive(Debug, Default)]
 pub(super) struct Minted {
-    key: Option<HeaderValue>,
-    request_id: Option<HeaderValue>,
+    key: Option<Uuid>,
+    request_id: Option<Uuid>,
+}
+
+/// Which of the names a request has as it comes.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Own {
+    tenant: bool,
+    thread: bool,
+    key: bool,
+    request_id: bool,
+    /// Whether the key is one, and not blank.
+    pub(super) is_keyed: bool,
+}
+
+impl Own {
+    /// Takes note of one header. The first value of a key is the one that counts.
+    #[inline]
+    pub(super) fn note(&mut self, names: &Names, name: &HeaderName, value: &HeaderValue) {
+        if *name == names.key.setting.header && !self.key {
+            self.key = true;
+            self.is_keyed = !is_blank(value);
+        }
+        self.tenant |= *name == names.tenant.setting.header;
+        self.thread |= *name == names.thread.setting.header;
+        self.request_id |= *name == names.request_id.setting.header;
+    }
 }
 
 impl Names {
-    /// Writes what the request does not have, and returns whether the key was written.
-    pub(super) fn write<B>(&self, request: &mut Request<B>, minted: &mut Minted) -> bool {
+    /// Writes what the request does not have, as one layer after the other does.
+    pub(super) fn set<B>(&self, request: &mut Request<B>, minted: &mut Minted) {
         // Only ids are ever minted.
         self.tenant.set(request, &mut None);
         self.thread.set(request, &mut None);
-        let keyed = self.key.set(request, &mut minted.key);
+        self.key.set(request, &mut minted.key);
         self.request_id.set(request, &mut minted.request_id);
+    }
+
+    /// As [`set`](Self::set), for names that are all different and a request that was looked through before. Returns whether
+    /// the key was written.
+    #[inline]
+    pub(super) fn fill<B>(&self, request: &mut Request<B>, own: Own, minted: &mut Minted) -> bool {
+        if !own.tenant {
+            self.tenant.fill(request, &mut None);
+        }
+        if !own.thread {
+            self.thread.fill(request, &mut None);
+        }
+        let keyed = !own.key && self.key.fill(request, &mut minted.key);
+        if !own.request_id {
+            self.request_id.fill(request, &mut minted.request_id);
+        }
         keyed
     }
 
@@ -114,10 +155,21 @@ impl Names {
     pub(super) fn key_header(&self) -> &HeaderName {
         &self.key.setting.header
     }
+
+    /// Whether no two of the names share a header. If they do, what one layer writes is what the next one finds.
+    pub(super) fn are_distinct(&self) -> bool {
+        let all = [
+            &self.tenant.setting.header,
+            &self.thread.setting.header,
+            &self.key.setting.header,
+            &self.request_id.setting.header,
+        ];
+        (1..all.len()).all(|at| !all[..at].contains(&all[at]))
+    }
 }
 
 macro_rules! set_header {
-    ($layer:ident, $service:ident, $type:ident, $header:ident, $name:literal, $value:expr) => {
+    ($layer:ident, $service:ident, $type:ident, $header:ident, $name:literal, sensitive: $sensitive:literal, $value:expr) => {
         impl $layer {
             /// Sets another header than
             #[doc = concat!("`", $name, "`.")]
@@ -130,14 +182,24 @@ macro_rules! set_header {
         }
 
         impl $layer {
-            /// Writes the header, unless the request has its own or there is no value. Returns whether it did.
-            fn set<B>(&self, request: &mut Request<B>, minted: &mut Option<HeaderValue>) -> bool {
+            /// Writes the header, unless the request has its own or there is no value.
+            fn set<B>(&self, request: &mut Request<B>, minted: &mut Option<Uuid>) {
+                if first_value(request.headers(), &self.setting.header).is_none() {
+                    self.fill(request, minted);
+                }
+            }
+
+            /// Writes the header of a request that has none. Returns whether there was a value.
+            #[inline]
+            fn fill<B>(&self, request: &mut Request<B>, minted: &mut Option<Uuid>) -> bool {
                 let value: fn(&$type, bool) -> HeaderValue = $value;
                 let extension = request
                     .extensions()
                     .get::<$type>()
                     .map(|id| value(id, self.setting.quoted));
-                self.setting.apply(request, extension, minted, $header)
+                let headers = request.headers_mut();
+                self.setting
+                    .fill(headers, extension, minted, $header, $sensitive)
             }
         }
 
@@ -239,6 +301,7 @@ set_header!(
     TenantId,
     TENANT_ID,
     "Tenant-Id",
+    sensitive: true,
     |id, _| { id.header_value() }
 );
 
@@ -293,6 +356,7 @@ set_header!(
     ThreadId,
     THREAD_ID,
     "Thread-Id",
+    sensitive: false,
     |id, _| { id.header_value() }
 );
 
@@ -335,10 +399,7 @@ impl SetIdempotencyKeyLayer {
     /// This turns a POST that could be sent only once into one that may be sent again: use it where the server deduplicates.
     pub fn mint() -> Self {
         Self {
-            setting: Setting::new(
-                IDEMPOTENCY_KEY,
-                Source::Minted(|| IdempotencyKey::mint().header_value()),
-            ),
+            setting: Setting::new(IDEMPOTENCY_KEY, Source::Minted),
         }
     }
 
@@ -355,9 +416,6 @@ impl SetIdempotencyKeyLayer {
     #[must_use]
     pub fn quoted(mut self) -> Self {
         self.setting.quoted = true;
-        if let Source::Minted(mint) = &mut self.setting.source {
-            *mint = || IdempotencyKey::mint().quoted_header_value();
-        }
         self
     }
 }
@@ -368,6 +426,7 @@ set_header!(
     IdempotencyKey,
     IDEMPOTENCY_KEY,
     "Idempotency-Key",
+    sensitive: true,
     |id, quoted| if quoted {
         id.quoted_header_value()
     } else {
@@ -403,10 +462,7 @@ impl SetRequestIdLayer {
     /// Mints an id, a UUIDv4, for every request that has none.
     pub fn mint() -> Self {
         Self {
-            setting: Setting::new(
-                X_REQUEST_ID,
-                Source::Minted(|| RequestId::mint().header_value()),
-            ),
+            setting: Setting::new(X_REQUEST_ID, Source::Minted),
         }
     }
 }
@@ -423,6 +479,7 @@ set_header!(
     RequestId,
     X_REQUEST_ID,
     "X-Request-Id",
+    sensitive: false,
     |id, _| { id.header_value() }
 );
 

@@ -260,7 +260,7 @@ compare_as_text!(IdempotencyKey);
 impl IdempotencyKey {
     /// Mints a random key, a UUIDv4 from a cryptographically secure generator.
     pub fn mint() -> Self {
-        Self(uuid_value(true))
+        Self(uuid_value(Uuid::new_v4(), false, true))
     }
 
     /// Derives a key from the parts that name an action.
@@ -375,7 +375,7 @@ compare_as_text!(RequestId);
 impl RequestId {
     /// Mints a random id, a UUIDv4 from a cryptographically secure generator.
     pub fn mint() -> Self {
-        Self(uuid_value(false))
+        Self(uuid_value(Uuid::new_v4(), false, false))
     }
 
     /// Returns the value of the `X-Request-Id` header.
@@ -393,7 +393,7 @@ impl RequestId {
 
 impl From<Uuid> for RequestId {
     fn from(uuid: Uuid) -> Self {
-        Self(format_uuid(uuid, false))
+        Self(uuid_value(uuid, false, false))
     }
 }
 
@@ -424,17 +424,20 @@ impl fmt::Debug for ApiKey {
     }
 }
 
-/// A fresh UUIDv4 as a header value, in one allocation that its clones share.
-fn uuid_value(sensitive: bool) -> HeaderValue {
-    format_uuid(Uuid::new_v4(), sensitive)
-}
-
-fn format_uuid(uuid: Uuid, sensitive: bool) -> HeaderValue {
-    let mut text = [0; uuid::fmt::Hyphenated::LENGTH];
-    uuid.hyphenated().encode_lower(&mut text);
-    // Hexadecimal digits and hyphens are always a header value; the fallback cannot be reached.
-    let mut value = HeaderValue::from_maybe_shared(Bytes::from_owner(text))
-        .unwrap_or_else(|_| HeaderValue::from_static(""));
+/// A UUID as a header value, in one allocation that its clones share; `quoted` is as a structured-field string.
+pub(crate) fn uuid_value(uuid: Uuid, quoted: bool, sensitive: bool) -> HeaderValue {
+    const LENGTH: usize = uuid::fmt::Hyphenated::LENGTH;
+    let value = if quoted {
+        let mut text = [b'"'; LENGTH + 2];
+        uuid.hyphenated().encode_lower(&mut text[1..=LENGTH]);
+        HeaderValue::from_maybe_shared(Bytes::from_owner(text))
+    } else {
+        let mut text = [0; LENGTH];
+        uuid.hyphenated().encode_lower(&mut text);
+        HeaderValue::from_maybe_shared(Bytes::from_owner(text))
+    };
+    // Hexadecimal digits, hyphens and quotes are always a header value; the fallback cannot be reached.
+    let mut value = value.unwrap_or_else(|_| HeaderValue::from_static(""));
     value.set_sensitive(sensitive);
     value
 }

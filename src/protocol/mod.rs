@@ -23,6 +23,8 @@ pub use self::{
     problem::{Code, Problem},
 };
 
+pub(crate) use self::id::uuid_value;
+
 #[cfg(feature = "server")]
 pub(crate) use self::{
     action::rfc3339,

@@ -3,15 +3,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderName, HeaderValue, Request};
+use http::{Extensions, HeaderValue, Request, Response};
 use tokio::time::Instant;
 
 use super::budget::Withdrawal;
 use super::classify::retry_after;
 use super::delivery::{self, Proof};
-use super::kept::Kept;
-use super::{AttemptEvent, AttemptOutcome, Delivery, Policy, Replay, Verdict};
-use crate::layer::set::Minted;
+use super::kept::{Kept, KeptHeaders};
+use super::{
+    AttemptEvent, AttemptOutcome, AttemptTimeout, Attempts, Deadline, Delivery, MaxRetries, Policy,
+    Replay, Verdict,
+};
+use crate::layer::carries_key;
+use crate::layer::set::{Minted, Own};
 
 /// What is decided and counted over one call.
 pub(super) struct Call {
@@ -21,8 +25,11 @@ pub(super) struct Call {
     pub(super) deadline: Option<Instant>,
     /// Whether the request may be sent again although it may have been acted upon.
     safe: bool,
-    /// Whether the key that it carries was written here.
-    has_named_key: bool,
+    /// Whether the request carries the key that a confirmation needs.
+    is_keyed: bool,
+    /// Which of its names the request had as it came.
+    own: Own,
+    minted: Minted,
     /// Attempts started.
     pub(super) attempts: u32,
     /// Whether any attempt may have reached the service.
@@ -38,25 +45,111 @@ pub(super) struct Call {
 }
 
 impl Call {
-    pub(super) fn new(
-        policy: Arc<Policy>,
-        max_retries: u32,
-        attempt_timeout: Option<Duration>,
-        deadline: Option<Instant>,
-    ) -> Self {
+    /// A call that was not begun yet, by a policy and what the request's extensions put in its place.
+    #[inline]
+    pub(super) fn new(policy: Arc<Policy>, extensions: &Extensions) -> Self {
+        let max_retries = extensions
+            .get::<MaxRetries>()
+            .map_or(policy.max_retries, |max| max.0);
+        let attempt_timeout = extensions
+            .get::<AttemptTimeout>()
+            .map(|timeout| timeout.0)
+            .or(policy.attempt_timeout);
+        let deadline = extensions
+            .get::<Deadline>()
+            .map(|deadline| deadline.0)
+            .or(policy.deadline)
+            // A deadline beyond what a clock can hold is none.
+            .and_then(|deadline| Instant::now().checked_add(deadline));
         Self {
             policy,
             max_retries,
             attempt_timeout,
             deadline,
             safe: false,
-            has_named_key: false,
+            is_keyed: false,
+            own: Own::default(),
+            minted: Minted::default(),
             attempts: 1,
             reached: false,
             refused: false,
             wait: Duration::ZERO,
             due: None,
             withdrawal: None,
+        }
+    }
+
+    /// Begins the first attempt: keeps the headers of its request, names it, and finds out whether it may be sent again
+    /// whatever becomes of it.
+    #[inline]
+    pub(super) fn begin<B>(
+        &mut self,
+        request: &mut Request<B>,
+        mut kept: Option<&mut KeptHeaders>,
+    ) {
+        let policy = &*self.policy;
+        if let Some(kept) = &mut kept {
+            kept.reserve(request.headers());
+        }
+        let is_keyed = match &policy.around {
+            // The usual case, in one look at each header.
+            Some(around) if around.is_usual => {
+                for (name, value) in request.headers() {
+                    self.own.note(&around.names, name, value);
+                    if let Some(kept) = &mut kept {
+                        kept.keep(name, value);
+                    }
+                }
+                let is_written = around.names.fill(request, self.own, &mut self.minted);
+                // A key that is written here is never blank.
+                self.is_keyed = is_written || self.own.is_keyed;
+                self.is_keyed
+            }
+            around => {
+                if let Some(kept) = kept {
+                    for (name, value) in request.headers() {
+                        kept.keep(name, value);
+                    }
+                }
+                if let Some(around) = around {
+                    around.names.set(request, &mut self.minted);
+                    self.is_keyed = carries_key(request.headers(), around.confirm.key_header());
+                }
+                carries_key(request.headers(), &policy.key_header)
+            }
+        };
+        self.safe = delivery::safe_to_send_again(request, is_keyed);
+        self.number(request);
+    }
+
+    /// Begins a further attempt, with a request that is as the first one was before it was named.
+    pub(super) fn begin_again<B>(&mut self, request: &mut Request<B>) {
+        self.attempts += 1;
+        if let Some(withdrawal) = self.withdrawal.take() {
+            withdrawal.spend();
+        }
+        match &self.policy.around {
+            Some(around) if around.is_usual => {
+                around.names.fill(request, self.own, &mut self.minted);
+            }
+            Some(around) => around.names.set(request, &mut self.minted),
+            None => {}
+        }
+        self.number(request);
+    }
+
+    /// Ends the call with a response: notes the attempts on it, if there was more than one, and what it confirms.
+    #[inline]
+    pub(super) fn end<R>(&self, response: &mut Response<R>) {
+        if self.attempts > 1 {
+            response
+                .extensions_mut()
+                .insert(Attempts::new(self.attempts));
+        }
+        if self.is_keyed
+            && let Some(around) = &self.policy.around
+        {
+            around.confirm.confirm(response);
         }
     }
 
@@ -85,22 +178,8 @@ impl Call {
         }
     }
 
-    /// Names the first attempt, and finds out whether it may be sent again whatever becomes of it.
-    pub(super) fn name<B>(&mut self, request: &mut Request<B>, minted: &mut Minted) {
-        if let Some(names) = &self.policy.names {
-            self.has_named_key = names.write(request, minted);
-        }
-        self.safe = delivery::safe_to_send_again(request, &self.policy.key_header);
-    }
-
-    /// The header of the key that was written here; such a key is never blank.
-    pub(super) fn named_key(&self) -> Option<&HeaderName> {
-        let names = self.policy.names.as_ref()?;
-        self.has_named_key.then(|| names.key_header())
-    }
-
     /// Writes the attempt's number into its request, if that is asked for.
-    pub(super) fn number<B>(&self, request: &mut Request<B>) {
+    fn number<B>(&self, request: &mut Request<B>) {
         if let Some(name) = &self.policy.attempt_header {
             // A map that is full takes no more headers; the request is more important than its number.
             let _ = request

@@ -3,10 +3,9 @@
 use std::error::Error;
 use std::fmt;
 
-use http::{HeaderMap, HeaderName, Method};
+use http::Method;
 
 use super::{RetryError, SafeToRetry};
-use crate::layer::first_value;
 
 /// What is known of a request's delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -126,9 +125,9 @@ fn proof_of_hyper(error: &(dyn Error + 'static)) -> Option<Proof> {
 /// Whether a request may be sent again although it may have been acted upon: the one gate that no classifier can bypass.
 ///
 /// It may if its method is idempotent (RFC 9110, section 9.2.2), if it carries an idempotency key, or if its sender says so.
-pub(super) fn safe_to_send_again<B>(request: &http::Request<B>, key_header: &HeaderName) -> bool {
-    is_idempotent(request.method())
-        || carries_key(request.headers(), key_header)
+pub(super) fn safe_to_send_again<B>(request: &http::Request<B>, is_keyed: bool) -> bool {
+    is_keyed
+        || is_idempotent(request.method())
         || request.extensions().get::<SafeToRetry>().is_some()
 }
 
@@ -139,20 +138,17 @@ fn is_idempotent(method: &Method) -> bool {
     )
 }
 
-/// Whether `headers` hold an idempotency key. A blank value is none.
-pub(crate) fn carries_key(headers: &HeaderMap, key_header: &HeaderName) -> bool {
-    first_value(headers, key_header).is_some_and(|key| !key.as_bytes().trim_ascii().is_empty())
-}
-
 #[cfg(test)]
 mod tests {
     use http::Request;
 
     use super::*;
+    use crate::layer::carries_key;
     use crate::protocol::IDEMPOTENCY_KEY;
 
     fn safe(request: http::request::Builder) -> bool {
-        safe_to_send_again(&request.body(()).unwrap(), &IDEMPOTENCY_KEY)
+        let request = request.body(()).unwrap();
+        safe_to_send_again(&request, carries_key(request.headers(), &IDEMPOTENCY_KEY))
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::Buf;
-use http::{HeaderName, Request, Response};
+use http::{Request, Response};
 use http_body::Body;
 use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep};
@@ -16,12 +16,11 @@ use tower_service::Service;
 use super::call::Call;
 use super::delivery::proof;
 use super::kept::{Kept, KeptHeaders};
-use super::{AttemptOutcome, Attempts, Replay, RetryError};
+use super::{AttemptOutcome, Replay, RetryError};
 use crate::layer::ResponseHead;
-use crate::layer::set::Minted;
 
 pin_project! {
-    /// The future of [`Retry`](super::Retry).
+    /// The future of [`Retry`](super::Retry) and of [`Aegis`](crate::layer::Aegis).
     #[must_use = "futures do nothing unless polled"]
     pub struct RetryFuture<S, B, R>
     where
@@ -33,22 +32,21 @@ pin_project! {
         #[pin]
         timer: Option<Sleep>,
         call: Call,
-        again: Option<Again<S, B>>,
+        // What attempts are made on. `None` if there is one attempt only, which is under way already.
+        service: Option<S>,
+        // What further attempts are made from. `None` if there can be none.
+        kept: Option<Kept<B>>,
         // Those of the request as it came; what names the call is written anew into each attempt.
         headers: KeptHeaders,
-        minted: Minted,
     }
-}
-
-/// What further attempts are made with.
-pub(super) struct Again<S, B> {
-    pub(super) service: S,
-    pub(super) kept: Kept<B>,
 }
 
 pin_project! {
     #[project = StateProj]
     enum State<F, B, R> {
+        // Nothing was done yet. What is kept is made by the first poll, in the place where it stays: a future that is moved
+        // right after it was filled waits for its own stores.
+        Start { request: Option<Request<B>> },
         // An attempt is under way. The timer is its timeout or the deadline, whichever comes first, and is set when the
         // attempt first has to wait.
         Attempt { #[pin] attempt: F },
@@ -65,47 +63,32 @@ impl<S, B, R> RetryFuture<S, B, R>
 where
     S: Service<Request<B>>,
 {
-    /// A call without an attempt yet. It is built in its place, and its headers, which are large, are then kept there.
+    /// A call that makes its attempts on `service`, which is ready for the first one.
     #[inline]
-    pub(super) fn new(call: Call, again: Option<Again<S, B>>) -> Self {
+    pub(super) fn new(call: Call, service: S, request: Request<B>) -> Self {
         Self {
-            state: State::Ready { next: None },
+            state: State::Start {
+                request: Some(request),
+            },
             timer: None,
             call,
-            again,
+            service: Some(service),
+            kept: None,
             headers: KeptHeaders::default(),
-            minted: Minted::default(),
         }
     }
 
-    /// The header of the key that was written by this call.
-    pub(crate) fn named_key(&self) -> Option<&HeaderName> {
-        self.call.named_key()
-    }
-
-    /// Keeps and names the request of the first attempt, and returns the service to make it on: `service` if there can be
-    /// no other.
+    /// A call whose only attempt is under way.
     #[inline]
-    pub(super) fn prepare<'a>(
-        &'a mut self,
-        request: &mut Request<B>,
-        service: &'a mut S,
-    ) -> &'a mut S {
-        let service = match &mut self.again {
-            Some(again) => {
-                self.headers.keep(request.headers());
-                &mut again.service
-            }
-            None => service,
-        };
-        self.call.name(request, &mut self.minted);
-        self.call.number(request);
-        service
-    }
-
-    #[inline]
-    pub(super) fn start(&mut self, attempt: S::Future) {
-        self.state = State::Attempt { attempt };
+    pub(super) fn once(call: Call, attempt: S::Future) -> Self {
+        Self {
+            state: State::Attempt { attempt },
+            timer: None,
+            call,
+            service: None,
+            kept: None,
+            headers: KeptHeaders::default(),
+        }
     }
 }
 
@@ -134,49 +117,62 @@ where
         let mut this = self.project();
         loop {
             match this.state.as_mut().project() {
-                StateProj::Attempt { attempt } => {
-                    let Poll::Ready(result) = attempt.poll(cx) else {
-                        ready!(poll_attempt_timer(this.timer.as_mut(), this.call, cx));
-                        match timed_out(this.call, this.again.as_ref()) {
-                            Ok(next) => {
-                                this.timer.set(None);
-                                // Drops the attempt, which cancels it.
-                                this.state.set(State::Wait { next: Some(next) });
-                                continue;
-                            }
-                            Err(error) => return Poll::Ready(Err(error)),
-                        }
+                StateProj::Start { request } => {
+                    // Both are there until the first poll.
+                    let (Some(service), Some(mut request)) =
+                        (this.service.as_mut(), request.take())
+                    else {
+                        return Poll::Ready(Err(past_deadline(this.call)));
                     };
-                    this.timer.set(None);
-                    let kept = this.again.as_ref().map(|again| &again.kept);
-                    match result {
-                        Ok(response) => {
+                    *this.kept = Kept::of(&request);
+                    let headers = this.kept.is_some().then_some(&mut *this.headers);
+                    this.call.begin(&mut request, headers);
+                    let attempt = service.call(request);
+                    this.state.set(State::Attempt { attempt });
+                }
+                StateProj::Attempt { attempt } => {
+                    match attempt.poll(cx) {
+                        Poll::Ready(Ok(mut response)) => {
+                            this.timer.set(None);
                             this.call.reached = true;
                             let outcome = AttemptOutcome::Answered(ResponseHead::of(&response));
-                            match this.call.next(kept, &outcome, false) {
+                            match this.call.next(this.kept.as_ref(), &outcome, false) {
                                 Some(next) => this.state.set(State::Drain {
                                     body: response.into_body(),
                                     left: this.call.policy.drain_bytes,
                                     next: Some(next),
                                 }),
-                                None => return Poll::Ready(Ok(noted(response, this.call))),
+                                None => {
+                                    this.call.end(&mut response);
+                                    return Poll::Ready(Ok(response));
+                                }
                             }
                         }
-                        Err(error) => {
+                        Poll::Ready(Err(error)) => {
+                            this.timer.set(None);
                             let error = error.into();
                             let never_sent = this.call.never_sent(proof(&*error));
-                            match this
-                                .call
-                                .next(kept, &AttemptOutcome::Failed(&*error), never_sent)
-                            {
+                            let outcome = AttemptOutcome::Failed(&*error);
+                            match this.call.next(this.kept.as_ref(), &outcome, never_sent) {
                                 Some(next) => this.state.set(State::Wait { next: Some(next) }),
                                 None => {
-                                    let delivery = this.call.delivery();
-                                    let attempts = this.call.attempts;
                                     return Poll::Ready(Err(RetryError::failed(
-                                        error, attempts, delivery,
+                                        error,
+                                        this.call.attempts,
+                                        this.call.delivery(),
                                     )));
                                 }
+                            }
+                        }
+                        Poll::Pending => {
+                            ready!(poll_attempt_timer(this.timer.as_mut(), this.call, cx));
+                            match timed_out(this.call, this.kept.as_ref()) {
+                                Ok(next) => {
+                                    this.timer.set(None);
+                                    // Drops the attempt, which cancels it.
+                                    this.state.set(State::Wait { next: Some(next) });
+                                }
+                                Err(error) => return Poll::Ready(Err(error)),
                             }
                         }
                     }
@@ -208,10 +204,10 @@ where
                         return Poll::Ready(Err(past_deadline(call)));
                     }
                     // There is always a service and a body here; without one there is nothing left to do.
-                    let Some(again) = this.again.as_mut() else {
+                    let (Some(service), Some(kept)) = (this.service.as_mut(), &*this.kept) else {
                         return Poll::Ready(Err(past_deadline(call)));
                     };
-                    match again.service.poll_ready(cx) {
+                    match service.poll_ready(cx) {
                         Poll::Ready(Ok(())) => {}
                         Poll::Ready(Err(error)) => {
                             return Poll::Ready(Err(RetryError::failed(
@@ -229,17 +225,10 @@ where
                     let Some(body) = next.take() else {
                         return Poll::Ready(Err(past_deadline(call)));
                     };
-                    let mut next = again.kept.request(this.headers, body);
+                    let mut next = kept.request(this.headers, body);
                     this.timer.set(None);
-                    call.attempts += 1;
-                    if let Some(withdrawal) = call.withdrawal.take() {
-                        withdrawal.spend();
-                    }
-                    if let Some(names) = &call.policy.names {
-                        names.write(&mut next, this.minted);
-                    }
-                    call.number(&mut next);
-                    let attempt = again.service.call(next);
+                    call.begin_again(&mut next);
+                    let attempt = service.call(next);
                     this.state.set(State::Attempt { attempt });
                 }
             }
@@ -251,24 +240,13 @@ fn past_deadline(call: &Call) -> RetryError {
     RetryError::deadline_exceeded(call.attempts, call.delivery())
 }
 
-/// Notes the attempts on a response, if there was more than one.
-fn noted<R>(mut response: Response<R>, call: &Call) -> Response<R> {
-    if call.attempts > 1 {
-        response
-            .extensions_mut()
-            .insert(Attempts::new(call.attempts));
-    }
-    response
-}
-
 /// Decides what follows an attempt whose time is up.
-fn timed_out<S, B: Replay>(call: &mut Call, again: Option<&Again<S, B>>) -> Result<B, RetryError> {
+fn timed_out<B: Replay>(call: &mut Call, kept: Option<&Kept<B>>) -> Result<B, RetryError> {
     // It may have been sent, and may have been acted upon.
     call.reached = true;
     if call.is_past_deadline() {
         return Err(past_deadline(call));
     }
-    let kept = again.map(|again| &again.kept);
     call.next(kept, &AttemptOutcome::TimedOut, false)
         .ok_or_else(|| {
             let after = call.attempt_timeout.unwrap_or_default();

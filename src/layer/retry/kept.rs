@@ -17,11 +17,13 @@ const INLINE_HEADERS: usize = 6;
 pub(super) struct KeptHeaders(SmallVec<[(HeaderName, HeaderValue); INLINE_HEADERS]>);
 
 impl KeptHeaders {
-    pub(super) fn keep(&mut self, headers: &HeaderMap) {
+    pub(super) fn reserve(&mut self, headers: &HeaderMap) {
         self.0.reserve(headers.len());
-        for (name, value) in headers {
-            self.0.push((name.clone(), value.clone()));
-        }
+    }
+
+    #[inline]
+    pub(super) fn keep(&mut self, name: &HeaderName, value: &HeaderValue) {
+        self.0.push((name.clone(), value.clone()));
     }
 }
 
@@ -83,7 +85,9 @@ mod tests {
             let request = request.extension(7_u8).body("body").unwrap();
             let kept = Kept::of(&request).unwrap();
             let mut headers = KeptHeaders::default();
-            headers.keep(request.headers());
+            for (name, value) in request.headers() {
+                headers.keep(name, value);
+            }
             let again = kept.request(&headers, kept.body().unwrap());
             assert_eq!(again.method(), request.method());
             assert_eq!(again.uri(), request.uri());

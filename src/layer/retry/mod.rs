@@ -25,14 +25,12 @@ use std::time::Duration;
 
 use http::{HeaderName, Request, Response};
 use http_body::Body;
-use tokio::time::Instant;
 use tower_layer::Layer;
 use tower_service::Service;
 
 use self::backoff::Random;
 use self::call::Call;
-use self::future::Again;
-use self::kept::Kept;
+use crate::layer::ConfirmDuplicateLayer;
 use crate::layer::set::Names;
 use crate::protocol::IDEMPOTENCY_KEY;
 
@@ -44,8 +42,6 @@ pub use self::error::{Attempts, RetryError};
 pub use self::event::AttemptEvent;
 pub use self::future::RetryFuture;
 pub use self::replay::{Replay, ReplayBodies, ReplayBody, ReplayBodyError, ReplayBodyLayer};
-
-pub(crate) use self::delivery::carries_key;
 
 /// In a request's extensions: the request may be sent again although it is neither idempotent nor keyed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -138,8 +134,17 @@ struct Policy {
     drain_bytes: usize,
     drain_time: Duration,
     random: Random,
-    /// What each attempt is named with, within [`AegisLayer`](crate::layer::AegisLayer).
-    names: Option<Names>,
+    /// What stands around it, within [`AegisLayer`](crate::layer::AegisLayer).
+    around: Option<Around>,
+}
+
+/// The layers around a retry that are carried out by it, so that nothing is looked for or kept twice.
+#[derive(Clone)]
+struct Around {
+    names: Names,
+    confirm: ConfirmDuplicateLayer,
+    /// Whether the names are distinct and all agree on the key's header.
+    is_usual: bool,
 }
 
 impl RetryLayer {
@@ -160,7 +165,7 @@ impl RetryLayer {
                 drain_bytes: 64 * 1024,
                 drain_time: Duration::from_millis(250),
                 random: Random::new(),
-                names: None,
+                around: None,
             },
         }
     }
@@ -278,10 +283,18 @@ impl RetryLayer {
         self
     }
 
-    /// Writes these into each attempt, as if their layers stood above.
-    pub(super) fn named(&self, names: Names) -> Self {
+    /// Names each attempt and confirms the answer, as if those layers stood around it.
+    pub(super) fn within(&self, names: Names, confirm: ConfirmDuplicateLayer) -> Self {
         let mut layer = self.clone();
-        layer.policy.names = Some(names);
+        let key_header = names.key_header();
+        let is_usual = names.are_distinct()
+            && *key_header == self.policy.key_header
+            && key_header == confirm.key_header();
+        layer.policy.around = Some(Around {
+            names,
+            confirm,
+            is_usual,
+        });
         layer
     }
 
@@ -371,44 +384,18 @@ where
 
     #[inline]
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        let policy = &self.policy;
-        let extensions = request.extensions();
-        let max_retries = extensions
-            .get::<MaxRetries>()
-            .map_or(policy.max_retries, |max| max.0);
-        let attempt_timeout = extensions
-            .get::<AttemptTimeout>()
-            .map(|timeout| timeout.0)
-            .or(policy.attempt_timeout);
-        let deadline = extensions
-            .get::<Deadline>()
-            .map(|deadline| deadline.0)
-            .or(policy.deadline)
-            // A deadline beyond what a clock can hold is none.
-            .and_then(|deadline| Instant::now().checked_add(deadline));
-        if let Some(budget) = &policy.budget {
+        let mut call = Call::new(self.policy.clone(), request.extensions());
+        if let Some(budget) = &self.policy.budget {
             budget.deposit();
         }
-        let kept = if max_retries == 0 {
-            None
-        } else {
-            Kept::of(&request)
-        };
-        let call = Call::new(policy.clone(), max_retries, attempt_timeout, deadline);
-        // The instance that was polled ready is the one to call. It moves into the future, for the attempts to come; the
-        // clone that stays behind has to be polled ready anew.
-        let again = kept.map(|kept| {
-            let clone = self.inner.clone();
-            Again {
-                service: mem::replace(&mut self.inner, clone),
-                kept,
-            }
-        });
-        let mut future = RetryFuture::new(call, again);
-        let service = future.prepare(&mut request, &mut self.inner);
-        let attempt = service.call(request);
-        future.start(attempt);
-        future
+        if call.max_retries == 0 {
+            call.begin(&mut request, None);
+            return RetryFuture::once(call, self.inner.call(request));
+        }
+        // The instance that was polled ready is the one to call. It moves into the future; the clone that stays behind has to
+        // be polled ready anew.
+        let clone = self.inner.clone();
+        RetryFuture::new(call, mem::replace(&mut self.inner, clone), request)
     }
 }
 
