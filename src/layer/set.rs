@@ -48,7 +48,7 @@ impl Setting {
 
     /// Writes the header of a request that has none, and returns whether there was a value for it. An id that is minted is
     /// noted in `minted`, and one that was noted before is written again.
-    #[inline]
+    #[inline(always)]
     fn fill(
         &self,
         headers: &mut HeaderMap,
@@ -69,7 +69,7 @@ impl Setting {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn write(&self, headers: &mut HeaderMap, usual: HeaderName, value: HeaderValue) -> bool {
         // Fails only on a map that is full (32768 headers). The header then stays away, and what comes after sees a request
         // without it.

@@ -32,11 +32,10 @@ pin_project! {
         #[pin]
         timer: Option<Sleep>,
         call: Call,
-        // What attempts are made on. `None` if there is one attempt only, which is under way already.
+        // What further attempts are made with; `None` if there can be none. These three lie side by side, not in a struct, as
+        // that would be moved once more on its way here.
         service: Option<S>,
-        // What further attempts are made from. `None` if there can be none.
         kept: Option<Kept<B>>,
-        // Those of the request as it came; what names the call is written anew into each attempt.
         headers: KeptHeaders,
     }
 }
@@ -44,9 +43,6 @@ pin_project! {
 pin_project! {
     #[project = StateProj]
     enum State<F, B, R> {
-        // Nothing was done yet. What is kept is made by the first poll, in the place where it stays: a future that is moved
-        // right after it was filled waits for its own stores.
-        Start { request: Option<Request<B>> },
         // An attempt is under way. The timer is its timeout or the deadline, whichever comes first, and is set when the
         // attempt first has to wait.
         Attempt { #[pin] attempt: F },
@@ -63,21 +59,6 @@ impl<S, B, R> RetryFuture<S, B, R>
 where
     S: Service<Request<B>>,
 {
-    /// A call that makes its attempts on `service`, which is ready for the first one.
-    #[inline]
-    pub(super) fn new(call: Call, service: S, request: Request<B>) -> Self {
-        Self {
-            state: State::Start {
-                request: Some(request),
-            },
-            timer: None,
-            call,
-            service: Some(service),
-            kept: None,
-            headers: KeptHeaders::default(),
-        }
-    }
-
     /// A call whose only attempt is under way.
     #[inline]
     pub(super) fn once(call: Call, attempt: S::Future) -> Self {
@@ -88,6 +69,25 @@ where
             service: None,
             kept: None,
             headers: KeptHeaders::default(),
+        }
+    }
+
+    /// A call whose first attempt is under way.
+    #[inline]
+    pub(super) fn new(
+        call: Call,
+        attempt: S::Future,
+        service: S,
+        kept: Option<Kept<B>>,
+        headers: KeptHeaders,
+    ) -> Self {
+        Self {
+            state: State::Attempt { attempt },
+            timer: None,
+            call,
+            service: Some(service),
+            kept,
+            headers,
         }
     }
 }
@@ -117,19 +117,6 @@ where
         let mut this = self.project();
         loop {
             match this.state.as_mut().project() {
-                StateProj::Start { request } => {
-                    // Both are there until the first poll.
-                    let (Some(service), Some(mut request)) =
-                        (this.service.as_mut(), request.take())
-                    else {
-                        return Poll::Ready(Err(past_deadline(this.call)));
-                    };
-                    *this.kept = Kept::of(&request);
-                    let headers = this.kept.is_some().then_some(&mut *this.headers);
-                    this.call.begin(&mut request, headers);
-                    let attempt = service.call(request);
-                    this.state.set(State::Attempt { attempt });
-                }
                 StateProj::Attempt { attempt } => {
                     match attempt.poll(cx) {
                         Poll::Ready(Ok(mut response)) => {

@@ -8,11 +8,10 @@ use super::Replay;
 /// How many headers are kept without an allocation.
 const INLINE_HEADERS: usize = 6;
 
-/// The headers of a kept request.
+/// The headers of a request, as it came.
 ///
 /// Names and values are reference counts or small copies, so that keeping up to six headers allocates nothing; cloning a
-/// `HeaderMap` would allocate twice. They are apart from the rest because they are large: a future is built around an empty
-/// list, which is filled where it lies.
+/// `HeaderMap` would allocate twice.
 #[derive(Debug, Default)]
 pub(super) struct KeptHeaders(SmallVec<[(HeaderName, HeaderValue); INLINE_HEADERS]>);
 
@@ -24,6 +23,16 @@ impl KeptHeaders {
     #[inline]
     pub(super) fn keep(&mut self, name: &HeaderName, value: &HeaderValue) {
         self.0.push((name.clone(), value.clone()));
+    }
+
+    /// Returns the headers once more.
+    fn map(&self) -> HeaderMap {
+        // As many headers as one map held before fit a map again: neither call fails.
+        let mut map = HeaderMap::try_with_capacity(self.0.len()).unwrap_or_default();
+        for (name, value) in &self.0 {
+            let _ = map.try_append(name, value.clone());
+        }
+        map
     }
 }
 
@@ -38,7 +47,8 @@ pub(super) struct Kept<B> {
 }
 
 impl<B: Replay> Kept<B> {
-    /// Keeps all but the headers, or nothing if the body cannot be sent again.
+    /// Keeps all but the headers, which are kept as they are looked at; or nothing, if the body cannot be sent again.
+    #[inline]
     pub(super) fn of(request: &Request<B>) -> Option<Self> {
         Some(Self {
             body: request.body().replay()?,
@@ -61,12 +71,7 @@ impl<B: Replay> Kept<B> {
         *request.uri_mut() = self.uri.clone();
         *request.version_mut() = self.version;
         *request.extensions_mut() = self.extensions.clone();
-        // As many headers as one map held before fit a map again: neither call fails.
-        let mut map = HeaderMap::try_with_capacity(headers.0.len()).unwrap_or_default();
-        for (name, value) in &headers.0 {
-            let _ = map.try_append(name, value.clone());
-        }
-        *request.headers_mut() = map;
+        *request.headers_mut() = headers.map();
         request
     }
 }
@@ -83,11 +88,11 @@ mod tests {
                 request = request.header(format!("x-{}", i % 5), i.to_string());
             }
             let request = request.extension(7_u8).body("body").unwrap();
-            let kept = Kept::of(&request).unwrap();
             let mut headers = KeptHeaders::default();
             for (name, value) in request.headers() {
                 headers.keep(name, value);
             }
+            let kept = Kept::of(&request).unwrap();
             let again = kept.request(&headers, kept.body().unwrap());
             assert_eq!(again.method(), request.method());
             assert_eq!(again.uri(), request.uri());

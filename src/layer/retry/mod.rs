@@ -30,6 +30,7 @@ use tower_service::Service;
 
 use self::backoff::Random;
 use self::call::Call;
+use self::kept::{Kept, KeptHeaders};
 use crate::layer::ConfirmDuplicateLayer;
 use crate::layer::set::Names;
 use crate::protocol::IDEMPOTENCY_KEY;
@@ -388,14 +389,23 @@ where
         if let Some(budget) = &self.policy.budget {
             budget.deposit();
         }
-        if call.max_retries == 0 {
+        let kept = if call.max_retries == 0 {
+            None
+        } else {
+            Kept::of(&request)
+        };
+        if kept.is_none() {
             call.begin(&mut request, None);
             return RetryFuture::once(call, self.inner.call(request));
         }
-        // The instance that was polled ready is the one to call. It moves into the future; the clone that stays behind has to
-        // be polled ready anew.
+        let mut headers = KeptHeaders::default();
+        call.begin(&mut request, Some(&mut headers));
+        // The instance that was polled ready is the one to call. It moves into the future, for the attempts to come; the
+        // clone that stays behind has to be polled ready anew.
         let clone = self.inner.clone();
-        RetryFuture::new(call, mem::replace(&mut self.inner, clone), request)
+        let mut service = mem::replace(&mut self.inner, clone);
+        let attempt = service.call(request);
+        RetryFuture::new(call, attempt, service, kept, headers)
     }
 }
 
