@@ -22,6 +22,7 @@ use crate::layer::ResponseHead;
 pin_project! {
     /// The future of [`Retry`](super::Retry) and of [`Aegis`](crate::layer::Aegis).
     #[must_use = "futures do nothing unless polled"]
+    #[repr(align(64))]
     pub struct RetryFuture<S, B, R>
     where
         S: Service<Request<B>>,
