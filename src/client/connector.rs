@@ -4,6 +4,7 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -29,10 +30,10 @@ const IDLE: Duration = Duration::from_secs(5);
 /// another connection; nothing of it was sent, so that is not an attempt, and servers do not see it.
 #[derive(Clone)]
 pub struct HttpClient {
-    client: Client,
+    // Shared: hyper-util's client is a few hundred bytes, and every call has a clone for its retries.
+    client: Arc<Client>,
 }
 
-#[derive(Clone)]
 enum Client {
     Http(legacy::Client<HttpConnector, Full<Bytes>>),
     #[cfg(feature = "tls")]
@@ -57,11 +58,11 @@ impl HttpClient {
             .timer(TokioTimer::new());
         if base.scheme_str() == Some("https") {
             return tls::connector(http, root_certificates).map(|connector| Self {
-                client: tls::client(&builder, connector),
+                client: Arc::new(tls::client(&builder, connector)),
             });
         }
         Ok(Self {
-            client: Client::Http(builder.build(http)),
+            client: Arc::new(Client::Http(builder.build(http))),
         })
     }
 }
@@ -151,7 +152,7 @@ impl Service<Request<Full<Bytes>>> for HttpClient {
 
     fn call(&mut self, request: Request<Full<Bytes>>) -> Self::Future {
         HttpClientFuture {
-            inner: match &self.client {
+            inner: match &*self.client {
                 Client::Http(client) => client.request(request),
                 #[cfg(feature = "tls")]
                 Client::Https(client) => client.request(request),

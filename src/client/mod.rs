@@ -163,8 +163,9 @@ where
             .action()
             .is_some_and(|action| action.decision.is_some());
         match self.shared.on_duplicate {
+            // Boxed, as the rare case would otherwise make the future of every call larger.
             OnDuplicate::Verify if receipt.is_duplicate() && !told => {
-                self.verify(receipt, tenant).await
+                Box::pin(self.verify(receipt, tenant)).await
             }
             _ => Ok(receipt),
         }
