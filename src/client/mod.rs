@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE};
-use http::{HeaderName, HeaderValue, Method, Request, Response, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri};
 use http_body::Body;
 use http_body_util::Full;
 use tower_service::Service;
@@ -232,6 +232,8 @@ impl Shared {
         let mut http = Request::new(Full::new(body));
         *http.method_mut() = Method::POST;
         *http.uri_mut() = uri.clone();
+        // Room for all six, as a map that grows is hashed anew.
+        *http.headers_mut() = HeaderMap::with_capacity(6);
         self.credentials(&mut http, request.tenant.as_ref())?;
         let headers = http.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
