@@ -8,7 +8,7 @@ use tower::{ServiceBuilder, ServiceExt, service_fn};
 
 use super::*;
 use crate::layer::{Attempts, Backoff, Confirmation, ReplayBodyLayer};
-use crate::protocol::{IdempotencyKey, RequestId};
+use crate::protocol::{IdempotencyKey, RequestId, TENANT_ID};
 
 type Seen = Arc<Mutex<Vec<HeaderMap>>>;
 
@@ -82,32 +82,52 @@ async fn all_attempts_carry_the_same_headers_in_the_same_order() {
 
 #[tokio::test]
 async fn it_sends_what_its_layers_send_around_one_another() {
-    let request = || {
-        let request = Request::post("/").header("x-own", "1");
-        let request = request.header("x-request-id", "id-1");
-        let key = IdempotencyKey::new("k-1").unwrap();
-        request.extension(key).body(()).unwrap()
-    };
-    let (one, in_one) = peer(&[503, 409]);
-    let answer = layer().layer(one).oneshot(request()).await.unwrap();
-    let (many, in_many) = peer(&[503, 409]);
-    let service = ServiceBuilder::new()
-        .layer(layer().tenant)
-        .layer(layer().thread)
-        .layer(layer().key)
-        .layer(layer().request_id)
-        .layer(layer().confirm)
-        .layer(layer().retry)
-        .service(many);
-    let other = service.oneshot(request()).await.unwrap();
-    assert_eq!(
-        (answer.status(), other.status()),
-        (StatusCode::OK, StatusCode::OK)
-    );
-    let (in_one, in_many) = (in_one.lock().unwrap(), in_many.lock().unwrap());
-    let all = |seen: &[HeaderMap]| seen.iter().map(lines).collect::<Vec<_>>();
-    assert_eq!(all(&in_one), all(&in_many));
-    assert_eq!(in_one.len(), 2);
+    let other = HeaderName::from_static("x-other");
+    let shared = HeaderName::from_static("x-shared");
+    let usual = layer();
+    let of_one_header = layer()
+        .set_thread(layer().thread.header(shared.clone()))
+        .set_tenant(layer().tenant.header(shared));
+    let key_elsewhere = layer().set_idempotency_key(layer().key.header(other.clone()));
+    let confirm_elsewhere = layer().confirm(layer().confirm.idempotency_header(other.clone()));
+    let retry_elsewhere = layer().retry(layer().retry.idempotency_header(other));
+    let retry_by_tenant = layer().retry(layer().retry.idempotency_header(TENANT_ID));
+    // Whether it is retried, and whether the answer is confirmed.
+    for (layer, retried, confirmed) in [
+        (usual, true, true),
+        (of_one_header, true, true),
+        (key_elsewhere, false, false),
+        (confirm_elsewhere, true, false),
+        (retry_elsewhere, false, false),
+        (retry_by_tenant, true, true),
+    ] {
+        let request = || {
+            let request = Request::post("/").header("x-own", "1");
+            let request = request.header("x-request-id", "id-1");
+            let key = IdempotencyKey::new("k-1").unwrap();
+            request.extension(key).body(()).unwrap()
+        };
+        let (one, in_one) = peer(&[503, 409]);
+        let answer = layer.layer(one).oneshot(request()).await.unwrap();
+        let (many, in_many) = peer(&[503, 409]);
+        let service = ServiceBuilder::new()
+            .layer(layer.tenant)
+            .layer(layer.thread)
+            .layer(layer.key)
+            .layer(layer.request_id)
+            .layer(layer.confirm)
+            .layer(layer.retry)
+            .service(many);
+        let other = service.oneshot(request()).await.unwrap();
+        assert_eq!(answer.status(), other.status());
+        assert_eq!(answer.status() == StatusCode::OK, confirmed);
+        assert_eq!(Confirmation::of(&answer), Confirmation::of(&other));
+        assert_eq!(Attempts::of(&answer), 1 + u32::from(retried));
+        let (in_one, in_many) = (in_one.lock().unwrap(), in_many.lock().unwrap());
+        let all = |seen: &[HeaderMap]| seen.iter().map(lines).collect::<Vec<_>>();
+        assert_eq!(all(&in_one), all(&in_many));
+        assert_eq!(in_one.len(), 1 + usize::from(retried));
+    }
 }
 
 #[tokio::test]

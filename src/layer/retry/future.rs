@@ -21,6 +21,8 @@ use crate::layer::ResponseHead;
 
 pin_project! {
     /// The future of [`Retry`](super::Retry) and of [`Aegis`](crate::layer::Aegis).
+    // Aligned to a cache line: callers move it as soon as it is made, and a copy whose loads lie otherwise than the stores
+    // before them waits until these have reached the cache.
     #[must_use = "futures do nothing unless polled"]
     #[repr(align(64))]
     pub struct RetryFuture<S, B, R>
