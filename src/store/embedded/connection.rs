@@ -48,7 +48,7 @@ fn open(location: &Location, mode: OpenFlags) -> rusqlite::Result<Connection> {
     connection.pragma_update(None, "foreign_keys", true)?;
     connection.pragma_update(None, "trusted_schema", false)?;
     connection.pragma_update(None, "synchronous", "FULL")?;
-    // Savepoints must not depend on room in a folder for temporary files.
+    // A statement's own journal must not depend on room in a folder for temporary files.
     connection.pragma_update(None, "temp_store", "MEMORY")?;
     // Where fsync leaves data in the drive's cache (macOS).
     connection.pragma_update(None, "fullfsync", true)?;

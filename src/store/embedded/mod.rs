@@ -27,7 +27,7 @@ use self::checkpoint::Checkpointer;
 use self::lock::Location;
 use self::read::Readers;
 use self::state::State;
-use self::writer::{Command, Parts, Writer};
+use self::writer::{Call, Command, Parts, Writer};
 use super::{Decide, Decided, Store, StoreError, Submit, Submitted, Totals, Watch, Watchers};
 use crate::protocol::Action;
 
@@ -131,12 +131,12 @@ impl Embedded {
 
 impl Store for Embedded {
     async fn decide(&self, request: Decide) -> Result<Decided, StoreError> {
-        self.ask(|reply| Command::Decide(Box::new(request), reply))
+        self.ask(|reply| Command::Decide(Call::new(request, reply)))
             .await
     }
 
     async fn submit(&self, request: Submit) -> Result<Submitted, StoreError> {
-        self.ask(|reply| Command::Submit(Box::new(request), reply))
+        self.ask(|reply| Command::Submit(Call::new(request, reply)))
             .await
     }
 

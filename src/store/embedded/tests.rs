@@ -107,7 +107,7 @@ async fn a_request_that_cannot_be_recorded_fails_alone() {
     let path = folder.path().join("aegis.db");
     let store = Embedded::open(&path).unwrap();
     let operator = Connection::open(&path).unwrap();
-    // The event comes after the action's row: the savepoint takes that row back.
+    // The audit row comes after the action's: that one is taken back, and so is the batch, which is recorded without it.
     operator
         .execute_batch(
             "CREATE TRIGGER refuse BEFORE INSERT ON audit WHEN new.actor = 'refused'

@@ -14,8 +14,7 @@ pub(super) fn decide(connection: &Connection, request: &Decide) -> rusqlite::Res
         if request.require_submission {
             return Ok(Decided::NotFound);
         }
-        return savepoint(connection, || insert_decided(connection, request))
-            .map(Decided::Recorded);
+        return insert_decided(connection, request).map(Decided::Recorded);
     };
     let call_id = request.call_id.as_ref().map(canonical_call);
     let ruling = rule(
@@ -36,9 +35,7 @@ pub(super) fn decide(connection: &Connection, request: &Decide) -> rusqlite::Res
     Ok(match ruling {
         Ruling::Record => {
             let record = Record { action, ..record };
-            Decided::Recorded(savepoint(connection, || {
-                update(connection, record, request)
-            })?)
+            Decided::Recorded(update(connection, record, request)?)
         }
         Ruling::Replay => {
             action.replayed = true;
@@ -61,28 +58,25 @@ pub(super) fn submit(connection: &Connection, request: &Submit) -> rusqlite::Res
             Submitted::Existing(record.action)
         });
     }
-    savepoint(connection, || {
-        let new = New {
-            identity: &request.identity,
-            payload: request.payload.as_ref(),
-            call_id: None,
-            decision: None,
-            comment: None,
-        };
-        let (id, at, action) = insert(connection, new)?;
-        let transition = Transition {
-            action: id,
-            at,
-            from: None,
-            to: Status::Pending,
-            decision: None,
-            actor: &request.actor,
-            call_id: request.call_id.as_ref(),
-        };
-        transition.note(connection)?;
-        Ok(action)
-    })
-    .map(Submitted::Recorded)
+    let new = New {
+        identity: &request.identity,
+        payload: request.payload.as_ref(),
+        call_id: None,
+        decision: None,
+        comment: None,
+    };
+    let (id, at, action) = insert(connection, new)?;
+    let transition = Transition {
+        action: id,
+        at,
+        from: None,
+        to: Status::Pending,
+        decision: None,
+        actor: &request.actor,
+        call_id: request.call_id.as_ref(),
+    };
+    transition.note(connection)?;
+    Ok(Submitted::Recorded(action))
 }
 
 /// Shows that a write is taken.
@@ -93,22 +87,6 @@ pub(super) fn beat(connection: &Connection) -> rusqlite::Result<()> {
         )?
         .execute([rows::now()])?;
     Ok(())
-}
-
-/// Runs one request's writes so that all or none of them are part of the batch.
-fn savepoint<T>(
-    connection: &Connection,
-    write: impl FnOnce() -> rusqlite::Result<T>,
-) -> rusqlite::Result<T> {
-    run(connection, "SAVEPOINT request")?;
-    let written = write();
-    if written.is_err() && !connection.is_autocommit() {
-        run(connection, "ROLLBACK TO request")?;
-    }
-    if !connection.is_autocommit() {
-        run(connection, "RELEASE request")?;
-    }
-    written
 }
 
 pub(super) fn run(connection: &Connection, sql: &str) -> rusqlite::Result<()> {

@@ -32,19 +32,29 @@ type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
 /// What the writer is asked to do.
 #[derive(Debug)]
 pub(super) enum Command {
-    Decide(Box<Decide>, Reply<Decided>),
-    Submit(Box<Submit>, Reply<Submitted>),
+    Decide(Box<Call<Decide, Decided>>),
+    Submit(Box<Call<Submit, Submitted>>),
     Check(Reply<()>),
     /// Look at the state.
     Wake,
 }
 
-/// An answer that is held back until the commit.
+/// A request, and its answer, which is held back until the commit.
 #[derive(Debug)]
-enum Answer {
-    Decide(Result<Decided, StoreError>, Reply<Decided>),
-    Submit(Result<Submitted, StoreError>, Reply<Submitted>),
-    Check(Reply<()>),
+pub(super) struct Call<Q, A> {
+    request: Q,
+    answer: Option<A>,
+    reply: Reply<A>,
+}
+
+impl<Q, A> Call<Q, A> {
+    pub(super) fn new(request: Q, reply: Reply<A>) -> Box<Self> {
+        Box::new(Self {
+            request,
+            answer: None,
+            reply,
+        })
+    }
 }
 
 #[derive(Debug)]
@@ -144,22 +154,31 @@ impl Writer {
             return;
         };
         let begun = Instant::now();
-        let mut answers = Vec::with_capacity(batch.len());
-        match transact(connection, batch, &mut answers) {
-            Ok(has_written) => {
-                if has_written {
+        match transact(connection, batch) {
+            Ok(()) => {
+                if batch.iter().any(Command::has_written) {
                     self.state.set_written(begun);
                 }
-                for answer in answers {
-                    answer.send(&self.watchers);
+                for command in batch.drain(..) {
+                    command.answer(&self.watchers);
                 }
                 self.tend();
             }
-            Err(fault) => {
-                let error = self.fail(fault);
-                for answer in answers {
-                    answer.refuse(&error);
+            Err(Stop::Request(error)) if batch.len() == 1 => {
+                tracing::warn!(%error, "a request cannot be recorded");
+                let error =
+                    StoreError::unavailable("the request cannot be recorded").with_source(error);
+                refuse(batch.drain(..), &error);
+            }
+            // Nothing of the batch is recorded. Which request it was shows when each has a transaction of its own. That this
+            // happens next to never is why no request has a savepoint, which copies every page that the request changes.
+            Err(Stop::Request(_)) => {
+                for command in batch.drain(..) {
+                    self.serve(&mut vec![command]);
                 }
+            }
+            Err(Stop::Fault(fault)) => {
+                let error = self.fail(fault);
                 refuse(batch.drain(..), &error);
             }
         }
@@ -275,76 +294,61 @@ impl Drop for Writer {
     }
 }
 
-/// Runs a batch in one transaction. On success everything that `answers` say is durable, and whether it was written now
-/// is returned.
-fn transact(
-    connection: &Connection,
-    batch: &mut Vec<Command>,
-    answers: &mut Vec<Answer>,
-) -> Result<bool, Fault> {
-    // Immediate: a transaction that reads first and writes later fails if another program wrote in between.
-    transition::run(connection, "BEGIN IMMEDIATE")?;
-    let done =
-        apply(connection, batch, answers).and_then(|()| Ok(transition::run(connection, "COMMIT")?));
-    if done.is_err() && !connection.is_autocommit() {
-        // If this fails too the connection is dropped, which rolls back.
-        let _ = transition::run(connection, "ROLLBACK");
-    }
-    done.map(|()| answers.iter().any(Answer::has_written))
+/// Why nothing of a batch was recorded.
+#[derive(Debug)]
+enum Stop {
+    /// A request cannot be recorded, and that is its own fault.
+    Request(rusqlite::Error),
+    Fault(Fault),
 }
 
-/// Runs a batch's statements. An error is one that ends the transaction.
-fn apply(
-    connection: &Connection,
-    batch: &mut Vec<Command>,
-    answers: &mut Vec<Answer>,
-) -> Result<(), Fault> {
+impl From<Fault> for Stop {
+    fn from(fault: Fault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+/// Runs a batch in one transaction. On success everything that its answers say is durable.
+fn transact(connection: &Connection, batch: &mut [Command]) -> Result<(), Stop> {
+    // Immediate: a transaction that reads first and writes later fails if another program wrote in between.
+    transition::run(connection, "BEGIN IMMEDIATE").map_err(Fault::of)?;
+    let done = apply(connection, batch)
+        .and_then(|()| Ok(transition::run(connection, "COMMIT").map_err(Fault::of)?));
+    if done.is_err() && !connection.is_autocommit() {
+        let undone = transition::run(connection, "ROLLBACK");
+        // After a fault the connection is dropped, which rolls back.
+        if let (Err(Stop::Request(_)), Err(error)) = (&done, undone) {
+            return Err(Fault::of(error).into());
+        }
+    }
+    done
+}
+
+/// Runs a batch's statements, and leaves each answer with its request.
+fn apply(connection: &Connection, batch: &mut [Command]) -> Result<(), Stop> {
     let mut has_beaten = false;
-    for command in batch.drain(..) {
-        let (answer, failed) = match command {
-            Command::Decide(request, reply) => {
-                let (outcome, failed) = own(transition::decide(connection, &request));
-                (Answer::Decide(outcome, reply), failed)
+    for command in batch {
+        let done = match command {
+            Command::Decide(call) => transition::decide(connection, &call.request)
+                .map(|decided| call.answer = Some(decided)),
+            Command::Submit(call) => transition::submit(connection, &call.request)
+                .map(|submitted| call.answer = Some(submitted)),
+            Command::Check(_) if has_beaten => Ok(()),
+            Command::Check(_) => {
+                has_beaten = true;
+                transition::beat(connection)
             }
-            Command::Submit(request, reply) => {
-                let (outcome, failed) = own(transition::submit(connection, &request));
-                (Answer::Submit(outcome, reply), failed)
-            }
-            Command::Check(reply) => {
-                let failed = if has_beaten {
-                    None
-                } else {
-                    has_beaten = true;
-                    transition::beat(connection).err()
-                };
-                (Answer::Check(reply), failed)
-            }
-            Command::Wake => continue,
+            Command::Wake => Ok(()),
         };
-        answers.push(answer);
-        if let Some(error) = failed {
-            return Err(Fault::of(error));
-        }
-        // SQLite rolls back by itself after some errors; then nothing of the batch is left to commit.
-        if connection.is_autocommit() {
-            return Err(Fault::Broken(Cause::RolledBack));
-        }
+        done.map_err(|error| {
+            if is_fatal(&error) {
+                Stop::Fault(Fault::of(error))
+            } else {
+                Stop::Request(error)
+            }
+        })?;
     }
     Ok(())
-}
-
-/// Splits an outcome into what its own request is answered, and the error that ends the whole batch.
-fn own<T>(outcome: rusqlite::Result<T>) -> (Result<T, StoreError>, Option<rusqlite::Error>) {
-    match outcome {
-        Ok(outcome) => (Ok(outcome), None),
-        Err(error) if is_fatal(&error) => (Err(unready()), Some(error)),
-        Err(error) => {
-            tracing::warn!(%error, "a request cannot be recorded");
-            let error =
-                StoreError::unavailable("the request cannot be recorded").with_source(error);
-            (Err(error), None)
-        }
-    }
 }
 
 /// Copies what is left in the log, so that the next commit starts it again. `false` if a reader is in the way.
@@ -362,47 +366,41 @@ fn unready() -> StoreError {
 fn refuse(commands: impl Iterator<Item = Command>, error: &StoreError) {
     for command in commands {
         match command {
-            Command::Decide(_, reply) => drop(reply.send(Err(error.clone()))),
-            Command::Submit(_, reply) => drop(reply.send(Err(error.clone()))),
+            Command::Decide(call) => drop(call.reply.send(Err(error.clone()))),
+            Command::Submit(call) => drop(call.reply.send(Err(error.clone()))),
             Command::Check(reply) => drop(reply.send(Err(error.clone()))),
             Command::Wake => {}
         }
     }
 }
 
-impl Answer {
+impl Command {
     fn has_written(&self) -> bool {
         match self {
-            Self::Decide(outcome, _) => matches!(outcome, Ok(Decided::Recorded(_))),
-            Self::Submit(outcome, _) => matches!(outcome, Ok(Submitted::Recorded(_))),
+            Self::Decide(call) => matches!(call.answer, Some(Decided::Recorded(_))),
+            Self::Submit(call) => matches!(call.answer, Some(Submitted::Recorded(_))),
             Self::Check(_) => true,
+            Self::Wake => false,
         }
     }
 
     /// Answers, and wakes those who wait for the action. Nobody may listen any more.
-    fn send(self, watchers: &Watchers) {
+    fn answer(self, watchers: &Watchers) {
         match self {
-            Self::Decide(outcome, reply) => {
-                if let Ok(Decided::Recorded(action)) = &outcome {
+            Self::Decide(call) => {
+                if let Some(Decided::Recorded(action)) = &call.answer {
                     wake(watchers, action);
                 }
-                drop(reply.send(outcome));
+                drop(call.reply.send(call.answer.ok_or_else(unready)));
             }
-            Self::Submit(outcome, reply) => {
-                if let Ok(Submitted::Recorded(action)) = &outcome {
+            Self::Submit(call) => {
+                if let Some(Submitted::Recorded(action)) = &call.answer {
                     wake(watchers, action);
                 }
-                drop(reply.send(outcome));
+                drop(call.reply.send(call.answer.ok_or_else(unready)));
             }
             Self::Check(reply) => drop(reply.send(Ok(()))),
-        }
-    }
-
-    fn refuse(self, error: &StoreError) {
-        match self {
-            Self::Decide(_, reply) => drop(reply.send(Err(error.clone()))),
-            Self::Submit(_, reply) => drop(reply.send(Err(error.clone()))),
-            Self::Check(reply) => drop(reply.send(Err(error.clone()))),
+            Self::Wake => {}
         }
     }
 }
