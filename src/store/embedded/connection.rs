@@ -5,10 +5,12 @@ use std::time::Duration;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
+use super::StoreError;
 use super::fault::Fault;
 use super::lock::Location;
 use super::schema::{self, Version};
-use super::{StoreError, transition};
+use super::secret::Secret;
+use super::transition::Transaction;
 
 /// How long an operator's lock is waited for.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
@@ -60,7 +62,7 @@ fn open(location: &Location, mode: OpenFlags) -> rusqlite::Result<Connection> {
 }
 
 /// Opens the database for writing for the first time: looks at what it is, and brings its schema up to date.
-pub(super) fn first_writer(location: &Location) -> Result<Connection, StoreError> {
+pub(super) fn first_writer(location: &Location) -> Result<(Connection, Secret), StoreError> {
     let path = &location.path;
     let failed = |fault: Fault| {
         StoreError::unavailable(format!("the database {} cannot be opened", path.display()))
@@ -92,18 +94,23 @@ pub(super) fn first_writer(location: &Location) -> Result<Connection, StoreError
     if let Version::Older(version) = version {
         schema::migrate(&mut connection, version).map_err(failed)?;
     }
-    probe(&connection).map_err(failed)?;
-    Ok(connection)
+    let secret = schema::secret(&connection).map_err(|error| failed(error.into()))?;
+    probe(&connection, secret).map_err(failed)?;
+    Ok((connection, secret))
 }
 
 /// Opens the database for writing again, after a fault.
-pub(super) fn recovered_writer(location: &Location, in_doubt: bool) -> Result<Connection, Fault> {
+pub(super) fn recovered_writer(
+    location: &Location,
+    secret: Secret,
+    in_doubt: bool,
+) -> Result<Connection, Fault> {
     if in_doubt {
         rewrite(location)?;
     }
     let connection = writer(location)?;
     settle(&connection)?;
-    probe(&connection)?;
+    probe(&connection, secret)?;
     Ok(connection)
 }
 
@@ -133,10 +140,10 @@ fn rewrite(location: &Location) -> Result<(), Fault> {
 }
 
 /// Makes a durable write.
-fn probe(connection: &Connection) -> Result<(), Fault> {
-    transition::run(connection, "BEGIN IMMEDIATE")?;
-    transition::beat(connection)?;
-    transition::run(connection, "COMMIT")?;
+fn probe(connection: &Connection, secret: Secret) -> Result<(), Fault> {
+    let transaction = Transaction::begin(connection, secret)?;
+    transaction.beat()?;
+    transaction.commit()?;
     Ok(())
 }
 

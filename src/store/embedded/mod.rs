@@ -7,6 +7,7 @@ mod lock;
 mod read;
 mod rows;
 mod schema;
+mod secret;
 mod state;
 mod transition;
 mod writer;
@@ -26,6 +27,7 @@ use uuid::Uuid;
 use self::checkpoint::Checkpointer;
 use self::lock::Location;
 use self::read::Readers;
+use self::secret::Secret;
 use self::state::State;
 use self::writer::{Call, Command, Parts, Writer};
 use super::{Decide, Decided, Store, StoreError, Submit, Submitted, Totals, Watch, Watchers};
@@ -56,6 +58,7 @@ pub struct Embedded {
     watchers: Watchers,
     state: Arc<State>,
     location: Arc<Location>,
+    secret: Secret,
 }
 
 impl Embedded {
@@ -72,7 +75,7 @@ impl Embedded {
     pub fn open(path: impl AsRef<Path>) -> Result<Self, StoreError> {
         let (location, lock) = lock::acquire(path.as_ref())?;
         let location = Arc::new(location);
-        let connection = connection::first_writer(&location)?;
+        let (connection, secret) = connection::first_writer(&location)?;
         let (commands, queue) = mpsc::sync_channel(QUEUE);
         let state = Arc::new(State::new());
         let readers = Arc::new(Readers::new(location.clone(), state.clone()));
@@ -80,6 +83,7 @@ impl Embedded {
         let writer = Writer::new(Parts {
             commands: queue,
             connection,
+            secret,
             checkpointer: Checkpointer::spawn(location.clone())?,
             state: state.clone(),
             readers: readers.clone(),
@@ -99,6 +103,7 @@ impl Embedded {
             watchers,
             state,
             location,
+            secret,
         })
     }
 
@@ -141,9 +146,10 @@ impl Store for Embedded {
     }
 
     async fn find(&self, id: Uuid) -> Result<Option<Action>, StoreError> {
+        let secret = self.secret;
         let record = self
             .readers
-            .read(move |connection| rows::by_id(connection, id))
+            .read(move |connection| rows::by_id(connection, secret, id))
             .await?;
         Ok(record.map(|record| record.action))
     }
@@ -165,14 +171,13 @@ impl Store for Embedded {
                 connection
                     .prepare_cached(
                         "SELECT (SELECT count(*) FROM action), (SELECT count(decision) FROM action), \
-                         (SELECT count(*) FROM outbox), (SELECT count(*) FROM audit)",
+                         (SELECT count(*) FROM event)",
                     )?
                     .query_row([], |row| {
                         Ok(Totals {
                             actions: row.get::<_, i64>(0)?.unsigned_abs(),
                             decisions: row.get::<_, i64>(1)?.unsigned_abs(),
                             events: row.get::<_, i64>(2)?.unsigned_abs(),
-                            audits: row.get::<_, i64>(3)?.unsigned_abs(),
                         })
                     })
             })

@@ -6,6 +6,7 @@ use rusqlite::types::{ToSql, ToSqlOutput, Type, ValueRef};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use uuid::Uuid;
 
+use super::secret::Secret;
 use crate::protocol::{Action, Payload, RequestId};
 use crate::store::Identity;
 
@@ -50,16 +51,20 @@ pub(super) fn by_identity(
 }
 
 /// Finds by the store's id, or else by a call id that names one action only.
-pub(super) fn by_id(connection: &Connection, id: Uuid) -> rusqlite::Result<Option<Record>> {
+pub(super) fn by_id(
+    connection: &Connection,
+    secret: Secret,
+    id: Uuid,
+) -> rusqlite::Result<Option<Record>> {
     let found = connection
-        .prepare_cached(select!("request_id = ?1"))?
-        .query_row([id.as_bytes()], record)
+        .prepare_cached(select!("id = ?1 AND request_id = ?2"))?
+        .query_row(params![secret.row(id), id.as_bytes()], record)
         .optional()?;
     if found.is_some() {
         return Ok(found);
     }
     let mut named = connection
-        .prepare_cached("SELECT DISTINCT action FROM audit WHERE call_id = ?1 LIMIT 2")?;
+        .prepare_cached("SELECT DISTINCT action FROM event WHERE call_id = ?1 LIMIT 2")?;
     let mut named = named.query([id.as_bytes()])?;
     let Some(row) = named.next()? else {
         return Ok(None);

@@ -107,10 +107,10 @@ async fn a_request_that_cannot_be_recorded_fails_alone() {
     let path = folder.path().join("aegis.db");
     let store = Embedded::open(&path).unwrap();
     let operator = Connection::open(&path).unwrap();
-    // The audit row comes after the action's: that one is taken back, and so is the batch, which is recorded without it.
+    // The event comes after the action's row: that one is taken back, and so is the batch, which is recorded without it.
     operator
         .execute_batch(
-            "CREATE TRIGGER refuse BEFORE INSERT ON audit WHEN new.actor = 'refused'
+            "CREATE TRIGGER refuse BEFORE INSERT ON event WHEN new.actor = 'refused'
              BEGIN SELECT raise(ABORT, 'refused'); END",
         )
         .unwrap();
@@ -125,7 +125,7 @@ async fn a_request_that_cannot_be_recorded_fails_alone() {
     assert!(matches!(other, Ok(Decided::Recorded(_))), "{other:?}");
     assert!(error.unwrap_err().is_unavailable());
     let totals = store.totals().await.unwrap();
-    assert_eq!((totals.actions, totals.events, totals.audits), (2, 2, 2));
+    assert_eq!((totals.actions, totals.events), (2, 2));
     store.check().await.unwrap();
     operator.execute_batch("DROP TRIGGER refuse").unwrap();
     let decided = store.decide(refused).await.unwrap();

@@ -13,8 +13,10 @@ use super::checkpoint::{Checkpointer, Step};
 use super::fault::{Cause, Fault, is_fatal};
 use super::lock::{Location, Lock};
 use super::read::Readers;
+use super::secret::Secret;
 use super::state::{self, State};
-use super::{StoreError, connection, transition};
+use super::transition::Transaction;
+use super::{StoreError, connection};
 use crate::protocol::Action;
 use crate::store::{Decide, Decided, Submit, Submitted, Watchers};
 
@@ -61,6 +63,7 @@ impl<Q, A> Call<Q, A> {
 pub(super) struct Writer {
     commands: Receiver<Command>,
     connection: Option<Connection>,
+    secret: Secret,
     checkpointer: Option<Checkpointer>,
     /// Pages in the log, as of the last commit.
     log: Arc<AtomicU32>,
@@ -79,6 +82,7 @@ pub(super) struct Writer {
 pub(super) struct Parts {
     pub(super) commands: Receiver<Command>,
     pub(super) connection: Connection,
+    pub(super) secret: Secret,
     pub(super) checkpointer: Checkpointer,
     pub(super) state: Arc<State>,
     pub(super) readers: Arc<Readers>,
@@ -92,6 +96,7 @@ impl Writer {
         let mut writer = Self {
             commands: parts.commands,
             connection: None,
+            secret: parts.secret,
             checkpointer: Some(parts.checkpointer),
             log: Arc::default(),
             state: parts.state,
@@ -149,12 +154,13 @@ impl Writer {
         if batch.is_empty() {
             return;
         }
+        let secret = self.secret;
         let Some(connection) = self.ready() else {
             refuse(batch.drain(..), &unready());
             return;
         };
         let begun = Instant::now();
-        match transact(connection, batch) {
+        match transact(connection, secret, batch) {
             Ok(()) => {
                 if batch.iter().any(Command::has_written) {
                     self.state.set_written(begun);
@@ -212,7 +218,7 @@ impl Writer {
         if !self.readers.is_empty() {
             return Err(StoreError::unavailable("a read is not finished"));
         }
-        let connection = connection::recovered_writer(&self.location, self.in_doubt)
+        let connection = connection::recovered_writer(&self.location, self.secret, self.in_doubt)
             .map_err(|fault| failed(fault.cause()))?;
         self.install(connection)
             .map_err(|error| failed(Cause::Database(error)))?;
@@ -309,34 +315,33 @@ impl From<Fault> for Stop {
 }
 
 /// Runs a batch in one transaction. On success everything that its answers say is durable.
-fn transact(connection: &Connection, batch: &mut [Command]) -> Result<(), Stop> {
-    // Immediate: a transaction that reads first and writes later fails if another program wrote in between.
-    transition::run(connection, "BEGIN IMMEDIATE").map_err(Fault::of)?;
-    let done = apply(connection, batch)
-        .and_then(|()| Ok(transition::run(connection, "COMMIT").map_err(Fault::of)?));
+fn transact(connection: &Connection, secret: Secret, batch: &mut [Command]) -> Result<(), Stop> {
+    let done = attempt(connection, secret, batch);
     if done.is_err() && !connection.is_autocommit() {
-        let undone = transition::run(connection, "ROLLBACK");
+        let undone = connection.execute_batch("ROLLBACK");
         // After a fault the connection is dropped, which rolls back.
         if let (Err(Stop::Request(_)), Err(error)) = (&done, undone) {
-            return Err(Fault::of(error).into());
+            return Err(Stop::Fault(error.into()));
         }
     }
     done
 }
 
-/// Runs a batch's statements, and leaves each answer with its request.
-fn apply(connection: &Connection, batch: &mut [Command]) -> Result<(), Stop> {
+fn attempt(connection: &Connection, secret: Secret, batch: &mut [Command]) -> Result<(), Stop> {
+    let mut transaction = Transaction::begin(connection, secret).map_err(Fault::of)?;
     let mut has_beaten = false;
     for command in batch {
         let done = match command {
-            Command::Decide(call) => transition::decide(connection, &call.request)
+            Command::Decide(call) => transaction
+                .decide(&call.request)
                 .map(|decided| call.answer = Some(decided)),
-            Command::Submit(call) => transition::submit(connection, &call.request)
+            Command::Submit(call) => transaction
+                .submit(&call.request)
                 .map(|submitted| call.answer = Some(submitted)),
             Command::Check(_) if has_beaten => Ok(()),
             Command::Check(_) => {
                 has_beaten = true;
-                transition::beat(connection)
+                transaction.beat()
             }
             Command::Wake => Ok(()),
         };
@@ -348,6 +353,7 @@ fn apply(connection: &Connection, batch: &mut [Command]) -> Result<(), Stop> {
             }
         })?;
     }
+    transaction.commit().map_err(Fault::of)?;
     Ok(())
 }
 
