@@ -6,16 +6,17 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
 use super::StoreError;
+use super::calls::Calls;
 use super::fault::Fault;
 use super::lock::Location;
 use super::schema::{self, Version};
-use super::secret::Secret;
 use super::transition::Transaction;
 
 /// How long an operator's lock is waited for.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// In KiB. A page of each unique index is touched by every new action, and these pages are anywhere.
+/// In KiB. Every new action touches a page of the index of identities, anywhere. More would keep more of these, but SQLite looks
+/// through the whole cache at the end of every transaction that split a page, which costs more than to read pages again.
 const WRITER_CACHE: i64 = 64 * 1024;
 const READER_CACHE: i64 = 4 * 1024;
 
@@ -62,7 +63,7 @@ fn open(location: &Location, mode: OpenFlags) -> rusqlite::Result<Connection> {
 }
 
 /// Opens the database for writing for the first time: looks at what it is, and brings its schema up to date.
-pub(super) fn first_writer(location: &Location) -> Result<(Connection, Secret), StoreError> {
+pub(super) fn first_writer(location: &Location) -> Result<(Connection, Calls), StoreError> {
     let path = &location.path;
     let failed = |fault: Fault| {
         StoreError::unavailable(format!("the database {} cannot be opened", path.display()))
@@ -94,15 +95,17 @@ pub(super) fn first_writer(location: &Location) -> Result<(Connection, Secret), 
     if let Version::Older(version) = version {
         schema::migrate(&mut connection, version).map_err(failed)?;
     }
-    let secret = schema::secret(&connection).map_err(|error| failed(error.into()))?;
-    probe(&connection, secret).map_err(failed)?;
-    Ok((connection, secret))
+    let calls = schema::secret(&connection)
+        .and_then(|secret| Calls::load(&connection, secret))
+        .map_err(|error| failed(error.into()))?;
+    probe(&connection, &calls).map_err(failed)?;
+    Ok((connection, calls))
 }
 
 /// Opens the database for writing again, after a fault.
 pub(super) fn recovered_writer(
     location: &Location,
-    secret: Secret,
+    calls: &Calls,
     in_doubt: bool,
 ) -> Result<Connection, Fault> {
     if in_doubt {
@@ -110,7 +113,8 @@ pub(super) fn recovered_writer(
     }
     let connection = writer(location)?;
     settle(&connection)?;
-    probe(&connection, secret)?;
+    calls.reload(&connection)?;
+    probe(&connection, calls)?;
     Ok(connection)
 }
 
@@ -140,8 +144,8 @@ fn rewrite(location: &Location) -> Result<(), Fault> {
 }
 
 /// Makes a durable write.
-fn probe(connection: &Connection, secret: Secret) -> Result<(), Fault> {
-    let transaction = Transaction::begin(connection, secret)?;
+fn probe(connection: &Connection, calls: &Calls) -> Result<(), Fault> {
+    let transaction = Transaction::begin(connection, calls)?;
     transaction.beat()?;
     transaction.commit()?;
     Ok(())

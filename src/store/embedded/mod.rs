@@ -1,5 +1,6 @@
 //! The embedded store: SQLite in this process.
 
+mod calls;
 mod checkpoint;
 mod connection;
 mod fault;
@@ -24,10 +25,10 @@ use std::thread;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
+use self::calls::Calls;
 use self::checkpoint::Checkpointer;
 use self::lock::Location;
 use self::read::Readers;
-use self::secret::Secret;
 use self::state::State;
 use self::writer::{Call, Command, Parts, Writer};
 use super::{Decide, Decided, Store, StoreError, Submit, Submitted, Totals, Watch, Watchers};
@@ -58,7 +59,7 @@ pub struct Embedded {
     watchers: Watchers,
     state: Arc<State>,
     location: Arc<Location>,
-    secret: Secret,
+    calls: Arc<Calls>,
 }
 
 impl Embedded {
@@ -75,7 +76,8 @@ impl Embedded {
     pub fn open(path: impl AsRef<Path>) -> Result<Self, StoreError> {
         let (location, lock) = lock::acquire(path.as_ref())?;
         let location = Arc::new(location);
-        let (connection, secret) = connection::first_writer(&location)?;
+        let (connection, calls) = connection::first_writer(&location)?;
+        let calls = Arc::new(calls);
         let (commands, queue) = mpsc::sync_channel(QUEUE);
         let state = Arc::new(State::new());
         let readers = Arc::new(Readers::new(location.clone(), state.clone()));
@@ -83,7 +85,7 @@ impl Embedded {
         let writer = Writer::new(Parts {
             commands: queue,
             connection,
-            secret,
+            calls: calls.clone(),
             checkpointer: Checkpointer::spawn(location.clone())?,
             state: state.clone(),
             readers: readers.clone(),
@@ -103,7 +105,7 @@ impl Embedded {
             watchers,
             state,
             location,
-            secret,
+            calls,
         })
     }
 
@@ -146,10 +148,10 @@ impl Store for Embedded {
     }
 
     async fn find(&self, id: Uuid) -> Result<Option<Action>, StoreError> {
-        let secret = self.secret;
+        let calls = self.calls.clone();
         let record = self
             .readers
-            .read(move |connection| rows::by_id(connection, secret, id))
+            .read(move |connection| rows::by_id(connection, &calls, id))
             .await?;
         Ok(record.map(|record| record.action))
     }

@@ -6,7 +6,7 @@ use rusqlite::types::{ToSql, ToSqlOutput, Type, ValueRef};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use uuid::Uuid;
 
-use super::secret::Secret;
+use super::calls::Calls;
 use crate::protocol::{Action, Payload, RequestId};
 use crate::store::Identity;
 
@@ -53,26 +53,19 @@ pub(super) fn by_identity(
 /// Finds by the store's id, or else by a call id that names one action only.
 pub(super) fn by_id(
     connection: &Connection,
-    secret: Secret,
+    calls: &Calls,
     id: Uuid,
 ) -> rusqlite::Result<Option<Record>> {
     let found = connection
         .prepare_cached(select!("id = ?1 AND request_id = ?2"))?
-        .query_row(params![secret.row(id), id.as_bytes()], record)
+        .query_row(params![calls.secret().row(id), id.as_bytes()], record)
         .optional()?;
     if found.is_some() {
         return Ok(found);
     }
-    let mut named = connection
-        .prepare_cached("SELECT DISTINCT action FROM event WHERE call_id = ?1 LIMIT 2")?;
-    let mut named = named.query([id.as_bytes()])?;
-    let Some(row) = named.next()? else {
+    let Some(action) = calls.find(connection, id)? else {
         return Ok(None);
     };
-    let action: i64 = row.get(0)?;
-    if named.next()?.is_some() {
-        return Ok(None);
-    }
     connection
         .prepare_cached(select!("id = ?1"))?
         .query_row([action], record)

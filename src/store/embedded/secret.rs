@@ -54,13 +54,22 @@ impl Secret {
         bytes.fold(0, |row, (masked, mask)| row << 8 | i64::from(masked ^ mask))
     }
 
-    /// Both parts have a fixed length, so what is digested can be read in one way only.
+    /// A short name for a call id: 48 bits, which nobody can choose.
+    pub(super) fn tag(&self, call: Uuid) -> u64 {
+        let digest = self.digest(call.as_bytes());
+        digest[..6]
+            .iter()
+            .fold(0, |tag, byte| tag << 8 | u64::from(*byte))
+    }
+
     fn mask(&self, random: &[u8]) -> impl Iterator<Item = u8> + use<> {
-        let digest = Sha256::new()
-            .chain_update(self.0)
-            .chain_update(random)
-            .finalize();
-        <[u8; 32]>::from(digest).into_iter()
+        self.digest(random).into_iter()
+    }
+
+    /// Masks are of 9 bytes and tags of 16, so that no digest serves for both, and what is digested can be read in one way.
+    fn digest(&self, bytes: &[u8]) -> [u8; 32] {
+        let digest = Sha256::new().chain_update(self.0).chain_update(bytes);
+        digest.finalize().into()
     }
 }
 

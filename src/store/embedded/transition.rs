@@ -3,8 +3,8 @@
 use rusqlite::{Connection, params};
 use uuid::Uuid;
 
+use super::calls::{Calls, Named};
 use super::rows::{self, CallId, Record};
-use super::secret::Secret;
 use crate::protocol::{Action, Decision, RequestId, Status};
 use crate::store::rule::{Asked, Recorded, Ruling, canonical_call, payloads_differ, rule};
 use crate::store::{Actor, Decide, Decided, Fingerprinted, Identity, Submit, Submitted};
@@ -12,13 +12,16 @@ use crate::store::{Actor, Decide, Decided, Fingerprinted, Identity, Submit, Subm
 /// An open transaction of the writer.
 pub(super) struct Transaction<'a> {
     connection: &'a Connection,
-    secret: Secret,
+    calls: &'a Calls,
     /// The row of the next new action.
     next: i64,
+    /// The call ids of the new events, and the sequence number after the last of these.
+    named: Vec<Named>,
+    end: i64,
 }
 
 impl<'a> Transaction<'a> {
-    pub(super) fn begin(connection: &'a Connection, secret: Secret) -> rusqlite::Result<Self> {
+    pub(super) fn begin(connection: &'a Connection, calls: &'a Calls) -> rusqlite::Result<Self> {
         // Immediate: a transaction that reads first and writes later fails if another program wrote in between.
         run(connection, "BEGIN IMMEDIATE")?;
         let next = connection
@@ -26,13 +29,18 @@ impl<'a> Transaction<'a> {
             .query_row([], |row| row.get(0))?;
         Ok(Self {
             connection,
-            secret,
+            calls,
             next,
+            named: Vec::new(),
+            end: 0,
         })
     }
 
     pub(super) fn commit(self) -> rusqlite::Result<()> {
-        run(self.connection, "COMMIT")
+        let is_written = self.calls.write(self.connection, &self.named, self.end)?;
+        run(self.connection, "COMMIT")?;
+        self.calls.add(&self.named, self.end, is_written);
+        Ok(())
     }
 
     /// Shows that a write is taken.
@@ -124,7 +132,7 @@ impl<'a> Transaction<'a> {
         })
     }
 
-    fn update(&self, record: Record, request: &Decide) -> rusqlite::Result<Action> {
+    fn update(&mut self, record: Record, request: &Decide) -> rusqlite::Result<Action> {
         let at = rows::now();
         self.connection
         .prepare_cached(
@@ -157,7 +165,7 @@ impl<'a> Transaction<'a> {
     /// Inserts an action, unless its identity is on record. Most are new, so nobody looks before.
     fn insert(&mut self, new: New<'_>) -> rusqlite::Result<Option<(i64, i64, Action)>> {
         let (id, at) = (self.next, rows::now());
-        let request_id = self.secret.request_id(id);
+        let request_id = self.calls.secret().request_id(id);
         let status = match new.decision {
             Some(_) => Status::Committed,
             None => Status::Pending,
@@ -200,13 +208,14 @@ impl<'a> Transaction<'a> {
         Ok(Some((id, at, action)))
     }
 
-    fn note(&self, transition: &Transition<'_>) -> rusqlite::Result<()> {
-        self.connection
+    fn note(&mut self, transition: &Transition<'_>) -> rusqlite::Result<()> {
+        let seq = self
+            .connection
             .prepare_cached(
                 "INSERT INTO event (event_id, at, actor, verb, action, from_status, to_status, decision, call_id) \
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
             )?
-            .execute(params![
+            .insert(params![
                 Uuid::new_v4().as_bytes(),
                 transition.at,
                 transition.actor.as_str(),
@@ -217,6 +226,10 @@ impl<'a> Transaction<'a> {
                 transition.decision.map(Decision::as_str),
                 CallId(transition.call_id),
             ])?;
+        self.end = seq + 1;
+        if let Some(call) = transition.call_id.and_then(RequestId::as_uuid_v4) {
+            self.named.push(self.calls.named(call, seq));
+        }
         Ok(())
     }
 }

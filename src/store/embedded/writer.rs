@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 use rusqlite::Connection;
 use tokio::sync::oneshot;
 
+use super::calls::Calls;
 use super::checkpoint::{Checkpointer, Step};
 use super::fault::{Cause, Fault, is_fatal};
 use super::lock::{Location, Lock};
 use super::read::Readers;
-use super::secret::Secret;
 use super::state::{self, State};
 use super::transition::Transaction;
 use super::{StoreError, connection};
@@ -63,7 +63,7 @@ impl<Q, A> Call<Q, A> {
 pub(super) struct Writer {
     commands: Receiver<Command>,
     connection: Option<Connection>,
-    secret: Secret,
+    calls: Arc<Calls>,
     checkpointer: Option<Checkpointer>,
     /// Pages in the log, as of the last commit.
     log: Arc<AtomicU32>,
@@ -82,7 +82,7 @@ pub(super) struct Writer {
 pub(super) struct Parts {
     pub(super) commands: Receiver<Command>,
     pub(super) connection: Connection,
-    pub(super) secret: Secret,
+    pub(super) calls: Arc<Calls>,
     pub(super) checkpointer: Checkpointer,
     pub(super) state: Arc<State>,
     pub(super) readers: Arc<Readers>,
@@ -96,7 +96,7 @@ impl Writer {
         let mut writer = Self {
             commands: parts.commands,
             connection: None,
-            secret: parts.secret,
+            calls: parts.calls,
             checkpointer: Some(parts.checkpointer),
             log: Arc::default(),
             state: parts.state,
@@ -154,13 +154,13 @@ impl Writer {
         if batch.is_empty() {
             return;
         }
-        let secret = self.secret;
+        let calls = self.calls.clone();
         let Some(connection) = self.ready() else {
             refuse(batch.drain(..), &unready());
             return;
         };
         let begun = Instant::now();
-        match transact(connection, secret, batch) {
+        match transact(connection, &calls, batch) {
             Ok(()) => {
                 if batch.iter().any(Command::has_written) {
                     self.state.set_written(begun);
@@ -218,7 +218,7 @@ impl Writer {
         if !self.readers.is_empty() {
             return Err(StoreError::unavailable("a read is not finished"));
         }
-        let connection = connection::recovered_writer(&self.location, self.secret, self.in_doubt)
+        let connection = connection::recovered_writer(&self.location, &self.calls, self.in_doubt)
             .map_err(|fault| failed(fault.cause()))?;
         self.install(connection)
             .map_err(|error| failed(Cause::Database(error)))?;
@@ -315,8 +315,8 @@ impl From<Fault> for Stop {
 }
 
 /// Runs a batch in one transaction. On success everything that its answers say is durable.
-fn transact(connection: &Connection, secret: Secret, batch: &mut [Command]) -> Result<(), Stop> {
-    let done = attempt(connection, secret, batch);
+fn transact(connection: &Connection, calls: &Calls, batch: &mut [Command]) -> Result<(), Stop> {
+    let done = attempt(connection, calls, batch);
     if done.is_err() && !connection.is_autocommit() {
         let undone = connection.execute_batch("ROLLBACK");
         // After a fault the connection is dropped, which rolls back.
@@ -327,8 +327,8 @@ fn transact(connection: &Connection, secret: Secret, batch: &mut [Command]) -> R
     done
 }
 
-fn attempt(connection: &Connection, secret: Secret, batch: &mut [Command]) -> Result<(), Stop> {
-    let mut transaction = Transaction::begin(connection, secret).map_err(Fault::of)?;
+fn attempt(connection: &Connection, calls: &Calls, batch: &mut [Command]) -> Result<(), Stop> {
+    let mut transaction = Transaction::begin(connection, calls).map_err(Fault::of)?;
     let mut has_beaten = false;
     for command in batch {
         let done = match command {

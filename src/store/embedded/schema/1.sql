@@ -42,7 +42,11 @@ CREATE TABLE event (
     call_id     ANY                                      -- X-Request-Id of the call
 ) STRICT;
 
-CREATE INDEX event_call ON event (call_id, action) WHERE call_id IS NOT NULL;
+-- Which events have which call ids, for all but the newest. See `calls`.
+CREATE TABLE call_block (
+    id      INTEGER PRIMARY KEY,                         -- bucket * 2^48 + the seq at which the block ends
+    entries BLOB NOT NULL                                -- 8 bytes each, in order: 6 of the tag, 2 of end - seq
+) STRICT;
 
 -- One row, made with the database. Whoever has it can tell the ids of this database from others and put them in order.
 CREATE TABLE secret (
