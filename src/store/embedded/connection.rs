@@ -17,7 +17,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// In KiB. Every new action touches a page of the index of identities, anywhere. More would keep more of these, but SQLite looks
 /// through the whole cache at the end of every transaction that split a page, which costs more than to read pages again.
-const WRITER_CACHE: i64 = 64 * 1024;
+const WRITER_CACHE: i64 = 16 * 1024;
 const READER_CACHE: i64 = 4 * 1024;
 
 /// Opens the database for writing. It must be in WAL mode, or empty.
