@@ -173,13 +173,14 @@ impl<'a> Transaction<'a> {
         let decided_at = new.decision.map(|_| at);
         let inserted = self.connection
         .prepare_cached(
-            "INSERT INTO action (id, request_id, tenant_id, thread_id, idempotency_key, status, decision, digest, payload, \
-             comment, call_id, created_at, decided_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13) \
-             ON CONFLICT (tenant_id, thread_id, idempotency_key) DO NOTHING",
+            "INSERT INTO action (id, request_id, identity, tenant_id, thread_id, idempotency_key, status, decision, digest, payload, \
+             comment, call_id, created_at, decided_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14) \
+             ON CONFLICT (identity) DO NOTHING",
         )?
         .execute(params![
             id,
             request_id.as_bytes(),
+            rows::digest(new.identity),
             new.identity.tenant_id.as_str(),
             new.identity.thread_id.as_str(),
             new.identity.idempotency_key.as_str(),

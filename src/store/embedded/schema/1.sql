@@ -2,6 +2,9 @@
 CREATE TABLE action (
     id              INTEGER PRIMARY KEY,
     request_id      BLOB NOT NULL CHECK (length(request_id) = 16),    -- leads to `id` by the secret, so it has no index
+    identity        BLOB NOT NULL UNIQUE CHECK (length(identity) = 16),
+                                                         -- of tenant, thread and key: the start of SHA-256 over each of them
+                                                         -- behind a byte that has its length
     tenant_id       TEXT NOT NULL,
     thread_id       TEXT NOT NULL,
     idempotency_key TEXT NOT NULL,
@@ -16,7 +19,6 @@ CREATE TABLE action (
     call_id         ANY,                                 -- X-Request-Id of the decision: 16 bytes if a UUIDv4, else text
     created_at      INTEGER NOT NULL,                    -- microseconds since 1970, UTC
     decided_at      INTEGER,
-    UNIQUE (tenant_id, thread_id, idempotency_key),
     CHECK ((status = 'PENDING') = (decision IS NULL)),
     CHECK ((decision IS NULL) = (decided_at IS NULL)),
     CHECK ((payload IS NULL) = (digest IS NULL)),
