@@ -203,3 +203,20 @@ async fn a_call_of_a_batch_that_was_taken_back_is_not_found() {
     assert_eq!(store.find(calls[0]).await.unwrap(), Some(action));
     assert_eq!(store.find(calls[1]).await.unwrap(), None);
 }
+
+#[tokio::test]
+async fn an_identity_that_meets_another_one_of_its_digest_is_refused_and_not_answered_for_it() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("aegis.db");
+    let store = Embedded::open(&path).unwrap();
+    let request = approval(None);
+    store.decide(request.clone()).await.unwrap();
+    // Nobody can find two of one digest; an edit by hand can make them.
+    let operator = Connection::open(&path).unwrap();
+    operator
+        .execute("UPDATE action SET tenant_id = 'another'", [])
+        .unwrap();
+    let error = store.decide(request).await.unwrap_err();
+    assert!(error.is_unavailable(), "{error}");
+    assert_eq!(store.totals().await.unwrap().decisions, 1);
+}

@@ -54,22 +54,29 @@ impl<'a> Transaction<'a> {
     }
 
     pub(super) fn decide(&mut self, request: &Decide) -> rusqlite::Result<Decided> {
-        if !request.require_submission {
-            let new = New {
-                identity: &request.identity,
-                payload: request.payload.as_ref(),
-                call_id: request.call_id.as_ref(),
-                decision: Some(request.decision),
-                comment: request.comment.as_deref(),
+        if request.require_submission {
+            return match rows::by_identity(self.connection, &request.identity)? {
+                Some(record) => self.decide_again(record, request),
+                None => Ok(Decided::NotFound),
             };
-            if let Some((id, at, action)) = self.insert(new)? {
-                self.note(&Transition::decided(id, at, None, request))?;
-                return Ok(Decided::Recorded(action));
-            }
         }
-        let Some(record) = rows::by_identity(self.connection, &request.identity)? else {
-            return Ok(Decided::NotFound);
+        let new = New {
+            identity: &request.identity,
+            payload: request.payload.as_ref(),
+            call_id: request.call_id.as_ref(),
+            decision: Some(request.decision),
+            comment: request.comment.as_deref(),
         };
+        if let Some((id, at, action)) = self.insert(new)? {
+            self.note(&Transition::decided(id, at, None, request))?;
+            return Ok(Decided::Recorded(action));
+        }
+        let record = self.recorded(&request.identity)?;
+        self.decide_again(record, request)
+    }
+
+    /// Decides on an action that is on record.
+    fn decide_again(&mut self, record: Record, request: &Decide) -> rusqlite::Result<Decided> {
         let call_id = request.call_id.as_ref().map(canonical_call);
         let ruling = rule(
             Recorded {
@@ -122,14 +129,19 @@ impl<'a> Transaction<'a> {
             })?;
             return Ok(Submitted::Recorded(action));
         }
-        let record = rows::by_identity(self.connection, &request.identity)?
-            .ok_or(rusqlite::Error::QueryReturnedNoRows)?;
+        let record = self.recorded(&request.identity)?;
         let asked = request.payload.as_ref().map(Fingerprinted::digest);
         Ok(if payloads_differ(record.digest.as_ref(), asked) {
             Submitted::PayloadMismatch(record.action)
         } else {
             Submitted::Existing(record.action)
         })
+    }
+
+    /// The action that kept one of its identity from being inserted. Were it another identity's, of the same digest, this is
+    /// an error, and nothing is answered that is not so.
+    fn recorded(&self, identity: &Identity) -> rusqlite::Result<Record> {
+        rows::by_identity(self.connection, identity)?.ok_or(rusqlite::Error::QueryReturnedNoRows)
     }
 
     fn update(&mut self, record: Record, request: &Decide) -> rusqlite::Result<Action> {
