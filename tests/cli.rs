@@ -248,7 +248,7 @@ fn usage_errors_exit_with_2_and_send_nothing() {
     no_tenant.env_remove("AEGIS_TENANT");
     let ended = run(no_tenant).expect(2);
     assert!(ended.stderr.contains("--tenant"), "{ended:?}");
-    assert_eq!(counts(&look_at(&place.store())), [0; 3]);
+    assert_eq!(counts(&look_at(&place.store())), [0; 2]);
 }
 
 #[test]
@@ -484,7 +484,7 @@ fn the_server_takes_its_settings_in_the_same_order() {
     for (name, decisions) in [("file.db", 0), ("env.db", 1), ("flag.db", 0)] {
         assert_eq!(
             counts(&look_at(Path::new(&path(name)))),
-            [decisions; 3],
+            [decisions; 2],
             "{name}"
         );
     }
@@ -580,7 +580,7 @@ fn a_new_key_lets_its_holder_do_what_its_scope_allows() {
             .contains("401")
     );
 
-    let actor = "SELECT actor FROM audit";
+    let actor = "SELECT actor FROM event";
     let actor: String = look_at(&place.store())
         .query_row(actor, [], |row| row.get(0))
         .unwrap();
@@ -817,7 +817,7 @@ fn without_arguments_it_serves_the_folder_it_is_in() {
     let ended = server.stop().expect(0);
     assert!(ended.stderr.contains(", store aegis.db"), "{ended:?}");
     assert_eq!(ended.stdout, "");
-    assert_eq!(counts(&look_at(&folder.path().join("aegis.db"))), [1; 3]);
+    assert_eq!(counts(&look_at(&folder.path().join("aegis.db"))), [1; 2]);
     // The log is emptied into the database: one file, and the lock's.
     let mut files: Vec<_> = fs::read_dir(folder.path()).unwrap().collect();
     files.retain(|file| {

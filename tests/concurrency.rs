@@ -123,20 +123,15 @@ async fn assert_decided_once(disk: &Disk, told: &[Told]) {
     }
 
     let totals = disk.totals().await.unwrap();
-    let all = [
-        totals.actions,
-        totals.decisions,
-        totals.events,
-        totals.audits,
-    ];
-    assert_eq!(all, [IDENTITIES as u64; 4]);
+    let all = [totals.actions, totals.decisions, totals.events];
+    assert_eq!(all, [IDENTITIES as u64; 3]);
     let database = binary::look_at(&disk.path());
-    assert_eq!(binary::counts(&database), [IDENTITIES as u64; 3]);
+    assert_eq!(binary::counts(&database), [IDENTITIES as u64; 2]);
     assert_eq!(binary::integrity(&database), "ok");
     let mut rows = database
         .prepare(
-            "SELECT idempotency_key, action.decision, outbox.decision, verb FROM action \
-             JOIN outbox ON outbox.action = action.id JOIN audit ON audit.action = action.id",
+            "SELECT idempotency_key, action.decision, event.decision, verb FROM action \
+             JOIN event ON event.action = action.id",
         )
         .unwrap();
     let rows = rows.query_map([], |row| {

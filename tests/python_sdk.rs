@@ -127,7 +127,7 @@ fn the_published_sdk_works_unmodified() {
         (trusting_store, TENANT_DECISIONS),
         (keyed_store, KEYED_DECISIONS),
     ] {
-        assert_eq!(counts(&look_at(&store)), [decisions; 3]);
+        assert_eq!(counts(&look_at(&store)), [decisions; 2]);
     }
     trusting.stop().expect(0);
     keyed.stop().expect(0);

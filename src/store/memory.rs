@@ -215,7 +215,6 @@ impl Store for Memory {
             actions: records.actions.len() as u64,
             decisions: records.actions.values().filter(decided).count() as u64,
             events: records.transitions,
-            audits: records.transitions,
         })
     }
 }

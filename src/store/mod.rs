@@ -142,7 +142,7 @@ pub struct Submit {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(clippy::exhaustive_enums)]
 pub enum Decided {
-    /// This call's decision was recorded, with its event and its audit row.
+    /// This call's decision was recorded, with its event.
     Recorded(Action),
     /// This very call had recorded the decision before: it is the call's own retry.
     Replayed(Action),
@@ -178,17 +178,15 @@ pub struct Totals {
     pub actions: u64,
     /// Actions with a decision on record.
     pub decisions: u64,
-    /// Outbox events: one for each transition.
+    /// Events, each of which is a row of the audit trail too: one for each transition.
     pub events: u64,
-    /// Audit rows: one for each transition.
-    pub audits: u64,
 }
 
 /// Keeps actions and decides each of them once.
 ///
 /// # Contract
 ///
-/// - The transition, its outbox event and its audit row are written in one transaction.
+/// - The transition and its event, which is to be delivered and is the audit trail too, are written in one transaction.
 /// - A method returns `Ok` only after what it reports is durable, and the same holds for what it read: an answer never
 ///   rests on a transaction that could still be lost.
 /// - An `Err` from [`decide`](Self::decide) or [`submit`](Self::submit) leaves open whether the request was recorded. To ask

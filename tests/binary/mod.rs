@@ -245,14 +245,11 @@ pub fn look_at(database: &Path) -> Connection {
     connection
 }
 
-/// Decisions, events and audit rows, as of one moment.
-pub fn counts(database: &Connection) -> [u64; 3] {
-    let sql = "SELECT (SELECT count(decision) FROM action), (SELECT count(*) FROM outbox), \
-               (SELECT count(*) FROM audit)";
+/// Decisions and events, as of one moment.
+pub fn counts(database: &Connection) -> [u64; 2] {
+    let sql = "SELECT (SELECT count(decision) FROM action), (SELECT count(*) FROM event)";
     let count = |row: &rusqlite::Row<'_>, at| row.get::<_, i64>(at).map(i64::unsigned_abs);
-    let counts = database.query_row(sql, [], |row| {
-        Ok([count(row, 0)?, count(row, 1)?, count(row, 2)?])
-    });
+    let counts = database.query_row(sql, [], |row| Ok([count(row, 0)?, count(row, 1)?]));
     counts.unwrap()
 }
 

@@ -5,16 +5,19 @@ use std::time::Duration;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
+use super::StoreError;
+use super::calls::Calls;
 use super::fault::Fault;
 use super::lock::Location;
 use super::schema::{self, Version};
-use super::{StoreError, transition};
+use super::transition::Transaction;
 
 /// How long an operator's lock is waited for.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// In KiB. A page of each unique index is touched by every new action, and these pages are anywhere.
-const WRITER_CACHE: i64 = 64 * 1024;
+/// In KiB. Every new action touches a page of the index of identities, anywhere. More would keep more of these, but SQLite looks
+/// through the whole cache at the end of every transaction that split a page, which costs more than to read pages again.
+const WRITER_CACHE: i64 = 16 * 1024;
 const READER_CACHE: i64 = 4 * 1024;
 
 /// Opens the database for writing. It must be in WAL mode, or empty.
@@ -48,7 +51,7 @@ fn open(location: &Location, mode: OpenFlags) -> rusqlite::Result<Connection> {
     connection.pragma_update(None, "foreign_keys", true)?;
     connection.pragma_update(None, "trusted_schema", false)?;
     connection.pragma_update(None, "synchronous", "FULL")?;
-    // Savepoints must not depend on room in a folder for temporary files.
+    // A statement's own journal must not depend on room in a folder for temporary files.
     connection.pragma_update(None, "temp_store", "MEMORY")?;
     // Where fsync leaves data in the drive's cache (macOS).
     connection.pragma_update(None, "fullfsync", true)?;
@@ -60,7 +63,7 @@ fn open(location: &Location, mode: OpenFlags) -> rusqlite::Result<Connection> {
 }
 
 /// Opens the database for writing for the first time: looks at what it is, and brings its schema up to date.
-pub(super) fn first_writer(location: &Location) -> Result<Connection, StoreError> {
+pub(super) fn first_writer(location: &Location) -> Result<(Connection, Calls), StoreError> {
     let path = &location.path;
     let failed = |fault: Fault| {
         StoreError::unavailable(format!("the database {} cannot be opened", path.display()))
@@ -92,18 +95,26 @@ pub(super) fn first_writer(location: &Location) -> Result<Connection, StoreError
     if let Version::Older(version) = version {
         schema::migrate(&mut connection, version).map_err(failed)?;
     }
-    probe(&connection).map_err(failed)?;
-    Ok(connection)
+    let calls = schema::secret(&connection)
+        .and_then(|secret| Calls::load(&connection, secret))
+        .map_err(|error| failed(error.into()))?;
+    probe(&connection, &calls).map_err(failed)?;
+    Ok((connection, calls))
 }
 
 /// Opens the database for writing again, after a fault.
-pub(super) fn recovered_writer(location: &Location, in_doubt: bool) -> Result<Connection, Fault> {
+pub(super) fn recovered_writer(
+    location: &Location,
+    calls: &Calls,
+    in_doubt: bool,
+) -> Result<Connection, Fault> {
     if in_doubt {
         rewrite(location)?;
     }
     let connection = writer(location)?;
     settle(&connection)?;
-    probe(&connection)?;
+    calls.reload(&connection)?;
+    probe(&connection, calls)?;
     Ok(connection)
 }
 
@@ -133,10 +144,10 @@ fn rewrite(location: &Location) -> Result<(), Fault> {
 }
 
 /// Makes a durable write.
-fn probe(connection: &Connection) -> Result<(), Fault> {
-    transition::run(connection, "BEGIN IMMEDIATE")?;
-    transition::beat(connection)?;
-    transition::run(connection, "COMMIT")?;
+fn probe(connection: &Connection, calls: &Calls) -> Result<(), Fault> {
+    let transaction = Transaction::begin(connection, calls)?;
+    transaction.beat()?;
+    transaction.commit()?;
     Ok(())
 }
 

@@ -43,8 +43,6 @@ impl Fault {
 pub(super) enum Cause {
     Database(rusqlite::Error),
     Sync(io::Error),
-    /// SQLite rolled the transaction back by itself.
-    RolledBack,
 }
 
 impl fmt::Display for Cause {
@@ -52,7 +50,6 @@ impl fmt::Display for Cause {
         match self {
             Self::Database(error) => error.fmt(f),
             Self::Sync(error) => write!(f, "the database file cannot be synced: {error}"),
-            Self::RolledBack => f.write_str("the transaction was rolled back"),
         }
     }
 }
@@ -62,7 +59,6 @@ impl Error for Cause {
         match self {
             Self::Database(error) => error.source(),
             Self::Sync(error) => error.source(),
-            Self::RolledBack => None,
         }
     }
 }

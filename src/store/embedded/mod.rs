@@ -1,5 +1,6 @@
 //! The embedded store: SQLite in this process.
 
+mod calls;
 mod checkpoint;
 mod connection;
 mod fault;
@@ -7,6 +8,7 @@ mod lock;
 mod read;
 mod rows;
 mod schema;
+mod secret;
 mod state;
 mod transition;
 mod writer;
@@ -23,11 +25,12 @@ use std::thread;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
+use self::calls::Calls;
 use self::checkpoint::Checkpointer;
 use self::lock::Location;
 use self::read::Readers;
 use self::state::State;
-use self::writer::{Command, Parts, Writer};
+use self::writer::{Call, Command, Parts, Writer};
 use super::{Decide, Decided, Store, StoreError, Submit, Submitted, Totals, Watch, Watchers};
 use crate::protocol::Action;
 
@@ -56,6 +59,7 @@ pub struct Embedded {
     watchers: Watchers,
     state: Arc<State>,
     location: Arc<Location>,
+    calls: Arc<Calls>,
 }
 
 impl Embedded {
@@ -72,7 +76,8 @@ impl Embedded {
     pub fn open(path: impl AsRef<Path>) -> Result<Self, StoreError> {
         let (location, lock) = lock::acquire(path.as_ref())?;
         let location = Arc::new(location);
-        let connection = connection::first_writer(&location)?;
+        let (connection, calls) = connection::first_writer(&location)?;
+        let calls = Arc::new(calls);
         let (commands, queue) = mpsc::sync_channel(QUEUE);
         let state = Arc::new(State::new());
         let readers = Arc::new(Readers::new(location.clone(), state.clone()));
@@ -80,6 +85,7 @@ impl Embedded {
         let writer = Writer::new(Parts {
             commands: queue,
             connection,
+            calls: calls.clone(),
             checkpointer: Checkpointer::spawn(location.clone())?,
             state: state.clone(),
             readers: readers.clone(),
@@ -99,6 +105,7 @@ impl Embedded {
             watchers,
             state,
             location,
+            calls,
         })
     }
 
@@ -131,19 +138,20 @@ impl Embedded {
 
 impl Store for Embedded {
     async fn decide(&self, request: Decide) -> Result<Decided, StoreError> {
-        self.ask(|reply| Command::Decide(Box::new(request), reply))
+        self.ask(|reply| Command::Decide(Call::new(request, reply)))
             .await
     }
 
     async fn submit(&self, request: Submit) -> Result<Submitted, StoreError> {
-        self.ask(|reply| Command::Submit(Box::new(request), reply))
+        self.ask(|reply| Command::Submit(Call::new(request, reply)))
             .await
     }
 
     async fn find(&self, id: Uuid) -> Result<Option<Action>, StoreError> {
+        let calls = self.calls.clone();
         let record = self
             .readers
-            .read(move |connection| rows::by_id(connection, id))
+            .read(move |connection| rows::by_id(connection, &calls, id))
             .await?;
         Ok(record.map(|record| record.action))
     }
@@ -165,14 +173,13 @@ impl Store for Embedded {
                 connection
                     .prepare_cached(
                         "SELECT (SELECT count(*) FROM action), (SELECT count(decision) FROM action), \
-                         (SELECT count(*) FROM outbox), (SELECT count(*) FROM audit)",
+                         (SELECT count(*) FROM event)",
                     )?
                     .query_row([], |row| {
                         Ok(Totals {
                             actions: row.get::<_, i64>(0)?.unsigned_abs(),
                             decisions: row.get::<_, i64>(1)?.unsigned_abs(),
                             events: row.get::<_, i64>(2)?.unsigned_abs(),
-                            audits: row.get::<_, i64>(3)?.unsigned_abs(),
                         })
                     })
             })

@@ -4,8 +4,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rusqlite::types::{ToSql, ToSqlOutput, Type, ValueRef};
 use rusqlite::{Connection, OptionalExtension, Row, params};
+use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
+use super::calls::Calls;
 use crate::protocol::{Action, Payload, RequestId};
 use crate::store::Identity;
 
@@ -36,10 +38,11 @@ pub(super) fn by_identity(
 ) -> rusqlite::Result<Option<Record>> {
     connection
         .prepare_cached(select!(
-            "tenant_id = ?1 AND thread_id = ?2 AND idempotency_key = ?3"
+            "identity = ?1 AND tenant_id = ?2 AND thread_id = ?3 AND idempotency_key = ?4"
         ))?
         .query_row(
             params![
+                digest(identity),
                 identity.tenant_id.as_str(),
                 identity.thread_id.as_str(),
                 identity.idempotency_key.as_str()
@@ -49,25 +52,40 @@ pub(super) fn by_identity(
         .optional()
 }
 
+/// What keeps an identity from being on record twice. An index on the texts would be three times as large.
+pub(super) fn digest(identity: &Identity) -> [u8; 16] {
+    let texts = [
+        identity.tenant_id.as_str(),
+        identity.thread_id.as_str(),
+        identity.idempotency_key.as_str(),
+    ];
+    let mut digest = Sha256::new();
+    for text in texts {
+        // None is longer than 255 bytes.
+        digest.update([text.len() as u8]);
+        digest.update(text);
+    }
+    let mut start = [0; 16];
+    start.copy_from_slice(&digest.finalize()[..16]);
+    start
+}
+
 /// Finds by the store's id, or else by a call id that names one action only.
-pub(super) fn by_id(connection: &Connection, id: Uuid) -> rusqlite::Result<Option<Record>> {
+pub(super) fn by_id(
+    connection: &Connection,
+    calls: &Calls,
+    id: Uuid,
+) -> rusqlite::Result<Option<Record>> {
     let found = connection
-        .prepare_cached(select!("request_id = ?1"))?
-        .query_row([id.as_bytes()], record)
+        .prepare_cached(select!("id = ?1 AND request_id = ?2"))?
+        .query_row(params![calls.secret().row(id), id.as_bytes()], record)
         .optional()?;
     if found.is_some() {
         return Ok(found);
     }
-    let mut named = connection
-        .prepare_cached("SELECT DISTINCT action FROM audit WHERE call_id = ?1 LIMIT 2")?;
-    let mut named = named.query([id.as_bytes()])?;
-    let Some(row) = named.next()? else {
+    let Some(action) = calls.find(connection, id)? else {
         return Ok(None);
     };
-    let action: i64 = row.get(0)?;
-    if named.next()?.is_some() {
-        return Ok(None);
-    }
     connection
         .prepare_cached(select!("id = ?1"))?
         .query_row([action], record)

@@ -6,6 +6,7 @@ use rusqlite::{Connection, TransactionBehavior};
 
 use super::StoreError;
 use super::fault::{Fault, is_not_a_database};
+use super::secret::Secret;
 
 /// `AEGI`: marks the file as ours, for this code and for `file(1)`.
 const APPLICATION_ID: i32 = 0x4145_4749;
@@ -72,8 +73,17 @@ pub(super) fn migrate(connection: &mut Connection, from: usize) -> Result<(), Fa
     for step in MIGRATIONS.iter().skip(from) {
         transaction.execute_batch(step)?;
     }
+    transaction.execute(
+        "INSERT INTO secret (id, bytes) VALUES (1, ?1) ON CONFLICT DO NOTHING",
+        [Secret::mint().as_bytes()],
+    )?;
     transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
     transaction.pragma_update(None, "user_version", MIGRATIONS.len() as i64)?;
     transaction.commit()?;
     Ok(())
+}
+
+/// Reads the database's secret.
+pub(super) fn secret(connection: &Connection) -> rusqlite::Result<Secret> {
+    connection.query_row("SELECT bytes FROM secret", [], |row| row.get(0))
 }

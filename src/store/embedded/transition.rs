@@ -1,67 +1,115 @@
-//! A transition of an action: its row, its event and its audit row.
+//! A transition of an action: its row and its event.
 
 use rusqlite::{Connection, params};
 use uuid::Uuid;
 
+use super::calls::{Calls, Named};
 use super::rows::{self, CallId, Record};
 use crate::protocol::{Action, Decision, RequestId, Status};
 use crate::store::rule::{Asked, Recorded, Ruling, canonical_call, payloads_differ, rule};
 use crate::store::{Actor, Decide, Decided, Fingerprinted, Identity, Submit, Submitted};
 
-/// Decides, within the transaction that is open.
-pub(super) fn decide(connection: &Connection, request: &Decide) -> rusqlite::Result<Decided> {
-    let Some(record) = rows::by_identity(connection, &request.identity)? else {
-        if request.require_submission {
-            return Ok(Decided::NotFound);
-        }
-        return savepoint(connection, || insert_decided(connection, request))
-            .map(Decided::Recorded);
-    };
-    let call_id = request.call_id.as_ref().map(canonical_call);
-    let ruling = rule(
-        Recorded {
-            status: record.action.status,
-            decision: record.action.decision,
-            closed: record.closed,
-            digest: record.digest.as_ref(),
-            call_id: record.call_id.as_deref(),
-        },
-        Asked {
-            decision: request.decision,
-            digest: request.payload.as_ref().map(Fingerprinted::digest),
-            call_id: call_id.as_deref(),
-        },
-    );
-    let mut action = record.action;
-    Ok(match ruling {
-        Ruling::Record => {
-            let record = Record { action, ..record };
-            Decided::Recorded(savepoint(connection, || {
-                update(connection, record, request)
-            })?)
-        }
-        Ruling::Replay => {
-            action.replayed = true;
-            Decided::Replayed(action)
-        }
-        Ruling::Duplicate => Decided::Duplicate(action),
-        Ruling::Conflict => Decided::Conflict(action),
-        Ruling::PayloadMismatch => Decided::PayloadMismatch(action),
-        Ruling::Closed => Decided::Closed(action),
-    })
+/// An open transaction of the writer.
+pub(super) struct Transaction<'a> {
+    connection: &'a Connection,
+    calls: &'a Calls,
+    /// The row of the next new action.
+    next: i64,
+    /// The call ids of the new events, and the sequence number after the last of these.
+    named: Vec<Named>,
+    end: i64,
 }
 
-/// Submits, within the transaction that is open.
-pub(super) fn submit(connection: &Connection, request: &Submit) -> rusqlite::Result<Submitted> {
-    if let Some(record) = rows::by_identity(connection, &request.identity)? {
-        let asked = request.payload.as_ref().map(Fingerprinted::digest);
-        return Ok(if payloads_differ(record.digest.as_ref(), asked) {
-            Submitted::PayloadMismatch(record.action)
-        } else {
-            Submitted::Existing(record.action)
-        });
+impl<'a> Transaction<'a> {
+    pub(super) fn begin(connection: &'a Connection, calls: &'a Calls) -> rusqlite::Result<Self> {
+        // Immediate: a transaction that reads first and writes later fails if another program wrote in between.
+        run(connection, "BEGIN IMMEDIATE")?;
+        let next = connection
+            .prepare_cached("SELECT coalesce(max(id), 0) + 1 FROM action")?
+            .query_row([], |row| row.get(0))?;
+        Ok(Self {
+            connection,
+            calls,
+            next,
+            named: Vec::new(),
+            end: 0,
+        })
     }
-    savepoint(connection, || {
+
+    pub(super) fn commit(self) -> rusqlite::Result<()> {
+        let is_written = self.calls.write(self.connection, &self.named, self.end)?;
+        run(self.connection, "COMMIT")?;
+        self.calls.add(&self.named, self.end, is_written);
+        Ok(())
+    }
+
+    /// Shows that a write is taken.
+    pub(super) fn beat(&self) -> rusqlite::Result<()> {
+        self.connection
+            .prepare_cached(
+                "INSERT INTO heartbeat (id, at) VALUES (1, ?1) ON CONFLICT (id) DO UPDATE SET at = ?1",
+            )?
+            .execute([rows::now()])?;
+        Ok(())
+    }
+
+    pub(super) fn decide(&mut self, request: &Decide) -> rusqlite::Result<Decided> {
+        if request.require_submission {
+            return match rows::by_identity(self.connection, &request.identity)? {
+                Some(record) => self.decide_again(record, request),
+                None => Ok(Decided::NotFound),
+            };
+        }
+        let new = New {
+            identity: &request.identity,
+            payload: request.payload.as_ref(),
+            call_id: request.call_id.as_ref(),
+            decision: Some(request.decision),
+            comment: request.comment.as_deref(),
+        };
+        if let Some((id, at, action)) = self.insert(new)? {
+            self.note(&Transition::decided(id, at, None, request))?;
+            return Ok(Decided::Recorded(action));
+        }
+        let record = self.recorded(&request.identity)?;
+        self.decide_again(record, request)
+    }
+
+    /// Decides on an action that is on record.
+    fn decide_again(&mut self, record: Record, request: &Decide) -> rusqlite::Result<Decided> {
+        let call_id = request.call_id.as_ref().map(canonical_call);
+        let ruling = rule(
+            Recorded {
+                status: record.action.status,
+                decision: record.action.decision,
+                closed: record.closed,
+                digest: record.digest.as_ref(),
+                call_id: record.call_id.as_deref(),
+            },
+            Asked {
+                decision: request.decision,
+                digest: request.payload.as_ref().map(Fingerprinted::digest),
+                call_id: call_id.as_deref(),
+            },
+        );
+        let mut action = record.action;
+        Ok(match ruling {
+            Ruling::Record => {
+                let record = Record { action, ..record };
+                Decided::Recorded(self.update(record, request)?)
+            }
+            Ruling::Replay => {
+                action.replayed = true;
+                Decided::Replayed(action)
+            }
+            Ruling::Duplicate => Decided::Duplicate(action),
+            Ruling::Conflict => Decided::Conflict(action),
+            Ruling::PayloadMismatch => Decided::PayloadMismatch(action),
+            Ruling::Closed => Decided::Closed(action),
+        })
+    }
+
+    pub(super) fn submit(&mut self, request: &Submit) -> rusqlite::Result<Submitted> {
         let new = New {
             identity: &request.identity,
             payload: request.payload.as_ref(),
@@ -69,69 +117,36 @@ pub(super) fn submit(connection: &Connection, request: &Submit) -> rusqlite::Res
             decision: None,
             comment: None,
         };
-        let (id, at, action) = insert(connection, new)?;
-        let transition = Transition {
-            action: id,
-            at,
-            from: None,
-            to: Status::Pending,
-            decision: None,
-            actor: &request.actor,
-            call_id: request.call_id.as_ref(),
-        };
-        transition.note(connection)?;
-        Ok(action)
-    })
-    .map(Submitted::Recorded)
-}
-
-/// Shows that a write is taken.
-pub(super) fn beat(connection: &Connection) -> rusqlite::Result<()> {
-    connection
-        .prepare_cached(
-            "INSERT INTO heartbeat (id, at) VALUES (1, ?1) ON CONFLICT (id) DO UPDATE SET at = ?1",
-        )?
-        .execute([rows::now()])?;
-    Ok(())
-}
-
-/// Runs one request's writes so that all or none of them are part of the batch.
-fn savepoint<T>(
-    connection: &Connection,
-    write: impl FnOnce() -> rusqlite::Result<T>,
-) -> rusqlite::Result<T> {
-    run(connection, "SAVEPOINT request")?;
-    let written = write();
-    if written.is_err() && !connection.is_autocommit() {
-        run(connection, "ROLLBACK TO request")?;
+        if let Some((id, at, action)) = self.insert(new)? {
+            self.note(&Transition {
+                action: id,
+                at,
+                from: None,
+                to: Status::Pending,
+                decision: None,
+                actor: &request.actor,
+                call_id: request.call_id.as_ref(),
+            })?;
+            return Ok(Submitted::Recorded(action));
+        }
+        let record = self.recorded(&request.identity)?;
+        let asked = request.payload.as_ref().map(Fingerprinted::digest);
+        Ok(if payloads_differ(record.digest.as_ref(), asked) {
+            Submitted::PayloadMismatch(record.action)
+        } else {
+            Submitted::Existing(record.action)
+        })
     }
-    if !connection.is_autocommit() {
-        run(connection, "RELEASE request")?;
+
+    /// The action that kept one of its identity from being inserted. Were it another identity's, of the same digest, this is
+    /// an error, and nothing is answered that is not so.
+    fn recorded(&self, identity: &Identity) -> rusqlite::Result<Record> {
+        rows::by_identity(self.connection, identity)?.ok_or(rusqlite::Error::QueryReturnedNoRows)
     }
-    written
-}
 
-pub(super) fn run(connection: &Connection, sql: &str) -> rusqlite::Result<()> {
-    connection.prepare_cached(sql)?.execute([])?;
-    Ok(())
-}
-
-fn insert_decided(connection: &Connection, request: &Decide) -> rusqlite::Result<Action> {
-    let new = New {
-        identity: &request.identity,
-        payload: request.payload.as_ref(),
-        call_id: request.call_id.as_ref(),
-        decision: Some(request.decision),
-        comment: request.comment.as_deref(),
-    };
-    let (id, at, action) = insert(connection, new)?;
-    Transition::decided(id, at, None, request).note(connection)?;
-    Ok(action)
-}
-
-fn update(connection: &Connection, record: Record, request: &Decide) -> rusqlite::Result<Action> {
-    let at = rows::now();
-    connection
+    fn update(&mut self, record: Record, request: &Decide) -> rusqlite::Result<Action> {
+        let at = rows::now();
+        self.connection
         .prepare_cached(
             "UPDATE action SET status = 'COMMITTED', decision = ?2, execution = NULL, closed = NULL, decided_at = ?3, \
              call_id = ?4, comment = ?5, payload = coalesce(payload, ?6), digest = coalesce(digest, ?7) WHERE id = ?1",
@@ -145,43 +160,39 @@ fn update(connection: &Connection, record: Record, request: &Decide) -> rusqlite
             request.payload.as_ref().map(|payload| payload.payload().as_str()),
             request.payload.as_ref().map(Fingerprinted::digest),
         ])?;
-    let from = record.action.status;
-    Transition::decided(record.id, at, Some(from), request).note(connection)?;
-    let mut action = record.action;
-    action.status = Status::Committed;
-    action.decision = Some(request.decision);
-    action.execution = None;
-    action.decided_at = Some(rows::from_micros(at));
-    action.comment.clone_from(&request.comment);
-    if action.payload.is_none() {
-        action.payload = request.payload.as_ref().map(|new| new.payload().clone());
+        let from = record.action.status;
+        self.note(&Transition::decided(record.id, at, Some(from), request))?;
+        let mut action = record.action;
+        action.status = Status::Committed;
+        action.decision = Some(request.decision);
+        action.execution = None;
+        action.decided_at = Some(rows::from_micros(at));
+        action.comment.clone_from(&request.comment);
+        if action.payload.is_none() {
+            action.payload = request.payload.as_ref().map(|new| new.payload().clone());
+        }
+        Ok(action)
     }
-    Ok(action)
-}
 
-/// An action that is on record for the first time.
-struct New<'a> {
-    identity: &'a Identity,
-    payload: Option<&'a Fingerprinted>,
-    call_id: Option<&'a RequestId>,
-    decision: Option<Decision>,
-    comment: Option<&'a str>,
-}
-
-fn insert(connection: &Connection, new: New<'_>) -> rusqlite::Result<(i64, i64, Action)> {
-    let (request_id, at) = (Uuid::new_v4(), rows::now());
-    let status = match new.decision {
-        Some(_) => Status::Committed,
-        None => Status::Pending,
-    };
-    let decided_at = new.decision.map(|_| at);
-    let id = connection
+    /// Inserts an action, unless its identity is on record. Most are new, so nobody looks before.
+    fn insert(&mut self, new: New<'_>) -> rusqlite::Result<Option<(i64, i64, Action)>> {
+        let (id, at) = (self.next, rows::now());
+        let request_id = self.calls.secret().request_id(id);
+        let status = match new.decision {
+            Some(_) => Status::Committed,
+            None => Status::Pending,
+        };
+        let decided_at = new.decision.map(|_| at);
+        let inserted = self.connection
         .prepare_cached(
-            "INSERT INTO action (request_id, tenant_id, thread_id, idempotency_key, status, decision, digest, payload, \
-             comment, call_id, created_at, decided_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
+            "INSERT INTO action (id, request_id, identity, tenant_id, thread_id, idempotency_key, status, decision, digest, payload, \
+             comment, call_id, created_at, decided_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14) \
+             ON CONFLICT (identity) DO NOTHING",
         )?
-        .insert(params![
+        .execute(params![
+            id,
             request_id.as_bytes(),
+            rows::digest(new.identity),
             new.identity.tenant_id.as_str(),
             new.identity.thread_id.as_str(),
             new.identity.idempotency_key.as_str(),
@@ -194,19 +205,63 @@ fn insert(connection: &Connection, new: New<'_>) -> rusqlite::Result<(i64, i64, 
             at,
             decided_at,
         ])?;
-    let mut action = Action::new(RequestId::from(request_id), status);
-    action.tenant_id = Some(new.identity.tenant_id.clone());
-    action.thread_id = Some(new.identity.thread_id.clone());
-    action.idempotency_key = Some(new.identity.idempotency_key.clone());
-    action.decision = new.decision;
-    action.created_at = Some(rows::from_micros(at));
-    action.decided_at = decided_at.map(rows::from_micros);
-    action.payload = new.payload.map(|payload| payload.payload().clone());
-    action.comment = new.comment.map(str::to_owned);
-    Ok((id, at, action))
+        if inserted == 0 {
+            return Ok(None);
+        }
+        self.next += 1;
+        let mut action = Action::new(RequestId::from(request_id), status);
+        action.tenant_id = Some(new.identity.tenant_id.clone());
+        action.thread_id = Some(new.identity.thread_id.clone());
+        action.idempotency_key = Some(new.identity.idempotency_key.clone());
+        action.decision = new.decision;
+        action.created_at = Some(rows::from_micros(at));
+        action.decided_at = decided_at.map(rows::from_micros);
+        action.payload = new.payload.map(|payload| payload.payload().clone());
+        action.comment = new.comment.map(str::to_owned);
+        Ok(Some((id, at, action)))
+    }
+
+    fn note(&mut self, transition: &Transition<'_>) -> rusqlite::Result<()> {
+        let seq = self
+            .connection
+            .prepare_cached(
+                "INSERT INTO event (event_id, at, actor, verb, action, from_status, to_status, decision, call_id) \
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+            )?
+            .insert(params![
+                Uuid::new_v4().as_bytes(),
+                transition.at,
+                transition.actor.as_str(),
+                transition.decision.map_or("submit", Decision::as_str),
+                transition.action,
+                transition.from.map(Status::as_str),
+                transition.to.as_str(),
+                transition.decision.map(Decision::as_str),
+                CallId(transition.call_id),
+            ])?;
+        self.end = seq + 1;
+        if let Some(call) = transition.call_id.and_then(RequestId::as_uuid_v4) {
+            self.named.push(self.calls.named(call, seq));
+        }
+        Ok(())
+    }
 }
 
-/// What the outbox and the audit trail say of a transition.
+fn run(connection: &Connection, sql: &str) -> rusqlite::Result<()> {
+    connection.prepare_cached(sql)?.execute([])?;
+    Ok(())
+}
+
+/// An action that is on record for the first time.
+struct New<'a> {
+    identity: &'a Identity,
+    payload: Option<&'a Fingerprinted>,
+    call_id: Option<&'a RequestId>,
+    decision: Option<Decision>,
+    comment: Option<&'a str>,
+}
+
+/// What the event says of a transition.
 struct Transition<'a> {
     action: i64,
     at: i64,
@@ -228,39 +283,5 @@ impl<'a> Transition<'a> {
             actor: &request.actor,
             call_id: request.call_id.as_ref(),
         }
-    }
-
-    fn note(&self, connection: &Connection) -> rusqlite::Result<()> {
-        let kind = match self.to {
-            Status::Pending => "action.pending",
-            Status::Committed => "action.committed",
-            Status::Failed => "action.failed",
-        };
-        connection
-            .prepare_cached(
-                "INSERT INTO outbox (event_id, action, kind, decision, created_at) VALUES (?1, ?2, ?3, ?4, ?5)",
-            )?
-            .execute(params![
-                Uuid::new_v4().as_bytes(),
-                self.action,
-                kind,
-                self.decision.map(Decision::as_str),
-                self.at,
-            ])?;
-        connection
-            .prepare_cached(
-                "INSERT INTO audit (at, actor, verb, action, from_status, to_status, call_id) \
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-            )?
-            .execute(params![
-                self.at,
-                self.actor.as_str(),
-                self.decision.map_or("submit", Decision::as_str),
-                self.action,
-                self.from.map(Status::as_str),
-                self.to.as_str(),
-                CallId(self.call_id),
-            ])?;
-        Ok(())
     }
 }

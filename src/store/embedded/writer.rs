@@ -9,12 +9,14 @@ use std::time::{Duration, Instant};
 use rusqlite::Connection;
 use tokio::sync::oneshot;
 
+use super::calls::Calls;
 use super::checkpoint::{Checkpointer, Step};
 use super::fault::{Cause, Fault, is_fatal};
 use super::lock::{Location, Lock};
 use super::read::Readers;
 use super::state::{self, State};
-use super::{StoreError, connection, transition};
+use super::transition::Transaction;
+use super::{StoreError, connection};
 use crate::protocol::Action;
 use crate::store::{Decide, Decided, Submit, Submitted, Watchers};
 
@@ -32,25 +34,36 @@ type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
 /// What the writer is asked to do.
 #[derive(Debug)]
 pub(super) enum Command {
-    Decide(Box<Decide>, Reply<Decided>),
-    Submit(Box<Submit>, Reply<Submitted>),
+    Decide(Box<Call<Decide, Decided>>),
+    Submit(Box<Call<Submit, Submitted>>),
     Check(Reply<()>),
     /// Look at the state.
     Wake,
 }
 
-/// An answer that is held back until the commit.
+/// A request, and its answer, which is held back until the commit.
 #[derive(Debug)]
-enum Answer {
-    Decide(Result<Decided, StoreError>, Reply<Decided>),
-    Submit(Result<Submitted, StoreError>, Reply<Submitted>),
-    Check(Reply<()>),
+pub(super) struct Call<Q, A> {
+    request: Q,
+    answer: Option<A>,
+    reply: Reply<A>,
+}
+
+impl<Q, A> Call<Q, A> {
+    pub(super) fn new(request: Q, reply: Reply<A>) -> Box<Self> {
+        Box::new(Self {
+            request,
+            answer: None,
+            reply,
+        })
+    }
 }
 
 #[derive(Debug)]
 pub(super) struct Writer {
     commands: Receiver<Command>,
     connection: Option<Connection>,
+    calls: Arc<Calls>,
     checkpointer: Option<Checkpointer>,
     /// Pages in the log, as of the last commit.
     log: Arc<AtomicU32>,
@@ -69,6 +82,7 @@ pub(super) struct Writer {
 pub(super) struct Parts {
     pub(super) commands: Receiver<Command>,
     pub(super) connection: Connection,
+    pub(super) calls: Arc<Calls>,
     pub(super) checkpointer: Checkpointer,
     pub(super) state: Arc<State>,
     pub(super) readers: Arc<Readers>,
@@ -82,6 +96,7 @@ impl Writer {
         let mut writer = Self {
             commands: parts.commands,
             connection: None,
+            calls: parts.calls,
             checkpointer: Some(parts.checkpointer),
             log: Arc::default(),
             state: parts.state,
@@ -139,27 +154,37 @@ impl Writer {
         if batch.is_empty() {
             return;
         }
+        let calls = self.calls.clone();
         let Some(connection) = self.ready() else {
             refuse(batch.drain(..), &unready());
             return;
         };
         let begun = Instant::now();
-        let mut answers = Vec::with_capacity(batch.len());
-        match transact(connection, batch, &mut answers) {
-            Ok(has_written) => {
-                if has_written {
+        match transact(connection, &calls, batch) {
+            Ok(()) => {
+                if batch.iter().any(Command::has_written) {
                     self.state.set_written(begun);
                 }
-                for answer in answers {
-                    answer.send(&self.watchers);
+                for command in batch.drain(..) {
+                    command.answer(&self.watchers);
                 }
                 self.tend();
             }
-            Err(fault) => {
-                let error = self.fail(fault);
-                for answer in answers {
-                    answer.refuse(&error);
+            Err(Stop::Request(error)) if batch.len() == 1 => {
+                tracing::warn!(%error, "a request cannot be recorded");
+                let error =
+                    StoreError::unavailable("the request cannot be recorded").with_source(error);
+                refuse(batch.drain(..), &error);
+            }
+            // Nothing of the batch is recorded. Which request it was shows when each has a transaction of its own. That this
+            // happens next to never is why no request has a savepoint, which copies every page that the request changes.
+            Err(Stop::Request(_)) => {
+                for command in batch.drain(..) {
+                    self.serve(&mut vec![command]);
                 }
+            }
+            Err(Stop::Fault(fault)) => {
+                let error = self.fail(fault);
                 refuse(batch.drain(..), &error);
             }
         }
@@ -193,7 +218,7 @@ impl Writer {
         if !self.readers.is_empty() {
             return Err(StoreError::unavailable("a read is not finished"));
         }
-        let connection = connection::recovered_writer(&self.location, self.in_doubt)
+        let connection = connection::recovered_writer(&self.location, &self.calls, self.in_doubt)
             .map_err(|fault| failed(fault.cause()))?;
         self.install(connection)
             .map_err(|error| failed(Cause::Database(error)))?;
@@ -275,76 +300,61 @@ impl Drop for Writer {
     }
 }
 
-/// Runs a batch in one transaction. On success everything that `answers` say is durable, and whether it was written now
-/// is returned.
-fn transact(
-    connection: &Connection,
-    batch: &mut Vec<Command>,
-    answers: &mut Vec<Answer>,
-) -> Result<bool, Fault> {
-    // Immediate: a transaction that reads first and writes later fails if another program wrote in between.
-    transition::run(connection, "BEGIN IMMEDIATE")?;
-    let done =
-        apply(connection, batch, answers).and_then(|()| Ok(transition::run(connection, "COMMIT")?));
+/// Why nothing of a batch was recorded.
+#[derive(Debug)]
+enum Stop {
+    /// A request cannot be recorded, and that is its own fault.
+    Request(rusqlite::Error),
+    Fault(Fault),
+}
+
+impl From<Fault> for Stop {
+    fn from(fault: Fault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+/// Runs a batch in one transaction. On success everything that its answers say is durable.
+fn transact(connection: &Connection, calls: &Calls, batch: &mut [Command]) -> Result<(), Stop> {
+    let done = attempt(connection, calls, batch);
     if done.is_err() && !connection.is_autocommit() {
-        // If this fails too the connection is dropped, which rolls back.
-        let _ = transition::run(connection, "ROLLBACK");
+        let undone = connection.execute_batch("ROLLBACK");
+        // After a fault the connection is dropped, which rolls back.
+        if let (Err(Stop::Request(_)), Err(error)) = (&done, undone) {
+            return Err(Stop::Fault(error.into()));
+        }
     }
-    done.map(|()| answers.iter().any(Answer::has_written))
+    done
 }
 
-/// Runs a batch's statements. An error is one that ends the transaction.
-fn apply(
-    connection: &Connection,
-    batch: &mut Vec<Command>,
-    answers: &mut Vec<Answer>,
-) -> Result<(), Fault> {
+fn attempt(connection: &Connection, calls: &Calls, batch: &mut [Command]) -> Result<(), Stop> {
+    let mut transaction = Transaction::begin(connection, calls).map_err(Fault::of)?;
     let mut has_beaten = false;
-    for command in batch.drain(..) {
-        let (answer, failed) = match command {
-            Command::Decide(request, reply) => {
-                let (outcome, failed) = own(transition::decide(connection, &request));
-                (Answer::Decide(outcome, reply), failed)
+    for command in batch {
+        let done = match command {
+            Command::Decide(call) => transaction
+                .decide(&call.request)
+                .map(|decided| call.answer = Some(decided)),
+            Command::Submit(call) => transaction
+                .submit(&call.request)
+                .map(|submitted| call.answer = Some(submitted)),
+            Command::Check(_) if has_beaten => Ok(()),
+            Command::Check(_) => {
+                has_beaten = true;
+                transaction.beat()
             }
-            Command::Submit(request, reply) => {
-                let (outcome, failed) = own(transition::submit(connection, &request));
-                (Answer::Submit(outcome, reply), failed)
-            }
-            Command::Check(reply) => {
-                let failed = if has_beaten {
-                    None
-                } else {
-                    has_beaten = true;
-                    transition::beat(connection).err()
-                };
-                (Answer::Check(reply), failed)
-            }
-            Command::Wake => continue,
+            Command::Wake => Ok(()),
         };
-        answers.push(answer);
-        if let Some(error) = failed {
-            return Err(Fault::of(error));
-        }
-        // SQLite rolls back by itself after some errors; then nothing of the batch is left to commit.
-        if connection.is_autocommit() {
-            return Err(Fault::Broken(Cause::RolledBack));
-        }
+        done.map_err(|error| {
+            if is_fatal(&error) {
+                Stop::Fault(Fault::of(error))
+            } else {
+                Stop::Request(error)
+            }
+        })?;
     }
+    transaction.commit().map_err(Fault::of)?;
     Ok(())
-}
-
-/// Splits an outcome into what its own request is answered, and the error that ends the whole batch.
-fn own<T>(outcome: rusqlite::Result<T>) -> (Result<T, StoreError>, Option<rusqlite::Error>) {
-    match outcome {
-        Ok(outcome) => (Ok(outcome), None),
-        Err(error) if is_fatal(&error) => (Err(unready()), Some(error)),
-        Err(error) => {
-            tracing::warn!(%error, "a request cannot be recorded");
-            let error =
-                StoreError::unavailable("the request cannot be recorded").with_source(error);
-            (Err(error), None)
-        }
-    }
 }
 
 /// Copies what is left in the log, so that the next commit starts it again. `false` if a reader is in the way.
@@ -362,47 +372,41 @@ fn unready() -> StoreError {
 fn refuse(commands: impl Iterator<Item = Command>, error: &StoreError) {
     for command in commands {
         match command {
-            Command::Decide(_, reply) => drop(reply.send(Err(error.clone()))),
-            Command::Submit(_, reply) => drop(reply.send(Err(error.clone()))),
+            Command::Decide(call) => drop(call.reply.send(Err(error.clone()))),
+            Command::Submit(call) => drop(call.reply.send(Err(error.clone()))),
             Command::Check(reply) => drop(reply.send(Err(error.clone()))),
             Command::Wake => {}
         }
     }
 }
 
-impl Answer {
+impl Command {
     fn has_written(&self) -> bool {
         match self {
-            Self::Decide(outcome, _) => matches!(outcome, Ok(Decided::Recorded(_))),
-            Self::Submit(outcome, _) => matches!(outcome, Ok(Submitted::Recorded(_))),
+            Self::Decide(call) => matches!(call.answer, Some(Decided::Recorded(_))),
+            Self::Submit(call) => matches!(call.answer, Some(Submitted::Recorded(_))),
             Self::Check(_) => true,
+            Self::Wake => false,
         }
     }
 
     /// Answers, and wakes those who wait for the action. Nobody may listen any more.
-    fn send(self, watchers: &Watchers) {
+    fn answer(self, watchers: &Watchers) {
         match self {
-            Self::Decide(outcome, reply) => {
-                if let Ok(Decided::Recorded(action)) = &outcome {
+            Self::Decide(call) => {
+                if let Some(Decided::Recorded(action)) = &call.answer {
                     wake(watchers, action);
                 }
-                drop(reply.send(outcome));
+                drop(call.reply.send(call.answer.ok_or_else(unready)));
             }
-            Self::Submit(outcome, reply) => {
-                if let Ok(Submitted::Recorded(action)) = &outcome {
+            Self::Submit(call) => {
+                if let Some(Submitted::Recorded(action)) = &call.answer {
                     wake(watchers, action);
                 }
-                drop(reply.send(outcome));
+                drop(call.reply.send(call.answer.ok_or_else(unready)));
             }
             Self::Check(reply) => drop(reply.send(Ok(()))),
-        }
-    }
-
-    fn refuse(self, error: &StoreError) {
-        match self {
-            Self::Decide(_, reply) => drop(reply.send(Err(error.clone()))),
-            Self::Submit(_, reply) => drop(reply.send(Err(error.clone()))),
-            Self::Check(reply) => drop(reply.send(Err(error.clone()))),
+            Self::Wake => {}
         }
     }
 }

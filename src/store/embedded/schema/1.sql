@@ -1,7 +1,10 @@
 -- The checks are chains of OR: SQLite builds a temporary table for each IN of three values or more, on every insert.
 CREATE TABLE action (
     id              INTEGER PRIMARY KEY,
-    request_id      BLOB NOT NULL UNIQUE CHECK (length(request_id) = 16),
+    request_id      BLOB NOT NULL CHECK (length(request_id) = 16),    -- leads to `id` by the secret, so it has no index
+    identity        BLOB NOT NULL UNIQUE CHECK (length(identity) = 16),
+                                                         -- of tenant, thread and key: the start of SHA-256 over each of them
+                                                         -- behind a byte that has its length
     tenant_id       TEXT NOT NULL,
     thread_id       TEXT NOT NULL,
     idempotency_key TEXT NOT NULL,
@@ -16,7 +19,6 @@ CREATE TABLE action (
     call_id         ANY,                                 -- X-Request-Id of the decision: 16 bytes if a UUIDv4, else text
     created_at      INTEGER NOT NULL,                    -- microseconds since 1970, UTC
     decided_at      INTEGER,
-    UNIQUE (tenant_id, thread_id, idempotency_key),
     CHECK ((status = 'PENDING') = (decision IS NULL)),
     CHECK ((decision IS NULL) = (decided_at IS NULL)),
     CHECK ((payload IS NULL) = (digest IS NULL)),
@@ -25,29 +27,34 @@ CREATE TABLE action (
     CHECK (closed IS NULL OR decision IS NOT NULL)
 ) STRICT;
 
--- AUTOINCREMENT: a sequence number is never given out again, even when the newest events were delivered and removed.
-CREATE TABLE outbox (
-    seq        INTEGER PRIMARY KEY AUTOINCREMENT,
-    event_id   BLOB NOT NULL CHECK (length(event_id) = 16),
-    action     INTEGER NOT NULL REFERENCES action (id),
-    kind       TEXT NOT NULL,                            -- 'action.' and the status it went to
-    decision   TEXT,
-    execution  TEXT,
-    created_at INTEGER NOT NULL
-) STRICT;
-
-CREATE TABLE audit (
+-- One row for each transition of an action: the event to deliver and the audit trail in one. It is only ever appended to, and
+-- what was delivered is a matter of the cursor of who delivers. Whoever removes old rows keeps the newest one: it is what keeps
+-- a sequence number from being given out twice. (AUTOINCREMENT would, but rewrites a row of a second table each time.)
+CREATE TABLE event (
     seq         INTEGER PRIMARY KEY,
-    at          INTEGER NOT NULL,
+    event_id    BLOB NOT NULL CHECK (length(event_id) = 16),
+    at          INTEGER NOT NULL,                        -- microseconds since 1970, UTC
     actor       TEXT NOT NULL,
     verb        TEXT NOT NULL,                           -- what was asked for: submit, approve, reject
     action      INTEGER NOT NULL REFERENCES action (id),
     from_status TEXT,
     to_status   TEXT NOT NULL,
-    call_id     ANY
+    decision    TEXT,
+    execution   TEXT,
+    call_id     ANY                                      -- X-Request-Id of the call
 ) STRICT;
 
-CREATE INDEX audit_call ON audit (call_id, action) WHERE call_id IS NOT NULL;
+-- Which events have which call ids, for all but the newest. See `calls`.
+CREATE TABLE call_block (
+    id      INTEGER PRIMARY KEY,                         -- bucket * 2^48 + the seq at which the block ends
+    entries BLOB NOT NULL                                -- 8 bytes each, in order: 6 of the tag, 2 of end - seq
+) STRICT;
+
+-- One row, made with the database. Whoever has it can tell the ids of this database from others and put them in order.
+CREATE TABLE secret (
+    id    INTEGER PRIMARY KEY CHECK (id = 1),
+    bytes BLOB NOT NULL CHECK (length(bytes) = 32)
+) STRICT;
 
 -- One row, rewritten to show that a write is durable.
 CREATE TABLE heartbeat (
