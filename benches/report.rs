@@ -84,6 +84,30 @@ fn beyond(rows: &[Value], name: &str) -> Option<(f64, f64)> {
     Some((time, count(name)? - count(bare)?))
 }
 
+/// The instructions of a first call beyond the bare one, of the stacks that were counted.
+fn instructions_beyond(name: &str) -> Option<f64> {
+    Some(instructions(name)? - instructions("bare")?)
+}
+
+fn instructions(name: &str) -> Option<f64> {
+    let id = match name {
+        "bare" => "bare",
+        FLOOR => "floor",
+        "AegisLayer" => "aegis_layer",
+        "RetryLayer" => "retry_layer",
+        "tower::retry" => "tower_retry",
+        "tower-http headers + tower::retry" => "tower_http_and_tower_retry",
+        _ => return None,
+    };
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent()?;
+    let summary = target
+        .join("gungraun/aegis-hitl/instructions/counted/calls")
+        .join(format!("first_try.{id}"))
+        .join("summary.json");
+    let summary: Value = serde_json::from_str(&fs::read_to_string(summary).ok()?).ok()?;
+    summary["profiles"][0]["data"]["parts"][0]["metrics"]["Ir"]["values"]["new"].as_f64()
+}
+
 const FLOOR: &str = "floor: four headers";
 
 fn bars(rows: &[Value]) -> Vec<plot::Bar> {
@@ -113,10 +137,14 @@ fn calls(text: &mut String, rows: &[Value]) {
     .unwrap();
     writeln!(
         text,
-        "| stack | ns | of the floor | allocations | one retry adds, ns | in first calls | three add, ns |"
+        "| stack | ns | of the floor | instructions | allocations | one retry adds, ns | in first calls | three add, ns |"
     )
     .unwrap();
-    writeln!(text, "| --- | ---: | ---: | ---: | ---: | ---: | ---: |").unwrap();
+    writeln!(
+        text,
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
+    )
+    .unwrap();
     for name in rows.iter().filter_map(|row| row["name"].as_str()) {
         if name == bare_of(name) {
             continue;
@@ -132,8 +160,9 @@ fn calls(text: &mut String, rows: &[Value]) {
         };
         writeln!(
             text,
-            "| {name} | {time:.0} | {:.2} | {allocations:.0} | {} | {} | {} |",
+            "| {name} | {time:.0} | {:.2} | {} | {allocations:.0} | {} | {} | {} |",
             time / floor,
+            cell(instructions_beyond(name), 0),
             cell(added(1), 0),
             cell(added(1).map(|added| added / first), 2),
             cell(added(2), 0),
