@@ -12,7 +12,7 @@ mod support;
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -186,6 +186,8 @@ fn other_failures_exit_with_1() {
 fn usage_errors_exit_with_2_and_send_nothing() {
     let place = Place::new();
     let elsewhere = TempDir::new().unwrap();
+    // The default address is taken, by this or by somebody else: a wrong option is told before that.
+    let _taken = TcpListener::bind("127.0.0.1:8000");
     let bad_key = place.file("bad.toml", "[client]\nthread = \"a\"\ntenannt = \"b\"\n");
     let bad_type = place.file("type.toml", "[serve]\nlisten = 8000\n");
     let cases: &[(&[&str], &str)] = &[
@@ -240,6 +242,7 @@ fn usage_errors_exit_with_2_and_send_nothing() {
         assert_eq!(ended.stdout, "", "{args:?}");
         assert_no_color(&ended);
     }
+    assert!(elsewhere.path().read_dir().unwrap().next().is_none());
     let mut no_thread = place.command(&["approve", "k-1"]);
     no_thread.env_remove("AEGIS_THREAD");
     let ended = run(no_thread).expect(2);

@@ -103,13 +103,8 @@ impl<St: Store> HitlServiceBuilder<St> {
     ///
     /// If the prefix can be no path.
     pub fn build(mut self) -> Result<HitlService<St>, InvalidPrefix> {
-        let prefix = &mut self.settings.prefix;
-        prefix.truncate(prefix.trim_end_matches('/').len());
-        let starts_well = prefix.is_empty() || prefix.starts_with('/');
-        let path = |byte: u8| byte.is_ascii_alphanumeric() || b"/-._~!$&'()*+,;=:@".contains(&byte);
-        if !starts_well || !prefix.bytes().all(path) || prefix.contains("//") {
-            return Err(InvalidPrefix(()));
-        }
+        let prefix = InvalidPrefix::check(&self.settings.prefix)?.len();
+        self.settings.prefix.truncate(prefix);
         Ok(HitlService::with_settings(self.store, self.settings))
     }
 }
@@ -117,6 +112,24 @@ impl<St: Store> HitlServiceBuilder<St> {
 /// A prefix that can be no path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InvalidPrefix(());
+
+impl InvalidPrefix {
+    /// Checks a prefix as [`HitlServiceBuilder::build`] does, for when there is no store yet. Returns it without the slash at
+    /// its end.
+    ///
+    /// # Errors
+    ///
+    /// If the prefix can be no path.
+    pub fn check(prefix: &str) -> Result<&str, Self> {
+        let prefix = prefix.trim_end_matches('/');
+        let starts_well = prefix.is_empty() || prefix.starts_with('/');
+        let path = |byte: u8| byte.is_ascii_alphanumeric() || b"/-._~!$&'()*+,;=:@".contains(&byte);
+        if !starts_well || !prefix.bytes().all(path) || prefix.contains("//") {
+            return Err(Self(()));
+        }
+        Ok(prefix)
+    }
+}
 
 impl fmt::Display for InvalidPrefix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
