@@ -131,6 +131,45 @@ async fn it_sends_what_its_layers_send_around_one_another() {
 }
 
 #[tokio::test]
+async fn what_a_request_names_itself_is_left_as_it_is() {
+    let names = ["tenant-id", "thread-id", "idempotency-key", "x-request-id"];
+    for own in [
+        &names[..1],
+        &names[1..2],
+        &names[2..3],
+        &names[3..],
+        &names[..],
+    ] {
+        // A blank first value is as good as no key, and still the request's own.
+        for values in [&["own"][..], &["own", "again"], &["", "again"]] {
+            let (service, seen) = peer(&[503, 409]);
+            let mut request = Request::post("/");
+            for name in own {
+                for value in values {
+                    request = request.header(*name, *value);
+                }
+            }
+            let service = layer().mint_idempotency_key().layer(service);
+            let answer = service.oneshot(request.body(()).unwrap()).await.unwrap();
+            let is_keyed = !(own.contains(&"idempotency-key") && values[0].is_empty());
+            assert_eq!(answer.status() == StatusCode::OK, is_keyed);
+            let seen = seen.lock().unwrap();
+            assert_eq!(seen.len(), 1 + usize::from(is_keyed));
+            for headers in &*seen {
+                for name in names {
+                    let sent = headers.get_all(name).iter();
+                    if own.contains(&name) {
+                        assert!(sent.eq(values.iter().copied()), "{name}: {values:?}");
+                    } else {
+                        assert_eq!(sent.count(), 1, "{name}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_key_in_another_header_is_seen_by_all_layers_and_a_blank_one_by_none() {
     let name = HeaderName::from_static("x-once");
     let renamed = layer()
