@@ -53,7 +53,7 @@ impl Setting {
         &self,
         headers: &mut HeaderMap,
         extension: Option<HeaderValue>,
-        minted: &mut Option<Uuid>,
+        minted: &mut Option<u128>,
         usual: HeaderName,
         sensitive: bool,
     ) -> bool {
@@ -62,7 +62,15 @@ impl Setting {
             (Some(value), _) => self.write(headers, usual, value),
             (None, Source::Given(value)) => self.write(headers, usual, value.clone()),
             (None, Source::Minted) => {
-                let id = *minted.get_or_insert_with(Uuid::new_v4);
+                let id = match *minted {
+                    Some(id) => id,
+                    None => {
+                        let id = Uuid::new_v4().as_u128();
+                        *minted = Some(id);
+                        id
+                    }
+                };
+                let id = Uuid::from_u128(id);
                 self.write(headers, usual, uuid_value(id, self.quoted, sensitive))
             }
             (None, Source::Absent) => false,
@@ -93,10 +101,12 @@ pub(super) struct Names {
 }
 
 /// What was minted for a call, so that all of its attempts carry the same.
+///
+/// Numbers, as they are loaded in the halves in which they are made; bytes would be loaded as one, and wait for both.
 #[derive(Debug, Default)]
 pub(super) struct Minted {
-    key: Option<Uuid>,
-    request_id: Option<Uuid>,
+    key: Option<u128>,
+    request_id: Option<u128>,
 }
 
 /// Which of the names a request has as it comes.
@@ -183,7 +193,7 @@ macro_rules! set_header {
 
         impl $layer {
             /// Writes the header, unless the request has its own or there is no value.
-            fn set<B>(&self, request: &mut Request<B>, minted: &mut Option<Uuid>) {
+            fn set<B>(&self, request: &mut Request<B>, minted: &mut Option<u128>) {
                 if first_value(request.headers(), &self.setting.header).is_none() {
                     self.fill(request, minted);
                 }
@@ -191,7 +201,7 @@ macro_rules! set_header {
 
             /// Writes the header of a request that has none. Returns whether there was a value.
             #[inline]
-            fn fill<B>(&self, request: &mut Request<B>, minted: &mut Option<Uuid>) -> bool {
+            fn fill<B>(&self, request: &mut Request<B>, minted: &mut Option<u128>) -> bool {
                 let value: fn(&$type, bool) -> HeaderValue = $value;
                 let extension = request
                     .extensions()

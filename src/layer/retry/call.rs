@@ -46,7 +46,7 @@ pub(super) struct Call {
 
 impl Call {
     /// A call that was not begun yet, by a policy and what the request's extensions put in its place.
-    #[inline]
+    #[inline(always)]
     pub(super) fn new(policy: Arc<Policy>, extensions: &Extensions) -> Self {
         let max_retries = extensions
             .get::<MaxRetries>()

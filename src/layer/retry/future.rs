@@ -75,8 +75,8 @@ where
         }
     }
 
-    /// A call whose first attempt is under way.
-    #[inline]
+    /// A call whose first attempt is under way. Inlined, so that the parts go from where they are made into the future.
+    #[inline(always)]
     pub(super) fn new(
         call: Call,
         attempt: S::Future,

@@ -48,7 +48,7 @@ pub(super) struct Kept<B> {
 
 impl<B: Replay> Kept<B> {
     /// Keeps all but the headers, which are kept as they are looked at; or nothing, if the body cannot be sent again.
-    #[inline]
+    #[inline(always)]
     pub(super) fn of(request: &Request<B>) -> Option<Self> {
         Some(Self {
             body: request.body().replay()?,
