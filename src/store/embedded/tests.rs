@@ -102,21 +102,33 @@ async fn a_long_read_stops_no_writes_and_the_log_is_reused_after_it() {
     store.close().await;
 }
 
-#[tokio::test]
-async fn a_request_that_cannot_be_recorded_fails_alone() {
+/// A store that cannot record what [`refused`] asks for. The event comes after the action's row: that one is taken back, and so
+/// is the batch, which is recorded without it.
+fn refusing() -> (TempDir, Embedded) {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("aegis.db");
     let store = Embedded::open(&path).unwrap();
     let operator = Connection::open(&path).unwrap();
-    // The event comes after the action's row: that one is taken back, and so is the batch, which is recorded without it.
     operator
         .execute_batch(
             "CREATE TRIGGER refuse BEFORE INSERT ON event WHEN new.actor = 'refused'
              BEGIN SELECT raise(ABORT, 'refused'); END",
         )
         .unwrap();
-    let mut refused = approval(None);
-    refused.actor = Actor::new("refused");
+    (folder, store)
+}
+
+fn refused(request: Decide) -> Decide {
+    Decide {
+        actor: Actor::new("refused"),
+        ..request
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_cannot_be_recorded_fails_alone() {
+    let (folder, store) = refusing();
+    let refused = refused(approval(None));
     let (one, error, other) = tokio::join!(
         store.decide(approval(None)),
         store.decide(refused.clone()),
@@ -128,6 +140,7 @@ async fn a_request_that_cannot_be_recorded_fails_alone() {
     let totals = store.totals().await.unwrap();
     assert_eq!((totals.actions, totals.events), (2, 2));
     store.check().await.unwrap();
+    let operator = Connection::open(folder.path().join("aegis.db")).unwrap();
     operator.execute_batch("DROP TRIGGER refuse").unwrap();
     let decided = store.decide(refused).await.unwrap();
     assert!(matches!(decided, Decided::Recorded(_)), "{decided:?}");
@@ -182,19 +195,9 @@ async fn a_call_id_is_found_wherever_the_index_has_it() {
 
 #[tokio::test]
 async fn a_call_of_a_batch_that_was_taken_back_is_not_found() {
-    let folder = TempDir::new().unwrap();
-    let path = folder.path().join("aegis.db");
-    let store = Embedded::open(&path).unwrap();
-    let operator = Connection::open(&path).unwrap();
-    operator
-        .execute_batch(
-            "CREATE TRIGGER refuse BEFORE INSERT ON event WHEN new.actor = 'refused'
-             BEGIN SELECT raise(ABORT, 'refused'); END",
-        )
-        .unwrap();
+    let (_folder, store) = refusing();
     let calls = [Uuid::new_v4(), Uuid::new_v4()];
-    let mut refused = named(calls[1]);
-    refused.actor = Actor::new("refused");
+    let refused = refused(named(calls[1]));
     let (one, other) = tokio::join!(store.decide(named(calls[0])), store.decide(refused));
     assert!(other.is_err());
     let Decided::Recorded(action) = one.unwrap() else {
