@@ -1,5 +1,6 @@
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use rusqlite::Connection;
 use tempfile::TempDir;
@@ -94,9 +95,14 @@ async fn a_long_read_stops_no_writes_and_the_log_is_reused_after_it() {
     assert_eq!(count(), 160, "the read still sees what it saw");
     operator.execute_batch("COMMIT").unwrap();
     assert_eq!(count(), 1760);
+    // Slowly at first: how much the log grows while what was held is copied depends on how fast it is written.
+    for _ in 0..100 {
+        store.decide(approval(None)).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
     let after = load(&store, &path, 6400).await;
     assert!(
-        after <= held + 8 * u64::from(LIMIT) * 4096,
+        after <= held + 4 * u64::from(LIMIT) * 4096,
         "{held} {after}"
     );
     store.close().await;
