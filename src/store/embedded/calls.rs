@@ -15,7 +15,7 @@ use super::secret::Secret;
 /// How many events make a block. Unit tests see many with little to write.
 pub(super) const BLOCK: i64 = if cfg!(test) { 64 } else { 32_768 };
 
-/// The rows of a block: one for each first byte of a tag.
+/// The rows that a block may have: one for each first byte of a tag.
 const BUCKETS: i64 = 256;
 
 /// The bits of a row's number below its bucket; they hold the sequence number at which the block ends.
@@ -89,13 +89,16 @@ impl Calls {
         let mut insert =
             connection.prepare_cached("INSERT INTO call_block (id, entries) VALUES (?1, ?2)")?;
         let mut rest = &*entries;
-        // Also the empty ones: the last block's end is read from the first bucket.
         for bucket in 0..BUCKETS {
             let (row, others) =
                 rest.split_at(rest.partition_point(|entry| (entry >> 56) as i64 <= bucket));
+            rest = others;
+            // The first bucket has a row even if that is empty: the last block's end is read from there.
+            if row.is_empty() && bucket > 0 {
+                continue;
+            }
             let bytes: Vec<u8> = row.iter().flat_map(|entry| entry.to_be_bytes()).collect();
             insert.execute(params![bucket << END | end, bytes])?;
-            rest = others;
         }
         Ok(true)
     }
