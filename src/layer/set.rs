@@ -23,7 +23,7 @@ enum Source {
     /// Every call gets this value.
     Given(HeaderValue),
     /// Every call gets a new UUIDv4.
-    Minted,
+    Minted { sensitive: bool },
 }
 
 #[derive(Debug, Clone)]
@@ -55,13 +55,12 @@ impl Setting {
         extension: Option<HeaderValue>,
         minted: &mut Option<u128>,
         usual: HeaderName,
-        sensitive: bool,
     ) -> bool {
         // Each value goes from where it is made into the map: to gather them in a variable costs a move for each.
         match (extension, &self.source) {
             (Some(value), _) => self.write(headers, usual, value),
             (None, Source::Given(value)) => self.write(headers, usual, value.clone()),
-            (None, Source::Minted) => {
+            (None, Source::Minted { sensitive }) => {
                 let id = match *minted {
                     Some(id) => id,
                     None => {
@@ -71,7 +70,7 @@ impl Setting {
                     }
                 };
                 let id = Uuid::from_u128(id);
-                self.write(headers, usual, uuid_value(id, self.quoted, sensitive))
+                self.write(headers, usual, uuid_value(id, self.quoted, *sensitive))
             }
             (None, Source::Absent) => false,
         }
@@ -179,7 +178,7 @@ impl Names {
 }
 
 macro_rules! set_header {
-    ($layer:ident, $service:ident, $type:ident, $header:ident, $name:literal, sensitive: $sensitive:literal, $value:expr) => {
+    ($layer:ident, $service:ident, $type:ident, $header:ident, $name:literal, $value:expr) => {
         impl $layer {
             /// Sets another header than
             #[doc = concat!("`", $name, "`.")]
@@ -208,8 +207,7 @@ macro_rules! set_header {
                     .get::<$type>()
                     .map(|id| value(id, self.setting.quoted));
                 let headers = request.headers_mut();
-                self.setting
-                    .fill(headers, extension, minted, $header, $sensitive)
+                self.setting.fill(headers, extension, minted, $header)
             }
         }
 
@@ -311,7 +309,6 @@ set_header!(
     TenantId,
     TENANT_ID,
     "Tenant-Id",
-    sensitive: true,
     |id, _| { id.header_value() }
 );
 
@@ -366,7 +363,6 @@ set_header!(
     ThreadId,
     THREAD_ID,
     "Thread-Id",
-    sensitive: false,
     |id, _| { id.header_value() }
 );
 
@@ -409,7 +405,7 @@ impl SetIdempotencyKeyLayer {
     /// This turns a POST that could be sent only once into one that may be sent again: use it where the server deduplicates.
     pub fn mint() -> Self {
         Self {
-            setting: Setting::new(IDEMPOTENCY_KEY, Source::Minted),
+            setting: Setting::new(IDEMPOTENCY_KEY, Source::Minted { sensitive: true }),
         }
     }
 
@@ -436,7 +432,6 @@ set_header!(
     IdempotencyKey,
     IDEMPOTENCY_KEY,
     "Idempotency-Key",
-    sensitive: true,
     |id, quoted| if quoted {
         id.quoted_header_value()
     } else {
@@ -472,7 +467,7 @@ impl SetRequestIdLayer {
     /// Mints an id, a UUIDv4, for every request that has none.
     pub fn mint() -> Self {
         Self {
-            setting: Setting::new(X_REQUEST_ID, Source::Minted),
+            setting: Setting::new(X_REQUEST_ID, Source::Minted { sensitive: false }),
         }
     }
 }
@@ -489,7 +484,6 @@ set_header!(
     RequestId,
     X_REQUEST_ID,
     "X-Request-Id",
-    sensitive: false,
     |id, _| { id.header_value() }
 );
 

@@ -87,7 +87,7 @@ fn check(name: &'static str, max: usize, text: &[u8]) -> Result<(), InvalidValue
 }
 
 /// A header value over checked text. Owned bytes are shared from the start: the first clone costs no allocation.
-fn shared_value(text: String, sensitive: bool) -> HeaderValue {
+fn shared_value<T: AsRef<[u8]> + Send + 'static>(text: T, sensitive: bool) -> HeaderValue {
     // The text is visible ASCII, which is always a header value; the fallback cannot be reached.
     let mut value = HeaderValue::from_maybe_shared(Bytes::from_owner(text))
         .unwrap_or_else(|_| HeaderValue::from_static(""));
@@ -427,19 +427,15 @@ impl fmt::Debug for ApiKey {
 /// A UUID as a header value, in one allocation that its clones share; `quoted` is as a structured-field string.
 pub(crate) fn uuid_value(uuid: Uuid, quoted: bool, sensitive: bool) -> HeaderValue {
     const LENGTH: usize = uuid::fmt::Hyphenated::LENGTH;
-    let value = if quoted {
+    if quoted {
         let mut text = [b'"'; LENGTH + 2];
         uuid.hyphenated().encode_lower(&mut text[1..=LENGTH]);
-        HeaderValue::from_maybe_shared(Bytes::from_owner(text))
+        shared_value(text, sensitive)
     } else {
         let mut text = [0; LENGTH];
         uuid.hyphenated().encode_lower(&mut text);
-        HeaderValue::from_maybe_shared(Bytes::from_owner(text))
-    };
-    // Hexadecimal digits, hyphens and quotes are always a header value; the fallback cannot be reached.
-    let mut value = value.unwrap_or_else(|_| HeaderValue::from_static(""));
-    value.set_sensitive(sensitive);
-    value
+        shared_value(text, sensitive)
+    }
 }
 
 pub(crate) fn hex(bytes: &[u8]) -> String {
