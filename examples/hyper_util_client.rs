@@ -9,7 +9,9 @@
 use std::error::Error;
 use std::time::Duration;
 
-use aegis_hitl::layer::{AegisLayer, Attempts, Backoff, Confirmation, RetryLayer};
+use aegis_hitl::layer::{
+    AegisLayer, Attempts, Backoff, Confirmation, RetryLayer, TrackDeliveryLayer,
+};
 use aegis_hitl::testing::{Act, ClosedPort, Peer};
 use aegis_hitl::{IdempotencyKey, TenantId, ThreadId};
 use bytes::Bytes;
@@ -30,6 +32,7 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
                 .thread(ThreadId::new("run-7")?)
                 .retry(retry),
         )
+        .layer(TrackDeliveryLayer::hyper_util())
         .service(client);
 
     // The first reply is lost after the peer has the request; then it is busy; then it knows the key.

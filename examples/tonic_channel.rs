@@ -13,8 +13,8 @@ use std::error::Error;
 use std::time::Duration;
 
 use aegis_hitl::layer::{
-    AegisLayer, AttemptOutcome, Attempts, Backoff, Classify, NeverSent, RetryLayer, Standard,
-    Verdict,
+    AegisLayer, Attempts, Backoff, ClassifyGrpc, Failure, RetryLayer, TrackDeliveryLayer,
+    judge_hyper,
 };
 use aegis_hitl::testing::{Act, Peer};
 use bytes::{Buf, BufMut, Bytes};
@@ -37,31 +37,16 @@ async fn read(request: Request<tonic::body::Body>) -> Result<Request<Full<Bytes>
     Ok(Request::from_parts(parts, Full::new(message)))
 }
 
-/// Marks the error of a connect that failed: nothing was sent.
-fn mark_connect(error: tonic::transport::Error) -> BoxError {
+/// What the channel's errors prove: where the connect failed, nothing was sent.
+fn judge(error: &tonic::transport::Error) -> Failure {
     let mut source = error.source();
     while let Some(cause) = source {
         if cause.is::<tonic::ConnectError>() {
-            return NeverSent::new(error).into();
+            return Failure::NeverSent;
         }
         source = cause.source();
     }
-    error.into()
-}
-
-/// As the standard, and UNAVAILABLE where the server says so at once, in the head.
-fn classify(outcome: &AttemptOutcome<'_>) -> Verdict {
-    match outcome {
-        AttemptOutcome::Answered(head)
-            if head
-                .headers
-                .get("grpc-status")
-                .is_some_and(|code| code == "14") =>
-        {
-            Verdict::Retry
-        }
-        _ => Standard.classify(outcome),
-    }
+    judge_hyper(error)
 }
 
 #[tokio::main]
@@ -82,12 +67,12 @@ async fn main() -> Result<(), BoxError> {
     let channel = Endpoint::from_shared(peer.url())?.connect_lazy();
     let retry = RetryLayer::new()
         .backoff(Backoff::constant(Duration::from_millis(20)))
-        .classify(classify);
+        .classify(ClassifyGrpc);
     let service = ServiceBuilder::new()
         .layer(AsyncFilterLayer::new(read))
         .layer(AegisLayer::new().mint_idempotency_key().retry(retry))
+        .layer(TrackDeliveryLayer::new(judge))
         .map_request(|request: Request<Full<Bytes>>| request.map(tonic::body::Body::new))
-        .map_err(mark_connect)
         .service(channel);
     let mut client = Grpc::new(service);
 

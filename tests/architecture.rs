@@ -80,5 +80,8 @@ fn only_one_file_names_the_legacy_client_and_one_looks_into_transport_errors() {
         }
     }
     naming.sort();
-    assert_eq!(naming, ["client/connector.rs", "layer/retry/delivery.rs"]);
+    assert_eq!(
+        naming,
+        ["client/connector.rs", "layer/delivery/hyper_util.rs"]
+    );
 }

@@ -17,8 +17,8 @@ use std::time::Duration;
 
 use aegis_hitl::adapter::{ReqwestClient, ReqwestError};
 use aegis_hitl::layer::{
-    AegisLayer, AttemptOutcome, Attempts, Backoff, Classify, Confirmation, Delivery, NeverSent,
-    RetryError, RetryLayer, Standard, Verdict,
+    AegisLayer, Attempts, Backoff, ClassifyGrpc, Confirmation, Delivery, Failure, RetryError,
+    RetryLayer, TrackDeliveryLayer, judge_hyper,
 };
 use aegis_hitl::testing::{Act, ClosedPort, Peer};
 use aegis_hitl::{AegisService, IdempotencyKey, TenantId, ThreadId};
@@ -79,7 +79,10 @@ fn stack(kind: Kind, url: &str, layer: AegisLayer) -> Stack {
             let client = Client::builder(TokioExecutor::new())
                 .http2_only(kind == Kind::HyperUtilHttp2)
                 .build_http::<Full<Bytes>>();
-            builder.service(client.map_response(boxed)).boxed_clone()
+            builder
+                .layer(TrackDeliveryLayer::hyper_util())
+                .service(client.map_response(boxed))
+                .boxed_clone()
         }
         Kind::Reqwest | Kind::ReqwestHttp2 => {
             let mut client = reqwest::Client::builder();
@@ -101,7 +104,8 @@ fn stack(kind: Kind, url: &str, layer: AegisLayer) -> Stack {
                 .layer(MapRequestLayer::new(|request: Request<Full<Bytes>>| {
                     request.map(tonic::body::Body::new)
                 }))
-                .service(channel.map_response(boxed).map_err(mark_connect))
+                .layer(TrackDeliveryLayer::new(judge))
+                .service(channel.map_response(boxed))
                 .boxed_clone()
         }
     }
@@ -116,15 +120,15 @@ where
 }
 
 /// tonic says of a connect that failed that it did, in a type of its own.
-fn mark_connect(error: tonic::transport::Error) -> BoxError {
+fn judge(error: &tonic::transport::Error) -> Failure {
     let mut source = error.source();
     while let Some(error_below) = source {
         if error_below.is::<tonic::ConnectError>() {
-            return NeverSent::new(error).into();
+            return Failure::NeverSent;
         }
         source = error_below.source();
     }
-    error.into()
+    judge_hyper(error)
 }
 
 async fn send(
@@ -292,7 +296,7 @@ async fn a_reqwest_client_of_another_set_up_proves_nothing() {
     let error = service.oneshot(post(port.url())).await.unwrap_err();
     let inner = error.into_inner().unwrap();
     let error = inner.downcast_ref::<ReqwestError>().unwrap();
-    assert!(error.get_ref().unwrap().is_connect());
+    assert!(error.get_ref().is_connect());
     let mut messages = Vec::new();
     let mut source = error.source();
     while let Some(error) = source {
@@ -311,10 +315,8 @@ async fn a_reqwest_error_is_found_in_the_chain() {
     let inner = error.into_inner().unwrap();
     let error = inner.downcast_ref::<ReqwestError>().unwrap();
     assert_eq!(error.to_string(), "no connection");
-    assert!(error.get_ref().unwrap().is_connect());
-    let marked = error.source().unwrap();
-    assert!(marked.is::<NeverSent>());
-    assert!(marked.source().unwrap().is::<reqwest::Error>());
+    assert!(error.get_ref().is_connect());
+    assert!(error.source().unwrap().is::<reqwest::Error>());
 }
 
 #[tokio::test]
@@ -349,7 +351,7 @@ async fn what_a_body_fails_of_proves_nothing_of_the_request() {
             _: &mut Context<'_>,
         ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
             let refused = std::net::TcpStream::connect(self.port).unwrap_err();
-            Poll::Ready(Some(Err(NeverSent::new(refused).into())))
+            Poll::Ready(Some(Err(refused.into())))
         }
     }
 
@@ -378,7 +380,7 @@ async fn a_request_that_reqwest_cannot_send_is_an_error() {
     for uri in ["/no/host", "ftp://localhost/"] {
         let request = Request::get(uri).body(Full::<Bytes>::default()).unwrap();
         let error = service.clone().oneshot(request).await.unwrap_err();
-        assert!(error.get_ref().unwrap().is_builder(), "{uri}");
+        assert!(error.get_ref().is_builder(), "{uri}");
     }
 }
 
@@ -497,14 +499,7 @@ async fn a_grpc_status_is_in_the_trailers_where_no_retry_sees_it() {
         grpc().body(message).trailer("grpc-status", "0"),
     ])
     .await;
-    let retry = retry().classify(|outcome: &AttemptOutcome<'_>| match outcome {
-        AttemptOutcome::Answered(head)
-            if head.headers.get("grpc-status").is_some_and(|s| s == "14") =>
-        {
-            Verdict::Retry
-        }
-        _ => Standard.classify(outcome),
-    });
+    let retry = retry().classify(ClassifyGrpc);
     let layer = layer().retry(retry);
     let response = send(Kind::Tonic, layer, &peer.url(), Some("k-1"))
         .await

@@ -61,7 +61,7 @@ async fn logged(level: Level, last: u16) -> String {
     let layer = RetryLayer::new()
         .backoff(Backoff::constant(Duration::from_secs(2)))
         .attempt_timeout(Duration::from_secs(1));
-    let request = Request::post("http://host/secret-path")
+    let request = Request::post("http://secret:secret@host:80/path?secret=1")
         .header("idempotency-key", "secret-key")
         .body(Full::from("secret-payload"));
     layer.layer(peer).oneshot(request.unwrap()).await.unwrap();
@@ -72,13 +72,20 @@ async fn logged(level: Level, last: u16) -> String {
 async fn every_attempt_that_failed_is_an_event_with_its_cause_and_the_wait() {
     let log = logged(Level::DEBUG, 202).await;
     let lines: Vec<_> = log.lines().map(str::trim).collect();
+    let to = "method=POST host=\"host\" path=\"/path\"";
     let prefix = "DEBUG aegis_hitl::retry: attempt failed, another follows";
     assert_eq!(
         lines,
         [
-            format!("{prefix} attempt=1 cause=\"answered\" status=503 delay=2s"),
-            format!("{prefix} attempt=2 cause=\"failed\" delay=2s"),
-            format!("{prefix} attempt=3 cause=\"timed out\" delay=2s"),
+            format!(
+                "{prefix} attempt=1 cause=\"answered\" status=503 delivery=answered {to} elapsed=0ns delay=2s"
+            ),
+            format!(
+                "{prefix} attempt=2 cause=\"failed\" delivery=unknown {to} elapsed=2s delay=2s"
+            ),
+            format!(
+                "{prefix} attempt=3 cause=\"timed out\" delivery=unknown {to} elapsed=5s delay=2s"
+            ),
         ]
     );
 }
@@ -89,22 +96,22 @@ async fn the_last_attempt_is_told_by_what_came_of_it() {
     let last = log.lines().last().unwrap().trim();
     assert_eq!(
         last,
-        "TRACE aegis_hitl::retry: attempt succeeded attempt=4 cause=\"answered\" status=202"
+        "TRACE aegis_hitl::retry: attempt succeeded attempt=4 cause=\"answered\" status=202 method=POST host=\"host\" path=\"/path\""
     );
-    for status in [400, 500] {
+    for (status, reason) in [(400, "not worth it"), (500, "no attempts left")] {
         let log = logged(Level::DEBUG, status).await;
         let last = log.lines().last().unwrap().trim();
         assert_eq!(
             last,
             format!(
-                "DEBUG aegis_hitl::retry: last attempt failed attempt=4 cause=\"answered\" status={status}"
+                "DEBUG aegis_hitl::retry: last attempt failed attempt=4 cause=\"answered\" status={status} delivery=answered method=POST host=\"host\" path=\"/path\" elapsed=7s reason={reason}"
             )
         );
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_event_holds_a_key_a_payload_a_path_or_an_error_text() {
+async fn no_event_holds_a_key_a_payload_a_user_a_query_or_an_error_text() {
     let log = logged(Level::TRACE, 500).await;
     assert!(!log.is_empty());
     assert!(!log.contains("secret"), "{log}");

@@ -11,8 +11,8 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use aegis_hitl::layer::{
-    AegisLayer, Attempts, Backoff, Confirmation, Delivery, ReplayBody, ReplayBodyLayer, RetryError,
-    RetryLayer,
+    AegisLayer, Attempts, Backoff, Confirmation, Delivery, HyperErrors, ReplayBody,
+    ReplayBodyLayer, RetryError, RetryLayer, TrackDelivery, TrackDeliveryLayer,
 };
 use aegis_hitl::testing::{Act, ClosedPort, Peer};
 use aegis_hitl::{IdempotencyKey, TenantId, ThreadId};
@@ -37,8 +37,10 @@ fn answer_after(status: u16, retry_after: &str) -> Act {
     Act::answer(status).header("retry-after", retry_after)
 }
 
-fn client() -> Client<HttpConnector, Full<Bytes>> {
-    Client::builder(TokioExecutor::new()).build_http()
+type Tracked<B> = TrackDelivery<Client<HttpConnector, B>, HyperErrors>;
+
+fn client() -> Tracked<Full<Bytes>> {
+    TrackDeliveryLayer::hyper_util().layer(Client::builder(TokioExecutor::new()).build_http())
 }
 
 fn layer() -> AegisLayer {
@@ -211,6 +213,7 @@ async fn stream(peer: &Peer, http2: bool) -> Response<Incoming> {
         Client::builder(TokioExecutor::new())
             .http2_only(http2)
             .build_http();
+    let client = TrackDeliveryLayer::hyper_util().layer(client);
     let service = tower::ServiceBuilder::new()
         .layer(ReplayBodyLayer::new())
         .layer(RetryLayer::new().backoff(Backoff::none()))

@@ -14,7 +14,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use aegis_hitl::layer::{Attempts, Backoff, Delivery, NeverSent, RetryError, RetryLayer};
+use aegis_hitl::layer::{
+    AegisLayer, Attempts, Backoff, Delivery, Failure, NotRetried, RetryError, RetryLayer,
+    TrackDeliveryLayer, judge_hyper,
+};
 use aegis_hitl::testing::{Act, ClosedPort, Peer};
 use bytes::Bytes;
 use http::{Request, Response};
@@ -75,7 +78,8 @@ async fn send(
     version: Version,
     request: Request<Full<Bytes>>,
 ) -> Result<Response<Incoming>, RetryError> {
-    layer().layer(client(version)).oneshot(request).await
+    let client = TrackDeliveryLayer::hyper_util().layer(client(version));
+    layer().layer(client).oneshot(request).await
 }
 
 #[tokio::test]
@@ -125,8 +129,9 @@ async fn a_request_that_hyper_hands_back_was_never_sent() {
                 }
             }
         });
+        let track = TrackDeliveryLayer::new(|error: &BoxError| judge_hyper(&**error));
         let response = layer()
-            .layer(service)
+            .layer(track.layer(service))
             .oneshot(post(&peer.url()))
             .await
             .unwrap();
@@ -202,7 +207,8 @@ async fn nothing_is_sent_twice_without_a_key_while_connections_shut_down() {
         _ => Act::answer(200),
     });
     let peer = Peer::start(script).await;
-    let service = layer().layer(client(Version::Http2));
+    let track = TrackDeliveryLayer::hyper_util();
+    let service = layer().layer(track.layer(client(Version::Http2)));
     let mut callers = tokio::task::JoinSet::new();
     for caller in 0..8 {
         let service = service.clone();
@@ -313,8 +319,15 @@ async fn what_a_body_fails_of_proves_nothing_of_the_request() {
         elsewhere.push(client.request(post(&refusing.url())).await.unwrap_err());
     }
     let elsewhere = Arc::new(std::sync::Mutex::new(elsewhere));
+    let closed = ClosedPort::new();
+    let mut refused = Vec::new();
+    for _ in 0..2 {
+        let client = client(Version::Http1);
+        refused.push(client.request(post(&closed.url())).await.unwrap_err());
+    }
+    let refused = Arc::new(std::sync::Mutex::new(refused));
     let causes: [Arc<dyn Fn() -> BoxError + Send + Sync>; 2] = [
-        Arc::new(|| NeverSent::new("elsewhere").into()),
+        Arc::new(move || refused.lock().unwrap().pop().unwrap().into()),
         Arc::new(move || elsewhere.lock().unwrap().pop().unwrap().into()),
     ];
     for cause in causes {
@@ -326,9 +339,40 @@ async fn what_a_body_fails_of_proves_nothing_of_the_request() {
             let request = Request::post(peer.url())
                 .body(Broken(cause.clone()))
                 .unwrap();
+            let client = TrackDeliveryLayer::hyper_util().layer(client);
             let error = layer().layer(client).oneshot(request).await.unwrap_err();
             assert_eq!((error.attempts(), error.delivery()), (1, Delivery::Unknown));
         }
+    }
+}
+
+// A POST that was answered 303 and whose next hop refused was acted upon four times, and reported as never sent.
+#[tokio::test]
+async fn a_redirect_whose_next_hop_refuses_is_not_taken_for_never_sent() {
+    for status in [301, 302, 303] {
+        let closed = ClosedPort::new();
+        let moved = Act::answer(status).header("location", &closed.url());
+        let peer = Peer::start([moved]).await;
+        let service = tower::ServiceBuilder::new()
+            .layer(AegisLayer::new().retry(layer()))
+            .layer(tower_http::follow_redirect::FollowRedirectLayer::new())
+            .layer(TrackDeliveryLayer::hyper_util())
+            .service(client(Version::Http1));
+        let error = service.oneshot(post(&peer.url())).await.unwrap_err();
+        assert_eq!((error.attempts(), error.delivery()), (1, Delivery::Unknown));
+        assert_eq!(peer.count(), 1, "{status}");
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_the_client_cannot_send_is_not_tried_again() {
+    for uri in ["/no/host", "ftp://localhost/", "unknown://localhost:1/"] {
+        let error = send(Version::Http1, keyed(uri)).await.unwrap_err();
+        assert_eq!(
+            (error.attempts(), error.delivery()),
+            (1, Delivery::NeverSent)
+        );
+        assert_eq!(error.not_retried(), Some(NotRetried::Permanent), "{uri}");
     }
 }
 
@@ -339,15 +383,16 @@ async fn a_retry_below_speaks_for_all_of_its_attempts() {
     // The first attempt may have been acted upon, the second was never sent.
     let service = service_fn(move |_: Request<Full<Bytes>>| {
         let first = counter.fetch_add(1, Ordering::SeqCst) == 0;
-        std::future::ready(Err::<Response<Full<Bytes>>, BoxError>(if first {
-            std::io::Error::from(std::io::ErrorKind::ConnectionReset).into()
-        } else {
-            NeverSent::new("refused").into()
-        }))
+        let error = if first { "reset" } else { "refused" };
+        std::future::ready(Err::<Response<Full<Bytes>>, BoxError>(error.into()))
     });
-    let below = layer().max_retries(1).layer(service);
+    let track = TrackDeliveryLayer::new(|error: &BoxError| match error.to_string().as_str() {
+        "refused" => Failure::NeverSent,
+        _ => Failure::Unknown,
+    });
+    let below = layer().max_retries(1).layer(track.layer(service));
     let above = layer().max_retries(0).layer(below);
     let error = above.oneshot(keyed("/")).await.unwrap_err();
-    assert_eq!(error.delivery(), Delivery::Unknown);
+    assert_eq!((error.attempts(), error.delivery()), (2, Delivery::Unknown));
     assert_eq!(attempts.load(Ordering::SeqCst), 2);
 }

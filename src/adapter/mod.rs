@@ -1,7 +1,13 @@
 //! HTTP clients under the layers.
 //!
-//! The layers stand on any tower service of HTTP requests. hyper-util's client is one as it comes. The others take a line or
-//! two each; all run in `examples/`.
+//! The layers stand on any tower service of HTTP requests. Directly around the client belongs
+//! [`TrackDeliveryLayer`](crate::layer::TrackDeliveryLayer), which knows its errors: only by it does the retry know which requests
+//! never reached the service. All of these run in `examples/`.
+//!
+//! # hyper-util
+//!
+//! Its client is such a service as it comes; `TrackDeliveryLayer::hyper_util` (feature `hyper-util`) knows its errors. On HTTP/2 set
+//! `http2_keep_alive_interval` and a timer, or a connection whose peer is gone is used for ever.
 //!
 //! # reqwest
 //!
@@ -12,36 +18,36 @@
 //!
 //! A `Channel` takes a body of tonic's own, which cannot be copied for a retry. The layers work on a body that can, here
 //! `Full<Bytes>`, and below them it becomes tonic's. What proves that a request was never sent is the channel's
-//! `ConnectError`, which is marked for the retry:
+//! `ConnectError`:
 //!
 //! ```
 //! use std::error::Error;
 //!
-//! use aegis_hitl::layer::{AegisLayer, NeverSent};
+//! use aegis_hitl::layer::{AegisLayer, ClassifyGrpc, Failure, RetryLayer, TrackDeliveryLayer};
 //! use bytes::Bytes;
 //! use http::Request;
 //! use http_body_util::Full;
 //! use tonic::transport::Endpoint;
 //! use tower::ServiceBuilder;
 //!
-//! fn mark_connect(error: tonic::transport::Error) -> Box<dyn Error + Send + Sync> {
+//! fn judge(error: &tonic::transport::Error) -> Failure {
 //!     let mut source = error.source();
 //!     while let Some(cause) = source {
 //!         if cause.is::<tonic::ConnectError>() {
-//!             return NeverSent::new(error).into();
+//!             return Failure::NeverSent;
 //!         }
 //!         source = cause.source();
 //!     }
-//!     error.into()
+//!     Failure::Unknown
 //! }
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn Error>> {
 //! let channel = Endpoint::from_static("http://localhost:50051").connect_lazy();
 //! let service = ServiceBuilder::new()
-//!     .layer(AegisLayer::new())
+//!     .layer(AegisLayer::new().retry(RetryLayer::new().classify(ClassifyGrpc)))
+//!     .layer(TrackDeliveryLayer::new(judge))
 //!     .map_request(|request: Request<Full<Bytes>>| request.map(tonic::body::Body::new))
-//!     .map_err(mark_connect)
 //!     .service(channel);
 //! # fn is_service<S: tower::Service<Request<Full<Bytes>>>>(_: S) {}
 //! # is_service(service);
@@ -52,11 +58,14 @@
 //! A generated client sends a tonic body into the stack, so that above the layers it is read into `Full<Bytes>`: see
 //! `examples/tonic_channel.rs`. That is for calls with one message; a stream of messages is not repeated.
 //!
+//! With the feature `hyper-util`, `judge_hyper` in place of `Failure::Unknown` also knows a stream that the server refused.
+//!
 //! What these layers cannot do for gRPC, since they work on HTTP:
 //!
 //! - gRPC's status stands in the trailers, behind the body. A response with head 200 and then `UNAVAILABLE` is a success to
-//!   the retry. Only where a server fails at once, with no body (*Trailers-Only*), is `grpc-status` in the head, and a
-//!   [`Classify`](crate::layer::Classify) can ask for a retry by it.
+//!   the retry. Only where a server fails at once, with no body (*Trailers-Only*), is `grpc-status` in the head, where
+//!   [`ClassifyGrpc`](crate::layer::ClassifyGrpc) reads it and the server's pushback. Later trailers are not waited for: that would
+//!   hold back the head of every streaming response until its end.
 //! - There is no 409. A service that says `ALREADY_EXISTS` says so in `grpc-status`; no duplicate is confirmed.
 //! - All calls are POST. Without an idempotency key (it goes out as metadata) or
 //!   [`SafeToRetry`](crate::layer::SafeToRetry), only what was never sent is sent again.

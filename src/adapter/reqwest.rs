@@ -12,7 +12,7 @@ use bytes::Bytes;
 use pin_project_lite::pin_project;
 use tower_service::Service;
 
-use crate::layer::NeverSent;
+use crate::layer::{Exchange, Failure, judge_hyper};
 
 /// reqwest's client as a tower service of HTTP requests, for the layers to stack on.
 ///
@@ -122,6 +122,7 @@ where
     }
 
     fn call(&mut self, request: http::Request<B>) -> Self::Future {
+        let exchange = Exchange::begin();
         let single = self.single;
         let request = request.map(|body| Body::wrap(Untyped { body }));
         let state = match Request::try_from(request) {
@@ -130,7 +131,11 @@ where
             },
             Err(error) => State::Invalid { error: Some(error) },
         };
-        ReqwestFuture { state, single }
+        ReqwestFuture {
+            state,
+            // Of a client that may send more than once, nothing is ever proven.
+            exchange: Some(exchange).filter(|_| single),
+        }
     }
 }
 
@@ -140,7 +145,7 @@ pin_project! {
     pub struct ReqwestFuture {
         #[pin]
         state: State,
-        single: bool,
+        exchange: Option<Exchange>,
     }
 }
 
@@ -164,9 +169,13 @@ impl Future for ReqwestFuture {
                 Poll::Ready(Err::<Response, _>(error))
             }),
         };
-        result
-            .map_ok(http::Response::from)
-            .map_err(|error| ReqwestError::new(error, *this.single))
+        let exchange = this.exchange;
+        result.map_ok(http::Response::from).map_err(|source| {
+            if let Some(exchange) = exchange.take() {
+                exchange.failed(judge(&source));
+            }
+            ReqwestError { source }
+        })
     }
 }
 
@@ -176,62 +185,49 @@ impl fmt::Debug for ReqwestFuture {
     }
 }
 
-/// Why reqwest failed.
-///
-/// Its [`source`](StdError::source) is reqwest's error, under a [`NeverSent`] where that is proven. Of a client that was
-/// [not built here](ReqwestClient#impl-From<Client>-for-ReqwestClient) the sources tell the same in words, but no types that
-/// anybody could take for a proof.
-#[derive(Debug)]
-pub struct ReqwestError {
-    kind: Kind,
+/// What an error of one request of reqwest's proves.
+fn judge(error: &Error) -> Failure {
+    if error.is_builder() {
+        // The URL is none that it can use, or has another scheme than http and https.
+        Failure::Permanent
+    } else if error.is_connect() {
+        Failure::NeverSent
+    } else {
+        judge_hyper(error)
+    }
 }
 
+/// Why reqwest failed. Its [`source`](StdError::source) is reqwest's error.
 #[derive(Debug)]
-enum Kind {
-    NeverSent(NeverSent),
-    Failed(Error),
-    /// An error of more than one request, perhaps, and what it says.
-    Unproven(Error, Words),
+pub struct ReqwestError {
+    source: Error,
 }
 
 impl ReqwestError {
-    fn new(error: Error, single: bool) -> Self {
-        let kind = match single {
-            true if error.is_connect() => Kind::NeverSent(NeverSent::new(error)),
-            true => Kind::Failed(error),
-            false => {
-                let words = Words::of(&error);
-                Kind::Unproven(error, words)
-            }
-        };
-        Self { kind }
+    /// Borrows reqwest's error.
+    pub fn get_ref(&self) -> &Error {
+        &self.source
     }
 
     /// Returns reqwest's error.
-    pub fn get_ref(&self) -> Option<&Error> {
-        match &self.kind {
-            Kind::NeverSent(marked) => marked.source().and_then(|error| error.downcast_ref()),
-            Kind::Failed(error) | Kind::Unproven(error, _) => Some(error),
-        }
+    pub fn into_inner(self) -> Error {
+        self.source
     }
 }
 
 impl fmt::Display for ReqwestError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.kind {
-            Kind::NeverSent(_) => "no connection",
-            Kind::Failed(_) | Kind::Unproven(..) => "the HTTP exchange failed",
+        f.write_str(if self.source.is_connect() {
+            "no connection"
+        } else {
+            "the HTTP exchange failed"
         })
     }
 }
 
 impl StdError for ReqwestError {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        match &self.kind {
-            Kind::NeverSent(marked) => Some(marked),
-            Kind::Failed(error) => Some(error),
-            Kind::Unproven(_, words) => Some(words),
-        }
+        Some(&self.source)
     }
 }
 

@@ -242,7 +242,7 @@ impl Shared {
         headers.insert(IDEMPOTENCY_KEY, request.key.header_value());
         headers.insert(X_REQUEST_ID, call_id.header_value());
         if let Some(deadline) = request.deadline {
-            http.extensions_mut().insert(Deadline(deadline));
+            http.extensions_mut().insert(Deadline(Some(deadline)));
         }
         if let Some(retries) = request.max_retries {
             http.extensions_mut().insert(MaxRetries(retries));
@@ -277,7 +277,7 @@ impl Shared {
             let timeout = self
                 .read_timeout
                 .saturating_add(Duration::from_secs(seconds));
-            http.extensions_mut().insert(AttemptTimeout(timeout));
+            http.extensions_mut().insert(AttemptTimeout(Some(timeout)));
         }
         Ok(http)
     }

@@ -173,6 +173,16 @@ impl<S> Aegis<S> {
     pub fn get_ref(&self) -> &S {
         self.retry.get_ref()
     }
+
+    /// Borrows the inner service mutably.
+    pub fn get_mut(&mut self) -> &mut S {
+        self.retry.get_mut()
+    }
+
+    /// Returns the inner service.
+    pub fn into_inner(self) -> S {
+        self.retry.into_inner()
+    }
 }
 
 impl<S: fmt::Debug> fmt::Debug for Aegis<S> {

@@ -6,12 +6,14 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use http::header::RETRY_AFTER;
-use http::{HeaderName, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode, Uri};
 use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::{ResponseHead, carries_key};
+use super::retry::Attempts;
+use super::set::MintedKey;
+use super::{Delivery, RequestHead, ResponseHead, carries_key};
 use crate::protocol::IDEMPOTENCY_KEY;
 
 /// Whether a success is this call's own, or confirms that an earlier call with the same key had it.
@@ -37,14 +39,17 @@ impl Confirmation {
     }
 }
 
-type Predicate = Arc<dyn Fn(&ResponseHead<'_>) -> bool + Send + Sync>;
+type Predicate = Arc<dyn Fn(&RequestHead<'_>, &ResponseHead<'_>) -> bool + Send + Sync>;
 
 /// Turns 409 to a request that carried an idempotency key into a success, marked [`Confirmation::Duplicate`].
 ///
-/// That is right for services on which 409 to a keyed request means *done before, under this key*. Two 409s are passed on
+/// That is right for services on which 409 to a keyed request means *done before, under this key*. Three 409s are passed on
 /// as they are:
 ///
 /// - To a request without a key: it is a plain conflict.
+/// - To a first attempt under a key that [was minted](super::SetIdempotencyKeyLayer::mint) for this call: nobody can have used
+///   the key before, so that it is a plain conflict, too. [`RetryLayer`](super::RetryLayer) tells whether an earlier attempt may
+///   have reached the service; under another retry, an attempt counts as the first.
 /// - With `Retry-After`: the first call is still in flight ([IETF draft], section 2.7), nothing is confirmed, and the retry
 ///   layer asks again.
 ///
@@ -122,11 +127,19 @@ impl ConfirmDuplicateLayer {
         self
     }
 
-    /// Confirms only the 409s whose head `predicate` accepts, for services that say more in a header.
+    /// Confirms only the 409s that `predicate` accepts, for services that say more in a header, or on which only some paths
+    /// deduplicate. The request's method, URI and headers are kept for it, which costs a copy.
+    ///
+    /// ```
+    /// use aegis_hitl::layer::ConfirmDuplicateLayer;
+    ///
+    /// let layer = ConfirmDuplicateLayer::new()
+    ///     .when(|request, response| request.uri.path() == "/charge" && !response.headers.contains_key("cf-ray"));
+    /// ```
     #[must_use]
     pub fn when<P>(mut self, predicate: P) -> Self
     where
-        P: Fn(&ResponseHead<'_>) -> bool + Send + Sync + 'static,
+        P: Fn(&RequestHead<'_>, &ResponseHead<'_>) -> bool + Send + Sync + 'static,
     {
         self.confirm.predicate = Some(Arc::new(predicate));
         self
@@ -144,10 +157,16 @@ impl ConfirmDuplicateLayer {
         &self.key_header
     }
 
+    /// Whether the request has to be kept for the predicate.
+    #[inline]
+    pub(super) fn looks_at_the_request(&self) -> bool {
+        self.confirm.predicate.is_some()
+    }
+
     /// Confirms the answer to a request that carried a key, if it is one to confirm.
     #[inline]
-    pub(super) fn confirm<R>(&self, response: &mut Response<R>) {
-        self.confirm.confirm(response);
+    pub(super) fn confirm<R>(&self, response: &mut Response<R>, request: Option<&SentHead>) {
+        self.confirm.confirm(response, request);
     }
 }
 
@@ -191,6 +210,11 @@ impl<S> ConfirmDuplicate<S> {
         &self.inner
     }
 
+    /// Borrows the inner service mutably.
+    pub fn get_mut(&mut self) -> &mut S {
+        &mut self.inner
+    }
+
     /// Returns the inner service.
     pub fn into_inner(self) -> S {
         self.inner
@@ -211,9 +235,14 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let is_keyed = carries_key(request.headers(), &self.layer.key_header);
+        let is_minted = request.extensions().get::<MintedKey>().is_some();
+        let head = (is_keyed && self.layer.looks_at_the_request())
+            .then(|| Box::new(SentHead::of(&request)));
         ConfirmFuture {
             inner: self.inner.call(request),
             confirm: is_keyed.then(|| self.layer.confirm.clone()),
+            is_minted,
+            head,
         }
     }
 }
@@ -226,13 +255,44 @@ pin_project! {
         inner: F,
         // `None` if the request carried no key.
         confirm: Option<Confirm>,
+        // Whether the key was minted for this call.
+        is_minted: bool,
+        head: Option<Box<SentHead>>,
+    }
+}
+
+/// What a predicate sees of the request, as it was sent.
+#[derive(Debug)]
+pub(super) struct SentHead {
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+}
+
+impl SentHead {
+    pub(super) fn of<B>(request: &Request<B>) -> Self {
+        Self {
+            method: request.method().clone(),
+            uri: request.uri().clone(),
+            headers: request.headers().clone(),
+        }
+    }
+
+    fn head(&self) -> RequestHead<'_> {
+        RequestHead {
+            method: &self.method,
+            uri: &self.uri,
+            headers: &self.headers,
+        }
     }
 }
 
 impl Confirm {
     #[inline]
-    fn confirm<R>(&self, response: &mut Response<R>) {
-        if response.status() != StatusCode::CONFLICT || !self.accepts(&ResponseHead::of(response)) {
+    fn confirm<R>(&self, response: &mut Response<R>, request: Option<&SentHead>) {
+        if response.status() != StatusCode::CONFLICT
+            || !self.accepts(request, &ResponseHead::of(response))
+        {
             return;
         }
         if let Some(status) = self.status {
@@ -241,9 +301,14 @@ impl Confirm {
         response.extensions_mut().insert(Confirmation::Duplicate);
     }
 
-    fn accepts(&self, head: &ResponseHead<'_>) -> bool {
-        !head.headers.contains_key(RETRY_AFTER)
-            && self.predicate.as_ref().is_none_or(|accepts| accepts(head))
+    fn accepts(&self, request: Option<&SentHead>, head: &ResponseHead<'_>) -> bool {
+        if head.headers.contains_key(RETRY_AFTER) {
+            return false;
+        }
+        match &self.predicate {
+            Some(accepts) => request.is_some_and(|request| accepts(&request.head(), head)),
+            None => true,
+        }
     }
 }
 
@@ -264,8 +329,10 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let mut response = ready!(this.inner.poll(cx))?;
-        if let Some(confirm) = this.confirm {
-            confirm.confirm(&mut response);
+        if let Some(confirm) = this.confirm
+            && !(*this.is_minted && Attempts::earlier(&response) == Delivery::NeverSent)
+        {
+            confirm.confirm(&mut response, this.head.as_deref());
         }
         Poll::Ready(Ok(response))
     }
@@ -354,7 +421,7 @@ mod tests {
     #[tokio::test]
     async fn a_predicate_may_refuse_by_the_head() {
         let layer =
-            ConfirmDuplicateLayer::new().when(|head| head.headers.contains_key("x-replayed"));
+            ConfirmDuplicateLayer::new().when(|_, head| head.headers.contains_key("x-replayed"));
         assert_eq!(answer(layer, true, 409, false).await.status(), 409);
     }
 

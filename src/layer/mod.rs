@@ -7,11 +7,13 @@
 //! 2. [`ConfirmDuplicateLayer`] turns 409 to a request that carried a key into a success. It stands inside the headers,
 //!    as it must see whether a key is sent, and outside the retry, as it judges only the last answer.
 //! 3. [`RetryLayer`] sends again what is safe to send again.
-//! 4. The HTTP client.
+//! 4. [`TrackDeliveryLayer`], directly around the HTTP client, tells the retry which requests never reached the service. It is
+//!    not part of `AegisLayer`, as it depends on the client.
+//! 5. The HTTP client.
 //!
 //! ```
 //! use aegis_hitl::layer::{AegisLayer, Confirmation};
-//! use aegis_hitl::{TenantId, ThreadId};
+//! use aegis_hitl::{IdempotencyKey, TenantId, ThreadId};
 //! use bytes::Bytes;
 //! use http::{Request, Response};
 //! use http_body_util::Full;
@@ -20,8 +22,9 @@
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! // Any HTTP client that is a tower service stands here.
+//! // This one has seen the key before.
 //! let client = service_fn(|request: Request<Full<Bytes>>| async move {
-//!     assert!(request.headers().contains_key("idempotency-key"));
+//!     assert_eq!(request.headers()["idempotency-key"], "charge-order-42");
 //!     Response::builder().status(409).body(Full::<Bytes>::default())
 //! });
 //!
@@ -29,12 +32,13 @@
 //!     .layer(
 //!         AegisLayer::new()
 //!             .tenant(TenantId::new("acme")?)
-//!             .thread(ThreadId::new("run-7")?)
-//!             .mint_idempotency_key(),
+//!             .thread(ThreadId::new("run-7")?),
 //!     )
 //!     .service(client);
 //!
-//! let request = Request::post("http://localhost/charge").body(Full::default())?;
+//! let mut request = Request::post("http://localhost/charge").body(Full::default())?;
+//! // A key that names the action. Under a minted one, a 409 to the first attempt is a plain conflict.
+//! request.extensions_mut().insert(IdempotencyKey::new("charge-order-42")?);
 //! let response = service.oneshot(request).await?;
 //! assert!(response.status().is_success());
 //! assert_eq!(Confirmation::of(&response), Some(Confirmation::Duplicate));
@@ -52,22 +56,41 @@
 
 mod aegis;
 mod confirm;
+mod delivery;
 mod retry;
 mod set;
 
 pub use self::aegis::{Aegis, AegisLayer};
 pub use self::confirm::{ConfirmDuplicate, ConfirmDuplicateLayer, ConfirmFuture, Confirmation};
+pub use self::delivery::{
+    Delivery, Exchange, Failure, Judge, TrackDelivery, TrackDeliveryFuture, TrackDeliveryLayer,
+};
+#[cfg(feature = "hyper-util")]
+pub use self::delivery::{HyperErrors, judge_hyper};
 pub use self::retry::{
-    AttemptEvent, AttemptOutcome, AttemptTimeout, Attempts, Backoff, Budget, Classify, Deadline,
-    Delivery, MaxRetries, NeverSent, Replay, ReplayBodies, ReplayBody, ReplayBodyError,
-    ReplayBodyLayer, Retry, RetryError, RetryFuture, RetryLayer, SafeToRetry, Standard, Verdict,
+    Attempt, AttemptEvent, AttemptOutcome, AttemptTimeout, Attempts, Backoff, Budget, Classify,
+    ClassifyGrpc, Deadline, MaxRetries, NotRetried, Replay, ReplayBodies, ReplayBody,
+    ReplayBodyError, ReplayBodyLayer, Retry, RetryError, RetryFuture, RetryLayer, SafeToRetry,
+    Standard, Verdict,
 };
 pub use self::set::{
     SetIdempotencyKey, SetIdempotencyKeyLayer, SetRequestId, SetRequestIdLayer, SetTenant,
     SetTenantLayer, SetThread, SetThreadLayer,
 };
 
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
+
+/// The head of a request, as far as a rule may look at it.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub struct RequestHead<'a> {
+    /// The method.
+    pub method: &'a Method,
+    /// The URI.
+    pub uri: &'a Uri,
+    /// The headers.
+    pub headers: &'a HeaderMap,
+}
 
 /// The head of a response, as far as a rule may look at it.
 #[derive(Debug, Clone, Copy)]

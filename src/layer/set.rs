@@ -46,6 +46,11 @@ impl Setting {
         }
     }
 
+    /// Whether it is a key that is minted. Only keys are minted as secrets.
+    fn mints_keys(&self) -> bool {
+        matches!(self.source, Source::Minted { sensitive: true })
+    }
+
     /// Writes the header of a request that has none, and returns whether there was a value for it. An id that is minted is
     /// noted in `minted`, and one that was noted before is written again.
     #[inline(always)]
@@ -108,6 +113,17 @@ pub(super) struct Minted {
     request_id: Option<u128>,
 }
 
+impl Minted {
+    /// Whether the key is the call's own.
+    pub(super) fn has_key(&self) -> bool {
+        self.key.is_some()
+    }
+}
+
+/// In a request's extensions: its key was minted for this very call, so that nobody can have used it before.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct MintedKey;
+
 /// Which of the names a request has as it comes.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Own {
@@ -163,6 +179,11 @@ impl Names {
     /// The header that carries the key.
     pub(super) fn key_header(&self) -> &HeaderName {
         &self.key.setting.header
+    }
+
+    /// The header that carries the request id.
+    pub(super) fn request_id_header(&self) -> &HeaderName {
+        &self.request_id.setting.header
     }
 
     /// Whether no two of the names share a header. If they do, what one layer writes is what the next one finds.
@@ -235,6 +256,11 @@ macro_rules! set_header {
                 &self.inner
             }
 
+            /// Borrows the inner service mutably.
+            pub fn get_mut(&mut self) -> &mut S {
+                &mut self.inner
+            }
+
             /// Returns the inner service.
             pub fn into_inner(self) -> S {
                 self.inner
@@ -254,7 +280,11 @@ macro_rules! set_header {
             }
 
             fn call(&mut self, mut request: Request<B>) -> Self::Future {
-                self.layer.set(&mut request, &mut None);
+                let mut minted = None;
+                self.layer.set(&mut request, &mut minted);
+                if minted.is_some() && self.layer.setting.mints_keys() {
+                    request.extensions_mut().insert(MintedKey);
+                }
                 self.inner.call(request)
             }
         }
@@ -402,6 +432,9 @@ pub struct SetIdempotencyKeyLayer {
 impl SetIdempotencyKeyLayer {
     /// Mints a key for every request that has none.
     ///
+    /// Nobody can have used the key before, so that a 409 to the first attempt is a plain conflict. That the key was minted is
+    /// noted in the request's extensions, for [`ConfirmDuplicateLayer`](super::ConfirmDuplicateLayer) below.
+    ///
     /// This turns a POST that could be sent only once into one that may be sent again: use it where the server deduplicates.
     pub fn mint() -> Self {
         Self {
@@ -468,6 +501,13 @@ impl SetRequestIdLayer {
     pub fn mint() -> Self {
         Self {
             setting: Setting::new(X_REQUEST_ID, Source::Minted { sensitive: false }),
+        }
+    }
+
+    /// Gives only the [`RequestId`] in a request's extensions, and nothing to a request without one.
+    pub fn from_extension() -> Self {
+        Self {
+            setting: Setting::new(X_REQUEST_ID, Source::Absent),
         }
     }
 }

@@ -241,7 +241,21 @@ impl<B> Service<Request<B>> for Echo {
 }
 
 async fn answer(layer: &AegisLayer, status: &'static str) -> Response<Payload> {
-    let mut request = Request::post("/").body(Payload::default()).unwrap();
+    answer_to(layer, status, Request::post("/")).await
+}
+
+/// As `answer`, to a request that gives a key.
+async fn keyed_answer(layer: &AegisLayer, status: &'static str) -> Response<Payload> {
+    let key = IdempotencyKey::new("k-1").unwrap();
+    answer_to(layer, status, Request::post("/").extension(key)).await
+}
+
+async fn answer_to(
+    layer: &AegisLayer,
+    status: &'static str,
+    request: http::request::Builder,
+) -> Response<Payload> {
+    let mut request = request.body(Payload::default()).unwrap();
     let asked = HeaderValue::from_static(status);
     request.headers_mut().insert("x-status", asked);
     layer
@@ -300,6 +314,8 @@ async fn retry_and_confirmation_are_the_ones_that_were_set() {
         .confirm(ConfirmDuplicateLayer::new().status(StatusCode::ACCEPTED))
         .retry(RetryLayer::new().max_retries(1).backoff(Backoff::none()));
     let response = answer(&layer, "409").await;
+    assert_eq!(response.status(), 409);
+    let response = keyed_answer(&layer, "409").await;
     assert_eq!(response.status(), 202);
     assert_eq!(Confirmation::of(&response), Some(Confirmation::Duplicate));
     let response = answer(&layer, "503").await;
@@ -307,12 +323,132 @@ async fn retry_and_confirmation_are_the_ones_that_were_set() {
     assert_eq!(response.headers()["tenant-id"], "t");
 
     let moved = layer.idempotency_header(HeaderName::from_static("x-key"));
-    let response = answer(&moved, "409").await;
+    let response = keyed_answer(&moved, "409").await;
     assert_eq!(response.status(), 202);
     assert!(response.headers().contains_key("x-key"));
     assert!(!response.headers().contains_key("idempotency-key"));
     assert_eq!(response.headers()["tenant-id"], "t");
     assert_eq!(Attempts::of(&answer(&moved, "503").await), 2);
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Key {
+    Minted,
+    Extension,
+    Header,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Before {
+    Nothing,
+    NeverSent,
+    LostReply,
+    Unavailable,
+}
+
+/// Answers 409, after what came before.
+fn conflicting(
+    before: Before,
+) -> impl Service<
+    Request<Payload>,
+    Response = Response<Payload>,
+    Error = Box<dyn StdError + Send + Sync>,
+    Future: Send,
+> + Clone {
+    let first = Arc::new(std::sync::atomic::AtomicBool::new(true));
+    tower::service_fn(move |_: Request<Payload>| {
+        let is_first = first.swap(false, std::sync::atomic::Ordering::SeqCst);
+        let exchange = crate::layer::Exchange::begin();
+        async move {
+            let mut response = Response::new(Payload::default());
+            *response.status_mut() = StatusCode::CONFLICT;
+            match before {
+                _ if !is_first => {}
+                Before::Nothing => {}
+                Before::NeverSent => {
+                    exchange.failed(crate::layer::Failure::NeverSent);
+                    return Err("refused".into());
+                }
+                Before::LostReply => return Err("reset".into()),
+                Before::Unavailable => *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE,
+            }
+            Ok(response)
+        }
+    })
+}
+
+// Under a minted key, a name that is taken or an edit that conflicts was reported as done.
+#[tokio::test]
+async fn a_409_confirms_only_where_an_earlier_request_can_have_used_the_key() {
+    for before in [
+        Before::Nothing,
+        Before::NeverSent,
+        Before::LostReply,
+        Before::Unavailable,
+    ] {
+        for key in [Key::Minted, Key::Extension, Key::Header] {
+            let layer = AegisLayer::new()
+                .mint_idempotency_key()
+                .retry(RetryLayer::new().backoff(Backoff::none()));
+            let request = || {
+                let mut request = Request::post("/").body(Payload::default()).unwrap();
+                let given = IdempotencyKey::new("k-1").unwrap();
+                match key {
+                    Key::Minted => {}
+                    Key::Extension => {
+                        request.extensions_mut().insert(given);
+                    }
+                    Key::Header => {
+                        let name = crate::protocol::IDEMPOTENCY_KEY;
+                        request.headers_mut().insert(name, given.header_value());
+                    }
+                }
+                request
+            };
+            let may_be_a_duplicate = !matches!(key, Key::Minted)
+                || matches!(before, Before::LostReply | Before::Unavailable);
+            let fused = layer.layer(conflicting(before)).oneshot(request()).await;
+            let stacked = ServiceBuilder::new()
+                .layer(layer.key)
+                .layer(layer.confirm)
+                .layer(layer.retry)
+                .service(conflicting(before));
+            for response in [fused.unwrap(), stacked.oneshot(request()).await.unwrap()] {
+                let expected = if may_be_a_duplicate { 200 } else { 409 };
+                assert_eq!(response.status(), expected, "{key:?} after {before:?}");
+                let confirmation = may_be_a_duplicate.then_some(Confirmation::Duplicate);
+                assert_eq!(Confirmation::of(&response), confirmation);
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_predicate_sees_the_request_as_it_was_sent() {
+    for (path, status) in [("/charge", 200), ("/rename", 409)] {
+        let confirm = ConfirmDuplicateLayer::new().when(|request, response| {
+            request.method == http::Method::POST
+                && request.uri.path() == "/charge"
+                && request.headers["idempotency-key"] == "k-1"
+                && response.status == 409
+        });
+        let layer = AegisLayer::new().confirm(confirm);
+        let request = || {
+            let request = Request::post(path).extension(IdempotencyKey::new("k-1").unwrap());
+            request.body(Payload::default()).unwrap()
+        };
+        let fused = layer
+            .layer(conflicting(Before::Nothing))
+            .oneshot(request())
+            .await;
+        let stacked = ServiceBuilder::new()
+            .layer(layer.key)
+            .layer(layer.confirm)
+            .service(conflicting(Before::Nothing));
+        let stacked = stacked.oneshot(request()).await;
+        assert_eq!(fused.unwrap().status(), status);
+        assert_eq!(stacked.unwrap().status(), status);
+    }
 }
 
 #[tokio::test(start_paused = true)]

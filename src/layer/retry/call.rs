@@ -3,19 +3,23 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Extensions, HeaderValue, Request, Response};
+use http::{Extensions, HeaderValue, Request, Response, StatusCode};
 use tokio::time::Instant;
 
 use super::budget::Withdrawal;
 use super::classify::retry_after;
-use super::delivery::{self, Proof};
+use super::error::Report;
+use super::event::is_traced;
 use super::kept::{Kept, KeptHeaders};
 use super::{
-    AttemptEvent, AttemptOutcome, AttemptTimeout, Attempts, Deadline, Delivery, MaxRetries, Policy,
-    Replay, Verdict,
+    Attempt, AttemptEvent, AttemptOutcome, AttemptTimeout, Attempts, Deadline, Delivery,
+    MaxRetries, NotRetried, Policy, Replay, Verdict,
 };
-use crate::layer::carries_key;
+use crate::layer::confirm::SentHead;
+use crate::layer::delivery::{self, Failure, Track};
 use crate::layer::set::{Minted, Own};
+use crate::layer::{carries_key, first_value};
+use crate::protocol::{IdempotencyKey, RequestId, X_REQUEST_ID};
 
 /// What is decided and counted over one call.
 pub(super) struct Call {
@@ -23,17 +27,27 @@ pub(super) struct Call {
     pub(super) max_retries: u32,
     pub(super) attempt_timeout: Option<Duration>,
     pub(super) deadline: Option<Instant>,
+    /// When the call began, if anybody wants to know.
+    started: Option<Instant>,
     /// Whether the request may be sent again although it may have been acted upon.
     safe: bool,
     /// Whether the request carries the key that a confirmation needs.
     is_keyed: bool,
+    /// The request as it was sent, if the confirmation looks at it.
+    head: Option<Box<SentHead>>,
     /// Which of its names the request had as it came.
     own: Own,
     minted: Minted,
     /// Attempts started.
     pub(super) attempts: u32,
-    /// Whether any attempt may have reached the service.
-    pub(super) reached: bool,
+    /// Attempts ended, those of retries below included.
+    total: u32,
+    /// What happens within the attempt under way.
+    pub(super) track: Track,
+    /// What is known of the delivery of the attempt that ended last.
+    last: Delivery,
+    /// What is known of the delivery of the attempts before it: the worst of them.
+    earlier: Delivery,
     /// Whether a refused stream was believed already.
     refused: bool,
     /// The wait before the last attempt.
@@ -41,7 +55,7 @@ pub(super) struct Call {
     /// When the next attempt is due.
     pub(super) due: Option<Instant>,
     /// What pays for the next attempt. It returns to the budget if the call is dropped first.
-    pub(super) withdrawal: Option<Withdrawal>,
+    withdrawal: Option<Withdrawal>,
 }
 
 impl Call {
@@ -53,25 +67,30 @@ impl Call {
             .map_or(policy.max_retries, |max| max.0);
         let attempt_timeout = extensions
             .get::<AttemptTimeout>()
-            .map(|timeout| timeout.0)
-            .or(policy.attempt_timeout);
+            .map_or(policy.attempt_timeout, |timeout| timeout.0);
         let deadline = extensions
             .get::<Deadline>()
-            .map(|deadline| deadline.0)
-            .or(policy.deadline)
+            .map_or(policy.deadline, |deadline| deadline.0)
             // A deadline beyond what a clock can hold is none.
             .and_then(|deadline| Instant::now().checked_add(deadline));
+        // Without an observer the clock is not asked.
+        let started = (policy.observer.is_some() || is_traced()).then(Instant::now);
         Self {
             policy,
             max_retries,
             attempt_timeout,
             deadline,
+            started,
             safe: false,
             is_keyed: false,
+            head: None,
             own: Own::default(),
             minted: Minted::default(),
             attempts: 1,
-            reached: false,
+            total: 0,
+            track: Track::new(),
+            last: Delivery::NeverSent,
+            earlier: Delivery::NeverSent,
             refused: false,
             wait: Duration::ZERO,
             due: None,
@@ -82,23 +101,15 @@ impl Call {
     /// Begins the first attempt: keeps the headers of its request, names it, and finds out whether it may be sent again
     /// whatever becomes of it.
     #[inline]
-    pub(super) fn begin<B>(
-        &mut self,
-        request: &mut Request<B>,
-        mut kept: Option<&mut KeptHeaders>,
-    ) {
+    pub(super) fn begin<B>(&mut self, request: &mut Request<B>, kept: &mut KeptHeaders) {
         let policy = &*self.policy;
-        if let Some(kept) = &mut kept {
-            kept.reserve(request.headers());
-        }
+        kept.reserve(request.headers());
         let is_keyed = match &policy.around {
             // The usual case, in one look at each header.
             Some(around) if around.is_usual => {
                 for (name, value) in request.headers() {
                     self.own.note(&around.names, name, value);
-                    if let Some(kept) = &mut kept {
-                        kept.keep(name, value);
-                    }
+                    kept.keep(name, value);
                 }
                 let is_written = around.names.fill(request, self.own, &mut self.minted);
                 // A key that is written here is never blank.
@@ -106,10 +117,8 @@ impl Call {
                 self.is_keyed
             }
             around => {
-                if let Some(kept) = kept {
-                    for (name, value) in request.headers() {
-                        kept.keep(name, value);
-                    }
+                for (name, value) in request.headers() {
+                    kept.keep(name, value);
                 }
                 if let Some(around) = around {
                     around.names.set(request, &mut self.minted);
@@ -118,6 +127,11 @@ impl Call {
                 carries_key(request.headers(), &policy.key_header)
             }
         };
+        if let Some(around) = &policy.around
+            && around.confirm.looks_at_the_request()
+        {
+            self.head = Some(Box::new(SentHead::of(request)));
+        }
         self.safe = delivery::safe_to_send_again(request, is_keyed);
         self.number(request);
     }
@@ -125,9 +139,18 @@ impl Call {
     /// Begins a further attempt, with a request that is as the first one was before it was named.
     pub(super) fn begin_again<B>(&mut self, request: &mut Request<B>) {
         self.attempts += 1;
+        self.track = Track::new();
+        self.earlier = self.delivery();
+        self.last = Delivery::NeverSent;
         if let Some(withdrawal) = self.withdrawal.take() {
             withdrawal.spend();
         }
+        self.name(request);
+        self.number(request);
+    }
+
+    /// Names a request that is as the first one was as it came.
+    fn name<B>(&mut self, request: &mut Request<B>) {
         match &self.policy.around {
             Some(around) if around.is_usual => {
                 around.names.fill(request, self.own, &mut self.minted);
@@ -135,33 +158,43 @@ impl Call {
             Some(around) => around.names.set(request, &mut self.minted),
             None => {}
         }
-        self.number(request);
     }
 
-    /// Ends the call with a response: notes the attempts on it, if there was more than one, and what it confirms.
+    /// Ends the call with a response: notes on it what the call took, if that is not the usual, and what it confirms.
     #[inline]
-    pub(super) fn end<R>(&self, response: &mut Response<R>) {
-        if self.attempts > 1 {
-            response
-                .extensions_mut()
-                .insert(Attempts::new(self.attempts));
+    pub(super) fn end<R>(&self, response: &mut Response<R>, not_retried: NotRetried) {
+        let not_retried = Some(not_retried).filter(|reason| *reason != NotRetried::Verdict);
+        if self.total > 1 || not_retried.is_some() {
+            let attempts = Attempts::new(self.total, self.earlier, not_retried);
+            response.extensions_mut().insert(attempts);
         }
         if self.is_keyed
+            && response.status() == StatusCode::CONFLICT
             && let Some(around) = &self.policy.around
         {
-            around.confirm.confirm(response);
+            // Nobody can have used a key that this call has minted, if no earlier attempt can have reached the service.
+            let is_minted =
+                self.minted.has_key() && around.names.key_header() == around.confirm.key_header();
+            if !(is_minted && self.earlier == Delivery::NeverSent) {
+                around.confirm.confirm(response, self.head.as_deref());
+            }
         }
     }
 
-    /// Takes note of what an attempt's error proves, and tells whether it proves that the attempt was never sent.
-    pub(super) fn never_sent(&mut self, proof: Proof) -> bool {
-        let never_sent = match proof {
-            Proof::NeverSent => true,
-            Proof::Refused => !std::mem::replace(&mut self.refused, true),
-            Proof::Nothing => false,
+    /// Takes note of the end of an attempt. Returns what is known of its delivery, and whether it can never succeed.
+    fn settle(&mut self, answered: bool) -> (Delivery, bool) {
+        self.total += self.track.attempts();
+        let (delivery, permanent) = if answered {
+            (Delivery::Answered, false)
+        } else {
+            match self.track.failure(&mut self.refused) {
+                Failure::Unknown => (Delivery::Unknown, false),
+                Failure::NeverSent | Failure::Refused => (Delivery::NeverSent, false),
+                Failure::Permanent => (Delivery::NeverSent, true),
+            }
         };
-        self.reached |= !never_sent;
-        never_sent
+        self.last = delivery;
+        (delivery, permanent)
     }
 
     /// Whether the whole call is out of time. Without a deadline the clock is not asked.
@@ -188,80 +221,162 @@ impl Call {
         }
     }
 
-    pub(super) fn delivery(&self) -> Delivery {
-        if self.reached {
-            Delivery::Unknown
-        } else {
-            Delivery::NeverSent
+    /// What is known of the delivery over all attempts that ended: the worst of them.
+    fn delivery(&self) -> Delivery {
+        self.earlier.max(self.last)
+    }
+
+    /// What is told of a call that failed. The names are written once more, as they are kept nowhere else.
+    pub(super) fn report<B>(
+        &mut self,
+        kept: &Kept<B>,
+        headers: &KeptHeaders,
+        not_retried: Option<NotRetried>,
+    ) -> Report {
+        let mut request = kept.request(headers, ());
+        self.name(&mut request);
+        let id_header = match &self.policy.around {
+            Some(around) => around.names.request_id_header(),
+            None => &X_REQUEST_ID,
+        };
+        let headers = request.headers();
+        Report {
+            attempts: self.total,
+            delivery: self.delivery(),
+            not_retried,
+            key: first_value(headers, &self.policy.key_header)
+                .and_then(|key| IdempotencyKey::from_header(key).ok()),
+            request_id: first_value(headers, id_header)
+                .and_then(|id| RequestId::new(id.to_str().ok()?).ok()),
         }
     }
 
     /// Decides whether another attempt follows `outcome`, and if so sets when it is due and returns its body.
+    ///
+    /// # Errors
+    ///
+    /// Why no other attempt follows.
     pub(super) fn next<B: Replay>(
         &mut self,
-        kept: Option<&Kept<B>>,
+        kept: &Kept<B>,
         outcome: &AttemptOutcome<'_>,
-        never_sent: bool,
-    ) -> Option<B> {
-        let next = self.decide(kept, outcome, never_sent);
+    ) -> Result<B, NotRetried> {
+        let answered = matches!(outcome, AttemptOutcome::Answered(_));
+        let (delivery, permanent) = self.settle(answered);
+        let next = self.decide(
+            kept,
+            &Attempt {
+                number: self.attempts,
+                method: kept.method(),
+                uri: kept.uri(),
+                outcome: *outcome,
+                delivery,
+                permanent,
+            },
+        );
+        let not_retried = next.as_ref().err().copied();
+        self.observe(kept, outcome, not_retried);
+        next
+    }
+
+    /// Ends the call at its deadline, which cuts an attempt.
+    pub(super) fn cut<B>(&mut self, kept: &Kept<B>) {
+        self.settle(false);
+        self.observe(kept, &AttemptOutcome::TimedOut, Some(NotRetried::Deadline));
+    }
+
+    #[inline]
+    fn observe<B>(
+        &self,
+        kept: &Kept<B>,
+        outcome: &AttemptOutcome<'_>,
+        not_retried: Option<NotRetried>,
+    ) {
+        let Some(started) = self.started else { return };
         let event = AttemptEvent {
             attempt: self.attempts,
+            method: kept.method(),
+            uri: kept.uri(),
             outcome: *outcome,
-            retry_in: next.as_ref().map(|_| self.wait),
+            delivery: self.last,
+            retry_in: not_retried.is_none().then_some(self.wait),
+            not_retried,
+            elapsed: started.elapsed(),
         };
         event.trace();
         if let Some(observer) = &self.policy.observer {
             observer(&event);
         }
-        next
     }
 
     fn decide<B: Replay>(
         &mut self,
-        kept: Option<&Kept<B>>,
-        outcome: &AttemptOutcome<'_>,
-        never_sent: bool,
-    ) -> Option<B> {
-        // The gate. Nothing below can open it.
-        if !(self.safe || never_sent) {
-            return None;
+        kept: &Kept<B>,
+        attempt: &Attempt<'_>,
+    ) -> Result<B, NotRetried> {
+        let verdict = self.policy.classify(attempt);
+        if verdict == Verdict::Stop {
+            return Err(if attempt.permanent {
+                NotRetried::Permanent
+            } else {
+                NotRetried::Verdict
+            });
         }
-        if self.attempts > self.max_retries || self.policy.classify(outcome) == Verdict::Stop {
-            return None;
+        // The gate. Nothing can open it but what is said in `delivery`.
+        if !(self.safe || attempt.delivery == Delivery::NeverSent) {
+            return Err(NotRetried::Unsafe);
         }
-        let wait = self.wait_after(outcome)?;
-        let due = Instant::now().checked_add(wait)?;
+        if self.attempts > self.max_retries {
+            return Err(NotRetried::Attempts);
+        }
+        let now = Instant::now();
+        let wait = self.wait_after(verdict, &attempt.outcome, now)?;
+        let due = now.checked_add(wait).ok_or(NotRetried::Deadline)?;
         if self.deadline.is_some_and(|deadline| due >= deadline) {
-            return None;
+            return Err(NotRetried::Deadline);
         }
-        let body = kept?.body()?;
+        let body = kept.body().ok_or(NotRetried::Body)?;
         // Taken now, so that the response is given up only for a retry that will be sent.
         if let Some(budget) = &self.policy.budget {
-            self.withdrawal = Some(budget.withdraw()?);
+            self.withdrawal = Some(budget.withdraw().ok_or(NotRetried::Budget)?);
         }
         self.wait = wait;
         self.due = Some(due);
-        Some(body)
+        Ok(body)
     }
 
-    /// Returns the wait before the next attempt; `None` if the service asks for a longer one than is allowed.
-    fn wait_after(&self, outcome: &AttemptOutcome<'_>) -> Option<Duration> {
+    /// Returns the wait before the next attempt.
+    fn wait_after(
+        &self,
+        verdict: Verdict,
+        outcome: &AttemptOutcome<'_>,
+        now: Instant,
+    ) -> Result<Duration, NotRetried> {
         let Policy {
             backoff,
             random,
             max_retry_after,
             ..
         } = &*self.policy;
-        let wait = backoff.wait(self.attempts - 1, self.wait, random);
-        let floor = match outcome {
-            AttemptOutcome::Answered(head) => retry_after(head.headers),
-            AttemptOutcome::Failed(_) | AttemptOutcome::TimedOut => None,
+        let backoff = || backoff.wait(self.attempts - 1, self.wait, random);
+        let (floor, wait) = match (verdict, outcome) {
+            (Verdict::RetryAfter(wait), _) => (wait, Duration::ZERO),
+            (_, AttemptOutcome::Answered(head)) => match retry_after(head.headers) {
+                Some(floor) => (floor, backoff()),
+                None => return Ok(backoff()),
+            },
+            (_, AttemptOutcome::Failed(_) | AttemptOutcome::TimedOut) => return Ok(backoff()),
         };
-        match floor {
-            Some(floor) if floor > *max_retry_after => None,
-            // Jitter only adds to what the service asks for.
-            Some(floor) => Some(wait.max(floor.saturating_add(random.up_to(wait / 4)))),
-            None => Some(wait),
+        if floor > *max_retry_after {
+            return Err(NotRetried::RetryAfter);
         }
+        // All clients of a service are told the same. Spread in proportion, they do not come back as one; jitter only adds, and
+        // only as much as there is time for.
+        let mut spread = floor.max(wait) / 4;
+        if let Some(deadline) = self.deadline {
+            let left = deadline.saturating_duration_since(now);
+            spread = spread.min(left.saturating_sub(floor + Duration::from_nanos(1)));
+        }
+        Ok(wait.max(floor.saturating_add(random.up_to(spread))))
     }
 }

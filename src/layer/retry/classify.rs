@@ -4,8 +4,9 @@ use std::error::Error;
 use std::time::{Duration, SystemTime};
 
 use http::header::RETRY_AFTER;
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, Method, StatusCode, Uri};
 
+use super::Delivery;
 use crate::layer::ResponseHead;
 
 /// How one attempt ended.
@@ -20,12 +21,34 @@ pub enum AttemptOutcome<'a> {
     TimedOut,
 }
 
-/// What a classifier says of an outcome.
+/// One attempt that ended, as a classifier sees it.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub struct Attempt<'a> {
+    /// The attempt's number within the call; the first is 1.
+    pub number: u32,
+    /// The request's method.
+    pub method: &'a Method,
+    /// The request's URI, as the retry layer was given it.
+    pub uri: &'a Uri,
+    /// How it ended.
+    pub outcome: AttemptOutcome<'a>,
+    /// What is known of its delivery.
+    pub delivery: Delivery,
+    /// Whether the client says that no attempt can succeed; see [`Failure::Permanent`](crate::layer::Failure::Permanent).
+    pub permanent: bool,
+}
+
+/// What a classifier says of an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[allow(clippy::exhaustive_enums)]
+#[non_exhaustive]
 pub enum Verdict {
     /// Another attempt may do better.
     Retry,
+    /// Another attempt may do better, but not before this long. It takes the place of `Retry-After` and of the backoff, and like
+    /// `Retry-After` is a floor: up to a quarter of it is added, and one above
+    /// [`max_retry_after`](super::RetryLayer::max_retry_after) ends the call.
+    RetryAfter(Duration),
     /// The outcome stands.
     Stop,
 }
@@ -33,32 +56,41 @@ pub enum Verdict {
 /// Says which outcomes are worth another attempt.
 ///
 /// A classifier can only ask for a retry. The layer sends again only what is safe to send again, whatever the classifier
-/// says. Any `Fn(&AttemptOutcome<'_>) -> Verdict` is a classifier.
+/// says. Any `Fn(&Attempt<'_>) -> Verdict` is a classifier.
 ///
 /// ```
-/// use aegis_hitl::layer::{Classify, AttemptOutcome, RetryLayer, Standard, Verdict};
+/// use std::time::Duration;
 ///
-/// // As the standard, but this service's 500 is final.
-/// let layer = RetryLayer::new().classify(|outcome: &AttemptOutcome<'_>| match outcome {
-///     AttemptOutcome::Answered(head) if head.status == 500 => Verdict::Stop,
-///     _ => Standard.classify(outcome),
+/// use aegis_hitl::layer::{Attempt, AttemptOutcome, Classify, RetryLayer, Standard, Verdict};
+///
+/// // As the standard, but 500 is final for uploads, and this service says in milliseconds when to come back.
+/// let layer = RetryLayer::new().classify(|attempt: &Attempt<'_>| match attempt.outcome {
+///     AttemptOutcome::Answered(head) if head.status == 500 && attempt.uri.path() == "/upload" => {
+///         Verdict::Stop
+///     }
+///     AttemptOutcome::Answered(head) if head.status == 429 => {
+///         let wait = head.headers.get("retry-after-ms").and_then(|wait| wait.to_str().ok()?.parse().ok());
+///         wait.map_or(Verdict::Stop, |wait| Verdict::RetryAfter(Duration::from_millis(wait)))
+///     }
+///     _ => Standard.classify(attempt),
 /// });
 /// ```
 pub trait Classify: Send + Sync {
-    /// Judges one outcome.
-    fn classify(&self, outcome: &AttemptOutcome<'_>) -> Verdict;
+    /// Judges one attempt.
+    fn classify(&self, attempt: &Attempt<'_>) -> Verdict;
 }
 
 impl<F> Classify for F
 where
-    F: Fn(&AttemptOutcome<'_>) -> Verdict + Send + Sync,
+    F: Fn(&Attempt<'_>) -> Verdict + Send + Sync,
 {
-    fn classify(&self, outcome: &AttemptOutcome<'_>) -> Verdict {
-        self(outcome)
+    fn classify(&self, attempt: &Attempt<'_>) -> Verdict {
+        self(attempt)
     }
 }
 
-/// The default: retries 5xx and 408, 409 and 429 with a `Retry-After`, transport errors, and attempt timeouts.
+/// The default: retries 5xx and 408, 409 and 429 with a `Retry-After`, transport errors that are not permanent, and attempt
+/// timeouts.
 ///
 /// A 409 with `Retry-After` says that the first call with this key is still in flight ([IETF draft], section 2.7); one
 /// without says that it is done.
@@ -69,8 +101,8 @@ where
 pub struct Standard;
 
 impl Classify for Standard {
-    fn classify(&self, outcome: &AttemptOutcome<'_>) -> Verdict {
-        let worth_it = match outcome {
+    fn classify(&self, attempt: &Attempt<'_>) -> Verdict {
+        let worth_it = match &attempt.outcome {
             AttemptOutcome::Answered(head) => match head.status {
                 StatusCode::REQUEST_TIMEOUT => true,
                 StatusCode::CONFLICT | StatusCode::TOO_MANY_REQUESTS => {
@@ -78,7 +110,7 @@ impl Classify for Standard {
                 }
                 status => status.is_server_error(),
             },
-            AttemptOutcome::Failed(_) | AttemptOutcome::TimedOut => true,
+            AttemptOutcome::Failed(_) | AttemptOutcome::TimedOut => !attempt.permanent,
         };
         if worth_it {
             Verdict::Retry
@@ -88,12 +120,58 @@ impl Classify for Standard {
     }
 }
 
-/// Reads `Retry-After` (RFC 9110, section 10.2.3): seconds, or a date, which if past means now. A malformed value is `None`.
+/// For gRPC: retries calls that fail at once with `UNAVAILABLE`, and what [`Standard`] retries.
+///
+/// A server that fails at once answers with the status in the head and no body (*Trailers-Only*). `grpc-retry-pushback-ms` is
+/// honoured as [gRFC A6] has it: a number is the wait, anything else says not to retry. A status that comes in trailers behind a
+/// body is not seen: the answer has then been passed on, and to wait for its end would hold back every streaming response.
+///
+/// gRPC calls are POST: without a key or [`SafeToRetry`](super::SafeToRetry) only what was never sent is sent again.
+///
+/// ```
+/// use aegis_hitl::layer::{AegisLayer, ClassifyGrpc, RetryLayer};
+///
+/// let layer = AegisLayer::new().retry(RetryLayer::new().classify(ClassifyGrpc));
+/// ```
+///
+/// [gRFC A6]: https://github.com/grpc/proposal/blob/master/A6-client-retries.md
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+#[allow(clippy::exhaustive_structs)]
+pub struct ClassifyGrpc;
+
+impl Classify for ClassifyGrpc {
+    fn classify(&self, attempt: &Attempt<'_>) -> Verdict {
+        const UNAVAILABLE: &[u8] = b"14";
+        let AttemptOutcome::Answered(head) = &attempt.outcome else {
+            return Standard.classify(attempt);
+        };
+        let Some(status) = head.headers.get("grpc-status") else {
+            return Standard.classify(attempt);
+        };
+        if status.as_bytes() != UNAVAILABLE {
+            return Verdict::Stop;
+        }
+        let Some(pushback) = head.headers.get("grpc-retry-pushback-ms") else {
+            return Verdict::Retry;
+        };
+        match pushback.to_str().ok().and_then(|wait| wait.parse().ok()) {
+            Some(wait) => Verdict::RetryAfter(Duration::from_millis(wait)),
+            None => Verdict::Stop,
+        }
+    }
+}
+
+/// Reads `Retry-After` (RFC 9110, section 10.2.3): seconds, or a date, which if past means now. Some services send a fraction of
+/// a second, which is read too, as a wait that is cut short is no wait. A malformed value is `None`.
 pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
+    let (whole, fraction) = value.split_once('.').unwrap_or((value, "0"));
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    if is_number(whole) && is_number(fraction) {
         // More digits than fit are a wait beyond every cap.
-        return Some(Duration::from_secs(value.parse().unwrap_or(u64::MAX)));
+        let whole = Duration::from_secs(whole.parse().unwrap_or(u64::MAX));
+        let fraction = format!("0.{fraction}").parse().unwrap_or_default();
+        return Some(whole.saturating_add(Duration::from_secs_f64(fraction)));
     }
     let date = httpdate::parse_http_date(value).ok()?;
     Some(
@@ -125,6 +203,14 @@ mod tests {
     }
 
     #[test]
+    fn a_fraction_of_a_second_is_a_floor_too() {
+        assert_eq!(parsed("1.5"), Some(Duration::from_millis(1500)));
+        assert_eq!(parsed("0.25"), Some(Duration::from_millis(250)));
+        let long = format!("{}.{}", "9".repeat(40), "9".repeat(40));
+        assert!(parsed(&long) >= Some(Duration::from_secs(u64::MAX)));
+    }
+
+    #[test]
     fn a_past_date_means_now_and_a_future_one_its_distance() {
         assert_eq!(
             parsed("Sun, 06 Nov 1994 08:49:37 GMT"),
@@ -143,7 +229,9 @@ mod tests {
         for value in [
             "",
             "-1",
-            "1.5",
+            ".5",
+            "1.",
+            "1.5.2",
             "1s",
             "soon",
             "+3",
@@ -165,10 +253,66 @@ mod tests {
                 let expected = code >= 500
                     || code == 408
                     || (matches!(code, 409 | 429) && !headers.is_empty());
-                let verdict =
-                    Standard.classify(&AttemptOutcome::Answered(ResponseHead { status, headers }));
+                let verdict = Standard.classify(&answered(status, headers));
                 assert_eq!(verdict == Verdict::Retry, expected, "{code} {headers:?}");
             }
+        }
+    }
+
+    fn attempt<'a>(outcome: AttemptOutcome<'a>, uri: &'a Uri) -> Attempt<'a> {
+        Attempt {
+            number: 1,
+            method: &Method::POST,
+            uri,
+            outcome,
+            delivery: Delivery::Answered,
+            permanent: false,
+        }
+    }
+
+    fn answered(status: StatusCode, headers: &HeaderMap) -> Attempt<'_> {
+        static ANY: std::sync::LazyLock<Uri> = std::sync::LazyLock::new(Uri::default);
+        let head = ResponseHead { status, headers };
+        attempt(AttemptOutcome::Answered(head), &ANY)
+    }
+
+    #[test]
+    fn the_standard_does_not_try_again_what_can_never_succeed() {
+        let uri = Uri::default();
+        let mut failed = attempt(AttemptOutcome::Failed(&std::fmt::Error), &uri);
+        assert_eq!(Standard.classify(&failed), Verdict::Retry);
+        failed.permanent = true;
+        assert_eq!(Standard.classify(&failed), Verdict::Stop);
+        assert_eq!(ClassifyGrpc.classify(&failed), Verdict::Stop);
+    }
+
+    #[test]
+    fn grpc_retries_unavailable_in_the_head_and_heeds_pushback() {
+        for (status, pushback, expected) in [
+            (None, None, Verdict::Stop),
+            (Some("0"), None, Verdict::Stop),
+            (Some("14"), None, Verdict::Retry),
+            (
+                Some("14"),
+                Some("1500"),
+                Verdict::RetryAfter(Duration::from_millis(1500)),
+            ),
+            (Some("14"), Some("0"), Verdict::RetryAfter(Duration::ZERO)),
+            (Some("14"), Some("-1"), Verdict::Stop),
+            (Some("14"), Some("soon"), Verdict::Stop),
+            (Some("13"), Some("10"), Verdict::Stop),
+        ] {
+            let mut headers = HeaderMap::new();
+            for (name, value) in [
+                ("grpc-status", status),
+                ("grpc-retry-pushback-ms", pushback),
+            ] {
+                if let Some(value) = value {
+                    headers.insert(name, HeaderValue::from_static(value));
+                }
+            }
+            let verdict = ClassifyGrpc.classify(&answered(StatusCode::OK, &headers));
+            assert_eq!(verdict, expected, "{status:?} {pushback:?}");
         }
     }
 }

@@ -7,16 +7,76 @@ use std::time::Duration;
 use http::Response;
 
 use super::Delivery;
+use crate::protocol::{IdempotencyKey, RequestId};
 
 type BoxError = Box<dyn StdError + Send + Sync>;
 
+/// Why a call was not tried again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum NotRetried {
+    /// The outcome stands: the classifier asked for no other attempt.
+    Verdict,
+    /// The client says that no attempt can succeed.
+    Permanent,
+    /// It may have been acted upon, and is neither idempotent nor keyed nor said to be safe.
+    Unsafe,
+    /// All attempts were used.
+    Attempts,
+    /// The body cannot be sent again.
+    Body,
+    /// The service asks for a longer wait than is allowed.
+    RetryAfter,
+    /// The next attempt would have come after the deadline, or the deadline passed.
+    Deadline,
+    /// The budget of retries was spent.
+    Budget,
+}
+
+impl fmt::Display for NotRetried {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Verdict => "not worth it",
+            Self::Permanent => "permanent",
+            Self::Unsafe => "not safe",
+            Self::Attempts => "no attempts left",
+            Self::Body => "body not replayable",
+            Self::RetryAfter => "asked to wait too long",
+            Self::Deadline => "deadline",
+            Self::Budget => "budget spent",
+        })
+    }
+}
+
+impl NotRetried {
+    /// Tells why a response that reports a failure is the last one; `None` if it is a success, or if no classifier would have
+    /// asked for another attempt.
+    pub fn of<B>(response: &Response<B>) -> Option<Self> {
+        response.extensions().get::<Attempts>()?.not_retried
+    }
+}
+
 /// Why a call failed, after how many attempts, and what is known of its delivery.
 ///
-/// The inner service's own error is its [`source`](StdError::source).
+/// The inner service's own error is its [`source`](StdError::source). To send *this very call* again by hand, send it with the
+/// same [`idempotency_key`](Self::idempotency_key) and [`request_id`](Self::request_id).
 pub struct RetryError {
+    inner: Box<Inner>,
+}
+
+struct Inner {
     kind: Kind,
-    attempts: u32,
-    delivery: Delivery,
+    report: Report,
+}
+
+/// What is told of a failed call besides its error.
+#[derive(Debug)]
+pub(super) struct Report {
+    pub(super) attempts: u32,
+    pub(super) delivery: Delivery,
+    pub(super) not_retried: Option<NotRetried>,
+    pub(super) key: Option<IdempotencyKey>,
+    pub(super) request_id: Option<RequestId>,
 }
 
 enum Kind {
@@ -26,53 +86,78 @@ enum Kind {
 }
 
 impl RetryError {
-    pub(super) fn failed(error: BoxError, attempts: u32, delivery: Delivery) -> Self {
-        Self {
-            kind: Kind::Failed(error),
-            attempts,
-            delivery,
-        }
+    fn new(kind: Kind, report: Report) -> Self {
+        let inner = Box::new(Inner { kind, report });
+        Self { inner }
     }
 
-    pub(super) fn attempt_timed_out(after: Duration, attempts: u32, delivery: Delivery) -> Self {
-        Self {
-            kind: Kind::AttemptTimedOut(after),
-            attempts,
-            delivery,
-        }
+    /// The service was not ready for a first attempt.
+    pub(super) fn not_ready(error: BoxError) -> Self {
+        Self::failed(
+            error,
+            Report {
+                attempts: 0,
+                delivery: Delivery::NeverSent,
+                not_retried: None,
+                key: None,
+                request_id: None,
+            },
+        )
     }
 
-    pub(super) fn deadline_exceeded(attempts: u32, delivery: Delivery) -> Self {
-        Self {
-            kind: Kind::DeadlineExceeded,
-            attempts,
-            delivery,
-        }
+    pub(super) fn failed(error: BoxError, report: Report) -> Self {
+        Self::new(Kind::Failed(error), report)
     }
 
-    /// Returns how many attempts were started; 0 if the service was never ready.
+    pub(super) fn attempt_timed_out(after: Duration, report: Report) -> Self {
+        Self::new(Kind::AttemptTimedOut(after), report)
+    }
+
+    pub(super) fn deadline_exceeded(report: Report) -> Self {
+        Self::new(Kind::DeadlineExceeded, report)
+    }
+
+    /// Returns how many attempts were started, those of retries below included; 0 if the service was never ready.
     pub fn attempts(&self) -> u32 {
-        self.attempts
+        self.inner.report.attempts
     }
 
-    /// Returns what is known of the delivery, over all attempts.
+    /// Returns what is known of the delivery, over all attempts: the worst of them.
+    ///
+    /// [`Delivery::Answered`] is of a call whose attempts all were answered or never sent, and that then ran out of time, or
+    /// lost its service, before the next one.
     pub fn delivery(&self) -> Delivery {
-        self.delivery
+        self.inner.report.delivery
+    }
+
+    /// Tells why no other attempt was made; `None` if the service failed to get ready for it.
+    pub fn not_retried(&self) -> Option<NotRetried> {
+        self.inner.report.not_retried
+    }
+
+    /// Returns the idempotency key that the attempts carried, given or minted; `None` if there was none.
+    pub fn idempotency_key(&self) -> Option<&IdempotencyKey> {
+        self.inner.report.key.as_ref()
+    }
+
+    /// Returns the `X-Request-Id` that the attempts carried, given or minted; `None` if there was none.
+    pub fn request_id(&self) -> Option<&RequestId> {
+        self.inner.report.request_id.as_ref()
     }
 
     /// Whether the last attempt or the whole call ran out of time.
     pub fn is_timeout(&self) -> bool {
-        !matches!(self.kind, Kind::Failed(_))
+        !matches!(self.inner.kind, Kind::Failed(_))
     }
 
     /// Whether the whole call ran out of time.
     pub fn is_deadline_exceeded(&self) -> bool {
-        matches!(self.kind, Kind::DeadlineExceeded)
+        matches!(self.inner.kind, Kind::DeadlineExceeded)
     }
 
     /// Returns the inner service's error, or `None` if the call ran out of time.
     pub fn into_inner(self) -> Option<BoxError> {
-        match self.kind {
+        match self.inner.kind {
             Kind::Failed(error) => Some(error),
             Kind::AttemptTimedOut(_) | Kind::DeadlineExceeded => None,
         }
@@ -81,57 +166,78 @@ impl RetryError {
 
 impl fmt::Display for RetryError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.kind {
+        match &self.inner.kind {
             Kind::Failed(_) => f.write_str("the request failed")?,
             Kind::AttemptTimedOut(after) => write!(f, "no answer within {after:?}")?,
             Kind::DeadlineExceeded => f.write_str("the deadline passed")?,
         }
-        let plural = if self.attempts == 1 { "" } else { "s" };
-        write!(
-            f,
-            " (attempt{plural}: {}, delivery: {})",
-            self.attempts, self.delivery
-        )
+        let (attempts, delivery) = (self.attempts(), self.delivery());
+        let plural = if attempts == 1 { "" } else { "s" };
+        write!(f, " (attempt{plural}: {attempts}, delivery: {delivery}")?;
+        if let Some(reason) = self.not_retried() {
+            write!(f, ", not tried again: {reason}")?;
+        }
+        f.write_str(")")
     }
 }
 
 impl fmt::Debug for RetryError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut f = f.debug_struct("RetryError");
-        match &self.kind {
+        match &self.inner.kind {
             Kind::Failed(error) => f.field("source", error),
             Kind::AttemptTimedOut(after) => f.field("attempt_timed_out", after),
             Kind::DeadlineExceeded => f.field("deadline_exceeded", &true),
         };
-        f.field("attempts", &self.attempts)
-            .field("delivery", &self.delivery)
-            .finish()
+        f.field("attempts", &self.attempts())
+            .field("delivery", &self.delivery())
+            .field("not_retried", &self.not_retried())
+            .field("request_id", &self.request_id())
+            .finish_non_exhaustive()
     }
 }
 
 impl StdError for RetryError {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        match &self.kind {
+        match &self.inner.kind {
             Kind::Failed(error) => Some(&**error),
             Kind::AttemptTimedOut(_) | Kind::DeadlineExceeded => None,
         }
     }
 }
 
-/// How many attempts a call took, in the extensions of the response to a call that took more than one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Attempts(u32);
+/// What a call took, in the extensions of the response to a call that took more than one attempt, or that failed and would have
+/// been worth another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Attempts {
+    count: u32,
+    earlier: Delivery,
+    not_retried: Option<NotRetried>,
+}
 
 impl Attempts {
-    pub(super) fn new(attempts: u32) -> Self {
-        Self(attempts)
+    pub(super) fn new(count: u32, earlier: Delivery, not_retried: Option<NotRetried>) -> Self {
+        Self {
+            count,
+            earlier,
+            not_retried,
+        }
     }
 
-    /// Returns the attempts that a response took: 1 if nothing else is noted on it.
+    /// Returns the attempts that a response took, those of retries below included: 1 if nothing else is noted on it.
     pub fn of<B>(response: &Response<B>) -> u32 {
         response
             .extensions()
             .get::<Self>()
-            .map_or(1, |attempts| attempts.0)
+            .map_or(1, |attempts| attempts.count)
+    }
+
+    /// Returns what is known of the delivery of the attempts before the one that was answered: [`Delivery::NeverSent`] if there
+    /// were none, or if none of them can have reached the service.
+    pub fn earlier<B>(response: &Response<B>) -> Delivery {
+        response
+            .extensions()
+            .get::<Self>()
+            .map_or(Delivery::NeverSent, |attempts| attempts.earlier)
     }
 }

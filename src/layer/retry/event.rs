@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use super::AttemptOutcome;
+use http::{Method, Uri};
+
+use super::{AttemptOutcome, Delivery, NotRetried};
 
 /// The end of one attempt.
 #[derive(Debug, Clone, Copy)]
@@ -10,22 +12,50 @@ use super::AttemptOutcome;
 pub struct AttemptEvent<'a> {
     /// The attempt's number; the first is 1.
     pub attempt: u32,
+    /// The request's method.
+    pub method: &'a Method,
+    /// The request's URI. Its query may hold what does not belong into a log.
+    pub uri: &'a Uri,
     /// How it ended.
     pub outcome: AttemptOutcome<'a>,
+    /// What is known of the delivery of this attempt.
+    pub delivery: Delivery,
     /// How long until the next attempt; `None` if this was the last.
     pub retry_in: Option<Duration>,
+    /// Why no other attempt follows; `None` if one does.
+    pub not_retried: Option<NotRetried>,
+    /// How long the call has taken so far.
+    pub elapsed: Duration,
+}
+
+#[cfg(feature = "tracing")]
+const TARGET: &str = "aegis_hitl::retry";
+
+/// Whether anybody listens to what [`AttemptEvent::trace`] emits of failures.
+#[cfg(feature = "tracing")]
+pub(super) fn is_traced() -> bool {
+    tracing::enabled!(target: TARGET, tracing::Level::DEBUG)
+}
+
+#[cfg(not(feature = "tracing"))]
+pub(super) fn is_traced() -> bool {
+    false
 }
 
 impl AttemptEvent<'_> {
-    /// Emits the event. The cause is a word or a status: an error's own text may hold a URL, and that a secret.
+    /// Emits the event. The cause is a word or a status: an error's own text may hold a URL, and that a secret. For the same
+    /// reason the URI goes without its user, its query, and the key.
     #[cfg(feature = "tracing")]
     pub(super) fn trace(&self) {
-        const TARGET: &str = "aegis_hitl::retry";
-
         let Self {
             attempt,
+            method,
+            uri,
             outcome,
+            delivery,
             retry_in,
+            not_retried,
+            elapsed,
         } = self;
         let status = match outcome {
             AttemptOutcome::Answered(head) => Some(head.status.as_u16()),
@@ -36,14 +66,18 @@ impl AttemptEvent<'_> {
             AttemptOutcome::Failed(_) => "failed",
             AttemptOutcome::TimedOut => "timed out",
         };
-        match retry_in {
-            Some(delay) => {
-                tracing::debug!(target: TARGET, attempt, cause, status, ?delay, "attempt failed, another follows");
+        let (host, path) = (uri.host(), uri.path());
+        match (retry_in, not_retried) {
+            (Some(delay), _) => {
+                tracing::debug!(target: TARGET, attempt, cause, status, %delivery, %method, host, path, ?elapsed, ?delay, "attempt failed, another follows");
             }
-            None if status.is_none_or(|status| status >= 400) => {
-                tracing::debug!(target: TARGET, attempt, cause, status, "last attempt failed");
+            (None, reason) if status.is_none_or(|status| status >= 400) => {
+                let reason = reason.map(tracing::field::display);
+                tracing::debug!(target: TARGET, attempt, cause, status, %delivery, %method, host, path, ?elapsed, reason, "last attempt failed");
             }
-            None => tracing::trace!(target: TARGET, attempt, cause, status, "attempt succeeded"),
+            (None, _) => {
+                tracing::trace!(target: TARGET, attempt, cause, status, %method, host, path, "attempt succeeded");
+            }
         }
     }
 

@@ -14,9 +14,8 @@ use tokio::time::{Instant, Sleep};
 use tower_service::Service;
 
 use super::call::Call;
-use super::delivery::proof;
 use super::kept::{Kept, KeptHeaders};
-use super::{AttemptOutcome, Replay, RetryError};
+use super::{AttemptOutcome, NotRetried, Replay, RetryError};
 use crate::layer::ResponseHead;
 
 pin_project! {
@@ -35,10 +34,10 @@ pin_project! {
         #[pin]
         timer: Option<Sleep>,
         call: Call,
-        // What further attempts are made with; `None` if there can be none. These three lie side by side, not in a struct, as
-        // that would be moved once more on its way here.
+        // What further attempts are made with; there is no service if there can be none. These three lie side by side, not in a
+        // struct, as that would be moved once more on its way here.
         service: Option<S>,
-        kept: Option<Kept<B>>,
+        kept: Kept<B>,
         headers: KeptHeaders,
     }
 }
@@ -62,33 +61,20 @@ impl<S, B, R> RetryFuture<S, B, R>
 where
     S: Service<Request<B>>,
 {
-    /// A call whose only attempt is under way.
-    #[inline]
-    pub(super) fn once(call: Call, attempt: S::Future) -> Self {
-        Self {
-            state: State::Attempt { attempt },
-            timer: None,
-            call,
-            service: None,
-            kept: None,
-            headers: KeptHeaders::default(),
-        }
-    }
-
     /// A call whose first attempt is under way. Inlined, so that the parts go from where they are made into the future.
     #[inline(always)]
     pub(super) fn new(
         call: Call,
         attempt: S::Future,
-        service: S,
-        kept: Option<Kept<B>>,
+        service: Option<S>,
+        kept: Kept<B>,
         headers: KeptHeaders,
     ) -> Self {
         Self {
             state: State::Attempt { attempt },
             timer: None,
             call,
-            service: Some(service),
+            service,
             kept,
             headers,
         }
@@ -121,19 +107,22 @@ where
         loop {
             match this.state.as_mut().project() {
                 StateProj::Attempt { attempt } => {
-                    match attempt.poll(cx) {
+                    let polled = {
+                        let _scope = this.call.track.enter();
+                        attempt.poll(cx)
+                    };
+                    match polled {
                         Poll::Ready(Ok(mut response)) => {
                             this.timer.set(None);
-                            this.call.reached = true;
                             let outcome = AttemptOutcome::Answered(ResponseHead::of(&response));
-                            match this.call.next(this.kept.as_ref(), &outcome, false) {
-                                Some(next) => this.state.set(State::Drain {
+                            match this.call.next(this.kept, &outcome) {
+                                Ok(next) => this.state.set(State::Drain {
                                     body: response.into_body(),
                                     left: this.call.policy.drain_bytes,
                                     next: Some(next),
                                 }),
-                                None => {
-                                    this.call.end(&mut response);
+                                Err(reason) => {
+                                    this.call.end(&mut response, reason);
                                     return Poll::Ready(Ok(response));
                                 }
                             }
@@ -141,28 +130,36 @@ where
                         Poll::Ready(Err(error)) => {
                             this.timer.set(None);
                             let error = error.into();
-                            let never_sent = this.call.never_sent(proof(&*error));
-                            let outcome = AttemptOutcome::Failed(&*error);
-                            match this.call.next(this.kept.as_ref(), &outcome, never_sent) {
-                                Some(next) => this.state.set(State::Wait { next: Some(next) }),
-                                None => {
-                                    return Poll::Ready(Err(RetryError::failed(
-                                        error,
-                                        this.call.attempts,
-                                        this.call.delivery(),
-                                    )));
+                            match this.call.next(this.kept, &AttemptOutcome::Failed(&*error)) {
+                                Ok(next) => this.state.set(State::Wait { next: Some(next) }),
+                                Err(reason) => {
+                                    let report =
+                                        this.call.report(this.kept, this.headers, Some(reason));
+                                    return Poll::Ready(Err(RetryError::failed(error, report)));
                                 }
                             }
                         }
                         Poll::Pending => {
                             ready!(poll_attempt_timer(this.timer.as_mut(), this.call, cx));
-                            match timed_out(this.call, this.kept.as_ref()) {
+                            let call = &mut *this.call;
+                            if call.is_past_deadline() {
+                                call.cut(this.kept);
+                                let error = past_deadline(call, this.kept, this.headers);
+                                return Poll::Ready(Err(error));
+                            }
+                            match call.next(this.kept, &AttemptOutcome::TimedOut) {
                                 Ok(next) => {
                                     this.timer.set(None);
                                     // Drops the attempt, which cancels it.
                                     this.state.set(State::Wait { next: Some(next) });
                                 }
-                                Err(error) => return Poll::Ready(Err(error)),
+                                Err(reason) => {
+                                    let after = call.attempt_timeout.unwrap_or_default();
+                                    let report = call.report(this.kept, this.headers, Some(reason));
+                                    return Poll::Ready(Err(RetryError::attempt_timed_out(
+                                        after, report,
+                                    )));
+                                }
                             }
                         }
                     }
@@ -191,34 +188,34 @@ where
                 StateProj::Ready { next } => {
                     let call = &mut *this.call;
                     if call.is_past_deadline() {
-                        return Poll::Ready(Err(past_deadline(call)));
+                        let error = past_deadline(call, this.kept, this.headers);
+                        return Poll::Ready(Err(error));
                     }
-                    // There is always a service and a body here; without one there is nothing left to do.
-                    let (Some(service), Some(kept)) = (this.service.as_mut(), &*this.kept) else {
-                        return Poll::Ready(Err(past_deadline(call)));
+                    // This state is entered only with both.
+                    let (Some(service), Some(body)) = (this.service.as_mut(), next.take()) else {
+                        unreachable!("a next attempt has a service and a body");
                     };
                     match service.poll_ready(cx) {
                         Poll::Ready(Ok(())) => {}
                         Poll::Ready(Err(error)) => {
-                            return Poll::Ready(Err(RetryError::failed(
-                                error.into(),
-                                call.attempts,
-                                call.delivery(),
-                            )));
+                            let report = call.report(this.kept, this.headers, None);
+                            return Poll::Ready(Err(RetryError::failed(error.into(), report)));
                         }
                         Poll::Pending => {
+                            *next = Some(body);
                             let deadline = call.deadline;
                             ready!(poll_timer(this.timer.as_mut(), cx, || deadline));
-                            return Poll::Ready(Err(past_deadline(call)));
+                            let error = past_deadline(call, this.kept, this.headers);
+                            return Poll::Ready(Err(error));
                         }
                     }
-                    let Some(body) = next.take() else {
-                        return Poll::Ready(Err(past_deadline(call)));
-                    };
-                    let mut next = kept.request(this.headers, body);
+                    let mut request = this.kept.request(this.headers, body);
                     this.timer.set(None);
-                    call.begin_again(&mut next);
-                    let attempt = service.call(next);
+                    call.begin_again(&mut request);
+                    let attempt = {
+                        let _scope = call.track.enter();
+                        service.call(request)
+                    };
                     this.state.set(State::Attempt { attempt });
                 }
             }
@@ -226,22 +223,8 @@ where
     }
 }
 
-fn past_deadline(call: &Call) -> RetryError {
-    RetryError::deadline_exceeded(call.attempts, call.delivery())
-}
-
-/// Decides what follows an attempt whose time is up.
-fn timed_out<B: Replay>(call: &mut Call, kept: Option<&Kept<B>>) -> Result<B, RetryError> {
-    // It may have been sent, and may have been acted upon.
-    call.reached = true;
-    if call.is_past_deadline() {
-        return Err(past_deadline(call));
-    }
-    call.next(kept, &AttemptOutcome::TimedOut, false)
-        .ok_or_else(|| {
-            let after = call.attempt_timeout.unwrap_or_default();
-            RetryError::attempt_timed_out(after, call.attempts, call.delivery())
-        })
+fn past_deadline<B>(call: &mut Call, kept: &Kept<B>, headers: &KeptHeaders) -> RetryError {
+    RetryError::deadline_exceeded(call.report(kept, headers, Some(NotRetried::Deadline)))
 }
 
 /// Waits for the attempt's timeout or the deadline, whichever comes first.
@@ -284,7 +267,8 @@ fn is_drained<R: Body>(mut body: Pin<&mut R>, left: &mut usize, cx: &mut Context
             Poll::Pending => return false,
             Poll::Ready(None | Some(Err(_))) => return true,
             Poll::Ready(Some(Ok(frame))) => {
-                let length = frame.data_ref().map_or(0, Buf::remaining);
+                // An empty frame counts too: a body can have any number of them ready.
+                let length = frame.data_ref().map_or(0, Buf::remaining).max(1);
                 match left.checked_sub(length) {
                     Some(rest) => *left = rest,
                     None => return true,

@@ -43,29 +43,26 @@ pub(super) struct Kept<B> {
     uri: Uri,
     version: Version,
     extensions: Extensions,
-    body: B,
+    /// `None` if it cannot be sent again, or will not be.
+    body: Option<B>,
 }
 
-impl<B: Replay> Kept<B> {
-    /// Keeps all but the headers, which are kept as they are looked at; or nothing, if the body cannot be sent again.
-    #[inline(always)]
-    pub(super) fn of(request: &Request<B>) -> Option<Self> {
-        Some(Self {
-            body: request.body().replay()?,
-            method: request.method().clone(),
-            uri: request.uri().clone(),
-            version: request.version(),
-            extensions: request.extensions().clone(),
-        })
+impl<B> Kept<B> {
+    pub(super) fn method(&self) -> &Method {
+        &self.method
     }
 
-    /// Returns the body once more, or `None` if it cannot be sent again.
-    pub(super) fn body(&self) -> Option<B> {
-        self.body.replay()
+    pub(super) fn uri(&self) -> &Uri {
+        &self.uri
+    }
+
+    /// Whether the request may be made again.
+    pub(super) fn is_replayable(&self) -> bool {
+        self.body.is_some()
     }
 
     /// Returns the request once more, around a body that was made by [`body`](Self::body).
-    pub(super) fn request(&self, headers: &KeptHeaders, body: B) -> Request<B> {
+    pub(super) fn request<T>(&self, headers: &KeptHeaders, body: T) -> Request<T> {
         let mut request = Request::new(body);
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = self.uri.clone();
@@ -73,6 +70,29 @@ impl<B: Replay> Kept<B> {
         *request.extensions_mut() = self.extensions.clone();
         *request.headers_mut() = headers.map();
         request
+    }
+}
+
+impl<B: Replay> Kept<B> {
+    /// Keeps all but the headers, which are kept as they are looked at, and the body only if it is `wanted`.
+    #[inline(always)]
+    pub(super) fn of(request: &Request<B>, wanted: bool) -> Self {
+        Self {
+            body: if wanted {
+                request.body().replay()
+            } else {
+                None
+            },
+            method: request.method().clone(),
+            uri: request.uri().clone(),
+            version: request.version(),
+            extensions: request.extensions().clone(),
+        }
+    }
+
+    /// Returns the body once more, or `None` if it cannot be sent again.
+    pub(super) fn body(&self) -> Option<B> {
+        self.body.as_ref()?.replay()
     }
 }
 
@@ -92,7 +112,7 @@ mod tests {
             for (name, value) in request.headers() {
                 headers.keep(name, value);
             }
-            let kept = Kept::of(&request).unwrap();
+            let kept = Kept::of(&request, true);
             let again = kept.request(&headers, kept.body().unwrap());
             assert_eq!(again.method(), request.method());
             assert_eq!(again.uri(), request.uri());

@@ -9,7 +9,6 @@ mod backoff;
 mod budget;
 mod call;
 mod classify;
-mod delivery;
 mod error;
 mod event;
 mod future;
@@ -32,14 +31,14 @@ use self::backoff::Random;
 use self::call::Call;
 use self::kept::{Kept, KeptHeaders};
 use crate::layer::ConfirmDuplicateLayer;
+use crate::layer::delivery::Delivery;
 use crate::layer::set::Names;
 use crate::protocol::IDEMPOTENCY_KEY;
 
 pub use self::backoff::Backoff;
 pub use self::budget::Budget;
-pub use self::classify::{AttemptOutcome, Classify, Standard, Verdict};
-pub use self::delivery::{Delivery, NeverSent};
-pub use self::error::{Attempts, RetryError};
+pub use self::classify::{Attempt, AttemptOutcome, Classify, ClassifyGrpc, Standard, Verdict};
+pub use self::error::{Attempts, NotRetried, RetryError};
 pub use self::event::AttemptEvent;
 pub use self::future::RetryFuture;
 pub use self::replay::{Replay, ReplayBodies, ReplayBody, ReplayBodyError, ReplayBodyLayer};
@@ -54,23 +53,27 @@ pub struct SafeToRetry;
 #[allow(clippy::exhaustive_structs)]
 pub struct MaxRetries(pub u32);
 
-/// In a request's extensions: how long this call may take in all, in place of the layer's deadline.
+/// In a request's extensions: how long this call may take in all, in place of the layer's deadline. `None` is for ever.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[allow(clippy::exhaustive_structs)]
-pub struct Deadline(pub Duration);
+pub struct Deadline(pub Option<Duration>);
 
-/// In a request's extensions: how long each attempt of this call may take, in place of the layer's attempt timeout.
+/// In a request's extensions: how long each attempt of this call may take, in place of the layer's attempt timeout. `None` is for
+/// ever.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[allow(clippy::exhaustive_structs)]
-pub struct AttemptTimeout(pub Duration);
+pub struct AttemptTimeout(pub Option<Duration>);
 
 /// Sends a request again when that is safe and worth it.
 ///
 /// The defaults are the Python SDK's: 3 retries, waits of 0.5, 1 and 2 seconds (here with up to a quarter of jitter on top),
-/// 10 seconds for each attempt, no deadline for the whole call.
+/// 10 seconds for each attempt, no deadline for the whole call, and a [`Budget`] for each service.
 ///
-/// When it gives up it returns the last response or error as it came: a response carries [`Attempts`], an error is a
-/// [`RetryError`] that tells attempts and [`Delivery`].
+/// Whether an attempt was never sent only the HTTP client knows: [`TrackDeliveryLayer`](crate::layer::TrackDeliveryLayer) tells
+/// it. Without that, every error counts as *may have been acted upon*.
+///
+/// When it gives up it returns the last response or error as it came: a response carries [`Attempts`] and [`NotRetried`], an
+/// error is a [`RetryError`] that tells attempts, [`Delivery`], key and request id.
 ///
 /// A response that is given up for a retry is drained within bounds of bytes and time ([`drain`](Self::drain)), so that its
 /// connection can be used again. The inner service is polled ready before every attempt.
@@ -127,6 +130,8 @@ struct Policy {
     backoff: Backoff,
     max_retry_after: Duration,
     budget: Option<Budget>,
+    /// Whether each service gets a budget of its own.
+    has_standard_budget: bool,
     /// `None` is [`Standard`], without the indirection.
     classify: Option<Arc<dyn Classify>>,
     key_header: HeaderName,
@@ -159,6 +164,7 @@ impl RetryLayer {
                 backoff: Backoff::default(),
                 max_retry_after: Duration::from_secs(30),
                 budget: None,
+                has_standard_budget: true,
                 classify: None,
                 key_header: IDEMPOTENCY_KEY,
                 attempt_header: None,
@@ -171,7 +177,7 @@ impl RetryLayer {
         }
     }
 
-    /// Sets how many retries one call may take; 0 switches them off, at no cost. 3 by default.
+    /// Sets how many retries one call may take; 0 switches them off. 3 by default.
     #[must_use]
     pub fn max_retries(mut self, retries: u32) -> Self {
         self.policy.max_retries = retries;
@@ -213,10 +219,14 @@ impl RetryLayer {
         self
     }
 
-    /// Limits the retries of all calls together; there is no such limit by default.
+    /// Limits the retries of all calls together, or with `None` does not.
+    ///
+    /// By default each service that is made has a [`Budget::default`] of its own, which its clones share: an outage is not to
+    /// multiply the load of those who call.
     #[must_use]
-    pub fn budget(mut self, budget: Budget) -> Self {
-        self.policy.budget = Some(budget);
+    pub fn budget(mut self, budget: impl Into<Option<Budget>>) -> Self {
+        self.policy.budget = budget.into();
+        self.policy.has_standard_budget = false;
         self
     }
 
@@ -314,10 +324,10 @@ impl Default for RetryLayer {
 }
 
 impl Policy {
-    fn classify(&self, outcome: &AttemptOutcome<'_>) -> Verdict {
+    fn classify(&self, attempt: &Attempt<'_>) -> Verdict {
         match &self.classify {
-            Some(classify) => classify.classify(outcome),
-            None => Standard.classify(outcome),
+            Some(classify) => classify.classify(attempt),
+            None => Standard.classify(attempt),
         }
     }
 }
@@ -340,9 +350,13 @@ impl<S> Layer<S> for RetryLayer {
     type Service = Retry<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
+        let mut policy = self.policy.clone();
+        if policy.has_standard_budget {
+            policy.budget = None; // STUB
+        }
         Retry {
             inner,
-            policy: Arc::new(self.policy.clone()),
+            policy: Arc::new(policy),
         }
     }
 }
@@ -358,6 +372,11 @@ impl<S> Retry<S> {
     /// Borrows the inner service.
     pub fn get_ref(&self) -> &S {
         &self.inner
+    }
+
+    /// Borrows the inner service mutably.
+    pub fn get_mut(&mut self) -> &mut S {
+        &mut self.inner
     }
 
     /// Returns the inner service.
@@ -380,7 +399,7 @@ where
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         self.inner
             .poll_ready(cx)
-            .map_err(|error| RetryError::failed(error.into(), 0, Delivery::NeverSent))
+            .map_err(|error| RetryError::not_ready(error.into()))
     }
 
     #[inline]
@@ -389,26 +408,30 @@ where
         if let Some(budget) = &self.policy.budget {
             budget.deposit();
         }
-        let kept = if call.max_retries == 0 {
-            None
-        } else {
-            Kept::of(&request)
-        };
-        if kept.is_none() {
-            call.begin(&mut request, None);
-            return RetryFuture::once(call, self.inner.call(request));
-        }
+        let kept = Kept::of(&request, call.max_retries > 0);
         let mut headers = KeptHeaders::default();
-        call.begin(&mut request, Some(&mut headers));
+        call.begin(&mut request, &mut headers);
+        if !kept.is_replayable() {
+            let attempt = {
+                let _scope = call.track.enter();
+                self.inner.call(request)
+            };
+            return RetryFuture::new(call, attempt, None, kept, headers);
+        }
         // The instance that was polled ready is the one to call. It moves into the future, for the attempts to come; the
         // clone that stays behind has to be polled ready anew.
         let clone = self.inner.clone();
         let mut service = mem::replace(&mut self.inner, clone);
-        let attempt = service.call(request);
-        RetryFuture::new(call, attempt, service, kept, headers)
+        let attempt = {
+            let _scope = call.track.enter();
+            service.call(request)
+        };
+        RetryFuture::new(call, attempt, Some(service), kept, headers)
     }
 }
 
+#[cfg(test)]
+mod adversary;
 #[cfg(test)]
 mod properties;
 #[cfg(test)]

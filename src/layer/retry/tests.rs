@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use tower::ServiceExt;
 
 use super::*;
+use crate::layer::{Exchange, Failure};
 
 /// What the peer does with one attempt.
 #[derive(Debug, Clone)]
@@ -53,7 +54,7 @@ impl Peer {
     }
 
     /// When each attempt arrived, in milliseconds after `start`.
-    fn times(&self, start: Instant) -> Vec<u128> {
+    pub(super) fn times(&self, start: Instant) -> Vec<u128> {
         let sent = self.sent.lock().unwrap();
         sent.iter()
             .map(|(at, _)| (*at - start).as_millis())
@@ -107,6 +108,7 @@ impl Service<Request<Full<Bytes>>> for Peer {
             script[0].clone()
         };
         let ended = self.bodies_ended.clone();
+        let exchange = Exchange::begin();
         Box::pin(async move {
             let mut body = TestBody {
                 wait: None,
@@ -124,7 +126,10 @@ impl Service<Request<Full<Bytes>>> for Peer {
                     response = response.status(status).header("retry-after", value);
                 }
                 Act::Reset => return Err(io::Error::from(io::ErrorKind::ConnectionReset).into()),
-                Act::Refuse => return Err(NeverSent::new("connection refused").into()),
+                Act::Refuse => {
+                    exchange.failed(Failure::NeverSent);
+                    return Err("connection refused".into());
+                }
                 Act::Hang => std::future::pending().await,
                 Act::LateBody(after) => {
                     body.never = after.is_none();
@@ -146,7 +151,7 @@ pub(super) fn request(method: Method) -> Request<Full<Bytes>> {
         .unwrap()
 }
 
-fn post() -> Request<Full<Bytes>> {
+pub(super) fn post() -> Request<Full<Bytes>> {
     request(Method::POST)
 }
 
@@ -158,11 +163,11 @@ pub(super) fn keyed() -> Request<Full<Bytes>> {
     request
 }
 
-fn seed_layer() -> RetryLayer {
+pub(super) fn seed_layer() -> RetryLayer {
     RetryLayer::new().backoff(Backoff::seed())
 }
 
-async fn run(
+pub(super) async fn run(
     layer: &RetryLayer,
     peer: &Peer,
     request: Request<Full<Bytes>>,
@@ -188,7 +193,7 @@ async fn a_post_without_a_key_is_sent_once_whatever_happens_after_the_first_byte
 
 #[tokio::test(start_paused = true)]
 async fn no_classifier_can_open_the_gate() {
-    let layer = seed_layer().classify(|_: &AttemptOutcome<'_>| Verdict::Retry);
+    let layer = seed_layer().classify(|_: &Attempt<'_>| Verdict::Retry);
     for act in [Act::Answer(200), Act::Answer(503), Act::Reset, Act::Hang] {
         let peer = Peer::new([act]);
         let _ = run(&layer, &peer, post()).await;
@@ -222,10 +227,14 @@ async fn delivery_is_never_sent_only_if_that_holds_for_all_attempts() {
         (error.attempts(), error.delivery()),
         (4, Delivery::NeverSent)
     );
-    for first in [Act::Reset, Act::Answer(503), Act::Hang] {
+    for (first, delivery) in [
+        (Act::Reset, Delivery::Unknown),
+        (Act::Answer(503), Delivery::Answered),
+        (Act::Hang, Delivery::Unknown),
+    ] {
         let peer = Peer::new([first, Act::Refuse]);
         let error = run(&seed_layer(), &peer, keyed()).await.err().unwrap();
-        assert_eq!((error.attempts(), error.delivery()), (4, Delivery::Unknown));
+        assert_eq!((error.attempts(), error.delivery()), (4, delivery));
     }
 }
 
@@ -269,7 +278,8 @@ async fn retry_after_is_a_floor_under_the_backoff() {
     run(&layer, &peer, keyed()).await.unwrap();
     let times = peer.times(start);
     let waits: Vec<_> = times.windows(2).map(|pair| pair[1] - pair[0]).collect();
-    assert!((3000..=3125).contains(&waits[0]), "{waits:?}");
+    assert!((3000..=3751).contains(&waits[0]), "{waits:?}");
+    // The backoff is the longer one, and a value that is none asks for nothing.
     assert_eq!(waits[1..], [1000, 2000]);
 }
 
@@ -298,7 +308,7 @@ async fn an_attempt_timeout_does_not_count_the_backoff() {
     assert!(error.is_timeout() && !error.is_deadline_exceeded());
     assert_eq!(
         error.to_string(),
-        "no answer within 1s (attempts: 4, delivery: unknown)"
+        "no answer within 1s (attempts: 4, delivery: unknown, not tried again: no attempts left)"
     );
 }
 
@@ -332,7 +342,7 @@ async fn the_deadline_cuts_the_attempt_that_runs() {
     let mut request = keyed();
     request
         .extensions_mut()
-        .insert(Deadline(Duration::from_secs(3)));
+        .insert(Deadline(Some(Duration::from_secs(3))));
     let error = run(&seed_layer(), &peer, request).await.err().unwrap();
     assert!(error.is_deadline_exceeded() && error.is_timeout());
     assert_eq!(start.elapsed(), Duration::from_secs(3));
@@ -493,7 +503,7 @@ async fn the_inner_error_is_kept_as_the_source() {
     assert!(!error.is_timeout() && !error.is_deadline_exceeded());
     assert_eq!(
         error.to_string(),
-        "the request failed (attempt: 1, delivery: unknown)"
+        "the request failed (attempt: 1, delivery: unknown, not tried again: not safe)"
     );
     assert!(error.into_inner().unwrap().is::<io::Error>());
 }
@@ -516,7 +526,7 @@ async fn an_observer_is_told_of_every_attempt() {
     let expected = [
         (1, "503 Service Unavailable".to_owned(), Some(500)),
         (2, "timed out".to_owned(), Some(1000)),
-        (3, "the request was never sent".to_owned(), Some(2000)),
+        (3, "connection refused".to_owned(), Some(2000)),
         (4, "202 Accepted".to_owned(), None),
     ];
     assert_eq!(*seen.lock().unwrap(), expected);
@@ -617,10 +627,10 @@ async fn every_status_with_every_kind_of_request_follows_the_rule() {
 
 #[tokio::test(start_paused = true)]
 async fn a_classifier_decides_what_is_worth_it() {
-    let layer = seed_layer().classify(|outcome: &AttemptOutcome<'_>| match outcome {
+    let layer = seed_layer().classify(|attempt: &Attempt<'_>| match attempt.outcome {
         AttemptOutcome::Answered(head) if head.status == 404 => Verdict::Retry,
         AttemptOutcome::Answered(head) if head.status == 503 => Verdict::Stop,
-        _ => Standard.classify(outcome),
+        _ => Standard.classify(attempt),
     });
     for (status, count) in [(404, 4), (503, 1), (502, 4), (400, 1)] {
         let peer = Peer::new([Act::Answer(status)]);
