@@ -73,6 +73,7 @@ async fn an_exchange_that_is_given_up_may_have_been_acted_upon() {
         let second = second.clone().oneshot(request);
         async move {
             tokio::select! {
+                biased;
                 result = first => result,
                 result = second => result,
             }

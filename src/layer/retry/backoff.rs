@@ -15,6 +15,9 @@ const SEED: [Duration; 3] = [
 
 /// A schedule of waits between attempts, as plain data.
 ///
+/// It is no trait, so that it can be compared, printed, cloned and kept in a configuration. A wait that depends on the outcome is
+/// the classifier's, whose [`Verdict`](super::Verdict) may name one.
+///
 /// The default is [`Backoff::seed`] with up to a quarter on top, so that clients that failed together do not come back
 /// together.
 #[derive(Debug, Clone, PartialEq)]
@@ -139,9 +142,16 @@ impl Backoff {
             Jitter::None => step,
             Jitter::Full => random.up_to(step),
             Jitter::Equal => step / 2 + random.up_to(step - step / 2),
-            Jitter::Above(fraction) => step.saturating_add(random.up_to(step.mul_f64(fraction))),
+            Jitter::Above(fraction) => step.saturating_add(random.up_to(part(step, fraction))),
         }
     }
+}
+
+/// A part of a duration, or all of it where floating point would go beyond what a duration holds.
+fn part(of: Duration, fraction: f64) -> Duration {
+    Duration::try_from_secs_f64(of.as_secs_f64() * fraction)
+        .unwrap_or(Duration::MAX)
+        .min(of)
 }
 
 impl Default for Backoff {
@@ -276,6 +286,27 @@ mod tests {
         let backoff = Backoff::default();
         assert_eq!(waits(&backoff, 7), waits(&backoff, 7));
         assert_ne!(waits(&backoff, 7), waits(&backoff, 8));
+    }
+
+    #[test]
+    fn no_setting_makes_a_wait_panic() {
+        for wait in [
+            Duration::MAX,
+            Duration::MAX - Duration::from_nanos(1),
+            Duration::ZERO,
+        ] {
+            for backoff in [
+                Backoff::constant(wait).jitter_above(1.0),
+                Backoff::constant(wait).full_jitter(),
+                Backoff::constant(wait).equal_jitter(),
+                Backoff::exponential(wait, wait).jitter_above(0.5),
+                Backoff::decorrelated(wait, wait),
+                Backoff::steps([]).jitter_above(1.0),
+            ] {
+                let waits = waits(&backoff, 1);
+                assert_eq!(waits.len(), 6, "{backoff:?}");
+            }
+        }
     }
 
     #[test]

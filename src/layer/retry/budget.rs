@@ -11,21 +11,26 @@ use tokio::time::Instant;
 const RETRY: u64 = 1_000_000;
 
 /// The most retries that calls without a retry can save up.
-const RESERVE: u64 = 100;
+const RESERVE: u32 = 100;
 
 /// A limit on retries in proportion to calls, shared by all clones.
 ///
 /// Every call adds `ratio` of a retry, every retry takes one. So an outage costs the service at most `1 + ratio` times its
 /// usual load, whatever each call's own limit is. What calls save up is limited to 100 retries; [`floor`](Self::floor)
-/// allows some per second to a client that makes few calls.
+/// allows some per second to a client that makes few calls, and [`burst`](Self::burst) some at once to one that is new.
+///
+/// The default is a ratio of 0.1, a burst of 100 retries and a floor of 1 per second: 1,000 calls to a dead service within 10
+/// seconds cause at most 1.3 times as many attempts.
 ///
 /// A retry is paid for when it is sent; one that is given up during its wait costs nothing.
 ///
 /// ```
 /// use aegis_hitl::layer::{Budget, RetryLayer};
 ///
+/// // One for the calls of two services.
 /// let budget = Budget::new(0.2).floor(10);
-/// let layer = RetryLayer::new().budget(budget.clone());
+/// let one = RetryLayer::new().budget(budget.clone());
+/// let other = RetryLayer::new().budget(budget);
 /// ```
 #[derive(Clone)]
 pub struct Budget {
@@ -37,6 +42,8 @@ struct Shared {
     ratio: u64,
     /// What is saved up, in millionths of a retry.
     balance: AtomicU64,
+    /// What it starts with, in retries.
+    burst: u32,
     /// The time between two retries of the floor, in nanoseconds; 0 for no floor.
     floor_interval: u64,
     /// When the floor has recovered from all that was taken of it, in nanoseconds after `start` (a leaky bucket as a
@@ -51,25 +58,37 @@ impl Budget {
     pub fn new(ratio: f64) -> Self {
         // Between 0 and 1 000 000; NaN becomes 0 in the cast.
         let ratio = (ratio.clamp(0.0, 1.0) * RETRY as f64).round() as u64;
-        Self::with(ratio, 0)
+        Self::with(ratio, 0, 0)
     }
 
     /// Allows `retries` each second on top, of which up to one second's worth may come at once.
+    ///
+    /// The result shares nothing with this budget or its clones.
     #[must_use]
     pub fn floor(self, retries: u32) -> Self {
-        let interval = if retries == 0 {
-            0
-        } else {
-            1_000_000_000 / u64::from(retries)
+        let interval = match retries {
+            0 => 0,
+            // More than one a nanosecond is one a nanosecond, and not none.
+            retries => (1_000_000_000 / u64::from(retries)).max(1),
         };
-        Self::with(self.shared.ratio, interval)
+        Self::with(self.shared.ratio, interval, self.shared.burst)
     }
 
-    fn with(ratio: u64, floor_interval: u64) -> Self {
+    /// Starts with `retries` saved up, so that many may be sent before any call has earned one. Calls save up as many again, if
+    /// that is more than 100.
+    ///
+    /// The result shares nothing with this budget or its clones.
+    #[must_use]
+    pub fn burst(self, retries: u32) -> Self {
+        Self::with(self.shared.ratio, self.shared.floor_interval, retries)
+    }
+
+    fn with(ratio: u64, floor_interval: u64, burst: u32) -> Self {
         Self {
             shared: Arc::new(Shared {
                 ratio,
-                balance: AtomicU64::new(0),
+                balance: AtomicU64::new(u64::from(burst) * RETRY),
+                burst,
                 floor_interval,
                 floor_recovered: AtomicU64::new(0),
                 start: Instant::now(),
@@ -83,7 +102,8 @@ impl Budget {
     }
 
     fn add(&self, amount: u64) {
-        let add = |balance: u64| Some((balance + amount).min(RESERVE * RETRY));
+        let most = u64::from(RESERVE.max(self.shared.burst)) * RETRY;
+        let add = |balance: u64| Some((balance + amount).min(most));
         // The closure never declines, so this cannot fail.
         let _ = self
             .shared
@@ -124,6 +144,12 @@ impl Budget {
                 (recovered <= now.saturating_add(BURST)).then_some(recovered)
             })
             .is_ok()
+    }
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self::new(0.1).burst(100).floor(1)
     }
 }
 
@@ -235,6 +261,36 @@ mod tests {
             tokio::time::advance(Duration::from_millis(10)).await;
         }
         assert!((100..=111).contains(&spent), "{spent}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_floor_beyond_the_clocks_resolution_is_not_none() {
+        let budget = Budget::new(0.0).floor(u32::MAX);
+        assert!((0..1000).all(|_| spend(&budget)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_burst_may_be_spent_at_once_and_is_saved_up_again() {
+        let budget = Budget::new(1.0).burst(150);
+        for _ in 0..2 {
+            assert_eq!((0..1000).filter(|_| spend(&budget)).count(), 150);
+            for _ in 0..1000 {
+                budget.deposit();
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_default_lets_a_burst_through_and_then_binds() {
+        let budget = Budget::default();
+        let mut retries = (0..1000).filter(|_| spend(&budget)).count();
+        assert_eq!(retries, 101);
+        for _ in 0..1000 {
+            budget.deposit();
+            retries += usize::from(spend(&budget));
+            tokio::time::advance(Duration::from_millis(10)).await;
+        }
+        assert!((200..=300).contains(&retries), "{retries}");
     }
 
     #[tokio::test(start_paused = true)]

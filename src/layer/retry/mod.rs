@@ -352,7 +352,7 @@ impl<S> Layer<S> for RetryLayer {
     fn layer(&self, inner: S) -> Self::Service {
         let mut policy = self.policy.clone();
         if policy.has_standard_budget {
-            policy.budget = None; // STUB
+            policy.budget = Some(Budget::default());
         }
         Retry {
             inner,
