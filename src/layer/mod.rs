@@ -57,6 +57,7 @@
 mod aegis;
 mod confirm;
 mod delivery;
+mod replay_body;
 mod retry;
 mod set;
 
@@ -67,11 +68,11 @@ pub use self::delivery::{
 };
 #[cfg(feature = "hyper-util")]
 pub use self::delivery::{HyperErrors, judge_hyper};
+pub use self::replay_body::{Replay, ReplayBodies, ReplayBody, ReplayBodyError, ReplayBodyLayer};
 pub use self::retry::{
     Attempt, AttemptEvent, AttemptOutcome, AttemptTimeout, Attempts, Backoff, Budget, Classify,
-    ClassifyGrpc, Deadline, MaxRetries, NotRetried, Replay, ReplayBodies, ReplayBody,
-    ReplayBodyError, ReplayBodyLayer, Retry, RetryError, RetryFuture, RetryLayer, SafeToRetry,
-    Standard, Verdict,
+    ClassifyGrpc, Deadline, MaxRetries, NotRetried, Retry, RetryError, RetryFuture, RetryLayer,
+    SafeToRetry, Standard, Verdict,
 };
 pub use self::set::{
     SetIdempotencyKey, SetIdempotencyKeyLayer, SetRequestId, SetRequestIdLayer, SetTenant,

@@ -13,7 +13,6 @@ mod error;
 mod event;
 mod future;
 mod kept;
-mod replay;
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -31,6 +30,7 @@ use self::backoff::Random;
 use self::call::Call;
 use self::kept::{Kept, KeptHeaders};
 use crate::layer::ConfirmDuplicateLayer;
+use crate::layer::Replay;
 use crate::layer::delivery::Delivery;
 use crate::layer::set::Names;
 use crate::protocol::IDEMPOTENCY_KEY;
@@ -41,7 +41,6 @@ pub use self::classify::{Attempt, AttemptOutcome, Classify, ClassifyGrpc, Standa
 pub use self::error::{Attempts, NotRetried, RetryError};
 pub use self::event::AttemptEvent;
 pub use self::future::RetryFuture;
-pub use self::replay::{Replay, ReplayBodies, ReplayBody, ReplayBodyError, ReplayBodyLayer};
 
 /// In a request's extensions: the request may be sent again although it is neither idempotent nor keyed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use tower::ServiceExt;
 
 use super::*;
-use crate::layer::{Exchange, Failure};
+use crate::layer::{Exchange, Failure, ReplayBody, ReplayBodyLayer};
 
 /// What the peer does with one attempt.
 #[derive(Debug, Clone)]
