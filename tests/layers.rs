@@ -267,3 +267,68 @@ async fn a_streaming_body_arrives_whole_after_a_refused_stream() {
     );
     assert_eq!(peer.requests()[1].body, "one,two,three");
 }
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+type Chunk = Result<Frame<Bytes>, BoxError>;
+
+/// A body whose chunks come as they are sent, and whose errors are boxed.
+fn channel() -> (
+    tokio::sync::mpsc::UnboundedSender<Chunk>,
+    UnsyncBoxBody<Bytes, BoxError>,
+) {
+    let (sender, mut chunks) = tokio::sync::mpsc::unbounded_channel::<Chunk>();
+    let stream = futures_util::stream::poll_fn(move |cx| chunks.poll_recv(cx));
+    (sender, StreamBody::new(stream).boxed_unsync())
+}
+
+// A part of the body, or nothing, arrived as a complete request, and the call ended 200.
+#[tokio::test]
+async fn a_body_that_cannot_be_sent_whole_again_never_arrives_as_if_it_were() {
+    #[derive(Debug, Clone, Copy)]
+    enum Meanwhile {
+        PassesTheCap,
+        Fails,
+    }
+    for http2 in [false, true] {
+        for meanwhile in [Meanwhile::PassesTheCap, Meanwhile::Fails] {
+            let retry_after = Act::answer(503).header("retry-after", "1").early();
+            let peer = Peer::start([retry_after, answer(200)]).await;
+            let client = Client::builder(TokioExecutor::new())
+                .http2_only(http2)
+                .build_http();
+            let service = tower::ServiceBuilder::new()
+                .layer(ReplayBodyLayer::new().max_bytes(8))
+                .layer(RetryLayer::new().max_retries(1).backoff(Backoff::none()))
+                .service(client);
+            let (sender, body) = channel();
+            sender.send(Ok(Frame::data("head".into()))).unwrap();
+            let request = Request::post(peer.url())
+                .header("idempotency-key", "k-1")
+                .body(body);
+            let call = tokio::spawn(service.oneshot(request.unwrap()));
+            // The early answer has been read, and the next attempt's copy is made.
+            tokio::time::sleep(SHORT).await;
+            match meanwhile {
+                Meanwhile::PassesTheCap => {
+                    sender.send(Ok(Frame::data("too long".into()))).unwrap();
+                    tokio::time::sleep(SHORT).await;
+                    sender.send(Ok(Frame::data("TAIL".into()))).unwrap();
+                }
+                Meanwhile::Fails => sender.send(Err("disk".into())).unwrap(),
+            }
+            drop(sender);
+            let outcome = call.await.unwrap();
+            let case = format!("http2 {http2}, {meanwhile:?}");
+            // Where the client had stopped reading, nothing was lost, and the next attempt sends all of it.
+            let whole = ["headtoo longTAIL"];
+            match outcome {
+                Ok(response) => {
+                    assert_eq!(response.status(), 200, "{case}");
+                    let last = peer.requests().last().unwrap().body.clone();
+                    assert!(whole.iter().any(|whole| last == *whole), "{case}: {last:?}");
+                }
+                Err(error) => assert_eq!(error.delivery(), Delivery::Unknown, "{case}"),
+            }
+        }
+    }
+}

@@ -6,15 +6,22 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
-use bytes::{Buf, Bytes};
-use http::{HeaderMap, Request};
+use bytes::{Buf, Bytes, BytesMut};
+use http::{HeaderMap, HeaderName, HeaderValue, Request};
 use http_body::{Body, Frame, SizeHint};
 use tower_layer::Layer;
 use tower_service::Service;
 
+type BoxError = Box<dyn StdError + Send + Sync>;
+
 /// A request body of which another copy can be sent.
 ///
 /// Every `Clone` body is one. A body that streams becomes one by [`ReplayBodyLayer`].
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be sent again, as it does not clone",
+    note = "a body that is at hand can be a `http_body_util::Full<Bytes>`",
+    note = "for one that streams put a `ReplayBodyLayer` above the retry, so that it becomes a `ReplayBody`"
+)]
 pub trait Replay: Sized {
     /// Returns a copy that sends the same bytes from the start, or `None` if there can be none (any more).
     fn replay(&self) -> Option<Self>;
@@ -117,6 +124,11 @@ impl<S> ReplayBodies<S> {
         &self.inner
     }
 
+    /// Borrows the inner service mutably.
+    pub fn get_mut(&mut self) -> &mut S {
+        &mut self.inner
+    }
+
     /// Returns the inner service.
     pub fn into_inner(self) -> S {
         self.inner
@@ -145,52 +157,97 @@ where
 
 /// A body that keeps what was sent of it, up to a cap, so that it can be sent again from the start.
 ///
-/// Only the latest copy reads on from the source. An earlier one that is still being sent then ends with an error, as it would
-/// otherwise take bytes that the later one needs.
+/// A copy sends the whole body, byte for byte, or fails. Copies are numbered as they are made. One that is read takes over from
+/// all that were made before it; these then end with an error, as they would otherwise take bytes that the later one needs. A copy
+/// that was made in time, but is read only when the body has passed the cap or its source has failed, ends with an error, too.
 pub struct ReplayBody<B> {
     shared: Arc<Mutex<Shared<B>>>,
-    /// Which copy this is; `None` until it is first read.
-    copy: Option<u64>,
-    /// How many of the kept frames this copy has sent.
-    sent: usize,
+    at: Position,
 }
 
-/// What reading a frame brings.
-type Read<B> = Result<Frame<Bytes>, ReplayBodyError<<B as Body>::Error>>;
+/// Which copy it is, and how far it was sent.
+#[derive(Debug)]
+struct Position {
+    /// The copy's number; the original is 0.
+    number: u64,
+    /// How many bytes it has sent.
+    sent: u64,
+    /// Whether it has sent the trailers.
+    sent_trailers: bool,
+}
 
+impl Position {
+    fn start(number: u64) -> Self {
+        Self {
+            number,
+            sent: 0,
+            sent_trailers: false,
+        }
+    }
+
+    /// Whether all that was read of the source is sent.
+    fn is_level_with<B>(&self, shared: &Shared<B>) -> bool {
+        self.sent == shared.read && self.sent_trailers == shared.read_trailers
+    }
+
+    /// Why the copy cannot be sent to its end, if that is known already.
+    fn fault<B>(&self, shared: &Shared<B>) -> Option<Fault> {
+        if self.number < shared.reader {
+            Some(Fault::Superseded)
+        } else if matches!(shared.source, Source::Failed) {
+            Some(Fault::FailedBefore)
+        } else if shared.room.is_none() && !self.is_level_with(shared) {
+            Some(Fault::TooLong)
+        } else {
+            None
+        }
+    }
+}
+
+/// What all copies share.
 struct Shared<B> {
-    /// `None` once it has ended or failed.
-    source: Option<Pin<Box<B>>>,
-    kept: Vec<Kept>,
-    /// How many more bytes may be kept; `None` once there were too many, and nothing is kept.
+    source: Source<B>,
+    /// What was read of the source so far; empty once it is too long to be kept.
+    kept: BytesMut,
+    trailers: Option<HeaderMap>,
+    /// How much more may be kept; `None` once it is too long, or its source failed.
     room: Option<usize>,
-    /// Which copy reads from the source.
+    /// How many bytes were read of the source.
+    read: u64,
+    /// Whether trailers were read of the source.
+    read_trailers: bool,
+    /// How many copies were made, the original included.
+    copies: u64,
+    /// The latest copy that was read from.
     reader: u64,
     /// Who waits for the source.
     waker: Option<Waker>,
 }
 
-#[derive(Clone)]
-enum Kept {
-    Data(Bytes),
-    Trailers(HeaderMap),
+enum Source<B> {
+    Open(Pin<Box<B>>),
+    Ended,
+    Failed,
 }
 
 impl<B: Body> ReplayBody<B> {
-    /// Keeps up to `max_bytes` of `body`.
+    /// Keeps up to `max_bytes` of `body`, trailers included.
     pub fn new(body: B, max_bytes: usize) -> Self {
         let least = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
         Self {
             shared: Arc::new(Mutex::new(Shared {
-                source: Some(Box::pin(body)),
-                kept: Vec::new(),
+                source: Source::Open(Box::pin(body)),
+                kept: BytesMut::new(),
+                trailers: None,
                 // A body that is known to be too long is not kept at all.
                 room: (least <= max_bytes).then_some(max_bytes),
+                read: 0,
+                read_trailers: false,
+                copies: 1,
                 reader: 0,
                 waker: None,
             })),
-            copy: None,
-            sent: 0,
+            at: Position::start(0),
         }
     }
 }
@@ -204,31 +261,48 @@ impl<B> ReplayBody<B> {
 // Not `Clone`: whether there can be another copy is only known when it is asked for.
 impl<B> Replay for ReplayBody<B> {
     fn replay(&self) -> Option<Self> {
-        self.lock().room?;
+        let mut shared = self.lock();
+        shared.room?;
+        let number = shared.copies;
+        shared.copies += 1;
         Some(Self {
             shared: self.shared.clone(),
-            copy: None,
-            sent: 0,
+            at: Position::start(number),
         })
     }
 }
 
-impl<B: Body> Shared<B> {
-    /// Makes room for a frame, or gives up keeping.
-    fn keep(&mut self, frame: Kept) {
-        let length = match &frame {
-            Kept::Data(data) => data.len(),
-            Kept::Trailers(_) => 0,
-        };
+impl<B> Shared<B> {
+    /// Makes room, or gives up keeping.
+    fn make_room(&mut self, length: usize) -> bool {
         self.room = self.room.and_then(|room| room.checked_sub(length));
-        match self.room {
-            Some(_) => self.kept.push(frame),
-            None => self.kept = Vec::new(),
+        if self.room.is_none() {
+            self.kept = BytesMut::new();
+            self.trailers = None;
         }
+        self.room.is_some()
     }
 
-    fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Read<B>>> {
-        let Some(source) = &mut self.source else {
+    /// Ends it with an error of its source. What was kept is not the whole body, and never will be.
+    fn fail(&mut self, error: BoxError) -> ReplayBodyError {
+        self.source = Source::Failed;
+        self.room = None;
+        self.kept = BytesMut::new();
+        self.trailers = None;
+        ReplayBodyError(Fault::Source(error))
+    }
+}
+
+impl<B> Shared<B>
+where
+    B: Body<Error: Into<BoxError>>,
+{
+    /// Reads the next frame of the source, and keeps it if there is room.
+    fn poll_source(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, ReplayBodyError>>> {
+        let Source::Open(source) = &mut self.source else {
             return Poll::Ready(None);
         };
         let frame = match source.as_mut().poll_frame(cx) {
@@ -237,90 +311,104 @@ impl<B: Body> Shared<B> {
                 return Poll::Pending;
             }
             Poll::Ready(None) => {
-                self.source = None;
+                self.source = Source::Ended;
                 return Poll::Ready(None);
             }
             Poll::Ready(Some(Err(error))) => {
-                // What was kept is not the whole body, and never will be.
-                self.source = None;
-                self.room = None;
-                self.kept = Vec::new();
-                return Poll::Ready(Some(Err(ReplayBodyError(Fault::Source(error)))));
+                return Poll::Ready(Some(Err(self.fail(error.into()))));
             }
             Poll::Ready(Some(Ok(frame))) => frame,
         };
-        let frame = match frame.into_data() {
-            Ok(mut data) => Kept::Data(data.copy_to_bytes(data.remaining())),
+        Poll::Ready(Some(match frame.into_data() {
+            Ok(mut data) => {
+                let data = data.copy_to_bytes(data.remaining());
+                // An empty frame is passed on, and takes no room: there may be any number of them.
+                if !data.is_empty() {
+                    if self.make_room(data.len()) {
+                        // Copied, as a small slice may hold a large buffer.
+                        self.kept.extend_from_slice(&data);
+                    }
+                    self.read += data.len() as u64;
+                }
+                Ok(Frame::data(data))
+            }
             Err(frame) => match frame.into_trailers() {
-                Ok(trailers) => Kept::Trailers(trailers),
-                // There are no other frames.
-                Err(_) => return Poll::Ready(None),
+                Ok(trailers) => {
+                    let length = |(name, value): (&HeaderName, &HeaderValue)| {
+                        name.as_str().len() + value.len()
+                    };
+                    if self.make_room(trailers.iter().map(length).sum()) {
+                        self.trailers = Some(trailers.clone());
+                    }
+                    self.read_trailers = true;
+                    Ok(Frame::trailers(trailers))
+                }
+                // To leave out what cannot be kept would be to send another body.
+                Err(_) => Err(self.fail("the body has a frame of an unknown kind".into())),
             },
-        };
-        self.keep(frame.clone());
-        Poll::Ready(Some(Ok(frame.into())))
+        }))
     }
 }
 
-impl From<Kept> for Frame<Bytes> {
-    fn from(kept: Kept) -> Self {
-        match kept {
-            Kept::Data(data) => Frame::data(data),
-            Kept::Trailers(trailers) => Frame::trailers(trailers),
-        }
-    }
-}
-
-impl<B: Body> Body for ReplayBody<B> {
+impl<B> Body for ReplayBody<B>
+where
+    B: Body<Error: Into<BoxError>>,
+{
     type Data = Bytes;
-    type Error = ReplayBodyError<B::Error>;
+    type Error = ReplayBodyError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, ReplayBodyError>>> {
         let this = &mut *self;
         let mut shared = this.shared.lock().unwrap_or_else(PoisonError::into_inner);
-        let copy = *this.copy.get_or_insert_with(|| {
-            shared.reader += 1;
+        let shared = &mut *shared;
+        if this.at.number > shared.reader {
+            shared.reader = this.at.number;
+            // An earlier copy that waits learns that it is superseded.
             if let Some(earlier) = shared.waker.take() {
                 earlier.wake();
             }
-            shared.reader
-        });
-        if copy != shared.reader {
-            return Poll::Ready(Some(Err(ReplayBodyError(Fault::Superseded))));
         }
-        if let Some(kept) = shared.kept.get(this.sent) {
-            this.sent += 1;
-            return Poll::Ready(Some(Ok(kept.clone().into())));
+        if let Some(fault) = this.at.fault(shared) {
+            return Poll::Ready(Some(Err(ReplayBodyError(fault))));
+        }
+        if this.at.sent < shared.read {
+            let from = usize::try_from(this.at.sent).unwrap_or(usize::MAX);
+            let rest = shared.kept.get(from..).unwrap_or_default();
+            this.at.sent = shared.read;
+            return Poll::Ready(Some(Ok(Frame::data(Bytes::copy_from_slice(rest)))));
+        }
+        if let (false, Some(trailers)) = (this.at.sent_trailers, &shared.trailers) {
+            this.at.sent_trailers = true;
+            return Poll::Ready(Some(Ok(Frame::trailers(trailers.clone()))));
         }
         let frame = shared.poll_source(cx);
-        this.sent = shared.kept.len();
+        this.at.sent = shared.read;
+        this.at.sent_trailers = shared.read_trailers;
         frame
     }
 
     fn is_end_stream(&self) -> bool {
         let shared = self.lock();
-        let ended = shared
-            .source
-            .as_ref()
-            .is_none_or(|source| source.is_end_stream());
-        // A copy of a body that was not kept to its end has no end to speak of.
-        ended && self.sent >= shared.kept.len() && (shared.room.is_some() || self.copy.is_some())
+        let ended = match &shared.source {
+            Source::Open(source) => source.is_end_stream(),
+            Source::Ended => true,
+            Source::Failed => false,
+        };
+        // A copy that cannot be sent to its end has to be read for its error.
+        ended && self.at.fault(&shared).is_none() && self.at.is_level_with(&shared)
     }
 
     fn size_hint(&self) -> SizeHint {
         let shared = self.lock();
-        let kept = shared.kept.iter().skip(self.sent).map(|kept| match kept {
-            Kept::Data(data) => data.len() as u64,
-            Kept::Trailers(_) => 0,
-        });
-        let kept: u64 = kept.sum();
         let source = match &shared.source {
-            Some(source) => source.size_hint(),
-            None => SizeHint::with_exact(0),
+            _ if self.at.fault(&shared).is_some() => return SizeHint::default(),
+            Source::Open(source) => source.size_hint(),
+            Source::Ended | Source::Failed => SizeHint::with_exact(0),
         };
+        let kept = shared.read - self.at.sent;
         let mut hint = SizeHint::new();
         if let Some(upper) = source.upper().and_then(|upper| upper.checked_add(kept)) {
             hint.set_upper(upper);
@@ -338,50 +426,59 @@ impl<B: Body> Body for ReplayBody<B> {
 impl<B> fmt::Debug for ReplayBody<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ReplayBody")
-            .field("copy", &self.copy)
+            .field("at", &self.at)
             .finish_non_exhaustive()
     }
 }
 
 /// Why a [`ReplayBody`] ended early.
 #[derive(Debug)]
-pub struct ReplayBodyError<E>(Fault<E>);
+pub struct ReplayBodyError(Fault);
 
 #[derive(Debug)]
-enum Fault<E> {
-    Source(E),
+enum Fault {
+    Source(BoxError),
+    FailedBefore,
+    TooLong,
     Superseded,
 }
 
-impl<E> ReplayBodyError<E> {
+impl ReplayBodyError {
     /// Whether a later attempt took over.
     pub fn is_superseded(&self) -> bool {
         matches!(self.0, Fault::Superseded)
     }
 
-    /// Returns the source's own error, or `None` if a later attempt took over.
-    pub fn into_inner(self) -> Option<E> {
+    /// Whether the body turned out longer than what is kept of it, so that this attempt cannot send it from the start.
+    pub fn is_too_long(&self) -> bool {
+        matches!(self.0, Fault::TooLong)
+    }
+
+    /// Returns the source's own error, or `None` if it failed for another reason, or in an earlier attempt.
+    pub fn into_inner(self) -> Option<BoxError> {
         match self.0 {
             Fault::Source(error) => Some(error),
-            Fault::Superseded => None,
+            Fault::FailedBefore | Fault::TooLong | Fault::Superseded => None,
         }
     }
 }
 
-impl<E> fmt::Display for ReplayBodyError<E> {
+impl fmt::Display for ReplayBodyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.0 {
             Fault::Source(_) => "the request body failed",
+            Fault::FailedBefore => "the request body failed before",
+            Fault::TooLong => "the request body is longer than what is kept for a replay",
             Fault::Superseded => "a later attempt sends this body",
         })
     }
 }
 
-impl<E: StdError + 'static> StdError for ReplayBodyError<E> {
+impl StdError for ReplayBodyError {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         match &self.0 {
-            Fault::Source(error) => Some(error),
-            Fault::Superseded => None,
+            Fault::Source(error) => Some(&**error),
+            Fault::FailedBefore | Fault::TooLong | Fault::Superseded => None,
         }
     }
 }
@@ -478,7 +575,7 @@ mod tests {
 
     async fn futures_poll(
         body: &mut ReplayBody<Chunks>,
-    ) -> Poll<Option<Result<Frame<Bytes>, ReplayBodyError<&'static str>>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, ReplayBodyError>>> {
         std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut *body).poll_frame(cx))).await
     }
 
@@ -556,15 +653,203 @@ mod tests {
         let error = first.collect().await.unwrap_err();
         assert!(!error.is_superseded());
         assert_eq!(error.to_string(), "the request body failed");
-        assert_eq!(error.into_inner(), Some("disk"));
+        assert_eq!(error.into_inner().unwrap().to_string(), "disk");
         assert!(template.replay().is_none());
+    }
+
+    fn is_unknown(body: &ReplayBody<Chunks>) -> bool {
+        let hint = body.size_hint();
+        !body.is_end_stream() && (hint.lower(), hint.upper()) == (0, None)
+    }
+
+    // linkerd errors, too. The tail alone was sent as if it were the whole.
+    #[tokio::test]
+    async fn a_copy_that_is_read_after_the_cap_was_passed_is_an_error() {
+        for read in ["123", "1"] {
+            let (sender, mut first) = body(5);
+            sender.send(data(read)).unwrap();
+            first.frame().await.unwrap().unwrap();
+            // In time, as before a drain and a wait.
+            let copy = first.replay().unwrap();
+            sender.send(data("45678")).unwrap();
+            sender.send(data("tail")).unwrap();
+            drop(sender);
+            first.frame().await.unwrap().unwrap();
+            assert!(is_unknown(&copy));
+            let error = copy.collect().await.unwrap_err();
+            assert!(error.is_too_long());
+            assert!(error.to_string().contains("longer than what is kept"));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_copy_that_is_read_after_the_source_failed_is_an_error() {
+        let (sender, mut first) = body(100);
+        let copy = first.replay().unwrap();
+        sender.send(data("one")).unwrap();
+        sender.send(Err("disk")).unwrap();
+        drop(sender);
+        first.frame().await.unwrap().unwrap();
+        first.frame().await.unwrap().unwrap_err();
+        // Nor does the copy that failed end well afterwards.
+        assert!(first.frame().await.unwrap().is_err());
+        assert!(is_unknown(&copy));
+        let error = copy.collect().await.unwrap_err();
+        assert_eq!(error.to_string(), "the request body failed before");
+        assert!(error.into_inner().is_none());
+    }
+
+    // Numbered by its first poll, an attempt that was given up took the source from the one after it.
+    #[tokio::test]
+    async fn a_copy_that_is_read_late_takes_nothing_from_a_later_one() {
+        let (sender, first) = body(5);
+        let abandoned = first.replay().unwrap();
+        let mut latest = first.replay().unwrap();
+        sender.send(data("123")).unwrap();
+        latest.frame().await.unwrap().unwrap();
+        for late in [first, abandoned] {
+            assert!(is_unknown(&late));
+            assert!(late.collect().await.unwrap_err().is_superseded());
+        }
+        sender.send(data("4567")).unwrap();
+        drop(sender);
+        assert_eq!(latest.collect().await.unwrap().to_bytes(), "4567");
+    }
+
+    #[tokio::test]
+    async fn empty_frames_take_no_room_and_are_not_kept() {
+        let (sender, first) = body(5);
+        let copy = first.replay().unwrap();
+        for _ in 0..200_000 {
+            sender.send(data("")).unwrap();
+        }
+        sender.send(data("12345")).unwrap();
+        drop(sender);
+        assert_eq!(read(first).await.0, "12345");
+        assert_eq!(copy.lock().kept.len(), 5);
+        assert_eq!(read(copy).await.0, "12345");
+    }
+
+    #[tokio::test]
+    async fn trailers_take_room() {
+        let mut trailers = HeaderMap::new();
+        trailers.insert("name", HeaderValue::from_static("value"));
+        for (cap, is_kept) in [(12, true), (11, false)] {
+            let (sender, first) = body(cap);
+            let copy = first.replay().unwrap();
+            sender.send(data("123")).unwrap();
+            sender.send(Ok(Frame::trailers(trailers.clone()))).unwrap();
+            drop(sender);
+            assert_eq!(
+                read(first).await,
+                (Bytes::from("123"), Some(trailers.clone()))
+            );
+            match copy.collect().await {
+                Ok(again) => assert!(is_kept && again.trailers() == Some(&trailers)),
+                Err(error) => assert!(!is_kept && error.is_too_long()),
+            }
+        }
+    }
+
+    mod properties {
+        use proptest::prelude::*;
+
+        use super::*;
+
+        #[derive(Debug, Clone)]
+        enum Step {
+            /// The source brings this many bytes, or none.
+            Bring(usize),
+            Fail,
+            End,
+            /// Another copy is made.
+            Copy,
+            /// One of the copies is polled.
+            Poll(prop::sample::Index),
+        }
+
+        fn step() -> impl Strategy<Value = Step> {
+            prop_oneof![
+                4 => (0..6_usize).prop_map(Step::Bring),
+                1 => Just(Step::Fail),
+                1 => Just(Step::End),
+                3 => Just(Step::Copy),
+                12 => any::<prop::sample::Index>().prop_map(Step::Poll),
+            ]
+        }
+
+        proptest! {
+            #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
+
+            // Whatever is abandoned, read late, cut short or too long: a copy that ends well has sent the whole body.
+            #[test]
+            fn a_copy_is_byte_exact_or_an_error(
+                cap in 0..12_usize,
+                steps in proptest::collection::vec(step(), 1..60),
+            ) {
+                let (sender, first) = body(cap);
+                let mut sender = Some(sender);
+                let mut whole = Vec::new();
+                let mut failed = false;
+                let mut copies = vec![(first, Vec::new(), false)];
+                let mut cx = Context::from_waker(Waker::noop());
+                for step in steps {
+                    match step {
+                        Step::Bring(length) => {
+                            let Some(sender) = &sender else { continue };
+                            let from = whole.len() as u8;
+                            let bytes: Vec<u8> = (from..).take(length).collect();
+                            whole.extend_from_slice(&bytes);
+                            sender.send(Ok(Frame::data(bytes.into()))).unwrap();
+                        }
+                        Step::Fail => {
+                            if let Some(sender) = sender.take() {
+                                sender.send(Err("disk")).unwrap();
+                                failed = true;
+                            }
+                        }
+                        Step::End => drop(sender.take()),
+                        Step::Copy => {
+                            let copy = copies[copies.len() - 1].0.replay();
+                            copies.extend(copy.map(|copy| (copy, Vec::new(), false)));
+                        }
+                        Step::Poll(index) => {
+                            let (copy, sent, done) = index.get_mut(&mut copies);
+                            if *done {
+                                continue;
+                            }
+                            let exact = copy.size_hint().exact();
+                            if copy.is_end_stream() {
+                                prop_assert!(sender.is_none() && !failed);
+                                prop_assert_eq!(&*sent, &whole);
+                            }
+                            match Pin::new(copy).poll_frame(&mut cx) {
+                                Poll::Pending => {}
+                                Poll::Ready(None) => {
+                                    prop_assert!(sender.is_none() && !failed);
+                                    prop_assert_eq!(&*sent, &whole);
+                                    *done = true;
+                                }
+                                Poll::Ready(Some(Ok(frame))) => {
+                                    prop_assert!(exact != Some(0));
+                                    sent.extend_from_slice(&frame.into_data().unwrap());
+                                    prop_assert!(whole.starts_with(sent));
+                                }
+                                Poll::Ready(Some(Err(_))) => *done = true,
+                            }
+                        }
+                    }
+                    prop_assert!(copies[0].0.lock().kept.len() <= cap);
+                }
+            }
+        }
     }
 
     #[test]
     fn an_error_of_the_source_is_kept_as_the_source() {
-        let error = ReplayBodyError(Fault::Source(std::io::Error::other("disk")));
+        let error = ReplayBodyError(Fault::Source("disk".into()));
         assert_eq!(error.source().unwrap().to_string(), "disk");
-        let error = ReplayBodyError::<std::io::Error>(Fault::Superseded);
+        let error = ReplayBodyError(Fault::Superseded);
         assert!(error.source().is_none() && error.is_superseded());
     }
 
