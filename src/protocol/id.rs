@@ -145,6 +145,14 @@ macro_rules! identifier {
             }
         }
 
+        impl TryFrom<&String> for $type {
+            type Error = InvalidValue;
+
+            fn try_from(value: &String) -> Result<Self, Self::Error> {
+                Self::new(value.as_str())
+            }
+        }
+
         impl TryFrom<&$type> for $type {
             type Error = InvalidValue;
 
@@ -155,7 +163,7 @@ macro_rules! identifier {
     };
 }
 
-/// Equality, order-free comparison and hashing by the text alone.
+/// Equality, order and hashing by the text alone, as that of `str`.
 macro_rules! compare_as_text {
     ($type:ident) => {
         impl PartialEq for $type {
@@ -168,7 +176,32 @@ macro_rules! compare_as_text {
 
         impl Hash for $type {
             fn hash<H: Hasher>(&self, state: &mut H) {
-                self.0.as_bytes().hash(state);
+                // As `str` does, so that a map by ids can be asked for a text.
+                self.as_str().hash(state);
+            }
+        }
+
+        impl PartialOrd for $type {
+            fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+                Some(self.cmp(other))
+            }
+        }
+
+        impl Ord for $type {
+            fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+                self.as_str().cmp(other.as_str())
+            }
+        }
+
+        impl AsRef<str> for $type {
+            fn as_ref(&self) -> &str {
+                self.as_str()
+            }
+        }
+
+        impl std::borrow::Borrow<str> for $type {
+            fn borrow(&self) -> &str {
+                self.as_str()
             }
         }
 
@@ -451,6 +484,24 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_map_by_ids_is_asked_by_text_and_sorts_as_text_does() {
+        use std::collections::{BTreeSet, HashMap};
+
+        let name = String::from("t-1");
+        let tenant = TenantId::try_from(&name).unwrap();
+        assert_eq!(tenant.as_ref() as &str, "t-1");
+        let by_tenant = HashMap::from([(tenant, 1)]);
+        assert_eq!(by_tenant.get("t-1"), Some(&1));
+        let threads = ["b", "a", "B"].map(|name| ThreadId::new(name).unwrap());
+        let sorted: Vec<_> = BTreeSet::from(threads).into_iter().collect();
+        assert_eq!(
+            sorted.iter().map(ThreadId::as_str).collect::<Vec<_>>(),
+            ["B", "a", "b"]
+        );
+        assert!(ApiKey::try_from(&name).is_ok() && IdempotencyKey::try_from(&name).is_ok());
+    }
 
     #[test]
     fn a_value_of_1_to_255_visible_ascii_characters_is_kept() {
