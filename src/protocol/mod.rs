@@ -3,6 +3,7 @@
 //! Nothing here does I/O.
 
 mod id;
+mod prefix;
 
 #[cfg(any(feature = "client", feature = "server"))]
 mod action;
@@ -16,6 +17,8 @@ use http::HeaderName;
 pub use self::id::{
     ApiKey, IdempotencyKey, InvalidValue, MAX_API_KEY_LEN, MAX_LEN, RequestId, TenantId, ThreadId,
 };
+
+pub use self::prefix::{InvalidPrefix, Prefix};
 
 #[cfg(any(feature = "client", feature = "server"))]
 pub use self::{

@@ -45,5 +45,7 @@ pub use self::{
     keys::{Keys, KeysError, Scope},
     serve::{ServeError, Server, Shutdown},
     service::{HitlService, ResponseFuture},
-    settings::{HitlServiceBuilder, InvalidPrefix},
+    settings::HitlServiceBuilder,
 };
+
+pub use crate::protocol::InvalidPrefix;

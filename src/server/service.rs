@@ -173,7 +173,11 @@ impl<St: Store> Shared<St> {
         if self.drain.has_started() {
             return Err(Refusal::unavailable("the server is shutting down"));
         }
-        let route = Route::of(&self.settings.prefix, &parts.method, parts.uri.path())?;
+        let route = Route::of(
+            self.settings.prefix.as_str(),
+            &parts.method,
+            parts.uri.path(),
+        )?;
         request::refuse_repeated(&parts.headers)?;
         match route {
             Route::Decide(decision) => self.decide(decision, &parts.headers, upload).await,

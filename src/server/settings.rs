@@ -1,11 +1,10 @@
 //! What can be set on a [`HitlService`], checked once when it is built.
 
-use std::fmt;
 use std::time::Duration;
 
 use super::auth::Auth;
 use super::service::HitlService;
-use crate::protocol::DEFAULT_PREFIX;
+use crate::protocol::{InvalidPrefix, Prefix};
 use crate::store::Store;
 
 /// The largest body, in bytes, unless set otherwise.
@@ -13,7 +12,7 @@ const BODY_LIMIT: usize = 256 * 1024;
 
 #[derive(Debug, Clone)]
 pub(super) struct Settings {
-    pub(super) prefix: String,
+    pub(super) prefix: Prefix,
     pub(super) auth: Auth,
     pub(super) require_submission: bool,
     pub(super) body_limit: usize,
@@ -25,7 +24,7 @@ pub(super) struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            prefix: DEFAULT_PREFIX.to_owned(),
+            prefix: Prefix::default(),
             auth: Auth::default(),
             require_submission: false,
             body_limit: BODY_LIMIT,
@@ -41,6 +40,8 @@ impl Default for Settings {
 #[must_use]
 pub struct HitlServiceBuilder<St> {
     store: St,
+    /// What the prefix was set to, if that can be no path.
+    invalid_prefix: Option<InvalidPrefix>,
     settings: Settings,
 }
 
@@ -48,14 +49,21 @@ impl<St: Store> HitlServiceBuilder<St> {
     pub(super) fn new(store: St) -> Self {
         Self {
             store,
+            invalid_prefix: None,
             settings: Settings::default(),
         }
     }
 
     /// Sets the path before `/hitl/…`: empty, or one that starts with a slash. The default is
-    /// [`DEFAULT_PREFIX`](crate::protocol::DEFAULT_PREFIX).
-    pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
-        self.settings.prefix = prefix.into();
+    /// [`DEFAULT_PREFIX`](crate::protocol::DEFAULT_PREFIX); see [`Prefix`].
+    pub fn prefix(mut self, prefix: impl AsRef<str>) -> Self {
+        match Prefix::new(prefix.as_ref()) {
+            Ok(prefix) => {
+                self.settings.prefix = prefix;
+                self.invalid_prefix = None;
+            }
+            Err(invalid) => self.invalid_prefix = Some(invalid),
+        }
         self
     }
 
@@ -102,42 +110,10 @@ impl<St: Store> HitlServiceBuilder<St> {
     /// # Errors
     ///
     /// If the prefix can be no path.
-    pub fn build(mut self) -> Result<HitlService<St>, InvalidPrefix> {
-        let prefix = InvalidPrefix::check(&self.settings.prefix)?.len();
-        self.settings.prefix.truncate(prefix);
+    pub fn build(self) -> Result<HitlService<St>, InvalidPrefix> {
+        if let Some(invalid) = self.invalid_prefix {
+            return Err(invalid);
+        }
         Ok(HitlService::with_settings(self.store, self.settings))
     }
 }
-
-/// A prefix that can be no path.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct InvalidPrefix(());
-
-impl InvalidPrefix {
-    /// Checks a prefix as [`HitlServiceBuilder::build`] does, for when there is no store yet. Returns it without the slash at
-    /// its end.
-    ///
-    /// # Errors
-    ///
-    /// If the prefix can be no path.
-    pub fn check(prefix: &str) -> Result<&str, Self> {
-        let prefix = prefix.trim_end_matches('/');
-        let starts_well = prefix.is_empty() || prefix.starts_with('/');
-        let path = |byte: u8| byte.is_ascii_alphanumeric() || b"/-._~!$&'()*+,;=:@".contains(&byte);
-        if !starts_well || !prefix.bytes().all(path) || prefix.contains("//") {
-            return Err(Self(()));
-        }
-        Ok(prefix)
-    }
-}
-
-impl fmt::Display for InvalidPrefix {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(
-            "the prefix is not a path; allowed are an empty one, or segments of unescaped URL characters, each with one \
-             slash before it",
-        )
-    }
-}
-
-impl std::error::Error for InvalidPrefix {}

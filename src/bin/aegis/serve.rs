@@ -6,8 +6,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use aegis_hitl::protocol::DEFAULT_PREFIX;
-use aegis_hitl::server::{Auth, HitlService, InvalidPrefix, Keys, Server, Shutdown};
+use aegis_hitl::protocol::{DEFAULT_PREFIX, Prefix};
+use aegis_hitl::server::{Auth, HitlService, Keys, Server, Shutdown};
 use aegis_hitl::store::Embedded;
 use tracing_subscriber::EnvFilter;
 
@@ -29,7 +29,8 @@ pub(crate) async fn run(args: args::Serve, config: config::Serve) -> Result<(), 
     let prefix = args.prefix.or(config.prefix);
     let prefix = prefix.as_deref().unwrap_or(DEFAULT_PREFIX);
     // As all that the usage can get wrong: before the address is taken and the store is opened.
-    InvalidPrefix::check(prefix).map_err(|error| Failure::usage("the prefix").because(error))?;
+    let prefix =
+        Prefix::new(prefix).map_err(|error| Failure::usage("the prefix").because(error))?;
     let require_submission = args.require_submission.or(config.require_submission);
     let trust = args.trust_tenant_header.or(config.trust_tenant_header);
     let configured = config
@@ -71,7 +72,7 @@ pub(crate) async fn run(args: args::Serve, config: config::Serve) -> Result<(), 
     let store = Embedded::open(&path)
         .map_err(|error| Failure::other("cannot open the store").because(error))?;
     let service = HitlService::builder(store.clone())
-        .prefix(prefix)
+        .prefix(prefix.as_str())
         .auth(auth)
         .require_submission(require_submission.unwrap_or(false))
         .build()
