@@ -36,14 +36,16 @@ impl fmt::Display for UnknownName {
 
 impl std::error::Error for UnknownName {}
 
-/// An enum whose variants are words on the wire.
+/// An enum whose variants are words on the wire. With `other`, it reads words that it does not know; only what this version knows
+/// can be parsed from text, as from an option or a query.
 macro_rules! words {
-    ($type:ident, $what:literal, $allowed:literal, { $($variant:ident => $word:literal),+ $(,)? }) => {
+    ($type:ident, $what:literal, $allowed:literal, { $($variant:ident => $word:literal),+ $(,)? } $(, other: $other:ident)?) => {
         impl $type {
             /// Returns the word on the wire.
             pub const fn as_str(self) -> &'static str {
                 match self {
-                    $(Self::$variant => $word),+
+                    $(Self::$variant => $word,)+
+                    $(Self::$other => "other",)?
                 }
             }
         }
@@ -74,7 +76,9 @@ macro_rules! words {
         impl<'de> Deserialize<'de> for $type {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
                 let name = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
-                name.parse().map_err(serde::de::Error::custom)
+                let known = name.parse();
+                $(let known = known.or(Ok::<_, UnknownName>(Self::$other));)?
+                known.map_err(serde::de::Error::custom)
             }
         }
     };
@@ -112,13 +116,15 @@ pub enum Status {
     Committed,
     /// Approved, but carrying it out failed or its outcome is unknown; it may be decided again: `FAILED`.
     Failed,
+    /// A word that this version does not know, in the answer of another server.
+    Other,
 }
 
 words!(Status, "status", "'PENDING', 'COMMITTED' and 'FAILED'", {
     Pending => "PENDING",
     Committed => "COMMITTED",
     Failed => "FAILED",
-});
+}, other: Other);
 
 /// How far an approved action was carried out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -132,6 +138,8 @@ pub enum Execution {
     Failed,
     /// The claim's lease ended with no report: `unknown`.
     Unknown,
+    /// A word that this version does not know, in the answer of another server.
+    Other,
 }
 
 words!(Execution, "execution", "'claimed', 'completed', 'failed' and 'unknown'", {
@@ -139,7 +147,7 @@ words!(Execution, "execution", "'claimed', 'completed', 'failed' and 'unknown'",
     Completed => "completed",
     Failed => "failed",
     Unknown => "unknown",
-});
+}, other: Other);
 
 /// A JSON object, kept as the text that was sent: what the action is about.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -216,8 +224,8 @@ pub struct Action {
     pub idempotency_key: Option<IdempotencyKey>,
     /// Where it stands.
     pub status: Status,
-    /// The decision on record.
-    #[serde(default)]
+    /// The decision on record. A word that this version does not know is `None`.
+    #[serde(default, deserialize_with = "known_decision")]
     pub decision: Option<Decision>,
     /// How far it was carried out.
     #[serde(default)]
@@ -259,12 +267,23 @@ impl Action {
     }
 }
 
-/// Times as RFC 3339 text in UTC.
+/// Reads a decision; one that is neither to approve nor to reject is none that can be relied on.
+fn known_decision<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Decision>, D::Error> {
+    let word = Option::<std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
+    Ok(word.and_then(|word| word.parse().ok()))
+}
+
+/// Times as RFC 3339 text in UTC. Other servers write them without a zone, too, which is UTC; what cannot be read as a time is
+/// none, as a time is never what an answer hangs on.
 pub(crate) mod rfc3339 {
     use std::time::SystemTime;
 
     use jiff::Timestamp;
-    use serde::{Deserialize, Deserializer, Serializer, de, ser};
+    use jiff::civil::DateTime;
+    use jiff::tz::Offset;
+    use serde::{Deserialize, Deserializer, Serializer, ser};
 
     pub(crate) fn serialize<S: Serializer>(
         time: &Option<SystemTime>,
@@ -283,11 +302,13 @@ pub(crate) mod rfc3339 {
         deserializer: D,
     ) -> Result<Option<SystemTime>, D::Error> {
         let text = Option::<std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
-        text.map(|text| {
-            let time: Timestamp = text.parse().map_err(de::Error::custom)?;
-            SystemTime::try_from(time).map_err(de::Error::custom)
-        })
-        .transpose()
+        Ok(text.and_then(|text| {
+            let time = text.parse::<Timestamp>().ok().or_else(|| {
+                let time = text.parse::<DateTime>().ok()?;
+                Some(Offset::UTC.to_timestamp(time).ok()?)
+            })?;
+            SystemTime::try_from(time).ok()
+        }))
     }
 }
 
@@ -303,7 +324,38 @@ mod tests {
             "aprove".parse::<Decision>().unwrap_err().to_string(),
             "unknown decision 'aprove'; allowed are 'approve' and 'reject'"
         );
-        assert!(serde_json::from_str::<Status>("\"QUEUED\"").is_err());
+        assert!("QUEUED".parse::<Status>().is_err());
+        assert!("other".parse::<Status>().is_err());
+    }
+
+    // FastAPI writes times without a zone, and enumerations grow.
+    #[test]
+    fn an_answer_is_read_as_far_as_it_is_known() {
+        let read = |member: &str, value: &str| -> Action {
+            let json = format!(r#"{{"request_id":"r-1","status":"COMMITTED","{member}":{value}}}"#);
+            serde_json::from_str(&json).unwrap()
+        };
+        let status = serde_json::from_str::<Action>(r#"{"request_id":"r-1","status":"QUEUED"}"#);
+        assert_eq!(status.unwrap().status, Status::Other);
+        assert_eq!(
+            read("execution", "\"paused\"").execution,
+            Some(Execution::Other)
+        );
+        assert_eq!(read("decision", "\"escalate\"").decision, None);
+        assert_eq!(read("something", "[1]").decision, None);
+        let time = Some(UNIX_EPOCH + Duration::from_micros(1_500_000));
+        for text in [
+            "1970-01-01T00:00:01.5",
+            "1970-01-01 00:00:01.500000",
+            "1970-01-01T01:00:01.5+01:00",
+        ] {
+            assert_eq!(
+                read("created_at", &format!("\"{text}\"")).created_at,
+                time,
+                "{text}"
+            );
+        }
+        assert_eq!(read("decided_at", "\"soon\"").decided_at, None);
     }
 
     #[test]

@@ -53,8 +53,9 @@ pub(crate) fn rule(recorded: Recorded<'_>, asked: Asked<'_>) -> Ruling {
     let decision = match (recorded.status, recorded.decision) {
         // The decision on record led to nothing: a human decides again.
         (Status::Failed, _) => return Ruling::Record,
-        (Status::Pending, _) | (Status::Committed, None) => return Ruling::Record,
-        (Status::Committed, Some(decision)) => decision,
+        // A store reads no word that it does not know; what is decided stays decided all the same.
+        (Status::Pending, _) | (Status::Committed | Status::Other, None) => return Ruling::Record,
+        (Status::Committed | Status::Other, Some(decision)) => decision,
     };
     if decision == asked.decision {
         let same_call = asked.call_id.is_some() && asked.call_id == recorded.call_id;
