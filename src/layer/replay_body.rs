@@ -38,6 +38,11 @@ impl<B: Clone> Replay for B {
 /// It stands above [`RetryLayer`](super::RetryLayer), and the client below takes [`ReplayBody`]. A body that turns out longer
 /// than the cap is streamed on to its end, and its request is not retried.
 ///
+/// On HTTP/2, many uploads at once whose answers come early (503 before the body was read) may end in broken pipes: the rest of
+/// their bodies is still on its way to streams that the server has closed, and some servers (those on h2 among them) then close the
+/// whole connection with `GOAWAY` and `ENHANCE_YOUR_CALM` for too many small frames. What became of the other requests on it is
+/// unknown, so that only those that are safe to send again are. Larger chunks help.
+///
 /// ```
 /// use aegis_hitl::layer::{Backoff, ReplayBody, ReplayBodyLayer, RetryLayer};
 /// use bytes::Bytes;
