@@ -97,12 +97,13 @@ async fn an_approval_goes_out_as_the_protocol_has_it() {
     assert!(receipt.call_id().as_uuid_v4().is_some());
     assert_eq!(seen.header("content-type"), Some("application/json"));
     assert_eq!(seen.header("authorization"), None);
+    assert_eq!(seen.header("accept-encoding"), Some("identity"));
     assert_eq!(&seen.body[..], br#"{"to":"a@b.c"}"#);
 }
 
 #[tokio::test]
 async fn a_call_may_name_its_own_tenant_thread_and_call_id() {
-    let peer = Peer::start([answer_with(202, action("reject"))]).await;
+    let peer = Peer::start([answer(202)]).await;
     let service = AegisService::builder()
         .base_url(peer.url())
         .build()
@@ -226,6 +227,362 @@ async fn a_recorded_opposite_is_a_conflict_whatever_the_status_says() {
         assert_eq!(error.to_string(), "the decision on record is 'reject'");
         assert_eq!(count, 1);
     }
+}
+
+/// What an answer may stand for.
+#[derive(Debug, PartialEq)]
+enum Conclusion {
+    Accepted,
+    Duplicate,
+    /// The opposite decision is on record, and the error holds it.
+    Conflict,
+    /// A conflict of which nothing more can be read.
+    BareConflict,
+    /// Not of the protocol, so the outcome is unknown.
+    Unconfirmed,
+}
+
+fn concluded(result: Result<aegis_hitl::Receipt, Error>) -> Conclusion {
+    match result {
+        Ok(receipt) if receipt.is_duplicate() => Conclusion::Duplicate,
+        Ok(_) => Conclusion::Accepted,
+        Err(error) if error.is_conflict() => {
+            assert!(!error.is_outcome_unknown(), "{error:?}");
+            match error.recorded() {
+                Some(action) => {
+                    assert_eq!(action.decision, Some(Decision::Reject));
+                    Conclusion::Conflict
+                }
+                None => Conclusion::BareConflict,
+            }
+        }
+        Err(error) => {
+            assert!(
+                error.is_protocol() && error.is_outcome_unknown(),
+                "{error:?}"
+            );
+            Conclusion::Unconfirmed
+        }
+    }
+}
+
+/// The recorded approval, with one member changed.
+fn changed(member: &str, value: impl Into<Value>) -> Value {
+    let mut action = action("approve");
+    action[member] = value.into();
+    action
+}
+
+fn duplicate_of(action: Value) -> Value {
+    json!({"type": "urn:aegis:problem:duplicate", "status": 409, "code": "duplicate", "action": action})
+}
+
+// PROTOCOL.md, "What a client may conclude".
+#[tokio::test]
+async fn a_receipt_takes_an_answer_that_agrees_with_what_was_asked() {
+    use Conclusion::{Accepted, BareConflict, Conflict, Duplicate, Unconfirmed};
+    let json = |status, body: Value| {
+        answer_with(status, body).header("content-type", "application/json; charset=utf-8")
+    };
+    let problem = |status, body: Value| {
+        answer_with(status, body).header("content-type", "application/problem+json")
+    };
+    let typed = |kind: &str| answer(409).body("{}").header("content-type", kind);
+    let mut zoneless = action("reject");
+    zoneless["decided_at"] = json!("2026-01-02T03:04:05");
+    let mut unknown_words = action("reject");
+    unknown_words["status"] = json!("SEALED");
+    let conflict = |action: &Value| json!({"code": "decision-conflict", "action": action});
+    let whole = duplicate_of(action("approve")).to_string();
+    let page = "<html><body>Conflict</body></html>";
+
+    let cases = [
+        ("empty 202", answer(202), Accepted),
+        (
+            "202 with the action",
+            json(202, action("approve")),
+            Accepted,
+        ),
+        (
+            "202 with nothing of ours",
+            json(202, json!({"message": "ok", "status": 1})),
+            Accepted,
+        ),
+        (
+            "202 with a new status",
+            json(202, changed("status", "SEALED")),
+            Accepted,
+        ),
+        (
+            "202 with a new member",
+            json(202, changed("mood", "fine")),
+            Accepted,
+        ),
+        (
+            "202 with a strange time",
+            json(202, changed("decided_at", 7)),
+            Accepted,
+        ),
+        (
+            "202 in identity coding",
+            answer(202).header("content-encoding", "Identity"),
+            Accepted,
+        ),
+        (
+            "202 with the opposite",
+            json(202, action("reject")),
+            Conflict,
+        ),
+        (
+            "202 with the opposite, zone-less",
+            json(202, zoneless.clone()),
+            Conflict,
+        ),
+        (
+            "202 with the opposite nested",
+            json(202, json!({"action": action("reject")})),
+            Conflict,
+        ),
+        (
+            "202 of another tenant",
+            json(202, changed("tenant_id", "other")),
+            Unconfirmed,
+        ),
+        (
+            "202 of another thread",
+            json(202, changed("thread_id", "other")),
+            Unconfirmed,
+        ),
+        (
+            "202 of another key",
+            json(202, changed("idempotency_key", "k-2")),
+            Unconfirmed,
+        ),
+        (
+            "202 of a key that is a number",
+            json(202, changed("idempotency_key", 1)),
+            Unconfirmed,
+        ),
+        (
+            "202 that is pending",
+            json(202, json!({"request_id": "r", "status": "PENDING"})),
+            Unconfirmed,
+        ),
+        (
+            "202 with a new decision",
+            json(202, changed("decision", "defer")),
+            Unconfirmed,
+        ),
+        (
+            "202 page",
+            answer(202).body(page).header("content-type", "text/html"),
+            Unconfirmed,
+        ),
+        (
+            "202 page without a type",
+            answer(202).body(page),
+            Unconfirmed,
+        ),
+        (
+            "202 in gzip",
+            json(202, action("approve")).header("content-encoding", "gzip"),
+            Unconfirmed,
+        ),
+        (
+            "202 that is an array",
+            json(202, json!([action("approve")])),
+            Unconfirmed,
+        ),
+        (
+            "202 that is cut",
+            answer(202).body("{\"decision\":"),
+            Unconfirmed,
+        ),
+        ("empty 409", answer(409), Duplicate),
+        (
+            "409 of the seed",
+            json(409, json!({"detail": "Duplicate request"})),
+            Duplicate,
+        ),
+        (
+            "409 of another server",
+            problem(409, json!({"type": "about:blank", "status": 409})),
+            Duplicate,
+        ),
+        (
+            "409 by code",
+            problem(409, duplicate_of(action("approve"))),
+            Duplicate,
+        ),
+        (
+            "409 by type",
+            problem(409, json!({"type": "urn:aegis:problem:duplicate"})),
+            Duplicate,
+        ),
+        (
+            "409 with the action itself",
+            json(409, action("approve")),
+            Duplicate,
+        ),
+        (
+            "409 with a new status",
+            problem(409, duplicate_of(changed("status", "SEALED"))),
+            Duplicate,
+        ),
+        (
+            "409 with the opposite itself",
+            json(409, action("reject")),
+            Conflict,
+        ),
+        (
+            "409 with the opposite",
+            problem(409, duplicate_of(action("reject"))),
+            Conflict,
+        ),
+        (
+            "409 conflict",
+            problem(409, conflict(&action("reject"))),
+            Conflict,
+        ),
+        (
+            "409 conflict, zone-less",
+            problem(409, conflict(&zoneless)),
+            Conflict,
+        ),
+        (
+            "409 conflict in new words",
+            problem(409, conflict(&unknown_words)),
+            BareConflict,
+        ),
+        (
+            "409 conflict by type",
+            problem(409, json!({"type": "urn:aegis:problem:decision-conflict"})),
+            BareConflict,
+        ),
+        (
+            "409 other payload in new words",
+            problem(
+                409,
+                json!({"code": "payload-mismatch", "action": unknown_words}),
+            ),
+            BareConflict,
+        ),
+        (
+            "422 conflict in new words",
+            problem(422, conflict(&unknown_words)),
+            BareConflict,
+        ),
+        (
+            "422 conflict, zone-less",
+            problem(422, conflict(&zoneless)),
+            Conflict,
+        ),
+        (
+            "409 that is pending",
+            problem(
+                409,
+                duplicate_of(json!({"request_id": "r", "status": "PENDING", "decision": null})),
+            ),
+            Unconfirmed,
+        ),
+        (
+            "409 pending itself",
+            json(409, json!({"request_id": "r", "status": "PENDING"})),
+            Unconfirmed,
+        ),
+        (
+            "409 with a new decision",
+            problem(409, duplicate_of(changed("decision", "defer"))),
+            Unconfirmed,
+        ),
+        (
+            "409 of another tenant",
+            problem(409, duplicate_of(changed("tenant_id", "other"))),
+            Unconfirmed,
+        ),
+        (
+            "409 of another thread",
+            problem(409, duplicate_of(changed("thread_id", "other"))),
+            Unconfirmed,
+        ),
+        (
+            "409 of another key",
+            problem(409, duplicate_of(changed("idempotency_key", "k-2"))),
+            Unconfirmed,
+        ),
+        (
+            "409 of another code",
+            problem(
+                409,
+                json!({"code": "already-claimed", "action": action("approve")}),
+            ),
+            Unconfirmed,
+        ),
+        (
+            "409 of another type",
+            problem(409, json!({"type": "urn:aegis:problem:in-flight"})),
+            Unconfirmed,
+        ),
+        (
+            "409 with a code that is a number",
+            json(409, json!({"code": 17})),
+            Unconfirmed,
+        ),
+        (
+            "409 whose action is text",
+            problem(409, duplicate_of(json!("approve"))),
+            Unconfirmed,
+        ),
+        (
+            "409 with two decisions",
+            answer(409).body(r#"{"decision":"approve","decision":"reject"}"#),
+            Unconfirmed,
+        ),
+        (
+            "409 page",
+            answer(409).body(page).header("content-type", "text/html"),
+            Unconfirmed,
+        ),
+        (
+            "409 page without a type",
+            answer(409).body(page),
+            Unconfirmed,
+        ),
+        ("409 JSON as text", typed("text/plain"), Unconfirmed),
+        (
+            "409 in gzip",
+            problem(409, duplicate_of(action("approve"))).header("content-encoding", "gzip"),
+            Unconfirmed,
+        ),
+        (
+            "409 that is cut",
+            answer(409)
+                .body(whole[..whole.len() / 2].to_owned())
+                .header("content-type", "application/problem+json"),
+            Unconfirmed,
+        ),
+    ];
+    let mut wrong = Vec::new();
+    for (name, act, expected) in cases {
+        let peer = Peer::start([act]).await;
+        let concluded = concluded(service(&peer).approve("k-1").await);
+        if (&concluded, peer.count()) != (&expected, 1) {
+            wrong.push(format!("{name}: {concluded:?}, not {expected:?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[tokio::test]
+async fn the_tenant_of_an_api_key_is_the_servers_to_name() {
+    let peer = Peer::start([answer_with(202, action("approve"))]).await;
+    let service = AegisService::builder()
+        .base_url(peer.url())
+        .api_key("sk_live_1")
+        .thread_id("run-7")
+        .build()
+        .unwrap();
+    assert!(service.approve("k-1").await.is_ok());
 }
 
 #[tokio::test]

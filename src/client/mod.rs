@@ -17,7 +17,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE};
+use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri};
 use http_body::Body;
 use http_body_util::Full;
@@ -28,6 +28,8 @@ use crate::protocol::{
     Action, Decision, IDEMPOTENCY_KEY, IdempotencyKey, InvalidValue, RequestId, Status, TENANT_ID,
     THREAD_ID, TenantId, ThreadId, X_REQUEST_ID,
 };
+
+use self::answer::Expected;
 
 pub use self::builder::Builder;
 pub use self::connector::{HttpClient, HttpClientError, HttpClientFuture};
@@ -153,19 +155,16 @@ where
             .await
             .map_err(Error::failed)?;
         let call_id = request.call_id.clone().unwrap_or_else(RequestId::mint);
-        let decision = request.decision;
+        let expected = self.shared.expected(&request)?;
         let tenant = request.tenant.clone();
         let request = self.shared.decision(request, &call_id)?;
         let response = self.stack.call(request).await.map_err(Error::failed)?;
         let timeout = self.shared.read_timeout;
-        let receipt = answer::receipt(response, decision, call_id, timeout).await?;
-        let told = receipt
-            .action()
-            .is_some_and(|action| action.decision.is_some());
+        let (receipt, is_told) = answer::receipt(response, &expected, call_id, timeout).await?;
         match self.shared.on_duplicate {
             // Boxed, as the rare case would otherwise make the future of every call larger.
-            OnDuplicate::Verify if receipt.is_duplicate() && !told => {
-                Box::pin(self.verify(receipt, tenant)).await
+            OnDuplicate::Verify if receipt.is_duplicate() && !is_told => {
+                Box::pin(self.verify(receipt, expected, tenant)).await
             }
             _ => Ok(receipt),
         }
@@ -175,6 +174,7 @@ where
     async fn verify(
         &mut self,
         receipt: Receipt,
+        expected: Expected,
         tenant: Option<TenantId>,
     ) -> Result<Receipt, Error> {
         let id = receipt
@@ -192,7 +192,7 @@ where
             }
         };
         match tokio::time::timeout(timeout, pending).await {
-            Ok(Ok(action)) => answer::verified(receipt, action),
+            Ok(Ok(action)) => answer::verified(receipt, &expected, action),
             Ok(Err(error)) => Err(Error::unverified(&receipt).with_source(error)),
             Err(_) => Err(Error::unverified(&receipt)),
         }
@@ -214,16 +214,34 @@ where
 }
 
 impl Shared {
+    /// What the answer to `request` has to agree with.
+    fn expected(&self, request: &DecisionRequest) -> Result<Expected, Error> {
+        let tenant = match self.authorization {
+            Some(_) => None,
+            None => request.tenant.as_ref().or(self.tenant.as_ref()).cloned(),
+        };
+        Ok(Expected {
+            tenant,
+            thread: self.thread(request)?.clone(),
+            key: request.key.clone(),
+            decision: request.decision,
+        })
+    }
+
+    fn thread<'a>(&'a self, request: &'a DecisionRequest) -> Result<&'a ThreadId, Error> {
+        request
+            .thread
+            .as_ref()
+            .or(self.thread.as_ref())
+            .ok_or_else(|| Error::request("no thread id; set one on the builder or on the call"))
+    }
+
     fn decision(
         &self,
         request: DecisionRequest,
         call_id: &RequestId,
     ) -> Result<Request<Full<Bytes>>, Error> {
-        let thread = request
-            .thread
-            .as_ref()
-            .or(self.thread.as_ref())
-            .ok_or_else(|| Error::request("no thread id; set one on the builder or on the call"))?;
+        let thread = self.thread(&request)?;
         let body = request.body()?;
         let uri = match request.decision {
             Decision::Approve => &self.approve,
@@ -232,12 +250,12 @@ impl Shared {
         let mut http = Request::new(Full::new(body));
         *http.method_mut() = Method::POST;
         *http.uri_mut() = uri.clone();
-        // Room for all six, as a map that grows is hashed anew.
-        *http.headers_mut() = HeaderMap::with_capacity(6);
+        // Room for all of them, as a map that grows is hashed anew.
+        *http.headers_mut() = HeaderMap::with_capacity(8);
         self.credentials(&mut http, request.tenant.as_ref())?;
         let headers = http.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+        accept(headers);
         headers.insert(THREAD_ID, thread.header_value());
         headers.insert(IDEMPOTENCY_KEY, request.key.header_value());
         headers.insert(X_REQUEST_ID, call_id.header_value());
@@ -265,8 +283,7 @@ impl Shared {
         if tenant.is_some() || self.tenant.is_some() || self.authorization.is_some() {
             self.credentials(&mut http, tenant.as_ref())?;
         }
-        http.headers_mut()
-            .insert(ACCEPT, HeaderValue::from_static("application/json"));
+        accept(http.headers_mut());
         if let Some(wait) = wait {
             let wait = wait.min(MAX_WAIT);
             let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
@@ -307,6 +324,12 @@ impl Shared {
         }
         Ok(())
     }
+}
+
+/// Says which answers can be read: no coding, as what an answer confirms is in its body.
+fn accept(headers: &mut HeaderMap) {
+    headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+    headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
 }
 
 fn percent_encoded(text: &str) -> String {
