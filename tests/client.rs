@@ -7,6 +7,7 @@
     unreachable_pub
 )]
 
+use std::convert::Infallible;
 use std::time::Duration;
 
 use aegis_hitl::layer::{Backoff, Delivery};
@@ -15,6 +16,8 @@ use aegis_hitl::{
     AegisService, ApiKey, Decision, DecisionRequest, Error, IdempotencyKey, Outcome, Status,
     TenantId, client::Builder,
 };
+use bytes::Bytes;
+use http_body::Frame;
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
@@ -861,6 +864,87 @@ async fn an_answer_that_breaks_off_is_read_by_its_head() {
     // A 409 confirms only with its body, which may tell of the opposite.
     let (error, _) = failure(answer(409).body("{\"request_id\":").body_breaks_off()).await;
     assert!(error.is_protocol() && error.is_outcome_unknown());
+}
+
+#[tokio::test]
+async fn an_answer_that_breaks_off_is_asked_for_again() {
+    for status in [202, 409] {
+        let whole = answer_with(status, action("approve"));
+        let peer = Peer::start([whole.clone().body_breaks_off(), whole]).await;
+        let receipt = service(&peer).approve("k-1").await.unwrap();
+        assert_eq!((receipt.attempts(), peer.count()), (2, 2));
+        assert!(receipt.action().is_some());
+    }
+    let whole = answer_with(200, action("approve"));
+    let peer = Peer::start([whole.clone().body_breaks_off(), whole]).await;
+    let found = service(&peer).status("r-1").await.unwrap();
+    assert_eq!(found.decision, Some(Decision::Approve));
+    assert_eq!(peer.count(), 2);
+}
+
+#[tokio::test]
+async fn the_deadline_bounds_the_reading_too() {
+    let start = std::time::Instant::now();
+    for status in [400, 409, 503] {
+        let endless = answer(status).body("{").body_never_ends();
+        let peer = Peer::start([endless]).await;
+        let error = service(&peer)
+            .approve("k-1")
+            .deadline(Duration::from_millis(300))
+            .await
+            .unwrap_err();
+        assert!(error.is_timeout() || status == 503, "{status}: {error:?}");
+    }
+    let peer = Peer::start([answer(200).body("{").body_never_ends()]).await;
+    let deadline = Duration::from_millis(300);
+    let status = service(&peer).status("r-1").deadline(deadline);
+    assert!(status.await.unwrap_err().is_timeout());
+    let elapsed = start.elapsed();
+    assert!(elapsed < Duration::from_secs(2), "{elapsed:?}");
+}
+
+#[tokio::test]
+async fn a_202_whose_body_drips_is_read_by_its_head_before_the_time_is_up() {
+    let peer = Peer::start([answer(202).body("{").body_never_ends()]).await;
+    let start = std::time::Instant::now();
+    let limited = service(&peer).approve("k-1").deadline(SHORT);
+    assert!(limited.await.unwrap().action().is_none());
+    assert!(start.elapsed() < SHORT);
+    let receipt = service(&peer).approve("k-1").await.unwrap();
+    assert_eq!(receipt.outcome(), Outcome::Accepted);
+    assert!(start.elapsed() < Duration::from_secs(2));
+    assert_eq!(peer.count(), 2);
+}
+
+#[tokio::test]
+async fn a_failed_answer_without_an_end_does_not_hold_up_the_retry() {
+    let endless = answer(503).body("x").body_never_ends();
+    let peer = Peer::start([endless, answer(202)]).await;
+    let start = std::time::Instant::now();
+    assert_eq!(service(&peer).approve("k-1").await.unwrap().attempts(), 2);
+    assert!(start.elapsed() < Duration::from_secs(1));
+}
+
+#[tokio::test]
+async fn empty_frames_without_an_end_are_read_to_a_bound() {
+    let service = tower::service_fn(|_| async {
+        let empty = || Ok::<_, Infallible>(Frame::data(Bytes::new()));
+        let frames = futures_util::stream::repeat_with(empty);
+        let answer = http::Response::new(http_body_util::StreamBody::new(frames));
+        Ok::<_, Infallible>(answer)
+    });
+    let service = AegisService::builder().build_with(service).unwrap();
+    assert!(service.status("r-1").await.unwrap_err().is_protocol());
+}
+
+#[tokio::test]
+async fn each_call_may_set_its_own_limits() {
+    let peer = Peer::start([Act::hang()]).await;
+    let request = service(&peer).approve("k-1").timeout(SHORT).max_retries(1);
+    assert!(request.await.unwrap_err().is_timeout());
+    let question = service(&peer).status("r-1").timeout(SHORT).max_retries(0);
+    assert!(question.await.unwrap_err().is_timeout());
+    assert_eq!(peer.count(), 3);
 }
 
 #[tokio::test]

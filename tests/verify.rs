@@ -144,3 +144,23 @@ async fn the_status_of_another_action_verifies_nothing() {
         assert!(error.is_outcome_unknown(), "{member}: {error:?}");
     }
 }
+
+#[tokio::test]
+async fn the_deadline_bounds_the_verification_too() {
+    let peer = Peer::start([answer(409), status("PENDING", None)]).await;
+    let start = std::time::Instant::now();
+    let error = AegisService::builder()
+        .base_url(peer.url())
+        .tenant_id("acme")
+        .thread_id("run-7")
+        .deadline(Duration::from_millis(300))
+        .on_duplicate(OnDuplicate::Verify)
+        .build()
+        .unwrap()
+        .approve("k-1")
+        .await
+        .unwrap_err();
+    assert!(error.is_outcome_unknown(), "{error:?}");
+    let elapsed = start.elapsed();
+    assert!(elapsed < Duration::from_secs(1), "{elapsed:?}");
+}

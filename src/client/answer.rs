@@ -2,24 +2,70 @@
 
 use std::borrow::Cow;
 use std::error::Error as StdError;
-use std::time::Duration;
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, Response, StatusCode};
-use http_body::Body;
-use http_body_util::{BodyExt, Limited};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use super::read::{AnswerBody, BrokenOff};
 use super::{Error, Outcome, Receipt};
-use crate::layer::{Attempts, Confirmation};
+use crate::layer::{Attempts, Confirmation, RetryError};
 use crate::protocol::{
     Action, Code, Decision, IdempotencyKey, Problem, RequestId, Status, TenantId, ThreadId,
 };
 
-/// The most bytes of an answer that are read.
-const MAX_ANSWER: usize = 1024 * 1024;
+type BoxError = Box<dyn StdError + Send + Sync>;
+
+/// An answer with its body, as far as it could be read.
+pub(super) struct Answer {
+    status: StatusCode,
+    headers: HeaderMap,
+    attempts: u32,
+    is_duplicate: bool,
+    body: Result<Bytes, BoxError>,
+}
+
+impl Answer {
+    /// Takes the end of a call for an answer where there was one, if only its head.
+    pub(super) fn of(result: Result<Response<AnswerBody>, RetryError>) -> Result<Self, Error> {
+        let error = match result {
+            Ok(response) => return Ok(Self::read(response)),
+            Err(error) => error,
+        };
+        let broken = error
+            .source()
+            .and_then(|source| source.downcast_ref::<BrokenOff>());
+        match broken {
+            None => Err(Error::failed(error)),
+            Some(broken) => Ok(Self {
+                status: broken.status,
+                headers: broken.headers.clone(),
+                attempts: error.attempts(),
+                is_duplicate: broken.status == StatusCode::CONFLICT,
+                body: Err(broken.cause.to_string().into()),
+            }),
+        }
+    }
+
+    fn read(response: Response<AnswerBody>) -> Self {
+        let attempts = Attempts::of(&response);
+        // A layer of the caller's may have turned the 409 into a success already; it left the mark.
+        let is_duplicate = Confirmation::of(&response) == Some(Confirmation::Duplicate)
+            && !response.headers().contains_key(RETRY_AFTER);
+        let (head, body) = response.into_parts();
+        Self {
+            status: head.status,
+            headers: head.headers,
+            attempts,
+            is_duplicate,
+            body: body
+                .into_inner()
+                .ok_or_else(|| "the body is too long or came too late".into()),
+        }
+    }
+}
 
 /// What a decision's answer has to agree with.
 pub(super) struct Expected {
@@ -168,27 +214,18 @@ fn foreign(headers: &HeaderMap) -> Option<&'static str> {
 
 /// Turns the answer to a decision into a receipt or an error. Returns with the receipt whether the server told which decision
 /// is on record.
-pub(super) async fn receipt<R>(
-    response: Response<R>,
+pub(super) fn receipt(
+    answer: Answer,
     expected: &Expected,
     call_id: RequestId,
-    timeout: Duration,
-) -> Result<(Receipt, bool), Error>
-where
-    R: Body,
-    R::Error: Into<Box<dyn StdError + Send + Sync>>,
-{
-    let attempts = Attempts::of(&response);
-    let status = response.status();
-    let duplicate = Confirmation::of(&response) == Some(Confirmation::Duplicate)
-        && !response.headers().contains_key(RETRY_AFTER);
-    let foreign = foreign(response.headers());
-    let body = read(response.into_body(), timeout).await.ok();
+) -> Result<(Receipt, bool), Error> {
+    let Answer {
+        status, attempts, ..
+    } = answer;
     let outcome = match status {
-        // A layer of the caller's may have turned the 409 into a success already; it left the mark.
-        _ if duplicate => Outcome::Duplicate,
+        _ if answer.is_duplicate => Outcome::Duplicate,
         StatusCode::ACCEPTED => Outcome::Accepted,
-        _ => return Err(refusal(status, attempts, body)),
+        _ => return Err(refusal(answer)),
     };
     let fault = |what: &str| {
         Error::protocol(
@@ -197,15 +234,16 @@ where
             attempts,
         )
     };
-    if let Some(foreign) = foreign {
+    if let Some(foreign) = foreign(&answer.headers) {
         return Err(fault(foreign));
     }
-    let body = match (outcome, body) {
-        (_, Some(body)) => body,
+    let body = match (outcome, answer.body) {
+        (_, Ok(body)) => body,
         // The head says it: what the body would add is lost, the decision is not.
-        (Outcome::Accepted, None) => Bytes::new(),
-        (Outcome::Duplicate, None) => {
-            return Err(fault("it broke off before it told the decision on record"));
+        (Outcome::Accepted, Err(_)) => Bytes::new(),
+        (Outcome::Duplicate, Err(cause)) => {
+            let fault = fault("it broke off before it told the decision on record");
+            return Err(fault.with_source(cause));
         }
     };
     let view = View::of(&body).ok_or_else(|| fault("it is not a JSON object"))?;
@@ -297,37 +335,23 @@ fn opposite(action: Option<Action>, status: StatusCode, attempts: u32) -> Error 
 }
 
 /// Turns the answer to a status question into the action or an error.
-pub(super) async fn action<R>(response: Response<R>, timeout: Duration) -> Result<Action, Error>
-where
-    R: Body,
-    R::Error: Into<Box<dyn StdError + Send + Sync>>,
-{
-    let attempts = Attempts::of(&response);
-    let status = response.status();
-    let body = read(response.into_body(), timeout).await;
+pub(super) fn action(answer: Answer) -> Result<Action, Error> {
+    let Answer {
+        status, attempts, ..
+    } = answer;
     if status != StatusCode::OK {
-        return Err(refusal(status, attempts, body.ok()));
+        return Err(refusal(answer));
     }
     let broken = "the status answer is not of the protocol";
-    let body = body.map_err(|error| Error::protocol_caused(broken, status, attempts, error))?;
+    let body = answer
+        .body
+        .map_err(|error| Error::protocol_caused(broken, status, attempts, error))?;
     serde_json::from_slice(&body)
         .map_err(|error| Error::protocol_caused(broken, status, attempts, error))
 }
 
-fn refusal(status: StatusCode, attempts: u32, body: Option<Bytes>) -> Error {
-    let problem = body.and_then(|body| problem_in(&body, status));
-    Error::status(problem, status, attempts)
-}
-
-type ReadError = Box<dyn StdError + Send + Sync>;
-
-async fn read<R>(body: R, timeout: Duration) -> Result<Bytes, ReadError>
-where
-    R: Body,
-    R::Error: Into<ReadError>,
-{
-    let collected = Limited::new(body, MAX_ANSWER).collect();
-    let collected = tokio::time::timeout(timeout, collected).await??;
-    let mut collected = collected.aggregate();
-    Ok(collected.copy_to_bytes(collected.remaining()))
+fn refusal(answer: Answer) -> Error {
+    let body = answer.body.ok();
+    let problem = body.and_then(|body| problem_in(&body, answer.status));
+    Error::status(problem, answer.status, answer.attempts)
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use http::Uri;
 use tower_layer::Layer;
 
+use super::read::ReadAnswers;
 use super::{AegisService, Error, HttpClient, OnDuplicate, Shared};
 use crate::layer::{
     AegisLayer, Backoff, Budget, ConfirmDuplicateLayer, RetryLayer, SetRequestIdLayer,
@@ -210,7 +211,8 @@ impl Builder {
             thread,
             authorization: api_key.map(|key| key.header_value()),
             on_duplicate: self.on_duplicate,
-            read_timeout: timeout,
+            timeout,
+            deadline: self.deadline,
         };
         let layer = AegisLayer::new()
             .set_request_id(SetRequestIdLayer::mint())
@@ -218,7 +220,7 @@ impl Builder {
             .confirm(ConfirmDuplicateLayer::new().annotate_only())
             .retry(retry);
         Ok(AegisService {
-            stack: layer.layer(service),
+            stack: layer.layer(ReadAnswers::new(service, timeout, self.deadline)),
             shared: Arc::new(shared),
         })
     }

@@ -78,6 +78,14 @@ impl Error {
         Self::request("the request names an invalid value").with_source(value)
     }
 
+    /// The call ran out of time before anything was sent.
+    pub(super) fn never_ready() -> Self {
+        Self::new(
+            Kind::Timeout,
+            "the HTTP service was not ready before the deadline",
+        )
+    }
+
     pub(super) fn failed(error: RetryError) -> Self {
         let (attempts, delivery) = (error.attempts(), error.delivery());
         let mut this = if error.is_timeout() {

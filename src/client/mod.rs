@@ -4,6 +4,7 @@ mod answer;
 mod builder;
 mod connector;
 mod error;
+mod read;
 mod receipt;
 mod request;
 
@@ -21,6 +22,7 @@ use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri};
 use http_body::Body;
 use http_body_util::Full;
+use tokio::time::Instant;
 use tower_service::Service;
 
 use crate::layer::{Aegis, AttemptTimeout, Deadline, MaxRetries};
@@ -29,7 +31,9 @@ use crate::protocol::{
     THREAD_ID, TenantId, ThreadId, X_REQUEST_ID,
 };
 
-use self::answer::Expected;
+use self::answer::{Answer, Expected};
+use self::read::ReadAnswers;
+use self::request::{Limits, Question};
 
 pub use self::builder::Builder;
 pub use self::connector::{HttpClient, HttpClientError, HttpClientFuture};
@@ -85,7 +89,7 @@ const MAX_WAIT: Duration = Duration::from_secs(55);
 ///
 /// It is itself a [`Service`] of [`DecisionRequest`], so that other layers stack on it.
 pub struct AegisService<S = HttpClient> {
-    stack: Aegis<S>,
+    stack: Aegis<ReadAnswers<S>>,
     shared: Arc<Shared>,
 }
 
@@ -98,8 +102,9 @@ struct Shared {
     thread: Option<ThreadId>,
     authorization: Option<HeaderValue>,
     on_duplicate: OnDuplicate,
-    /// How long the body of an answer may take.
-    read_timeout: Duration,
+    /// How long one attempt may take.
+    timeout: Duration,
+    deadline: Option<Duration>,
 }
 
 impl AegisService {
@@ -151,23 +156,36 @@ where
     R::Error: Into<Box<dyn StdError + Send + Sync>>,
 {
     async fn decide(mut self, request: DecisionRequest) -> Result<Receipt, Error> {
-        poll_fn(|cx| self.stack.poll_ready(cx))
-            .await
-            .map_err(Error::failed)?;
+        let deadline = self.shared.deadline(request.limits);
+        self.ready(deadline).await?;
         let call_id = request.call_id.clone().unwrap_or_else(RequestId::mint);
         let expected = self.shared.expected(&request)?;
-        let tenant = request.tenant.clone();
-        let request = self.shared.decision(request, &call_id)?;
-        let response = self.stack.call(request).await.map_err(Error::failed)?;
-        let timeout = self.shared.read_timeout;
-        let (receipt, is_told) = answer::receipt(response, &expected, call_id, timeout).await?;
+        let (tenant, limits) = (request.tenant.clone(), request.limits);
+        let request = self.shared.decision(request, &call_id, deadline)?;
+        let answer = Answer::of(self.stack.call(request).await)?;
+        let (receipt, is_told) = answer::receipt(answer, &expected, call_id)?;
         match self.shared.on_duplicate {
             // Boxed, as the rare case would otherwise make the future of every call larger.
             OnDuplicate::Verify if receipt.is_duplicate() && !is_told => {
-                Box::pin(self.verify(receipt, expected, tenant)).await
+                let timeout = limits.timeout.unwrap_or(self.shared.timeout);
+                // In place of the call's own, which the time so far was taken from already.
+                let until = earlier(Instant::now().checked_add(timeout), deadline);
+                Box::pin(self.verify(receipt, expected, tenant, until)).await
             }
             _ => Ok(receipt),
         }
+    }
+
+    /// Waits until the service is ready, but no longer than the call may take.
+    async fn ready(&mut self, deadline: Option<Instant>) -> Result<(), Error> {
+        let ready = poll_fn(|cx| self.stack.poll_ready(cx));
+        match deadline {
+            None => ready.await,
+            Some(deadline) => tokio::time::timeout_at(deadline, ready)
+                .await
+                .map_err(|_| Error::never_ready())?,
+        }
+        .map_err(Error::failed)
     }
 
     /// Finds out which decision a bare 409 confirms.
@@ -176,44 +194,61 @@ where
         receipt: Receipt,
         expected: Expected,
         tenant: Option<TenantId>,
+        until: Option<Instant>,
     ) -> Result<Receipt, Error> {
         let id = receipt
             .request_id
             .clone()
             .unwrap_or_else(|| receipt.call_id.clone());
-        let timeout = self.shared.read_timeout;
+        let left = || until.map(|until| until.saturating_duration_since(Instant::now()));
         let pending = async {
             loop {
-                let action = self.ask(id.clone(), tenant.clone(), Some(timeout)).await?;
+                let question = Question {
+                    tenant: tenant.clone(),
+                    wait: Some(left().unwrap_or(MAX_WAIT)),
+                    limits: Limits {
+                        deadline: left(),
+                        ..Limits::default()
+                    },
+                };
+                let action = self.ask(id.clone(), question).await?;
                 if action.decision.is_some() || action.status != Status::Pending {
                     return Ok::<_, Error>(action);
                 }
                 tokio::time::sleep(VERIFY_PAUSE).await;
             }
         };
-        match tokio::time::timeout(timeout, pending).await {
-            Ok(Ok(action)) => answer::verified(receipt, &expected, action),
-            Ok(Err(error)) => Err(Error::unverified(&receipt).with_source(error)),
-            Err(_) => Err(Error::unverified(&receipt)),
+        let action = match until {
+            Some(until) => tokio::time::timeout_at(until, pending)
+                .await
+                .map_err(|_| Error::unverified(&receipt))?,
+            None => pending.await,
+        };
+        match action {
+            Ok(action) => answer::verified(receipt, &expected, action),
+            Err(error) => Err(Error::unverified(&receipt).with_source(error)),
         }
     }
 
-    async fn ask(
-        &mut self,
-        id: RequestId,
-        tenant: Option<TenantId>,
-        wait: Option<Duration>,
-    ) -> Result<Action, Error> {
-        let request = self.shared.question(&id, tenant, wait)?;
-        poll_fn(|cx| self.stack.poll_ready(cx))
-            .await
-            .map_err(Error::failed)?;
-        let response = self.stack.call(request).await.map_err(Error::failed)?;
-        answer::action(response, self.shared.read_timeout).await
+    async fn ask(&mut self, id: RequestId, question: Question) -> Result<Action, Error> {
+        let deadline = self.shared.deadline(question.limits);
+        self.ready(deadline).await?;
+        let request = self.shared.question(&id, question, deadline)?;
+        let answer = Answer::of(self.stack.call(request).await)?;
+        answer::action(answer)
     }
 }
 
+fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
+    one.into_iter().chain(other).min()
+}
+
 impl Shared {
+    /// When a call that begins now has to be over. A deadline beyond what a clock can hold is none.
+    fn deadline(&self, limits: Limits) -> Option<Instant> {
+        Instant::now().checked_add(limits.deadline.or(self.deadline)?)
+    }
+
     /// What the answer to `request` has to agree with.
     fn expected(&self, request: &DecisionRequest) -> Result<Expected, Error> {
         let tenant = match self.authorization {
@@ -240,6 +275,7 @@ impl Shared {
         &self,
         request: DecisionRequest,
         call_id: &RequestId,
+        deadline: Option<Instant>,
     ) -> Result<Request<Full<Bytes>>, Error> {
         let thread = self.thread(&request)?;
         let body = request.body()?;
@@ -259,21 +295,22 @@ impl Shared {
         headers.insert(THREAD_ID, thread.header_value());
         headers.insert(IDEMPOTENCY_KEY, request.key.header_value());
         headers.insert(X_REQUEST_ID, call_id.header_value());
-        if let Some(deadline) = request.deadline {
-            http.extensions_mut().insert(Deadline(deadline));
-        }
-        if let Some(retries) = request.max_retries {
-            http.extensions_mut().insert(MaxRetries(retries));
-        }
+        let timeout = request.limits.timeout;
+        limit(&mut http, request.limits.max_retries, timeout, deadline);
         Ok(http)
     }
 
     fn question(
         &self,
         id: &RequestId,
-        tenant: Option<TenantId>,
-        wait: Option<Duration>,
+        question: Question,
+        deadline: Option<Instant>,
     ) -> Result<Request<Full<Bytes>>, Error> {
+        let Question {
+            tenant,
+            wait,
+            limits,
+        } = question;
         let uri = format!("{}{}", self.status, percent_encoded(id.as_str()))
             .parse::<Uri>()
             .map_err(|_| Error::request("the request id is too long for a URL"))?;
@@ -284,6 +321,7 @@ impl Shared {
             self.credentials(&mut http, tenant.as_ref())?;
         }
         accept(http.headers_mut());
+        let mut timeout = limits.timeout;
         if let Some(wait) = wait {
             let wait = wait.min(MAX_WAIT);
             let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
@@ -291,11 +329,10 @@ impl Shared {
                 .map_err(|_| Error::request("the wait cannot be sent"))?;
             http.headers_mut().insert(PREFER, prefer);
             // The attempt has to outlast the wait that it asks for.
-            let timeout = self
-                .read_timeout
-                .saturating_add(Duration::from_secs(seconds));
-            http.extensions_mut().insert(AttemptTimeout(timeout));
+            let own = timeout.unwrap_or(self.timeout);
+            timeout = Some(own.saturating_add(Duration::from_secs(seconds)));
         }
+        limit(&mut http, limits.max_retries, timeout, deadline);
         Ok(http)
     }
 
@@ -323,6 +360,25 @@ impl Shared {
             }
         }
         Ok(())
+    }
+}
+
+/// Gives a request its own limits, in place of the layers'.
+fn limit<B>(
+    http: &mut Request<B>,
+    retries: Option<u32>,
+    timeout: Option<Duration>,
+    deadline: Option<Instant>,
+) {
+    let extensions = http.extensions_mut();
+    if let Some(retries) = retries {
+        extensions.insert(MaxRetries(retries));
+    }
+    if let Some(timeout) = timeout {
+        extensions.insert(AttemptTimeout(timeout));
+    }
+    if let Some(deadline) = deadline {
+        extensions.insert(Deadline(deadline.saturating_duration_since(Instant::now())));
     }
 }
 
