@@ -764,6 +764,60 @@ async fn a_wrong_setting_is_named_when_the_service_is_built() {
 }
 
 #[tokio::test]
+async fn each_part_of_the_base_url_is_checked() {
+    for (url, part) in [
+        ("http://secret:99999", "port"),
+        ("http://secret:0", "port"),
+        ("http://secret:", "port"),
+        ("http://secret:/path", "port"),
+        ("http://secret:+80", "port"),
+        ("http://secret:80a", "port"),
+        ("http://secret:80:80", "port"),
+        ("http://[::1]:99999", "port"),
+        ("http://[::1]80", "port"),
+        ("http://[::1", "IPv6"),
+        ("http://[secret]", "IPv6"),
+        ("http://", "no host"),
+        ("http:///secret", "no host"),
+        ("http://:80", "no host"),
+        ("http://@secret", "user"),
+        ("http://a:secret@host:99999", "user"),
+        ("http://secret?", "query"),
+        ("http://secret#", "fragment"),
+        ("http://secret/a?b", "query"),
+        ("http://secret//", "path"),
+        ("http://secret//b", "path"),
+        ("http://secret/./b", "path"),
+        ("http://secret/a/..", "path"),
+        ("http://secret/%2E%2e/b", "path"),
+        ("http://sec ret", "malformed"),
+        ("http://sec\\ret", "malformed"),
+        ("secret", "scheme"),
+    ] {
+        let builder = AegisService::builder().base_url(url);
+        let error = builder.build().unwrap_err();
+        assert!(error.is_config(), "{url}");
+        let said = format!("{error} {error:?}");
+        assert!(error.to_string().contains(part), "{url}: {error}");
+        assert!(said.contains("allowed"), "{url}: {error}");
+        assert!(!said.contains("secret"), "{url}: {said}");
+    }
+    for url in [
+        "http://localhost",
+        "http://localhost/",
+        "HTTP://localhost:65535/a/b/",
+        "http://[::1]:1/a",
+        "http://[::1]",
+        "http://a_b.example:8000/v1.0/..a",
+    ] {
+        let built = AegisService::builder().base_url(url).build();
+        assert!(built.is_ok(), "{url}: {built:?}");
+    }
+    let builder = AegisService::builder().base_url("http://user:secret@host");
+    assert!(!format!("{builder:?}").contains("secret"));
+}
+
+#[tokio::test]
 async fn base_url_and_prefix_may_have_a_path_and_a_slash() {
     let peer = Peer::start([answer(202)]).await;
     for (base, prefix, path) in [
