@@ -5,9 +5,10 @@ use std::net::Ipv6Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::Uri;
+use http::{HeaderValue, Uri};
 use tower_layer::Layer;
 
+use super::connector::ClientSettings;
 use super::read::ReadAnswers;
 use super::{AegisService, Error, HttpClient, OnDuplicate, Shared};
 use crate::layer::{
@@ -33,6 +34,8 @@ pub struct Builder {
     budget: Option<Budget>,
     on_duplicate: OnDuplicate,
     root_certificates: Vec<Vec<u8>>,
+    http2_prior_knowledge: bool,
+    user_agent: String,
 }
 
 impl Builder {
@@ -50,6 +53,8 @@ impl Builder {
             budget: None,
             on_duplicate: OnDuplicate::Confirm,
             root_certificates: Vec::new(),
+            http2_prior_knowledge: false,
+            user_agent: concat!("aegis-hitl/", env!("CARGO_PKG_VERSION")).to_owned(),
         }
     }
 
@@ -97,7 +102,8 @@ impl Builder {
         self
     }
 
-    /// Sets how long one attempt may take; 10 seconds by default. A connect may take half of it.
+    /// Sets how long one attempt may take; 10 seconds by default. To connect, TLS included, may
+    /// take half of it.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
@@ -141,6 +147,24 @@ impl Builder {
         self
     }
 
+    /// Speaks HTTP/2 from the first byte, without finding out whether the server does.
+    ///
+    /// For `http` servers that take it; there HTTP/1.1 is spoken otherwise. For `https` the server chooses by itself, and this
+    /// only leaves HTTP/1.1 out of what is offered. It is a setting of the own HTTP client, so not of
+    /// [`build_with`](Self::build_with).
+    #[must_use]
+    pub fn http2_prior_knowledge(mut self) -> Self {
+        self.http2_prior_knowledge = true;
+        self
+    }
+
+    /// Sets the `User-Agent` of every request; `aegis-hitl/` and the version by default.
+    #[must_use]
+    pub fn user_agent(mut self, user_agent: impl Into<String>) -> Self {
+        self.user_agent = user_agent.into();
+        self
+    }
+
     /// Trusts these PEM certificates too, besides the platform's roots.
     #[cfg(feature = "tls")]
     #[must_use]
@@ -160,7 +184,12 @@ impl Builder {
         let roots = std::mem::take(&mut self.root_certificates);
         // Checked before the client is made, so that a wrong setting is named before a missing certificate store.
         let connect_timeout = self.checked_timeout()? / 2;
-        let client = HttpClient::new(&base, connect_timeout, roots)?;
+        let settings = ClientSettings {
+            connect_timeout,
+            root_certificates: roots,
+            http2_prior_knowledge: self.http2_prior_knowledge,
+        };
+        let client = HttpClient::new(&base, settings)?;
         self.build_with(client)
     }
 
@@ -190,6 +219,14 @@ impl Builder {
                 "both a tenant id and an API key are set; allowed is one, as the key names the tenant",
             ));
         }
+        let user_agent = HeaderValue::try_from(&self.user_agent)
+            .ok()
+            .filter(|value| value.to_str().is_ok_and(|text| !text.trim().is_empty()))
+            .ok_or_else(|| {
+                Error::config(
+                    "the user agent is malformed; allowed are visible ASCII characters and spaces",
+                )
+            })?;
         let mut retry = RetryLayer::new()
             .attempt_timeout(timeout)
             .max_retries(self.max_retries)
@@ -211,6 +248,7 @@ impl Builder {
             tenant,
             thread,
             authorization: api_key.map(|key| key.header_value()),
+            user_agent,
             on_duplicate: self.on_duplicate,
             timeout,
             deadline: self.deadline,

@@ -3,9 +3,10 @@
 use std::error::Error as StdError;
 use std::fmt;
 use std::future::Future;
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,16 +14,31 @@ use http::{Request, Response, Uri};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper_util::client::legacy;
-use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::connect::{CaptureConnection, HttpConnector, capture_connection};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use pin_project_lite::pin_project;
 use tower_service::Service;
 
 use super::Error;
 
+type BoxError = Box<dyn StdError + Send + Sync>;
+
 /// How long a connection may lie unused before it is closed. Shorter than the times after which servers and balancers drop
 /// theirs, so that requests rarely meet a connection that is just being closed.
 const IDLE: Duration = Duration::from_secs(5);
+
+/// How often a connection on which answers are awaited is probed on HTTP/2, and how long the reply may take. A peer that is
+/// gone without a word is found out by nothing else before the attempt's timeout.
+const PING: Duration = Duration::from_secs(10);
+const PONG: Duration = Duration::from_secs(5);
+
+/// What an [`HttpClient`] is made by.
+pub(super) struct ClientSettings {
+    /// How long a connection may take to be made, name and TLS included.
+    pub(super) connect_timeout: Duration,
+    pub(super) root_certificates: Vec<Vec<u8>>,
+    pub(super) http2_prior_knowledge: bool,
+}
 
 /// An HTTP client on hyper-util: pooled connections, HTTP/1.1, and for https HTTP/2 where the server offers it (ALPN).
 ///
@@ -32,37 +48,82 @@ const IDLE: Duration = Duration::from_secs(5);
 pub struct HttpClient {
     // Shared: hyper-util's client is a few hundred bytes, and every call has a clone for its retries.
     client: Arc<Client>,
+    /// Whether a connection may carry other requests beside one that is given up.
+    is_multiplexed: bool,
 }
 
 enum Client {
-    Http(legacy::Client<HttpConnector, Full<Bytes>>),
+    Http(legacy::Client<Timed<HttpConnector>, Full<Bytes>>),
     #[cfg(feature = "tls")]
-    Https(legacy::Client<hyper_rustls::HttpsConnector<HttpConnector>, Full<Bytes>>),
+    Https(legacy::Client<Timed<hyper_rustls::HttpsConnector<HttpConnector>>, Full<Bytes>>),
 }
 
 impl HttpClient {
     /// Makes a client for the scheme of `base`.
-    pub(super) fn new(
-        base: &Uri,
-        connect_timeout: Duration,
-        root_certificates: Vec<Vec<u8>>,
-    ) -> Result<Self, Error> {
+    pub(super) fn new(base: &Uri, settings: ClientSettings) -> Result<Self, Error> {
         let mut http = HttpConnector::new();
         http.set_nodelay(true);
-        // A connect that takes too long was never sent and can be retried whatever the method.
-        http.set_connect_timeout(Some(connect_timeout));
+        // Divided among the addresses of a name, so that one that does not answer leaves time for the others.
+        http.set_connect_timeout(Some(settings.connect_timeout));
         let mut builder = legacy::Client::builder(TokioExecutor::new());
         builder
             .pool_idle_timeout(IDLE)
             .pool_timer(TokioTimer::new())
-            .timer(TokioTimer::new());
+            .timer(TokioTimer::new())
+            .http2_keep_alive_interval(PING)
+            .http2_keep_alive_timeout(PONG)
+            .http2_keep_alive_while_idle(false)
+            .http2_only(settings.http2_prior_knowledge);
         if base.scheme_str() == Some("https") {
-            return tls::connector(http, root_certificates).map(|connector| Self {
-                client: Arc::new(tls::client(&builder, connector)),
+            let timeout = settings.connect_timeout;
+            return tls::connector(http, settings).map(|connector| Self {
+                client: Arc::new(tls::client(&builder, connector, timeout)),
+                is_multiplexed: true,
             });
         }
+        let connector = Timed::new(http, settings.connect_timeout);
         Ok(Self {
-            client: Arc::new(Client::Http(builder.build(http))),
+            client: Arc::new(Client::Http(builder.build(connector))),
+            is_multiplexed: settings.http2_prior_knowledge,
+        })
+    }
+}
+
+/// Bounds the making of a connection as a whole: a peer that takes the connection and says nothing in the TLS handshake was
+/// never sent the request, so the call can be retried whatever its method.
+#[derive(Clone)]
+struct Timed<C> {
+    inner: C,
+    timeout: Duration,
+}
+
+impl<C> Timed<C> {
+    fn new(inner: C, timeout: Duration) -> Self {
+        Self { inner, timeout }
+    }
+}
+
+impl<C> Service<Uri> for Timed<C>
+where
+    C: Service<Uri>,
+    C::Error: Into<BoxError>,
+    C::Future: Send + 'static,
+    C::Response: 'static,
+{
+    type Response = C::Response;
+    type Error = BoxError;
+    // A box for each connection, beside all else that one costs.
+    type Future = Pin<Box<dyn Future<Output = Result<C::Response, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx).map_err(Into::into)
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let connected = tokio::time::timeout(self.timeout, self.inner.call(uri));
+        Box::pin(async move {
+            let late = |_| io::Error::new(io::ErrorKind::TimedOut, "the connection took too long");
+            connected.await.map_err(late)?.map_err(Into::into)
         })
     }
 }
@@ -70,6 +131,7 @@ impl HttpClient {
 #[cfg(feature = "tls")]
 mod tls {
     use std::sync::Arc;
+    use std::time::Duration;
 
     use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
     use hyper_util::client::legacy::{Builder, connect::HttpConnector};
@@ -78,15 +140,15 @@ mod tls {
     use rustls::pki_types::pem::PemObject;
     use rustls_platform_verifier::Verifier;
 
-    use super::{Client, Error};
+    use super::{Client, ClientSettings, Error, Timed};
 
     pub(super) fn connector(
         mut http: HttpConnector,
-        root_certificates: Vec<Vec<u8>>,
+        settings: ClientSettings,
     ) -> Result<HttpsConnector<HttpConnector>, Error> {
         let unusable = "the TLS configuration is unusable";
         let mut roots = Vec::new();
-        for pem in root_certificates {
+        for pem in settings.root_certificates {
             let before = roots.len();
             for certificate in CertificateDer::pem_slice_iter(&pem) {
                 roots.push(certificate.map_err(|error| {
@@ -109,33 +171,41 @@ mod tls {
             .with_custom_certificate_verifier(Arc::new(verifier))
             .with_no_client_auth();
         http.enforce_http(false);
-        Ok(HttpsConnectorBuilder::new()
+        let builder = HttpsConnectorBuilder::new()
             .with_tls_config(config)
-            .https_only()
-            .enable_all_versions()
-            .wrap_connector(http))
+            .https_only();
+        Ok(if settings.http2_prior_knowledge {
+            builder.enable_http2().wrap_connector(http)
+        } else {
+            builder.enable_all_versions().wrap_connector(http)
+        })
     }
 
-    pub(super) fn client(builder: &Builder, connector: HttpsConnector<HttpConnector>) -> Client {
-        Client::Https(builder.build(connector))
+    pub(super) fn client(
+        builder: &Builder,
+        connector: HttpsConnector<HttpConnector>,
+        timeout: Duration,
+    ) -> Client {
+        Client::Https(builder.build(Timed::new(connector, timeout)))
     }
 }
 
 #[cfg(not(feature = "tls"))]
 mod tls {
     use std::convert::Infallible;
+    use std::time::Duration;
 
     use hyper_util::client::legacy::{Builder, connect::HttpConnector};
 
-    use super::{Client, Error};
+    use super::{Client, ClientSettings, Error};
 
-    pub(super) fn connector(_: HttpConnector, _: Vec<Vec<u8>>) -> Result<Infallible, Error> {
+    pub(super) fn connector(_: HttpConnector, _: ClientSettings) -> Result<Infallible, Error> {
         Err(Error::config(
             "the base URL is https, which needs the crate feature 'tls'",
         ))
     }
 
-    pub(super) fn client(_: &Builder, never: Infallible) -> Client {
+    pub(super) fn client(_: &Builder, never: Infallible, _: Duration) -> Client {
         match never {}
     }
 }
@@ -150,8 +220,12 @@ impl Service<Request<Full<Bytes>>> for HttpClient {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<Full<Bytes>>) -> Self::Future {
+    fn call(&mut self, mut request: Request<Full<Bytes>>) -> Self::Future {
+        let connection = self
+            .is_multiplexed
+            .then(|| capture_connection(&mut request));
         HttpClientFuture {
+            connection: Abandoned(connection),
             inner: match &*self.client {
                 Client::Http(client) => client.request(request),
                 #[cfg(feature = "tls")]
@@ -173,6 +247,21 @@ pin_project! {
     pub struct HttpClientFuture {
         #[pin]
         inner: legacy::ResponseFuture,
+        connection: Abandoned,
+    }
+}
+
+/// Takes the connection of a request that is given up out of the pool, so that the next attempt is not put on a connection
+/// that answers no more. On HTTP/1 hyper closes it anyhow; on HTTP/2 it would be used on.
+struct Abandoned(Option<CaptureConnection>);
+
+impl Drop for Abandoned {
+    fn drop(&mut self) {
+        if let Some(connection) = &self.0
+            && let Some(connection) = &*connection.connection_metadata()
+        {
+            connection.poison();
+        }
     }
 }
 
@@ -180,10 +269,11 @@ impl Future for HttpClientFuture {
     type Output = Result<Response<Incoming>, HttpClientError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.project()
-            .inner
-            .poll(cx)
-            .map_err(|source| HttpClientError { source })
+        let this = self.project();
+        let result = ready!(this.inner.poll(cx));
+        // It was answered or failed by itself, and the pool knows of that.
+        this.connection.0 = None;
+        Poll::Ready(result.map_err(|source| HttpClientError { source }))
     }
 }
 

@@ -18,7 +18,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE};
+use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, USER_AGENT};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri};
 use http_body::Body;
 use http_body_util::Full;
@@ -101,6 +101,7 @@ struct Shared {
     tenant: Option<TenantId>,
     thread: Option<ThreadId>,
     authorization: Option<HeaderValue>,
+    user_agent: HeaderValue,
     on_duplicate: OnDuplicate,
     /// How long one attempt may take.
     timeout: Duration,
@@ -291,7 +292,7 @@ impl Shared {
         self.credentials(&mut http, request.tenant.as_ref())?;
         let headers = http.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        accept(headers);
+        self.describe(headers);
         headers.insert(THREAD_ID, thread.header_value());
         headers.insert(IDEMPOTENCY_KEY, request.key.header_value());
         headers.insert(X_REQUEST_ID, call_id.header_value());
@@ -320,7 +321,7 @@ impl Shared {
         if tenant.is_some() || self.tenant.is_some() || self.authorization.is_some() {
             self.credentials(&mut http, tenant.as_ref())?;
         }
-        accept(http.headers_mut());
+        self.describe(http.headers_mut());
         let mut timeout = limits.timeout;
         if let Some(wait) = wait {
             let wait = wait.min(MAX_WAIT);
@@ -334,6 +335,13 @@ impl Shared {
         }
         limit(&mut http, limits.max_retries, timeout, deadline);
         Ok(http)
+    }
+
+    /// Says what asks, and which answers it can read: none in a content coding, as what an answer confirms is in its body.
+    fn describe(&self, headers: &mut HeaderMap) {
+        headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        headers.insert(USER_AGENT, self.user_agent.clone());
     }
 
     /// Says who asks: the API key, or else the tenant.
@@ -380,12 +388,6 @@ fn limit<B>(
     if let Some(deadline) = deadline {
         extensions.insert(Deadline(deadline.saturating_duration_since(Instant::now())));
     }
-}
-
-/// Says which answers can be read: no coding, as what an answer confirms is in its body.
-fn accept(headers: &mut HeaderMap) {
-    headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
-    headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
 }
 
 fn percent_encoded(text: &str) -> String {

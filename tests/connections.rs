@@ -1,0 +1,108 @@
+//! What `AegisService` does with its connections.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::time::{Duration, Instant};
+
+use aegis_hitl::AegisService;
+use aegis_hitl::client::Builder;
+use aegis_hitl::layer::{Backoff, Delivery};
+use aegis_hitl::testing::{Act, Peer};
+use http::Version;
+
+const SHORT: Duration = Duration::from_millis(200);
+
+fn builder(url: &str) -> Builder {
+    AegisService::builder()
+        .base_url(url)
+        .tenant_id("acme")
+        .thread_id("run-7")
+        .backoff(Backoff::none())
+}
+
+#[cfg(feature = "tls")]
+#[tokio::test]
+async fn a_tls_handshake_that_gets_no_answer_was_never_sent_anything() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let silent = tokio::spawn(async move {
+        let mut connections = Vec::new();
+        loop {
+            connections.push(listener.accept().await.unwrap());
+        }
+    });
+    let start = Instant::now();
+    let error = builder(&format!("https://{address}"))
+        .timeout(2 * SHORT)
+        .max_retries(1)
+        .build()
+        .unwrap()
+        .approve("k-1")
+        .await
+        .unwrap_err();
+    silent.abort();
+    assert!(
+        error.is_connect() && !error.is_outcome_unknown(),
+        "{error:?}"
+    );
+    assert_eq!(
+        (error.attempts(), error.delivery()),
+        (2, Delivery::NeverSent)
+    );
+    assert!(start.elapsed() < 10 * SHORT);
+}
+
+#[tokio::test]
+async fn http_2_is_spoken_by_prior_knowledge() {
+    let peer = Peer::start([Act::answer(202)]).await;
+    let service = builder(&peer.url())
+        .http2_prior_knowledge()
+        .build()
+        .unwrap();
+    for key in ["k-1", "k-2"] {
+        service.approve(key).await.unwrap();
+    }
+    assert_eq!((peer.count(), peer.connections()), (2, 1));
+    assert_eq!(peer.requests()[0].version, Version::HTTP_2);
+}
+
+// HTTP/2 would put every further attempt on the connection that answers no more.
+#[tokio::test]
+async fn an_attempt_after_a_timeout_goes_over_a_new_connection() {
+    let peer = Peer::start([Act::hang(), Act::answer(202)]).await;
+    let service = builder(&peer.url())
+        .http2_prior_knowledge()
+        .timeout(SHORT)
+        .build()
+        .unwrap();
+    assert_eq!(service.approve("k-1").await.unwrap().attempts(), 2);
+    assert_eq!((peer.count(), peer.connections()), (2, 2));
+    // The new one is used on.
+    service.approve("k-2").await.unwrap();
+    assert_eq!((peer.count(), peer.connections()), (3, 2));
+}
+
+#[tokio::test]
+async fn every_request_names_its_user_agent() {
+    let peer = Peer::start([Act::answer(202)]).await;
+    let default = builder(&peer.url()).build().unwrap();
+    default.approve("k-1").await.unwrap();
+    let named = builder(&peer.url())
+        .user_agent("bot/2 (x)")
+        .build()
+        .unwrap();
+    named.approve("k-1").await.unwrap();
+    let _ = named.status("r-1").await;
+    let own = concat!("aegis-hitl/", env!("CARGO_PKG_VERSION"));
+    let agents: Vec<_> = peer
+        .requests()
+        .iter()
+        .map(|request| request.header("user-agent").map(str::to_owned))
+        .collect();
+    let expected = [own, "bot/2 (x)", "bot/2 (x)"].map(|agent| Some(agent.to_owned()));
+    assert_eq!(agents, expected);
+    for wrong in ["", " ", "a\nb", "\u{e9}"] {
+        let error = builder(&peer.url()).user_agent(wrong).build().unwrap_err();
+        assert!(error.is_config() && error.to_string().contains("user agent"));
+    }
+}
