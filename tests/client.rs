@@ -1102,6 +1102,30 @@ async fn it_is_a_tower_service_of_decision_requests() {
 }
 
 #[test]
+fn a_layer_can_read_the_request_and_reach_the_service() {
+    let bare = DecisionRequest::new(Decision::Reject, IdempotencyKey::new("k-1").unwrap());
+    assert_eq!(
+        (bare.decision(), bare.key().as_str()),
+        (Decision::Reject, "k-1")
+    );
+    assert!(bare.tenant_id_ref().is_none() && bare.thread_id_ref().is_none());
+    assert!(bare.call_id_ref().is_none() && bare.payload_ref().is_none());
+    let full = bare
+        .tenant_id(TenantId::new("acme").unwrap())
+        .thread_id("run-7".parse().unwrap())
+        .call_id("call-1".parse().unwrap())
+        .payload(aegis_hitl::Payload::from_json("{}").unwrap())
+        .comment("no");
+    assert_eq!(full.tenant_id_ref().unwrap().as_str(), "acme");
+    assert_eq!(full.thread_id_ref().unwrap().as_str(), "run-7");
+    assert_eq!(full.call_id_ref().unwrap().as_str(), "call-1");
+    assert_eq!(full.payload_ref().unwrap().as_str(), "{}");
+    assert_eq!(full.comment_ref(), Some("no"));
+    let service = AegisService::builder().build_with("any service").unwrap();
+    assert_eq!(*service.get_ref(), "any service");
+}
+
+#[test]
 fn it_is_cheap_to_share() {
     fn shared<T: Clone + Send + Sync + 'static>() {}
     shared::<AegisService>();

@@ -36,6 +36,7 @@ const PONG: Duration = Duration::from_secs(5);
 pub(super) struct ClientSettings {
     /// How long a connection may take to be made, name and TLS included.
     pub(super) connect_timeout: Duration,
+    #[cfg_attr(not(feature = "tls"), expect(dead_code))]
     pub(super) root_certificates: Vec<Vec<u8>>,
     pub(super) http2_prior_knowledge: bool,
 }

@@ -300,6 +300,54 @@ impl Error {
     }
 }
 
+/// For tests of what stands on [`AegisService`](super::AegisService): a double makes its errors here.
+#[cfg(feature = "test-util")]
+impl Error {
+    /// Makes the error of a call that was answered with this status, and with this problem in the body.
+    ///
+    /// ```
+    /// use aegis_hitl::Error;
+    /// use aegis_hitl::protocol::{Code, Problem};
+    /// use http::StatusCode;
+    ///
+    /// let problem = Problem::new(Code::DecisionConflict, 422, "Decision conflict", "");
+    /// let conflict = Error::from_answer(StatusCode::UNPROCESSABLE_ENTITY, problem);
+    /// assert!(conflict.is_conflict() && !conflict.is_outcome_unknown());
+    ///
+    /// let unavailable = Error::from_answer(StatusCode::SERVICE_UNAVAILABLE, None);
+    /// assert!(unavailable.is_unavailable() && unavailable.is_outcome_unknown());
+    /// ```
+    pub fn from_answer(status: StatusCode, problem: impl Into<Option<Problem>>) -> Self {
+        Self::status(problem.into(), status, 1)
+    }
+
+    /// Makes the error of a call of one attempt that got no answer in time, and may have been acted upon.
+    ///
+    /// ```
+    /// let late = aegis_hitl::Error::from_timeout();
+    /// assert!(late.is_timeout() && late.is_outcome_unknown());
+    /// ```
+    pub fn from_timeout() -> Self {
+        let mut this = Self::new(Kind::Timeout, "the server did not answer in time");
+        this.inner.attempts = 1;
+        this.inner.delivery = Delivery::Unknown;
+        this
+    }
+
+    /// Makes the error of a call of one attempt for which no connection could be made.
+    ///
+    /// ```
+    /// let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+    /// let unreachable = aegis_hitl::Error::from_connect(refused);
+    /// assert!(unreachable.is_connect() && !unreachable.is_outcome_unknown());
+    /// ```
+    pub fn from_connect(source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        let mut this = Self::new(Kind::Transport, "the server could not be reached");
+        this.inner.attempts = 1;
+        this.with_source(source)
+    }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.inner.detail)

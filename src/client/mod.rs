@@ -115,6 +115,13 @@ impl AegisService {
     }
 }
 
+impl<S> AegisService<S> {
+    /// Borrows the HTTP service under the layers.
+    pub fn get_ref(&self) -> &S {
+        self.stack.get_ref().get_ref()
+    }
+}
+
 impl<S: Clone> AegisService<S> {
     /// Approves under `key`.
     pub fn approve<K>(&self, key: K) -> DecisionCall<S>

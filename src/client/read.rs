@@ -51,6 +51,10 @@ impl<S> ReadAnswers<S> {
             deadline,
         }
     }
+
+    pub(super) fn get_ref(&self) -> &S {
+        &self.inner
+    }
 }
 
 impl<S, R> Service<Request<Full<Bytes>>> for ReadAnswers<S>

@@ -28,6 +28,8 @@ pub(super) struct Limits {
 }
 
 /// One decision to be put on record: the request type of [`AegisService`] as a [`Service`].
+///
+/// A layer on the service reads it by the methods that end in `_ref`, where the plain name sets.
 #[derive(Clone)]
 pub struct DecisionRequest {
     pub(super) decision: Decision,
@@ -109,6 +111,41 @@ impl DecisionRequest {
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.limits.timeout = Some(timeout);
         self
+    }
+
+    /// Returns the decision that is asked for.
+    pub fn decision(&self) -> Decision {
+        self.decision
+    }
+
+    /// Returns the key.
+    pub fn key(&self) -> &IdempotencyKey {
+        &self.key
+    }
+
+    /// Returns the tenant, if the request names its own.
+    pub fn tenant_id_ref(&self) -> Option<&TenantId> {
+        self.tenant.as_ref()
+    }
+
+    /// Returns the thread, if the request names its own.
+    pub fn thread_id_ref(&self) -> Option<&ThreadId> {
+        self.thread.as_ref()
+    }
+
+    /// Returns the call's id, if it is given and not to be minted.
+    pub fn call_id_ref(&self) -> Option<&RequestId> {
+        self.call_id.as_ref()
+    }
+
+    /// Returns what the action is about.
+    pub fn payload_ref(&self) -> Option<&Payload> {
+        self.payload.as_ref()
+    }
+
+    /// Returns the comment.
+    pub fn comment_ref(&self) -> Option<&str> {
+        self.comment.as_deref()
     }
 
     /// The JSON body: the payload's text as it is, and the comment in the reserved member.
