@@ -14,19 +14,34 @@ use aegis_hitl::layer::Backoff;
 use aegis_hitl::testing::{Act, Peer};
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::ServerConfig;
-use tokio_rustls::rustls::pki_types::PrivateKeyDer;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::server::WebPkiClientVerifier;
+use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 
 /// A server that offers these protocols, and its certificate as PEM.
 async fn server(alpn: &[&[u8]]) -> (Peer, String) {
+    server_for(alpn, None).await
+}
+
+/// A server that takes only clients with this certificate, if one is given.
+async fn server_for(alpn: &[&[u8]], client: Option<&CertificateDer<'static>>) -> (Peer, String) {
     let CertifiedKey { cert, signing_key } =
         generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let key = PrivateKeyDer::try_from(signing_key.serialize_der()).unwrap();
     let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
-    let mut config = ServerConfig::builder_with_provider(provider)
+    let builder = ServerConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
+        .unwrap();
+    let builder = match client {
+        None => builder.with_no_client_auth(),
+        Some(client) => {
+            let mut roots = RootCertStore::empty();
+            roots.add(client.clone()).unwrap();
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+            builder.with_client_cert_verifier(verifier.build().unwrap())
+        }
+    };
+    let mut config = builder
         .with_single_cert(vec![cert.der().clone()], key)
         .unwrap();
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
@@ -87,5 +102,29 @@ async fn a_root_certificate_that_is_none_is_named() {
             .unwrap_err();
         assert!(error.is_config());
         assert!(error.to_string().contains("root certificate"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_proves_itself_by_its_certificate() {
+    let CertifiedKey { cert, signing_key } =
+        generate_simple_self_signed(["agent".to_owned()]).unwrap();
+    let identity = format!("{}{}", cert.pem(), signing_key.serialize_pem());
+    let (peer, pem) = server_for(&[b"h2"], Some(cert.der())).await;
+    let known = builder(&peer).root_certificate_pem(pem.clone());
+    let service = known.client_identity_pem(identity.clone()).build().unwrap();
+    service.approve("k-1").await.unwrap();
+    assert_eq!(peer.count(), 1);
+
+    let unknown = builder(&peer).root_certificate_pem(pem).build().unwrap();
+    assert!(unknown.approve("k-1").await.is_err());
+    assert_eq!(peer.count(), 1);
+
+    for wrong in ["", "hello", &cert.pem(), &signing_key.serialize_pem()] {
+        let error = builder(&peer)
+            .client_identity_pem(wrong)
+            .build()
+            .unwrap_err();
+        assert!(error.is_config() && error.to_string().contains("client identity"));
     }
 }

@@ -34,6 +34,7 @@ pub struct Builder {
     budget: Option<Budget>,
     on_duplicate: OnDuplicate,
     root_certificates: Vec<Vec<u8>>,
+    client_identity: Option<Vec<u8>>,
     http2_prior_knowledge: bool,
     user_agent: String,
 }
@@ -53,6 +54,7 @@ impl Builder {
             budget: None,
             on_duplicate: OnDuplicate::Confirm,
             root_certificates: Vec::new(),
+            client_identity: None,
             http2_prior_knowledge: false,
             user_agent: concat!("aegis-hitl/", env!("CARGO_PKG_VERSION")).to_owned(),
         }
@@ -173,6 +175,15 @@ impl Builder {
         self
     }
 
+    /// Proves with this certificate who connects, where the server asks for one: PEM of the chain, the own certificate
+    /// first, and of its private key.
+    #[cfg(feature = "tls")]
+    #[must_use]
+    pub fn client_identity_pem(mut self, pem: impl Into<Vec<u8>>) -> Self {
+        self.client_identity = Some(pem.into());
+        self
+    }
+
     /// Checks the settings and makes the service on its own HTTP client.
     ///
     /// # Errors
@@ -187,6 +198,7 @@ impl Builder {
         let settings = ClientSettings {
             connect_timeout,
             root_certificates: roots,
+            client_identity: self.client_identity.take(),
             http2_prior_knowledge: self.http2_prior_knowledge,
         };
         let client = HttpClient::new(&base, settings)?;

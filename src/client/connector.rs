@@ -38,6 +38,8 @@ pub(super) struct ClientSettings {
     pub(super) connect_timeout: Duration,
     #[cfg_attr(not(feature = "tls"), expect(dead_code))]
     pub(super) root_certificates: Vec<Vec<u8>>,
+    #[cfg_attr(not(feature = "tls"), expect(dead_code))]
+    pub(super) client_identity: Option<Vec<u8>>,
     pub(super) http2_prior_knowledge: bool,
 }
 
@@ -137,8 +139,8 @@ mod tls {
     use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
     use hyper_util::client::legacy::{Builder, connect::HttpConnector};
     use rustls::ClientConfig;
-    use rustls::pki_types::CertificateDer;
     use rustls::pki_types::pem::PemObject;
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
     use rustls_platform_verifier::Verifier;
 
     use super::{Client, ClientSettings, Error, Timed};
@@ -165,12 +167,20 @@ mod tls {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let verifier = Verifier::new_with_extra_roots(roots, provider.clone())
             .map_err(|error| Error::config_caused(unusable, error))?;
-        let config = ClientConfig::builder_with_provider(provider)
+        let builder = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(|error| Error::config_caused(unusable, error))?
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(verifier))
-            .with_no_client_auth();
+            .with_custom_certificate_verifier(Arc::new(verifier));
+        let config = match settings.client_identity {
+            Some(pem) => {
+                let (chain, key) = identity(&pem)?;
+                builder.with_client_auth_cert(chain, key).map_err(|error| {
+                    Error::config_caused("the client identity is unusable", error)
+                })?
+            }
+            None => builder.with_no_client_auth(),
+        };
         http.enforce_http(false);
         let builder = HttpsConnectorBuilder::new()
             .with_tls_config(config)
@@ -180,6 +190,24 @@ mod tls {
         } else {
             builder.enable_all_versions().wrap_connector(http)
         })
+    }
+
+    /// The certificate chain and the private key of a client.
+    fn identity(
+        pem: &[u8],
+    ) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), Error> {
+        let chain = CertificateDer::pem_slice_iter(pem)
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|error| Error::config_caused("the client identity is not valid PEM", error))?;
+        if chain.is_empty() {
+            return Err(Error::config(
+                "the client identity holds no PEM certificate; allowed is a chain, its own first, and a private key",
+            ));
+        }
+        let key = PrivateKeyDer::from_pem_slice(pem).map_err(|error| {
+            Error::config_caused("the client identity holds no PEM private key", error)
+        })?;
+        Ok((chain, key))
     }
 
     pub(super) fn client(
