@@ -106,3 +106,74 @@ async fn every_request_names_its_user_agent() {
         assert!(error.is_config() && error.to_string().contains("user agent"));
     }
 }
+
+#[tokio::test]
+async fn a_proxy_is_sent_the_requests_to_an_http_server() {
+    let proxy = Peer::start([Act::answer(202)]).await;
+    let url = proxy.url().replace("http://", "http://user:secret@");
+    let through = builder("http://server.test").proxy(url);
+    assert!(!format!("{through:?}").contains("secret"));
+    let service = through.clone().build().unwrap();
+    service.approve("k-1").await.unwrap();
+    let seen = &proxy.requests()[0];
+    let target = "http://server.test/api/v1/hitl/approve";
+    assert_eq!(seen.uri.to_string(), target);
+    assert_eq!(seen.header("host"), Some("server.test"));
+    // user:secret
+    let expected = "Basic dXNlcjpzZWNyZXQ=";
+    assert_eq!(seen.header("proxy-authorization"), Some(expected));
+
+    let both = through.http2_prior_knowledge().build().unwrap_err();
+    assert!(both.is_config());
+    for wrong in [
+        "",
+        "socks5://secret:1",
+        "https://secret",
+        "http://a:secret@",
+    ] {
+        let error = builder("http://server.test").proxy(wrong).build();
+        let error = error.unwrap_err();
+        assert!(error.is_config() && error.to_string().contains("proxy"));
+        assert!(!format!("{error} {error:?}").contains("secret"));
+    }
+}
+
+// The environment of a process is not to be changed while it runs, so another process has it.
+#[tokio::test]
+async fn the_environment_names_the_proxy() {
+    let proxy = Peer::start([Act::answer(202)]).await;
+    let output = tokio::process::Command::new(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "calls_under_a_proxy_of_the_environment",
+            "--ignored",
+        ])
+        .env("HTTP_PROXY", proxy.url())
+        .env("NO_PROXY", "spared.invalid")
+        .output()
+        .await
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && said.contains("1 passed"),
+        "{said}"
+    );
+    assert_eq!(proxy.count(), 1);
+}
+
+#[tokio::test]
+#[ignore = "run by the_environment_names_the_proxy"]
+async fn calls_under_a_proxy_of_the_environment() {
+    let builder = |url: &str| builder(url).max_retries(0);
+    let proxied = builder("http://server.invalid").build().unwrap();
+    proxied.approve("k-1").await.unwrap();
+    for direct in [
+        builder("http://server.invalid").no_proxy(),
+        builder("http://spared.invalid"),
+        builder("http://localhost:1"),
+        builder("http://[::1]:1"),
+    ] {
+        let error = direct.build().unwrap().approve("k-1").await.unwrap_err();
+        assert!(error.is_connect(), "{error:?}");
+    }
+}

@@ -13,6 +13,8 @@ use aegis_hitl::AegisService;
 use aegis_hitl::layer::Backoff;
 use aegis_hitl::testing::{Act, Peer};
 use rcgen::{CertifiedKey, generate_simple_self_signed};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
+use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
@@ -127,4 +129,36 @@ async fn a_client_proves_itself_by_its_certificate() {
             .unwrap_err();
         assert!(error.is_config() && error.to_string().contains("client identity"));
     }
+}
+
+#[tokio::test]
+async fn a_proxy_passes_https_on_from_end_to_end() {
+    let (peer, pem) = server(&[b"h2"]).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let proxy = listener.local_addr().unwrap();
+    let server = peer.address();
+    let tunnel = tokio::spawn(async move {
+        let (mut client, _) = listener.accept().await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(client.read_u8().await.unwrap());
+        }
+        let mut server = TcpStream::connect(server).await.unwrap();
+        client.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+        let passing = async move { copy_bidirectional(&mut client, &mut server).await };
+        tokio::spawn(passing);
+        String::from_utf8(head).unwrap()
+    });
+    let service = builder(&peer)
+        .root_certificate_pem(pem)
+        .proxy(format!("http://user:secret@{proxy}"))
+        .build()
+        .unwrap();
+    service.approve("k-1").await.unwrap();
+    let head = tunnel.await.unwrap();
+    let target = format!("CONNECT localhost:{} HTTP/1.1\r\n", peer.address().port());
+    assert!(head.starts_with(&target), "{head}");
+    assert!(head.contains("Basic dXNlcjpzZWNyZXQ="), "{head}");
+    let seen = &peer.requests()[0];
+    assert_eq!(seen.header("proxy-authorization"), None);
 }

@@ -9,6 +9,7 @@ use http::{HeaderValue, Uri};
 use tower_layer::Layer;
 
 use super::connector::ClientSettings;
+use super::proxy::ProxySetting;
 use super::read::ReadAnswers;
 use super::{AegisService, Error, HttpClient, OnDuplicate, Shared};
 use crate::layer::{
@@ -37,6 +38,7 @@ pub struct Builder {
     client_identity: Option<Vec<u8>>,
     http2_prior_knowledge: bool,
     user_agent: String,
+    proxy: ProxySetting,
 }
 
 impl Builder {
@@ -57,6 +59,7 @@ impl Builder {
             client_identity: None,
             http2_prior_knowledge: false,
             user_agent: concat!("aegis-hitl/", env!("CARGO_PKG_VERSION")).to_owned(),
+            proxy: ProxySetting::Environment,
         }
     }
 
@@ -160,6 +163,25 @@ impl Builder {
         self
     }
 
+    /// Goes through this HTTP proxy, whatever the environment says: `http://`, host and port, and if need be user and
+    /// password.
+    ///
+    /// By default `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` name the proxy, as curl reads them, but for servers
+    /// on `localhost` and loopback addresses. To an `https` server it is a tunnel (`CONNECT`); requests to an `http` server
+    /// are read by the proxy. It is a setting of the own HTTP client, so not of [`build_with`](Self::build_with).
+    #[must_use]
+    pub fn proxy(mut self, url: impl Into<String>) -> Self {
+        self.proxy = ProxySetting::Url(url.into());
+        self
+    }
+
+    /// Goes through no proxy, whatever the environment says.
+    #[must_use]
+    pub fn no_proxy(mut self) -> Self {
+        self.proxy = ProxySetting::Never;
+        self
+    }
+
     /// Sets the `User-Agent` of every request; `aegis-hitl/` and the version by default.
     #[must_use]
     pub fn user_agent(mut self, user_agent: impl Into<String>) -> Self {
@@ -200,6 +222,7 @@ impl Builder {
             root_certificates: roots,
             client_identity: self.client_identity.take(),
             http2_prior_knowledge: self.http2_prior_knowledge,
+            proxy: self.proxy.proxy_for(&base)?,
         };
         let client = HttpClient::new(&base, settings)?;
         self.build_with(client)

@@ -10,16 +10,22 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response, Uri};
+use http::header::PROXY_AUTHORIZATION;
+use http::{HeaderValue, Request, Response, Uri};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper_util::client::legacy;
-use hyper_util::client::legacy::connect::{CaptureConnection, HttpConnector, capture_connection};
+use hyper_util::client::legacy::connect::{CaptureConnection, capture_connection};
+// Handed on to `proxy`, so that this stays the only file to change when that client goes.
+pub(super) use hyper_util::client::legacy::connect::{
+    Connected, Connection, HttpConnector, proxy::Tunnel,
+};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use pin_project_lite::pin_project;
 use tower_service::Service;
 
 use super::Error;
+use super::proxy::{Proxy, Route};
 
 type BoxError = Box<dyn StdError + Send + Sync>;
 
@@ -41,6 +47,7 @@ pub(super) struct ClientSettings {
     #[cfg_attr(not(feature = "tls"), expect(dead_code))]
     pub(super) client_identity: Option<Vec<u8>>,
     pub(super) http2_prior_knowledge: bool,
+    pub(super) proxy: Option<Proxy>,
 }
 
 /// An HTTP client on hyper-util: pooled connections, HTTP/1.1, and for https HTTP/2 where the server offers it (ALPN).
@@ -53,17 +60,19 @@ pub struct HttpClient {
     client: Arc<Client>,
     /// Whether a connection may carry other requests beside one that is given up.
     is_multiplexed: bool,
+    /// What a proxy that reads the requests wants to see on each.
+    proxy_authorization: Option<HeaderValue>,
 }
 
 enum Client {
-    Http(legacy::Client<Timed<HttpConnector>, Full<Bytes>>),
+    Http(legacy::Client<Timed<Route>, Full<Bytes>>),
     #[cfg(feature = "tls")]
-    Https(legacy::Client<Timed<hyper_rustls::HttpsConnector<HttpConnector>>, Full<Bytes>>),
+    Https(legacy::Client<Timed<hyper_rustls::HttpsConnector<Route>>, Full<Bytes>>),
 }
 
 impl HttpClient {
     /// Makes a client for the scheme of `base`.
-    pub(super) fn new(base: &Uri, settings: ClientSettings) -> Result<Self, Error> {
+    pub(super) fn new(base: &Uri, mut settings: ClientSettings) -> Result<Self, Error> {
         let mut http = HttpConnector::new();
         http.set_nodelay(true);
         // Divided among the addresses of a name, so that one that does not answer leaves time for the others.
@@ -77,17 +86,25 @@ impl HttpClient {
             .http2_keep_alive_timeout(PONG)
             .http2_keep_alive_while_idle(false)
             .http2_only(settings.http2_prior_knowledge);
-        if base.scheme_str() == Some("https") {
-            let timeout = settings.connect_timeout;
-            return tls::connector(http, settings).map(|connector| Self {
-                client: Arc::new(tls::client(&builder, connector, timeout)),
-                is_multiplexed: true,
-            });
+        let is_https = base.scheme_str() == Some("https");
+        http.enforce_http(!is_https);
+        if settings.proxy.is_some() && settings.http2_prior_knowledge && !is_https {
+            return Err(Error::config(
+                "HTTP/2 by prior knowledge does not go through a proxy; allowed is one of the two",
+            ));
         }
-        let connector = Timed::new(http, settings.connect_timeout);
+        let timeout = settings.connect_timeout;
+        let (route, proxy_authorization) = Route::new(http, base, settings.proxy.take());
+        let is_multiplexed = is_https || settings.http2_prior_knowledge;
+        let client = if is_https {
+            tls::client(&builder, tls::connector(route, settings)?, timeout)
+        } else {
+            Client::Http(builder.build(Timed::new(route, timeout)))
+        };
         Ok(Self {
-            client: Arc::new(Client::Http(builder.build(connector))),
-            is_multiplexed: settings.http2_prior_knowledge,
+            client: Arc::new(client),
+            is_multiplexed,
+            proxy_authorization,
         })
     }
 }
@@ -137,18 +154,18 @@ mod tls {
     use std::time::Duration;
 
     use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-    use hyper_util::client::legacy::{Builder, connect::HttpConnector};
+    use hyper_util::client::legacy::Builder;
     use rustls::ClientConfig;
     use rustls::pki_types::pem::PemObject;
     use rustls::pki_types::{CertificateDer, PrivateKeyDer};
     use rustls_platform_verifier::Verifier;
 
-    use super::{Client, ClientSettings, Error, Timed};
+    use super::{Client, ClientSettings, Error, Route, Timed};
 
     pub(super) fn connector(
-        mut http: HttpConnector,
+        route: Route,
         settings: ClientSettings,
-    ) -> Result<HttpsConnector<HttpConnector>, Error> {
+    ) -> Result<HttpsConnector<Route>, Error> {
         let unusable = "the TLS configuration is unusable";
         let mut roots = Vec::new();
         for pem in settings.root_certificates {
@@ -181,14 +198,13 @@ mod tls {
             }
             None => builder.with_no_client_auth(),
         };
-        http.enforce_http(false);
         let builder = HttpsConnectorBuilder::new()
             .with_tls_config(config)
             .https_only();
         Ok(if settings.http2_prior_knowledge {
-            builder.enable_http2().wrap_connector(http)
+            builder.enable_http2().wrap_connector(route)
         } else {
-            builder.enable_all_versions().wrap_connector(http)
+            builder.enable_all_versions().wrap_connector(route)
         })
     }
 
@@ -212,7 +228,7 @@ mod tls {
 
     pub(super) fn client(
         builder: &Builder,
-        connector: HttpsConnector<HttpConnector>,
+        connector: HttpsConnector<Route>,
         timeout: Duration,
     ) -> Client {
         Client::Https(builder.build(Timed::new(connector, timeout)))
@@ -224,11 +240,11 @@ mod tls {
     use std::convert::Infallible;
     use std::time::Duration;
 
-    use hyper_util::client::legacy::{Builder, connect::HttpConnector};
+    use hyper_util::client::legacy::Builder;
 
-    use super::{Client, ClientSettings, Error};
+    use super::{Client, ClientSettings, Error, Route};
 
-    pub(super) fn connector(_: HttpConnector, _: ClientSettings) -> Result<Infallible, Error> {
+    pub(super) fn connector(_: Route, _: ClientSettings) -> Result<Infallible, Error> {
         Err(Error::config(
             "the base URL is https, which needs the crate feature 'tls'",
         ))
@@ -250,6 +266,10 @@ impl Service<Request<Full<Bytes>>> for HttpClient {
     }
 
     fn call(&mut self, mut request: Request<Full<Bytes>>) -> Self::Future {
+        if let Some(authorization) = &self.proxy_authorization {
+            let headers = request.headers_mut();
+            headers.insert(PROXY_AUTHORIZATION, authorization.clone());
+        }
         let connection = self
             .is_multiplexed
             .then(|| capture_connection(&mut request));

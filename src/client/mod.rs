@@ -4,6 +4,7 @@ mod answer;
 mod builder;
 mod connector;
 mod error;
+mod proxy;
 mod read;
 mod receipt;
 mod request;
