@@ -7,6 +7,7 @@
     unreachable_pub
 )]
 
+use std::convert::Infallible;
 use std::time::Duration;
 
 use aegis_hitl::layer::{Backoff, Delivery};
@@ -15,6 +16,8 @@ use aegis_hitl::{
     AegisService, ApiKey, Decision, DecisionRequest, Error, IdempotencyKey, Outcome, Status,
     TenantId, client::Builder,
 };
+use bytes::Bytes;
+use http_body::Frame;
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
@@ -97,12 +100,13 @@ async fn an_approval_goes_out_as_the_protocol_has_it() {
     assert!(receipt.call_id().as_uuid_v4().is_some());
     assert_eq!(seen.header("content-type"), Some("application/json"));
     assert_eq!(seen.header("authorization"), None);
+    assert_eq!(seen.header("accept-encoding"), Some("identity"));
     assert_eq!(&seen.body[..], br#"{"to":"a@b.c"}"#);
 }
 
 #[tokio::test]
 async fn a_call_may_name_its_own_tenant_thread_and_call_id() {
-    let peer = Peer::start([answer_with(202, action("reject"))]).await;
+    let peer = Peer::start([answer(202)]).await;
     let service = AegisService::builder()
         .base_url(peer.url())
         .build()
@@ -226,6 +230,362 @@ async fn a_recorded_opposite_is_a_conflict_whatever_the_status_says() {
         assert_eq!(error.to_string(), "the decision on record is 'reject'");
         assert_eq!(count, 1);
     }
+}
+
+/// What an answer may stand for.
+#[derive(Debug, PartialEq)]
+enum Conclusion {
+    Accepted,
+    Duplicate,
+    /// The opposite decision is on record, and the error holds it.
+    Conflict,
+    /// A conflict of which nothing more can be read.
+    BareConflict,
+    /// Not of the protocol, so the outcome is unknown.
+    Unconfirmed,
+}
+
+fn concluded(result: Result<aegis_hitl::Receipt, Error>) -> Conclusion {
+    match result {
+        Ok(receipt) if receipt.is_duplicate() => Conclusion::Duplicate,
+        Ok(_) => Conclusion::Accepted,
+        Err(error) if error.is_conflict() => {
+            assert!(!error.is_outcome_unknown(), "{error:?}");
+            match error.recorded() {
+                Some(action) => {
+                    assert_eq!(action.decision, Some(Decision::Reject));
+                    Conclusion::Conflict
+                }
+                None => Conclusion::BareConflict,
+            }
+        }
+        Err(error) => {
+            assert!(
+                error.is_protocol() && error.is_outcome_unknown(),
+                "{error:?}"
+            );
+            Conclusion::Unconfirmed
+        }
+    }
+}
+
+/// The recorded approval, with one member changed.
+fn changed(member: &str, value: impl Into<Value>) -> Value {
+    let mut action = action("approve");
+    action[member] = value.into();
+    action
+}
+
+fn duplicate_of(action: Value) -> Value {
+    json!({"type": "urn:aegis:problem:duplicate", "status": 409, "code": "duplicate", "action": action})
+}
+
+// PROTOCOL.md, "What a client may conclude".
+#[tokio::test]
+async fn a_receipt_takes_an_answer_that_agrees_with_what_was_asked() {
+    use Conclusion::{Accepted, BareConflict, Conflict, Duplicate, Unconfirmed};
+    let json = |status, body: Value| {
+        answer_with(status, body).header("content-type", "application/json; charset=utf-8")
+    };
+    let problem = |status, body: Value| {
+        answer_with(status, body).header("content-type", "application/problem+json")
+    };
+    let typed = |kind: &str| answer(409).body("{}").header("content-type", kind);
+    let mut zoneless = action("reject");
+    zoneless["decided_at"] = json!("2026-01-02T03:04:05");
+    let mut unknown_words = action("reject");
+    unknown_words["status"] = json!("SEALED");
+    let conflict = |action: &Value| json!({"code": "decision-conflict", "action": action});
+    let whole = duplicate_of(action("approve")).to_string();
+    let page = "<html><body>Conflict</body></html>";
+
+    let cases = [
+        ("empty 202", answer(202), Accepted),
+        (
+            "202 with the action",
+            json(202, action("approve")),
+            Accepted,
+        ),
+        (
+            "202 with nothing of ours",
+            json(202, json!({"message": "ok", "status": 1})),
+            Accepted,
+        ),
+        (
+            "202 with a new status",
+            json(202, changed("status", "SEALED")),
+            Accepted,
+        ),
+        (
+            "202 with a new member",
+            json(202, changed("mood", "fine")),
+            Accepted,
+        ),
+        (
+            "202 with a strange time",
+            json(202, changed("decided_at", 7)),
+            Accepted,
+        ),
+        (
+            "202 in identity coding",
+            answer(202).header("content-encoding", "Identity"),
+            Accepted,
+        ),
+        (
+            "202 with the opposite",
+            json(202, action("reject")),
+            Conflict,
+        ),
+        (
+            "202 with the opposite, zone-less",
+            json(202, zoneless.clone()),
+            Conflict,
+        ),
+        (
+            "202 with the opposite nested",
+            json(202, json!({"action": action("reject")})),
+            Conflict,
+        ),
+        (
+            "202 of another tenant",
+            json(202, changed("tenant_id", "other")),
+            Unconfirmed,
+        ),
+        (
+            "202 of another thread",
+            json(202, changed("thread_id", "other")),
+            Unconfirmed,
+        ),
+        (
+            "202 of another key",
+            json(202, changed("idempotency_key", "k-2")),
+            Unconfirmed,
+        ),
+        (
+            "202 of a key that is a number",
+            json(202, changed("idempotency_key", 1)),
+            Unconfirmed,
+        ),
+        (
+            "202 that is pending",
+            json(202, json!({"request_id": "r", "status": "PENDING"})),
+            Unconfirmed,
+        ),
+        (
+            "202 with a new decision",
+            json(202, changed("decision", "defer")),
+            Unconfirmed,
+        ),
+        (
+            "202 page",
+            answer(202).body(page).header("content-type", "text/html"),
+            Unconfirmed,
+        ),
+        (
+            "202 page without a type",
+            answer(202).body(page),
+            Unconfirmed,
+        ),
+        (
+            "202 in gzip",
+            json(202, action("approve")).header("content-encoding", "gzip"),
+            Unconfirmed,
+        ),
+        (
+            "202 that is an array",
+            json(202, json!([action("approve")])),
+            Unconfirmed,
+        ),
+        (
+            "202 that is cut",
+            answer(202).body("{\"decision\":"),
+            Unconfirmed,
+        ),
+        ("empty 409", answer(409), Duplicate),
+        (
+            "409 of the seed",
+            json(409, json!({"detail": "Duplicate request"})),
+            Duplicate,
+        ),
+        (
+            "409 of another server",
+            problem(409, json!({"type": "about:blank", "status": 409})),
+            Duplicate,
+        ),
+        (
+            "409 by code",
+            problem(409, duplicate_of(action("approve"))),
+            Duplicate,
+        ),
+        (
+            "409 by type",
+            problem(409, json!({"type": "urn:aegis:problem:duplicate"})),
+            Duplicate,
+        ),
+        (
+            "409 with the action itself",
+            json(409, action("approve")),
+            Duplicate,
+        ),
+        (
+            "409 with a new status",
+            problem(409, duplicate_of(changed("status", "SEALED"))),
+            Duplicate,
+        ),
+        (
+            "409 with the opposite itself",
+            json(409, action("reject")),
+            Conflict,
+        ),
+        (
+            "409 with the opposite",
+            problem(409, duplicate_of(action("reject"))),
+            Conflict,
+        ),
+        (
+            "409 conflict",
+            problem(409, conflict(&action("reject"))),
+            Conflict,
+        ),
+        (
+            "409 conflict, zone-less",
+            problem(409, conflict(&zoneless)),
+            Conflict,
+        ),
+        (
+            "409 conflict in new words",
+            problem(409, conflict(&unknown_words)),
+            BareConflict,
+        ),
+        (
+            "409 conflict by type",
+            problem(409, json!({"type": "urn:aegis:problem:decision-conflict"})),
+            BareConflict,
+        ),
+        (
+            "409 other payload in new words",
+            problem(
+                409,
+                json!({"code": "payload-mismatch", "action": unknown_words}),
+            ),
+            BareConflict,
+        ),
+        (
+            "422 conflict in new words",
+            problem(422, conflict(&unknown_words)),
+            BareConflict,
+        ),
+        (
+            "422 conflict, zone-less",
+            problem(422, conflict(&zoneless)),
+            Conflict,
+        ),
+        (
+            "409 that is pending",
+            problem(
+                409,
+                duplicate_of(json!({"request_id": "r", "status": "PENDING", "decision": null})),
+            ),
+            Unconfirmed,
+        ),
+        (
+            "409 pending itself",
+            json(409, json!({"request_id": "r", "status": "PENDING"})),
+            Unconfirmed,
+        ),
+        (
+            "409 with a new decision",
+            problem(409, duplicate_of(changed("decision", "defer"))),
+            Unconfirmed,
+        ),
+        (
+            "409 of another tenant",
+            problem(409, duplicate_of(changed("tenant_id", "other"))),
+            Unconfirmed,
+        ),
+        (
+            "409 of another thread",
+            problem(409, duplicate_of(changed("thread_id", "other"))),
+            Unconfirmed,
+        ),
+        (
+            "409 of another key",
+            problem(409, duplicate_of(changed("idempotency_key", "k-2"))),
+            Unconfirmed,
+        ),
+        (
+            "409 of another code",
+            problem(
+                409,
+                json!({"code": "already-claimed", "action": action("approve")}),
+            ),
+            Unconfirmed,
+        ),
+        (
+            "409 of another type",
+            problem(409, json!({"type": "urn:aegis:problem:in-flight"})),
+            Unconfirmed,
+        ),
+        (
+            "409 with a code that is a number",
+            json(409, json!({"code": 17})),
+            Unconfirmed,
+        ),
+        (
+            "409 whose action is text",
+            problem(409, duplicate_of(json!("approve"))),
+            Unconfirmed,
+        ),
+        (
+            "409 with two decisions",
+            answer(409).body(r#"{"decision":"approve","decision":"reject"}"#),
+            Unconfirmed,
+        ),
+        (
+            "409 page",
+            answer(409).body(page).header("content-type", "text/html"),
+            Unconfirmed,
+        ),
+        (
+            "409 page without a type",
+            answer(409).body(page),
+            Unconfirmed,
+        ),
+        ("409 JSON as text", typed("text/plain"), Unconfirmed),
+        (
+            "409 in gzip",
+            problem(409, duplicate_of(action("approve"))).header("content-encoding", "gzip"),
+            Unconfirmed,
+        ),
+        (
+            "409 that is cut",
+            answer(409)
+                .body(whole[..whole.len() / 2].to_owned())
+                .header("content-type", "application/problem+json"),
+            Unconfirmed,
+        ),
+    ];
+    let mut wrong = Vec::new();
+    for (name, act, expected) in cases {
+        let peer = Peer::start([act]).await;
+        let concluded = concluded(service(&peer).approve("k-1").await);
+        if (&concluded, peer.count()) != (&expected, 1) {
+            wrong.push(format!("{name}: {concluded:?}, not {expected:?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[tokio::test]
+async fn the_tenant_of_an_api_key_is_the_servers_to_name() {
+    let peer = Peer::start([answer_with(202, action("approve"))]).await;
+    let service = AegisService::builder()
+        .base_url(peer.url())
+        .api_key("sk_live_1")
+        .thread_id("run-7")
+        .build()
+        .unwrap();
+    assert!(service.approve("k-1").await.is_ok());
 }
 
 #[tokio::test]
@@ -404,6 +764,60 @@ async fn a_wrong_setting_is_named_when_the_service_is_built() {
 }
 
 #[tokio::test]
+async fn each_part_of_the_base_url_is_checked() {
+    for (url, part) in [
+        ("http://secret:99999", "port"),
+        ("http://secret:0", "port"),
+        ("http://secret:", "port"),
+        ("http://secret:/path", "port"),
+        ("http://secret:+80", "port"),
+        ("http://secret:80a", "port"),
+        ("http://secret:80:80", "port"),
+        ("http://[::1]:99999", "port"),
+        ("http://[::1]80", "port"),
+        ("http://[::1", "IPv6"),
+        ("http://[secret]", "IPv6"),
+        ("http://", "no host"),
+        ("http:///secret", "no host"),
+        ("http://:80", "no host"),
+        ("http://@secret", "user"),
+        ("http://a:secret@host:99999", "user"),
+        ("http://secret?", "query"),
+        ("http://secret#", "fragment"),
+        ("http://secret/a?b", "query"),
+        ("http://secret//", "path"),
+        ("http://secret//b", "path"),
+        ("http://secret/./b", "path"),
+        ("http://secret/a/..", "path"),
+        ("http://secret/%2E%2e/b", "path"),
+        ("http://sec ret", "malformed"),
+        ("http://sec\\ret", "malformed"),
+        ("secret", "scheme"),
+    ] {
+        let builder = AegisService::builder().base_url(url);
+        let error = builder.build().unwrap_err();
+        assert!(error.is_config(), "{url}");
+        let said = format!("{error} {error:?}");
+        assert!(error.to_string().contains(part), "{url}: {error}");
+        assert!(said.contains("allowed"), "{url}: {error}");
+        assert!(!said.contains("secret"), "{url}: {said}");
+    }
+    for url in [
+        "http://localhost",
+        "http://localhost/",
+        "HTTP://localhost:65535/a/b/",
+        "http://[::1]:1/a",
+        "http://[::1]",
+        "http://a_b.example:8000/v1.0/..a",
+    ] {
+        let built = AegisService::builder().base_url(url).build();
+        assert!(built.is_ok(), "{url}: {built:?}");
+    }
+    let builder = AegisService::builder().base_url("http://user:secret@host");
+    assert!(!format!("{builder:?}").contains("secret"));
+}
+
+#[tokio::test]
 async fn base_url_and_prefix_may_have_a_path_and_a_slash() {
     let peer = Peer::start([answer(202)]).await;
     for (base, prefix, path) in [
@@ -507,6 +921,87 @@ async fn an_answer_that_breaks_off_is_read_by_its_head() {
 }
 
 #[tokio::test]
+async fn an_answer_that_breaks_off_is_asked_for_again() {
+    for status in [202, 409] {
+        let whole = answer_with(status, action("approve"));
+        let peer = Peer::start([whole.clone().body_breaks_off(), whole]).await;
+        let receipt = service(&peer).approve("k-1").await.unwrap();
+        assert_eq!((receipt.attempts(), peer.count()), (2, 2));
+        assert!(receipt.action().is_some());
+    }
+    let whole = answer_with(200, action("approve"));
+    let peer = Peer::start([whole.clone().body_breaks_off(), whole]).await;
+    let found = service(&peer).status("r-1").await.unwrap();
+    assert_eq!(found.decision, Some(Decision::Approve));
+    assert_eq!(peer.count(), 2);
+}
+
+#[tokio::test]
+async fn the_deadline_bounds_the_reading_too() {
+    let start = std::time::Instant::now();
+    for status in [400, 409, 503] {
+        let endless = answer(status).body("{").body_never_ends();
+        let peer = Peer::start([endless]).await;
+        let error = service(&peer)
+            .approve("k-1")
+            .deadline(Duration::from_millis(300))
+            .await
+            .unwrap_err();
+        assert!(error.is_timeout() || status == 503, "{status}: {error:?}");
+    }
+    let peer = Peer::start([answer(200).body("{").body_never_ends()]).await;
+    let deadline = Duration::from_millis(300);
+    let status = service(&peer).status("r-1").deadline(deadline);
+    assert!(status.await.unwrap_err().is_timeout());
+    let elapsed = start.elapsed();
+    assert!(elapsed < Duration::from_secs(2), "{elapsed:?}");
+}
+
+#[tokio::test]
+async fn a_202_whose_body_drips_is_read_by_its_head_before_the_time_is_up() {
+    let peer = Peer::start([answer(202).body("{").body_never_ends()]).await;
+    let start = std::time::Instant::now();
+    let limited = service(&peer).approve("k-1").deadline(SHORT);
+    assert!(limited.await.unwrap().action().is_none());
+    assert!(start.elapsed() < SHORT);
+    let receipt = service(&peer).approve("k-1").await.unwrap();
+    assert_eq!(receipt.outcome(), Outcome::Accepted);
+    assert!(start.elapsed() < Duration::from_secs(2));
+    assert_eq!(peer.count(), 2);
+}
+
+#[tokio::test]
+async fn a_failed_answer_without_an_end_does_not_hold_up_the_retry() {
+    let endless = answer(503).body("x").body_never_ends();
+    let peer = Peer::start([endless, answer(202)]).await;
+    let start = std::time::Instant::now();
+    assert_eq!(service(&peer).approve("k-1").await.unwrap().attempts(), 2);
+    assert!(start.elapsed() < Duration::from_secs(1));
+}
+
+#[tokio::test]
+async fn empty_frames_without_an_end_are_read_to_a_bound() {
+    let service = tower::service_fn(|_| async {
+        let empty = || Ok::<_, Infallible>(Frame::data(Bytes::new()));
+        let frames = futures_util::stream::repeat_with(empty);
+        let answer = http::Response::new(http_body_util::StreamBody::new(frames));
+        Ok::<_, Infallible>(answer)
+    });
+    let service = AegisService::builder().build_with(service).unwrap();
+    assert!(service.status("r-1").await.unwrap_err().is_protocol());
+}
+
+#[tokio::test]
+async fn each_call_may_set_its_own_limits() {
+    let peer = Peer::start([Act::hang()]).await;
+    let request = service(&peer).approve("k-1").timeout(SHORT).max_retries(1);
+    assert!(request.await.unwrap_err().is_timeout());
+    let question = service(&peer).status("r-1").timeout(SHORT).max_retries(0);
+    assert!(question.await.unwrap_err().is_timeout());
+    assert_eq!(peer.count(), 3);
+}
+
+#[tokio::test]
 async fn the_status_is_asked_for_by_id() {
     let peer = Peer::start([answer_with(200, action("approve"))]).await;
     let found = service(&peer)
@@ -604,6 +1099,30 @@ async fn it_is_a_tower_service_of_decision_requests() {
     let receipt = service.oneshot(request).await.unwrap();
     assert_eq!(receipt.outcome(), Outcome::Accepted);
     assert_eq!(peer.requests()[0].header("tenant-id"), Some("other"));
+}
+
+#[test]
+fn a_layer_can_read_the_request_and_reach_the_service() {
+    let bare = DecisionRequest::new(Decision::Reject, IdempotencyKey::new("k-1").unwrap());
+    assert_eq!(
+        (bare.decision(), bare.key().as_str()),
+        (Decision::Reject, "k-1")
+    );
+    assert!(bare.tenant_id_ref().is_none() && bare.thread_id_ref().is_none());
+    assert!(bare.call_id_ref().is_none() && bare.payload_ref().is_none());
+    let full = bare
+        .tenant_id(TenantId::new("acme").unwrap())
+        .thread_id("run-7".parse().unwrap())
+        .call_id("call-1".parse().unwrap())
+        .payload(aegis_hitl::Payload::from_json("{}").unwrap())
+        .comment("no");
+    assert_eq!(full.tenant_id_ref().unwrap().as_str(), "acme");
+    assert_eq!(full.thread_id_ref().unwrap().as_str(), "run-7");
+    assert_eq!(full.call_id_ref().unwrap().as_str(), "call-1");
+    assert_eq!(full.payload_ref().unwrap().as_str(), "{}");
+    assert_eq!(full.comment_ref(), Some("no"));
+    let service = AegisService::builder().build_with("any service").unwrap();
+    assert_eq!(*service.get_ref(), "any service");
 }
 
 #[test]

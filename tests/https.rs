@@ -13,20 +13,37 @@ use aegis_hitl::AegisService;
 use aegis_hitl::layer::Backoff;
 use aegis_hitl::testing::{Act, Peer};
 use rcgen::{CertifiedKey, generate_simple_self_signed};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
+use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::ServerConfig;
-use tokio_rustls::rustls::pki_types::PrivateKeyDer;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::server::WebPkiClientVerifier;
+use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 
 /// A server that offers these protocols, and its certificate as PEM.
 async fn server(alpn: &[&[u8]]) -> (Peer, String) {
+    server_for(alpn, None).await
+}
+
+/// A server that takes only clients with this certificate, if one is given.
+async fn server_for(alpn: &[&[u8]], client: Option<&CertificateDer<'static>>) -> (Peer, String) {
     let CertifiedKey { cert, signing_key } =
         generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let key = PrivateKeyDer::try_from(signing_key.serialize_der()).unwrap();
     let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
-    let mut config = ServerConfig::builder_with_provider(provider)
+    let builder = ServerConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
+        .unwrap();
+    let builder = match client {
+        None => builder.with_no_client_auth(),
+        Some(client) => {
+            let mut roots = RootCertStore::empty();
+            roots.add(client.clone()).unwrap();
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+            builder.with_client_cert_verifier(verifier.build().unwrap())
+        }
+    };
+    let mut config = builder
         .with_single_cert(vec![cert.der().clone()], key)
         .unwrap();
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
@@ -88,4 +105,60 @@ async fn a_root_certificate_that_is_none_is_named() {
         assert!(error.is_config());
         assert!(error.to_string().contains("root certificate"), "{error}");
     }
+}
+
+#[tokio::test]
+async fn a_client_proves_itself_by_its_certificate() {
+    let CertifiedKey { cert, signing_key } =
+        generate_simple_self_signed(["agent".to_owned()]).unwrap();
+    let identity = format!("{}{}", cert.pem(), signing_key.serialize_pem());
+    let (peer, pem) = server_for(&[b"h2"], Some(cert.der())).await;
+    let known = builder(&peer).root_certificate_pem(pem.clone());
+    let service = known.client_identity_pem(identity.clone()).build().unwrap();
+    service.approve("k-1").await.unwrap();
+    assert_eq!(peer.count(), 1);
+
+    let unknown = builder(&peer).root_certificate_pem(pem).build().unwrap();
+    assert!(unknown.approve("k-1").await.is_err());
+    assert_eq!(peer.count(), 1);
+
+    for wrong in ["", "hello", &cert.pem(), &signing_key.serialize_pem()] {
+        let error = builder(&peer)
+            .client_identity_pem(wrong)
+            .build()
+            .unwrap_err();
+        assert!(error.is_config() && error.to_string().contains("client identity"));
+    }
+}
+
+#[tokio::test]
+async fn a_proxy_passes_https_on_from_end_to_end() {
+    let (peer, pem) = server(&[b"h2"]).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let proxy = listener.local_addr().unwrap();
+    let server = peer.address();
+    let tunnel = tokio::spawn(async move {
+        let (mut client, _) = listener.accept().await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(client.read_u8().await.unwrap());
+        }
+        let mut server = TcpStream::connect(server).await.unwrap();
+        client.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+        let passing = async move { copy_bidirectional(&mut client, &mut server).await };
+        tokio::spawn(passing);
+        String::from_utf8(head).unwrap()
+    });
+    let service = builder(&peer)
+        .root_certificate_pem(pem)
+        .proxy(format!("http://user:secret@{proxy}"))
+        .build()
+        .unwrap();
+    service.approve("k-1").await.unwrap();
+    let head = tunnel.await.unwrap();
+    let target = format!("CONNECT localhost:{} HTTP/1.1\r\n", peer.address().port());
+    assert!(head.starts_with(&target), "{head}");
+    assert!(head.contains("Basic dXNlcjpzZWNyZXQ="), "{head}");
+    let seen = &peer.requests()[0];
+    assert_eq!(seen.header("proxy-authorization"), None);
 }

@@ -126,3 +126,41 @@ async fn a_409_that_tells_the_decision_needs_no_question() {
     assert_eq!(receipt.unwrap().outcome(), Outcome::Duplicate);
     assert_eq!(peer.count(), 1);
 }
+
+#[tokio::test]
+async fn the_status_of_another_action_verifies_nothing() {
+    for (member, value) in [
+        ("tenant_id", "other"),
+        ("thread_id", "other"),
+        ("idempotency_key", "k-2"),
+        ("status", "PENDING"),
+    ] {
+        let mut action = json!({"request_id": "r-1", "tenant_id": "acme", "thread_id": "run-7",
+            "idempotency_key": "k-1", "status": "COMMITTED", "decision": "approve"});
+        action[member] = json!(value);
+        let script = vec![named(), answer_with(200, action)];
+        let (result, _) = approve(OnDuplicate::Verify, script).await;
+        let error = result.unwrap_err();
+        assert!(error.is_outcome_unknown(), "{member}: {error:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_deadline_bounds_the_verification_too() {
+    let peer = Peer::start([answer(409), status("PENDING", None)]).await;
+    let start = std::time::Instant::now();
+    let error = AegisService::builder()
+        .base_url(peer.url())
+        .tenant_id("acme")
+        .thread_id("run-7")
+        .deadline(Duration::from_millis(300))
+        .on_duplicate(OnDuplicate::Verify)
+        .build()
+        .unwrap()
+        .approve("k-1")
+        .await
+        .unwrap_err();
+    assert!(error.is_outcome_unknown(), "{error:?}");
+    let elapsed = start.elapsed();
+    assert!(elapsed < Duration::from_secs(1), "{elapsed:?}");
+}

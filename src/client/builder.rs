@@ -1,17 +1,25 @@
 //! The settings of an `AegisService`, checked once.
 
 use std::fmt;
+use std::net::Ipv6Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::Uri;
+use http::{HeaderValue, Uri};
 use tower_layer::Layer;
 
+use super::connector::ClientSettings;
+use super::proxy::ProxySetting;
+use super::read::ReadAnswers;
 use super::{AegisService, Error, HttpClient, OnDuplicate, Shared};
 use crate::layer::{
-    AegisLayer, Backoff, Budget, ConfirmDuplicateLayer, RetryLayer, SetRequestIdLayer,
+    AegisLayer, AttemptEvent, Backoff, Budget, ConfirmDuplicateLayer, RetryLayer, SetRequestIdLayer,
 };
-use crate::protocol::{ApiKey, DEFAULT_BASE_URL, DEFAULT_PREFIX, InvalidValue, TenantId, ThreadId};
+use crate::protocol::{
+    ApiKey, DEFAULT_BASE_URL, DEFAULT_PREFIX, InvalidValue, Prefix, TenantId, ThreadId,
+};
+
+type Observer = Arc<dyn Fn(&AttemptEvent<'_>) + Send + Sync>;
 
 /// Builds an [`AegisService`].
 ///
@@ -28,9 +36,14 @@ pub struct Builder {
     max_retries: u32,
     backoff: Backoff,
     deadline: Option<Duration>,
-    budget: Option<Budget>,
+    budget: Option<Option<Budget>>,
+    observer: Option<Observer>,
     on_duplicate: OnDuplicate,
     root_certificates: Vec<Vec<u8>>,
+    client_identity: Option<Vec<u8>>,
+    http2_prior_knowledge: bool,
+    user_agent: String,
+    proxy: ProxySetting,
 }
 
 impl Builder {
@@ -46,8 +59,13 @@ impl Builder {
             backoff: Backoff::default(),
             deadline: None,
             budget: None,
+            observer: None,
             on_duplicate: OnDuplicate::Confirm,
             root_certificates: Vec::new(),
+            client_identity: None,
+            http2_prior_knowledge: false,
+            user_agent: concat!("aegis-hitl/", env!("CARGO_PKG_VERSION")).to_owned(),
+            proxy: ProxySetting::Environment,
         }
     }
 
@@ -95,7 +113,8 @@ impl Builder {
         self
     }
 
-    /// Sets how long one attempt may take; 10 seconds by default. A connect may take half of it.
+    /// Sets how long one attempt may take; 10 seconds by default. To connect, TLS included, may
+    /// take half of it.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
@@ -123,10 +142,21 @@ impl Builder {
         self
     }
 
-    /// Limits the retries of all calls together. There is no such limit by default.
+    /// Limits the retries of all calls together, or with `None` does not. By default each service has a [`Budget::default`] of its
+    /// own, which its clones share.
     #[must_use]
-    pub fn budget(mut self, budget: Budget) -> Self {
-        self.budget = Some(budget);
+    pub fn budget(mut self, budget: impl Into<Option<Budget>>) -> Self {
+        self.budget = Some(budget.into());
+        self
+    }
+
+    /// Tells `observer` of the end of every attempt; see [`RetryLayer::observe`].
+    #[must_use]
+    pub fn observe<F>(mut self, observer: F) -> Self
+    where
+        F: Fn(&AttemptEvent<'_>) + Send + Sync + 'static,
+    {
+        self.observer = Some(Arc::new(observer));
         self
     }
 
@@ -139,11 +169,57 @@ impl Builder {
         self
     }
 
+    /// Speaks HTTP/2 from the first byte, without finding out whether the server does.
+    ///
+    /// For `http` servers that take it; there HTTP/1.1 is spoken otherwise. For `https` the server chooses by itself, and this
+    /// only leaves HTTP/1.1 out of what is offered. It is a setting of the own HTTP client, so not of
+    /// [`build_with`](Self::build_with).
+    #[must_use]
+    pub fn http2_prior_knowledge(mut self) -> Self {
+        self.http2_prior_knowledge = true;
+        self
+    }
+
+    /// Goes through this HTTP proxy, whatever the environment says: `http://`, host and port, and if need be user and
+    /// password.
+    ///
+    /// By default `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` name the proxy, as curl reads them, but for servers
+    /// on `localhost` and loopback addresses. To an `https` server it is a tunnel (`CONNECT`); requests to an `http` server
+    /// are read by the proxy. It is a setting of the own HTTP client, so not of [`build_with`](Self::build_with).
+    #[must_use]
+    pub fn proxy(mut self, url: impl Into<String>) -> Self {
+        self.proxy = ProxySetting::Url(url.into());
+        self
+    }
+
+    /// Goes through no proxy, whatever the environment says.
+    #[must_use]
+    pub fn no_proxy(mut self) -> Self {
+        self.proxy = ProxySetting::Never;
+        self
+    }
+
+    /// Sets the `User-Agent` of every request; `aegis-hitl/` and the version by default.
+    #[must_use]
+    pub fn user_agent(mut self, user_agent: impl Into<String>) -> Self {
+        self.user_agent = user_agent.into();
+        self
+    }
+
     /// Trusts these PEM certificates too, besides the platform's roots.
     #[cfg(feature = "tls")]
     #[must_use]
     pub fn root_certificate_pem(mut self, pem: impl Into<Vec<u8>>) -> Self {
         self.root_certificates.push(pem.into());
+        self
+    }
+
+    /// Proves with this certificate who connects, where the server asks for one: PEM of the chain, the own certificate
+    /// first, and of its private key.
+    #[cfg(feature = "tls")]
+    #[must_use]
+    pub fn client_identity_pem(mut self, pem: impl Into<Vec<u8>>) -> Self {
+        self.client_identity = Some(pem.into());
         self
     }
 
@@ -158,7 +234,14 @@ impl Builder {
         let roots = std::mem::take(&mut self.root_certificates);
         // Checked before the client is made, so that a wrong setting is named before a missing certificate store.
         let connect_timeout = self.checked_timeout()? / 2;
-        let client = HttpClient::new(&base, connect_timeout, roots)?;
+        let settings = ClientSettings {
+            connect_timeout,
+            root_certificates: roots,
+            client_identity: self.client_identity.take(),
+            http2_prior_knowledge: self.http2_prior_knowledge,
+            proxy: self.proxy.proxy_for(&base)?,
+        };
+        let client = HttpClient::new(&base, settings)?;
         self.build_with(client)
     }
 
@@ -173,7 +256,8 @@ impl Builder {
     pub fn build_with<S>(self, service: S) -> Result<AegisService<S>, Error> {
         let base = parse_base_url(&self.base_url)?;
         let timeout = self.checked_timeout()?;
-        let prefix = parse_prefix(&self.prefix)?;
+        let prefix = Prefix::new(&self.prefix)
+            .map_err(|error| Error::config(format!("the API prefix is malformed: {error}")))?;
         if self.deadline.is_some_and(|deadline| deadline.is_zero()) {
             return Err(Error::config(
                 "the deadline is zero; allowed is more than zero",
@@ -188,6 +272,14 @@ impl Builder {
                 "both a tenant id and an API key are set; allowed is one, as the key names the tenant",
             ));
         }
+        let user_agent = HeaderValue::try_from(&self.user_agent)
+            .ok()
+            .filter(|value| value.to_str().is_ok_and(|text| !text.trim().is_empty()))
+            .ok_or_else(|| {
+                Error::config(
+                    "the user agent is malformed; allowed are visible ASCII characters and spaces",
+                )
+            })?;
         let mut retry = RetryLayer::new()
             .attempt_timeout(timeout)
             .max_retries(self.max_retries)
@@ -195,6 +287,9 @@ impl Builder {
             .deadline(self.deadline);
         if let Some(budget) = self.budget {
             retry = retry.budget(budget);
+        }
+        if let Some(observer) = self.observer {
+            retry = retry.observe(move |event| observer(event));
         }
         let root = format!("{}{prefix}/hitl/", base.to_string().trim_end_matches('/'));
         let uri = |name: &str| {
@@ -209,8 +304,10 @@ impl Builder {
             tenant,
             thread,
             authorization: api_key.map(|key| key.header_value()),
+            user_agent,
             on_duplicate: self.on_duplicate,
-            read_timeout: timeout,
+            timeout,
+            deadline: self.deadline,
         };
         let layer = AegisLayer::new()
             .set_request_id(SetRequestIdLayer::mint())
@@ -218,7 +315,7 @@ impl Builder {
             .confirm(ConfirmDuplicateLayer::new().annotate_only())
             .retry(retry);
         Ok(AegisService {
-            stack: layer.layer(service),
+            stack: layer.layer(ReadAnswers::new(service, timeout, self.deadline)),
             shared: Arc::new(shared),
         })
     }
@@ -236,7 +333,7 @@ impl Builder {
 impl fmt::Debug for Builder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Builder")
-            .field("base_url", &self.base_url)
+            .field("base_url", &shown(&self.base_url))
             .field("prefix", &self.prefix)
             .field("timeout", &self.timeout)
             .field("max_retries", &self.max_retries)
@@ -246,38 +343,75 @@ impl fmt::Debug for Builder {
     }
 }
 
+/// Checks each part by itself: `Uri` alone takes a port of any number, and then goes to another one.
 fn parse_base_url(url: &str) -> Result<Uri, Error> {
     const ALLOWED: &str =
         "allowed is http:// or https:// with a host, and if need be a port and a path";
-    // A URL may hold a password, so it is not repeated.
-    let uri: Uri = url
-        .parse()
-        .map_err(|error| Error::config_caused("the base URL is malformed", error))?;
-    let fault = if !matches!(uri.scheme_str(), Some("http" | "https")) {
-        "has no scheme http or https"
-    } else if uri.host().is_none_or(str::is_empty) {
-        "has no host"
-    } else if uri
-        .authority()
-        .is_some_and(|authority| authority.as_str().contains('@'))
-    {
-        "has a user or a password"
-    } else if uri.query().is_some() || url.contains('#') {
-        "has a query or a fragment"
-    } else {
-        return Ok(uri);
+    // A URL may hold a password, so no part of it is repeated, nor is what a parser says of it.
+    let wrong = |fault: &str| Error::config(format!("the base URL {fault}; {ALLOWED}"));
+    let (scheme, rest) = url
+        .split_once("://")
+        .filter(|(scheme, _)| {
+            scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https")
+        })
+        .ok_or_else(|| wrong("has no scheme http or https"))?;
+    if rest.contains(['?', '#']) {
+        return Err(wrong("has a query or a fragment"));
+    }
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    if authority.contains('@') {
+        return Err(wrong("has a user or a password"));
+    }
+    let (host, port) = match authority.strip_prefix('[') {
+        Some(rest) => {
+            let (address, port) = rest
+                .split_once(']')
+                .filter(|(address, _)| address.parse::<Ipv6Addr>().is_ok())
+                .ok_or_else(|| wrong("has a malformed IPv6 address"))?;
+            (address, port)
+        }
+        None => authority.split_at(authority.find(':').unwrap_or(authority.len())),
     };
-    Err(Error::config(format!("the base URL {fault}; {ALLOWED}")))
+    if host.is_empty() {
+        return Err(wrong("has no host"));
+    }
+    if !port.is_empty() && !port.strip_prefix(':').is_some_and(is_port) {
+        return Err(Error::config(
+            "the port of the base URL is malformed; allowed is a number from 1 to 65535, or none",
+        ));
+    }
+    if !has_plain_segments(path) {
+        return Err(Error::config(
+            "the path of the base URL is malformed; allowed are segments that are neither empty nor '.' nor '..'",
+        ));
+    }
+    // The scheme in lower case, as it is compared with later on.
+    format!("{}://{rest}", scheme.to_ascii_lowercase())
+        .parse()
+        .map_err(|_| wrong("is malformed"))
 }
 
-fn parse_prefix(prefix: &str) -> Result<&str, Error> {
-    let prefix = prefix.trim_end_matches('/');
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"/-._~%".contains(&byte);
-    if prefix.is_empty() || (prefix.starts_with('/') && prefix.bytes().all(allowed)) {
-        Ok(prefix)
+fn is_port(port: &str) -> bool {
+    let is_number = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
+    is_number && port.parse::<u16>().is_ok_and(|port| port > 0)
+}
+
+/// Whether a path, but for a slash at its end, has only segments that every server and proxy takes as they are.
+fn has_plain_segments(path: &str) -> bool {
+    let path = path.strip_suffix('/').unwrap_or(path);
+    path.is_empty()
+        || path.split('/').skip(1).all(|segment| {
+            // A dot may be written as `%2e`, and then means the same.
+            let plain = segment.to_ascii_lowercase().replace("%2e", ".");
+            !matches!(plain.as_str(), "" | "." | "..")
+        })
+}
+
+/// A base URL as it may be logged: not if it could hold a password.
+fn shown(url: &str) -> &str {
+    if url.contains('@') {
+        "(has a user or a password)"
     } else {
-        Err(Error::config(
-            "the API prefix is malformed; allowed is a path such as /api/v1, or nothing",
-        ))
+        url
     }
 }

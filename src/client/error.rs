@@ -2,12 +2,14 @@
 
 use std::error::Error as StdError;
 use std::fmt;
+use std::time::Duration;
 
 use http::StatusCode;
 
 use super::Receipt;
-use crate::layer::{Delivery, RetryError};
-use crate::protocol::{Action, Code, InvalidValue, Problem};
+use super::answer::Told;
+use crate::layer::{Delivery, NotRetried, RetryError};
+use crate::protocol::{Action, Code, IdempotencyKey, InvalidValue, Problem, RequestId};
 
 type BoxError = Box<dyn StdError + Send + Sync>;
 
@@ -25,6 +27,12 @@ struct Inner {
     status: Option<StatusCode>,
     attempts: u32,
     delivery: Delivery,
+    /// What is known of the delivery of the attempts before the one that was answered.
+    earlier: Delivery,
+    retry_after: Option<Duration>,
+    not_retried: Option<NotRetried>,
+    key: Option<IdempotencyKey>,
+    call_id: Option<RequestId>,
     problem: Option<Problem>,
     source: Option<BoxError>,
 }
@@ -51,6 +59,11 @@ impl Error {
                 status: None,
                 attempts: 0,
                 delivery: Delivery::NeverSent,
+                earlier: Delivery::NeverSent,
+                retry_after: None,
+                not_retried: None,
+                key: None,
+                call_id: None,
                 problem: None,
                 source: None,
             }),
@@ -78,8 +91,17 @@ impl Error {
         Self::request("the request names an invalid value").with_source(value)
     }
 
+    /// The call ran out of time before anything was sent.
+    pub(super) fn never_ready() -> Self {
+        Self::new(
+            Kind::Timeout,
+            "the HTTP service was not ready before the deadline",
+        )
+    }
+
     pub(super) fn failed(error: RetryError) -> Self {
         let (attempts, delivery) = (error.attempts(), error.delivery());
+        let not_retried = error.not_retried();
         let mut this = if error.is_timeout() {
             Self::new(Kind::Timeout, "the server did not answer in time").with_source(error)
         } else {
@@ -95,7 +117,27 @@ impl Error {
         };
         this.inner.attempts = attempts;
         this.inner.delivery = delivery;
+        this.inner.not_retried = not_retried;
         this
+    }
+
+    /// Adds what is told of the call besides its answer.
+    pub(super) fn told(mut self, told: Told) -> Self {
+        self.inner.earlier = told.earlier;
+        self.inner.retry_after = told.retry_after;
+        self.inner.not_retried = told.not_retried;
+        self
+    }
+
+    /// Adds what the call was named.
+    pub(super) fn named(
+        mut self,
+        key: Option<&IdempotencyKey>,
+        call_id: Option<&RequestId>,
+    ) -> Self {
+        self.inner.key = key.cloned();
+        self.inner.call_id = call_id.cloned();
+        self
     }
 
     fn answered(kind: Kind, detail: String, status: StatusCode, attempts: u32) -> Self {
@@ -262,8 +304,30 @@ impl Error {
             Kind::Transport | Kind::Timeout => self.inner.delivery != Delivery::NeverSent,
             Kind::Unavailable | Kind::Protocol => true,
             // The refusal speaks for its own attempt only; what came of an earlier one is not known.
-            Kind::Refused => self.inner.attempts > 1,
+            Kind::Refused => self.inner.earlier != Delivery::NeverSent,
         }
+    }
+
+    /// Returns the key of the call; `None` if the call was not begun, or asked for a status.
+    ///
+    /// With it and the [`call_id`](Self::call_id), this very call can be made again.
+    pub fn idempotency_key(&self) -> Option<&IdempotencyKey> {
+        self.inner.key.as_ref()
+    }
+
+    /// Returns the `X-Request-Id` of the call; `None` if the call was not begun, or asked for a status.
+    pub fn call_id(&self) -> Option<&RequestId> {
+        self.inner.call_id.as_ref()
+    }
+
+    /// Returns how long the server asks to wait before the call is made again, if it does (`Retry-After`).
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.inner.retry_after
+    }
+
+    /// Tells why no other attempt was made; `None` if it would not have been worth it.
+    pub fn not_retried(&self) -> Option<NotRetried> {
+        self.inner.not_retried
     }
 
     /// Returns what is known of the delivery, over all attempts.
@@ -289,6 +353,54 @@ impl Error {
     /// Returns the action on record, where the server told it.
     pub fn recorded(&self) -> Option<&Action> {
         self.problem()?.action.as_deref()
+    }
+}
+
+/// For tests of what stands on [`AegisService`](super::AegisService): a double makes its errors here.
+#[cfg(feature = "test-util")]
+impl Error {
+    /// Makes the error of a call that was answered with this status, and with this problem in the body.
+    ///
+    /// ```
+    /// use aegis_hitl::Error;
+    /// use aegis_hitl::protocol::{Code, Problem};
+    /// use http::StatusCode;
+    ///
+    /// let problem = Problem::new(Code::DecisionConflict, 422, "Decision conflict", "");
+    /// let conflict = Error::from_answer(StatusCode::UNPROCESSABLE_ENTITY, problem);
+    /// assert!(conflict.is_conflict() && !conflict.is_outcome_unknown());
+    ///
+    /// let unavailable = Error::from_answer(StatusCode::SERVICE_UNAVAILABLE, None);
+    /// assert!(unavailable.is_unavailable() && unavailable.is_outcome_unknown());
+    /// ```
+    pub fn from_answer(status: StatusCode, problem: impl Into<Option<Problem>>) -> Self {
+        Self::status(problem.into(), status, 1)
+    }
+
+    /// Makes the error of a call of one attempt that got no answer in time, and may have been acted upon.
+    ///
+    /// ```
+    /// let late = aegis_hitl::Error::from_timeout();
+    /// assert!(late.is_timeout() && late.is_outcome_unknown());
+    /// ```
+    pub fn from_timeout() -> Self {
+        let mut this = Self::new(Kind::Timeout, "the server did not answer in time");
+        this.inner.attempts = 1;
+        this.inner.delivery = Delivery::Unknown;
+        this
+    }
+
+    /// Makes the error of a call of one attempt for which no connection could be made.
+    ///
+    /// ```
+    /// let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+    /// let unreachable = aegis_hitl::Error::from_connect(refused);
+    /// assert!(unreachable.is_connect() && !unreachable.is_outcome_unknown());
+    /// ```
+    pub fn from_connect(source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        let mut this = Self::new(Kind::Transport, "the server could not be reached");
+        this.inner.attempts = 1;
+        this.with_source(source)
     }
 }
 

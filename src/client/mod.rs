@@ -4,6 +4,8 @@ mod answer;
 mod builder;
 mod connector;
 mod error;
+mod proxy;
+mod read;
 mod receipt;
 mod request;
 
@@ -17,10 +19,11 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE};
+use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, USER_AGENT};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri};
 use http_body::Body;
 use http_body_util::Full;
+use tokio::time::Instant;
 use tower_service::Service;
 
 use crate::layer::{Aegis, AttemptTimeout, Deadline, MaxRetries};
@@ -28,6 +31,10 @@ use crate::protocol::{
     Action, Decision, IDEMPOTENCY_KEY, IdempotencyKey, InvalidValue, RequestId, Status, TENANT_ID,
     THREAD_ID, TenantId, ThreadId, X_REQUEST_ID,
 };
+
+use self::answer::{Answer, Expected};
+use self::read::ReadAnswers;
+use self::request::{Limits, Question};
 
 pub use self::builder::Builder;
 pub use self::connector::{HttpClient, HttpClientError, HttpClientFuture};
@@ -83,7 +90,7 @@ const MAX_WAIT: Duration = Duration::from_secs(55);
 ///
 /// It is itself a [`Service`] of [`DecisionRequest`], so that other layers stack on it.
 pub struct AegisService<S = HttpClient> {
-    stack: Aegis<S>,
+    stack: Aegis<ReadAnswers<S>>,
     shared: Arc<Shared>,
 }
 
@@ -95,15 +102,29 @@ struct Shared {
     tenant: Option<TenantId>,
     thread: Option<ThreadId>,
     authorization: Option<HeaderValue>,
+    user_agent: HeaderValue,
     on_duplicate: OnDuplicate,
-    /// How long the body of an answer may take.
-    read_timeout: Duration,
+    /// How long one attempt may take.
+    timeout: Duration,
+    deadline: Option<Duration>,
 }
 
 impl AegisService {
     /// Starts with the defaults.
     pub fn builder() -> Builder {
         Builder::new()
+    }
+}
+
+impl<S> AegisService<S> {
+    /// Borrows the HTTP service under the layers.
+    pub fn get_ref(&self) -> &S {
+        self.stack.get_ref().get_ref()
+    }
+
+    /// Returns the HTTP service under the layers.
+    pub fn into_inner(self) -> S {
+        self.stack.into_inner().into_inner()
     }
 }
 
@@ -149,81 +170,134 @@ where
     R::Error: Into<Box<dyn StdError + Send + Sync>>,
 {
     async fn decide(mut self, request: DecisionRequest) -> Result<Receipt, Error> {
-        poll_fn(|cx| self.stack.poll_ready(cx))
-            .await
-            .map_err(Error::failed)?;
+        let deadline = self.shared.deadline(request.limits);
+        self.ready(deadline).await?;
         let call_id = request.call_id.clone().unwrap_or_else(RequestId::mint);
-        let decision = request.decision;
-        let tenant = request.tenant.clone();
-        let request = self.shared.decision(request, &call_id)?;
-        let response = self.stack.call(request).await.map_err(Error::failed)?;
-        let timeout = self.shared.read_timeout;
-        let receipt = answer::receipt(response, decision, call_id, timeout).await?;
-        let told = receipt
-            .action()
-            .is_some_and(|action| action.decision.is_some());
+        let expected = self.shared.expected(&request)?;
+        let key = expected.key.clone();
+        let (tenant, limits) = (request.tenant.clone(), request.limits);
+        let request = self.shared.decision(request, &call_id, deadline)?;
+        let named = |error: Error| error.named(Some(&key), Some(&call_id));
+        let answer = Answer::of(self.stack.call(request).await).map_err(named)?;
+        let told = answer.told;
+        let (receipt, is_told) = answer::receipt(answer, &expected, call_id.clone())
+            .map_err(|error| named(error.told(told)))?;
         match self.shared.on_duplicate {
             // Boxed, as the rare case would otherwise make the future of every call larger.
-            OnDuplicate::Verify if receipt.is_duplicate() && !told => {
-                Box::pin(self.verify(receipt, tenant)).await
+            OnDuplicate::Verify if receipt.is_duplicate() && !is_told => {
+                let timeout = limits.timeout.unwrap_or(self.shared.timeout);
+                // In place of the call's own, which the time so far was taken from already.
+                let until = earlier(Instant::now().checked_add(timeout), deadline);
+                let verified = Box::pin(self.verify(receipt, expected, tenant, until)).await;
+                verified.map_err(|error| named(error.told(told)))
             }
             _ => Ok(receipt),
         }
+    }
+
+    /// Waits until the service is ready, but no longer than the call may take.
+    async fn ready(&mut self, deadline: Option<Instant>) -> Result<(), Error> {
+        let ready = poll_fn(|cx| self.stack.poll_ready(cx));
+        match deadline {
+            None => ready.await,
+            Some(deadline) => tokio::time::timeout_at(deadline, ready)
+                .await
+                .map_err(|_| Error::never_ready())?,
+        }
+        .map_err(Error::failed)
     }
 
     /// Finds out which decision a bare 409 confirms.
     async fn verify(
         &mut self,
         receipt: Receipt,
+        expected: Expected,
         tenant: Option<TenantId>,
+        until: Option<Instant>,
     ) -> Result<Receipt, Error> {
         let id = receipt
             .request_id
             .clone()
             .unwrap_or_else(|| receipt.call_id.clone());
-        let timeout = self.shared.read_timeout;
+        let left = || until.map(|until| until.saturating_duration_since(Instant::now()));
         let pending = async {
             loop {
-                let action = self.ask(id.clone(), tenant.clone(), Some(timeout)).await?;
+                let question = Question {
+                    tenant: tenant.clone(),
+                    wait: Some(left().unwrap_or(MAX_WAIT)),
+                    limits: Limits {
+                        deadline: left(),
+                        ..Limits::default()
+                    },
+                };
+                let action = self.ask(id.clone(), question).await?;
                 if action.decision.is_some() || action.status != Status::Pending {
                     return Ok::<_, Error>(action);
                 }
                 tokio::time::sleep(VERIFY_PAUSE).await;
             }
         };
-        match tokio::time::timeout(timeout, pending).await {
-            Ok(Ok(action)) => answer::verified(receipt, action),
-            Ok(Err(error)) => Err(Error::unverified(&receipt).with_source(error)),
-            Err(_) => Err(Error::unverified(&receipt)),
+        let action = match until {
+            Some(until) => tokio::time::timeout_at(until, pending)
+                .await
+                .map_err(|_| Error::unverified(&receipt))?,
+            None => pending.await,
+        };
+        match action {
+            Ok(action) => answer::verified(receipt, &expected, action),
+            Err(error) => Err(Error::unverified(&receipt).with_source(error)),
         }
     }
 
-    async fn ask(
-        &mut self,
-        id: RequestId,
-        tenant: Option<TenantId>,
-        wait: Option<Duration>,
-    ) -> Result<Action, Error> {
-        let request = self.shared.question(&id, tenant, wait)?;
-        poll_fn(|cx| self.stack.poll_ready(cx))
-            .await
-            .map_err(Error::failed)?;
-        let response = self.stack.call(request).await.map_err(Error::failed)?;
-        answer::action(response, self.shared.read_timeout).await
+    async fn ask(&mut self, id: RequestId, question: Question) -> Result<Action, Error> {
+        let deadline = self.shared.deadline(question.limits);
+        self.ready(deadline).await?;
+        let request = self.shared.question(&id, question, deadline)?;
+        let answer = Answer::of(self.stack.call(request).await)?;
+        let told = answer.told;
+        answer::action(answer).map_err(|error| error.told(told))
     }
 }
 
+fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
+    one.into_iter().chain(other).min()
+}
+
 impl Shared {
+    /// When a call that begins now has to be over. A deadline beyond what a clock can hold is none.
+    fn deadline(&self, limits: Limits) -> Option<Instant> {
+        Instant::now().checked_add(limits.deadline.or(self.deadline)?)
+    }
+
+    /// What the answer to `request` has to agree with.
+    fn expected(&self, request: &DecisionRequest) -> Result<Expected, Error> {
+        let tenant = match self.authorization {
+            Some(_) => None,
+            None => request.tenant.as_ref().or(self.tenant.as_ref()).cloned(),
+        };
+        Ok(Expected {
+            tenant,
+            thread: self.thread(request)?.clone(),
+            key: request.key.clone(),
+            decision: request.decision,
+        })
+    }
+
+    fn thread<'a>(&'a self, request: &'a DecisionRequest) -> Result<&'a ThreadId, Error> {
+        request
+            .thread
+            .as_ref()
+            .or(self.thread.as_ref())
+            .ok_or_else(|| Error::request("no thread id; set one on the builder or on the call"))
+    }
+
     fn decision(
         &self,
         request: DecisionRequest,
         call_id: &RequestId,
+        deadline: Option<Instant>,
     ) -> Result<Request<Full<Bytes>>, Error> {
-        let thread = request
-            .thread
-            .as_ref()
-            .or(self.thread.as_ref())
-            .ok_or_else(|| Error::request("no thread id; set one on the builder or on the call"))?;
+        let thread = self.thread(&request)?;
         let body = request.body()?;
         let uri = match request.decision {
             Decision::Approve => &self.approve,
@@ -232,30 +306,31 @@ impl Shared {
         let mut http = Request::new(Full::new(body));
         *http.method_mut() = Method::POST;
         *http.uri_mut() = uri.clone();
-        // Room for all six, as a map that grows is hashed anew.
-        *http.headers_mut() = HeaderMap::with_capacity(6);
+        // Room for all of them, as a map that grows is hashed anew.
+        *http.headers_mut() = HeaderMap::with_capacity(8);
         self.credentials(&mut http, request.tenant.as_ref())?;
         let headers = http.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+        self.describe(headers);
         headers.insert(THREAD_ID, thread.header_value());
         headers.insert(IDEMPOTENCY_KEY, request.key.header_value());
         headers.insert(X_REQUEST_ID, call_id.header_value());
-        if let Some(deadline) = request.deadline {
-            http.extensions_mut().insert(Deadline(Some(deadline)));
-        }
-        if let Some(retries) = request.max_retries {
-            http.extensions_mut().insert(MaxRetries(retries));
-        }
+        let timeout = request.limits.timeout;
+        limit(&mut http, request.limits.max_retries, timeout, deadline);
         Ok(http)
     }
 
     fn question(
         &self,
         id: &RequestId,
-        tenant: Option<TenantId>,
-        wait: Option<Duration>,
+        question: Question,
+        deadline: Option<Instant>,
     ) -> Result<Request<Full<Bytes>>, Error> {
+        let Question {
+            tenant,
+            wait,
+            limits,
+        } = question;
         let uri = format!("{}{}", self.status, percent_encoded(id.as_str()))
             .parse::<Uri>()
             .map_err(|_| Error::request("the request id is too long for a URL"))?;
@@ -265,8 +340,8 @@ impl Shared {
         if tenant.is_some() || self.tenant.is_some() || self.authorization.is_some() {
             self.credentials(&mut http, tenant.as_ref())?;
         }
-        http.headers_mut()
-            .insert(ACCEPT, HeaderValue::from_static("application/json"));
+        self.describe(http.headers_mut());
+        let mut timeout = limits.timeout;
         if let Some(wait) = wait {
             let wait = wait.min(MAX_WAIT);
             let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
@@ -274,12 +349,18 @@ impl Shared {
                 .map_err(|_| Error::request("the wait cannot be sent"))?;
             http.headers_mut().insert(PREFER, prefer);
             // The attempt has to outlast the wait that it asks for.
-            let timeout = self
-                .read_timeout
-                .saturating_add(Duration::from_secs(seconds));
-            http.extensions_mut().insert(AttemptTimeout(Some(timeout)));
+            let own = timeout.unwrap_or(self.timeout);
+            timeout = Some(own.saturating_add(Duration::from_secs(seconds)));
         }
+        limit(&mut http, limits.max_retries, timeout, deadline);
         Ok(http)
+    }
+
+    /// Says what asks, and which answers it can read: none in a content coding, as what an answer confirms is in its body.
+    fn describe(&self, headers: &mut HeaderMap) {
+        headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        headers.insert(USER_AGENT, self.user_agent.clone());
     }
 
     /// Says who asks: the API key, or else the tenant.
@@ -306,6 +387,26 @@ impl Shared {
             }
         }
         Ok(())
+    }
+}
+
+/// Gives a request its own limits, in place of the layers'.
+fn limit<B>(
+    http: &mut Request<B>,
+    retries: Option<u32>,
+    timeout: Option<Duration>,
+    deadline: Option<Instant>,
+) {
+    let extensions = http.extensions_mut();
+    if let Some(retries) = retries {
+        extensions.insert(MaxRetries(retries));
+    }
+    if let Some(timeout) = timeout {
+        extensions.insert(AttemptTimeout(Some(timeout)));
+    }
+    if let Some(deadline) = deadline {
+        let left = deadline.saturating_duration_since(Instant::now());
+        extensions.insert(Deadline(Some(left)));
     }
 }
 

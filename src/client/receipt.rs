@@ -67,3 +67,54 @@ impl Receipt {
         self.action.as_ref()
     }
 }
+
+/// For tests of what stands on [`AegisService`](super::AegisService): a double makes its receipts here.
+#[cfg(feature = "test-util")]
+impl Receipt {
+    /// Makes the receipt of a call of one attempt, with a minted call id and no action.
+    ///
+    /// ```
+    /// use aegis_hitl::{Decision, DecisionRequest, Error, IdempotencyKey, Outcome, Receipt};
+    /// use tower::{ServiceExt, service_fn};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let double = service_fn(|request: DecisionRequest| async move {
+    ///     Ok::<_, Error>(Receipt::new(Outcome::Accepted, request.decision()))
+    /// });
+    /// let request = DecisionRequest::new(Decision::Approve, IdempotencyKey::new("k-1")?);
+    /// let receipt = double.oneshot(request).await?;
+    /// assert_eq!(receipt.decision(), Decision::Approve);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn new(outcome: Outcome, decision: Decision) -> Self {
+        Self {
+            outcome,
+            decision,
+            status: match outcome {
+                Outcome::Accepted => StatusCode::ACCEPTED,
+                Outcome::Duplicate => StatusCode::CONFLICT,
+            },
+            attempts: 1,
+            call_id: RequestId::mint(),
+            request_id: None,
+            action: None,
+        }
+    }
+
+    /// Adds the action and its id, as a server tells them.
+    #[must_use]
+    pub fn with_action(mut self, action: Action) -> Self {
+        self.request_id = Some(action.request_id.clone());
+        self.action = Some(action);
+        self
+    }
+
+    /// Sets how many attempts the call took.
+    #[must_use]
+    pub fn with_attempts(mut self, attempts: u32) -> Self {
+        self.attempts = attempts;
+        self
+    }
+}

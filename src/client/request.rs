@@ -19,7 +19,17 @@ use crate::protocol::{
 
 type BoxFuture<T> = Pin<Box<dyn Future<Output = Result<T, Error>> + Send>>;
 
+/// The limits of one call, in place of the service's.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Limits {
+    pub(super) deadline: Option<Duration>,
+    pub(super) max_retries: Option<u32>,
+    pub(super) timeout: Option<Duration>,
+}
+
 /// One decision to be put on record: the request type of [`AegisService`] as a [`Service`].
+///
+/// A layer on the service reads it by the methods that end in `_ref`, where the plain name sets.
 #[derive(Clone)]
 pub struct DecisionRequest {
     pub(super) decision: Decision,
@@ -29,8 +39,7 @@ pub struct DecisionRequest {
     pub(super) call_id: Option<RequestId>,
     pub(super) payload: Option<Payload>,
     pub(super) comment: Option<String>,
-    pub(super) deadline: Option<Duration>,
-    pub(super) max_retries: Option<u32>,
+    pub(super) limits: Limits,
 }
 
 impl DecisionRequest {
@@ -44,8 +53,7 @@ impl DecisionRequest {
             call_id: None,
             payload: None,
             comment: None,
-            deadline: None,
-            max_retries: None,
+            limits: Limits::default(),
         }
     }
 
@@ -87,15 +95,57 @@ impl DecisionRequest {
     /// Sets how long this call may take in all, in place of the service's deadline.
     #[must_use]
     pub fn deadline(mut self, deadline: Duration) -> Self {
-        self.deadline = Some(deadline);
+        self.limits.deadline = Some(deadline);
         self
     }
 
     /// Sets how many retries this call may take, in place of the service's number.
     #[must_use]
     pub fn max_retries(mut self, retries: u32) -> Self {
-        self.max_retries = Some(retries);
+        self.limits.max_retries = Some(retries);
         self
+    }
+
+    /// Sets how long one attempt of this call may take, in place of the service's timeout.
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.limits.timeout = Some(timeout);
+        self
+    }
+
+    /// Returns the decision that is asked for.
+    pub fn decision(&self) -> Decision {
+        self.decision
+    }
+
+    /// Returns the key.
+    pub fn key(&self) -> &IdempotencyKey {
+        &self.key
+    }
+
+    /// Returns the tenant, if the request names its own.
+    pub fn tenant_id_ref(&self) -> Option<&TenantId> {
+        self.tenant.as_ref()
+    }
+
+    /// Returns the thread, if the request names its own.
+    pub fn thread_id_ref(&self) -> Option<&ThreadId> {
+        self.thread.as_ref()
+    }
+
+    /// Returns the call's id, if it is given and not to be minted.
+    pub fn call_id_ref(&self) -> Option<&RequestId> {
+        self.call_id.as_ref()
+    }
+
+    /// Returns what the action is about.
+    pub fn payload_ref(&self) -> Option<&Payload> {
+        self.payload.as_ref()
+    }
+
+    /// Returns the comment.
+    pub fn comment_ref(&self) -> Option<&str> {
+        self.comment.as_deref()
     }
 
     /// The JSON body: the payload's text as it is, and the comment in the reserved member.
@@ -220,6 +270,11 @@ impl<S> DecisionCall<S> {
     pub fn max_retries(self, retries: u32) -> Self {
         self.with(Ok(retries), DecisionRequest::max_retries)
     }
+
+    /// Sets how long one attempt of this call may take, in place of the service's timeout.
+    pub fn timeout(self, timeout: Duration) -> Self {
+        self.with(Ok(timeout), DecisionRequest::timeout)
+    }
 }
 
 impl<S> fmt::Debug for DecisionCall<S> {
@@ -245,13 +300,20 @@ where
     }
 }
 
+/// What is said with a question for a status, besides the id.
+#[derive(Debug, Default)]
+pub(super) struct Question {
+    pub(super) tenant: Option<TenantId>,
+    pub(super) wait: Option<Duration>,
+    pub(super) limits: Limits,
+}
+
 /// A question for an action's status that is sent when it is awaited; made by [`AegisService::status`].
 #[must_use = "the status is asked for when it is awaited"]
 pub struct StatusCall<S> {
     service: AegisService<S>,
     id: Result<RequestId, Error>,
-    tenant: Option<TenantId>,
-    wait: Option<Duration>,
+    question: Question,
 }
 
 impl<S> StatusCall<S> {
@@ -262,8 +324,7 @@ impl<S> StatusCall<S> {
         Self {
             service,
             id: id.try_into().map_err(|error| Error::invalid(error.into())),
-            tenant: None,
-            wait: None,
+            question: Question::default(),
         }
     }
 
@@ -273,7 +334,7 @@ impl<S> StatusCall<S> {
         T: TryInto<TenantId, Error: Into<InvalidValue>>,
     {
         match tenant.try_into() {
-            Ok(tenant) => self.tenant = Some(tenant),
+            Ok(tenant) => self.question.tenant = Some(tenant),
             Err(error) => self.id = self.id.and(Err(Error::invalid(error.into()))),
         }
         self
@@ -283,7 +344,26 @@ impl<S> StatusCall<S> {
     ///
     /// Whole seconds, rounded up; servers wait 55 at most.
     pub fn wait(mut self, wait: Duration) -> Self {
-        self.wait = Some(wait);
+        self.question.wait = Some(wait);
+        self
+    }
+
+    /// Sets how long this call may take in all, in place of the service's deadline.
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.question.limits.deadline = Some(deadline);
+        self
+    }
+
+    /// Sets how many retries this call may take, in place of the service's number.
+    pub fn max_retries(mut self, retries: u32) -> Self {
+        self.question.limits.max_retries = Some(retries);
+        self
+    }
+
+    /// Sets how long one attempt of this call may take, in place of the service's timeout. The wait that is asked for is
+    /// added to it.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.question.limits.timeout = Some(timeout);
         self
     }
 }
@@ -292,7 +372,7 @@ impl<S> fmt::Debug for StatusCall<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("StatusCall")
             .field("id", &self.id)
-            .field("wait", &self.wait)
+            .field("wait", &self.question.wait)
             .finish_non_exhaustive()
     }
 }
@@ -314,10 +394,9 @@ where
             let Self {
                 mut service,
                 id,
-                tenant,
-                wait,
+                question,
             } = self;
-            service.ask(id?, tenant, wait).await
+            service.ask(id?, question).await
         })
     }
 }

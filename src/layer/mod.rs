@@ -111,6 +111,12 @@ impl<'a> ResponseHead<'a> {
             headers: response.headers(),
         }
     }
+
+    /// Reads `Retry-After` (RFC 9110, section 10.2.3): seconds, a fraction of which is read too, or a date, which if past means
+    /// now. `None` if there is none, or a malformed one.
+    pub fn retry_after(&self) -> Option<std::time::Duration> {
+        retry::retry_after(self.headers)
+    }
 }
 
 /// Returns a header's first value. Comparing a name with a few others takes less time than hashing it.

@@ -163,7 +163,7 @@ impl Classify for ClassifyGrpc {
 
 /// Reads `Retry-After` (RFC 9110, section 10.2.3): seconds, or a date, which if past means now. Some services send a fraction of
 /// a second, which is read too, as a wait that is cut short is no wait. A malformed value is `None`.
-pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+pub(in crate::layer) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     let (whole, fraction) = value.split_once('.').unwrap_or((value, "0"));
     let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());

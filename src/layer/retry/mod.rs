@@ -35,6 +35,8 @@ use crate::layer::delivery::Delivery;
 use crate::layer::set::Names;
 use crate::protocol::IDEMPOTENCY_KEY;
 
+pub(super) use self::classify::retry_after;
+
 pub use self::backoff::Backoff;
 pub use self::budget::Budget;
 pub use self::classify::{Attempt, AttemptOutcome, Classify, ClassifyGrpc, Standard, Verdict};

@@ -1,0 +1,335 @@
+//! Reads each answer to its end within its attempt, so that timeout, deadline and retries cover the body too.
+
+use std::convert::Infallible;
+use std::error::Error as StdError;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes, BytesMut};
+use http::header::RETRY_AFTER;
+use http::response::Parts;
+use http::{HeaderMap, Request, Response, StatusCode};
+use http_body::{Body, Frame};
+use http_body_util::Full;
+use pin_project_lite::pin_project;
+use tokio::time::Sleep;
+use tower_service::Service;
+
+use crate::layer::{AttemptTimeout, Deadline};
+
+type BoxError = Box<dyn StdError + Send + Sync>;
+
+/// The most bytes of an answer that are read.
+const MAX_ANSWER: usize = 1024 * 1024;
+
+/// The same of an answer that will likely be followed by another attempt, where the status says nearly all.
+const MAX_FAILURE: usize = 64 * 1024;
+
+/// How long such an answer's body may take.
+const FAILURE_PATIENCE: Duration = Duration::from_millis(250);
+
+/// The longest that the body of a 202 may take. It adds an action to what the head says already.
+const ACCEPTED_PATIENCE: Duration = Duration::from_secs(1);
+
+/// The HTTP service under the layers, with answers read to their end.
+#[derive(Debug, Clone)]
+pub(super) struct ReadAnswers<S> {
+    inner: S,
+    timeout: Duration,
+    deadline: Option<Duration>,
+}
+
+impl<S> ReadAnswers<S> {
+    /// Reads the answers of `inner` for calls with these limits, where a request names none.
+    pub(super) fn new(inner: S, timeout: Duration, deadline: Option<Duration>) -> Self {
+        Self {
+            inner,
+            timeout,
+            deadline,
+        }
+    }
+
+    pub(super) fn get_ref(&self) -> &S {
+        &self.inner
+    }
+
+    pub(super) fn into_inner(self) -> S {
+        self.inner
+    }
+}
+
+impl<S, R> Service<Request<Full<Bytes>>> for ReadAnswers<S>
+where
+    S: Service<Request<Full<Bytes>>, Response = Response<R>>,
+    S::Error: Into<BoxError>,
+    R: Body,
+    R::Error: Into<BoxError>,
+{
+    type Response = Response<AnswerBody>;
+    type Error = BoxError;
+    type Future = ReadAnswer<S::Future, R>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx).map_err(Into::into)
+    }
+
+    fn call(&mut self, request: Request<Full<Bytes>>) -> Self::Future {
+        let extensions = request.extensions();
+        let timeout = extensions
+            .get::<AttemptTimeout>()
+            .map_or(Some(self.timeout), |timeout| timeout.0)
+            .unwrap_or(Duration::MAX);
+        let deadline = extensions
+            .get::<Deadline>()
+            .map_or(self.deadline, |deadline| deadline.0);
+        // A quarter, so that a 202 whose body drips is a receipt before the attempt or the call is over.
+        let whole = deadline.map_or(timeout, |deadline| deadline.min(timeout));
+        ReadAnswer {
+            state: State::Head {
+                head: self.inner.call(request),
+            },
+            patience: (whole / 4).min(ACCEPTED_PATIENCE),
+        }
+    }
+}
+
+/// The body of an answer, read already: whole, or not at all where the status has to do.
+#[derive(Debug)]
+pub(super) struct AnswerBody(Option<Bytes>);
+
+impl AnswerBody {
+    pub(super) fn into_inner(self) -> Option<Bytes> {
+        self.0
+    }
+}
+
+impl Body for AnswerBody {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Ready(self.0.take().map(|data| Ok(Frame::data(data))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.as_ref().is_none_or(Bytes::is_empty)
+    }
+}
+
+/// An answer whose body broke off.
+///
+/// The cause is no [`source`](StdError::source): it tells how the body ended, and read as the cause of the whole exchange
+/// it could be taken for proof that the request was never sent.
+#[derive(Debug)]
+pub(super) struct BrokenOff {
+    pub(super) status: StatusCode,
+    pub(super) headers: HeaderMap,
+    pub(super) cause: BoxError,
+}
+
+impl fmt::Display for BrokenOff {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the answer ({}) broke off", self.status)
+    }
+}
+
+impl StdError for BrokenOff {}
+
+pin_project! {
+    /// The future of [`ReadAnswers`].
+    #[must_use = "futures do nothing unless polled"]
+    pub(super) struct ReadAnswer<F, R> {
+        #[pin]
+        state: State<F, R>,
+        // How long the body of a 202 may take.
+        patience: Duration,
+    }
+}
+
+pin_project! {
+    #[project = StateProj]
+    enum State<F, R> {
+        Head { #[pin] head: F },
+        Body {
+            // Taken with the answer.
+            head: Option<Parts>,
+            #[pin]
+            body: R,
+            read: Read,
+            // Set when the body first has to be waited for.
+            #[pin]
+            timer: Option<Sleep>,
+            bounds: Bounds,
+        },
+    }
+}
+
+/// How much of a body is read, and what it means if that is not all.
+#[derive(Clone, Copy)]
+struct Bounds {
+    bytes: usize,
+    /// `None` where only the attempt's timeout and the deadline bound it.
+    patience: Option<Duration>,
+    /// Whether the head alone will do if the body breaks off.
+    is_optional: bool,
+}
+
+impl Bounds {
+    fn of(head: &Parts, patience: Duration) -> Self {
+        let is_failure = match head.status {
+            StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => true,
+            StatusCode::CONFLICT => head.headers.contains_key(RETRY_AFTER),
+            status => status.is_server_error(),
+        };
+        if is_failure {
+            return Self {
+                bytes: MAX_FAILURE,
+                patience: Some(FAILURE_PATIENCE),
+                is_optional: true,
+            };
+        }
+        Self {
+            bytes: MAX_ANSWER,
+            patience: (head.status == StatusCode::ACCEPTED).then_some(patience),
+            is_optional: false,
+        }
+    }
+}
+
+/// What was read so far. One piece, the usual case, is not copied.
+#[derive(Default)]
+struct Read {
+    first: Bytes,
+    all: BytesMut,
+    /// What counts against the bound: each frame at least as one byte, so that empty ones come to an end too.
+    counted: usize,
+}
+
+impl Read {
+    fn push(&mut self, mut data: impl Buf) {
+        if self.first.is_empty() {
+            self.first = data.copy_to_bytes(data.remaining());
+            return;
+        }
+        if self.all.is_empty() {
+            self.all.extend_from_slice(&self.first);
+        }
+        while data.has_remaining() {
+            let chunk = data.chunk();
+            self.all.extend_from_slice(chunk);
+            let length = chunk.len();
+            data.advance(length);
+        }
+    }
+
+    fn take(&mut self) -> Bytes {
+        if self.all.is_empty() {
+            std::mem::take(&mut self.first)
+        } else {
+            self.all.split().freeze()
+        }
+    }
+
+    /// Reads on. `None` stands for a body beyond the bound.
+    fn poll<R>(
+        &mut self,
+        mut body: Pin<&mut R>,
+        bytes: usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Bytes, R::Error>>>
+    where
+        R: Body,
+    {
+        loop {
+            let frame = match ready!(body.as_mut().poll_frame(cx)) {
+                Some(Ok(frame)) => frame,
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                None => return Poll::Ready(Some(Ok(self.take()))),
+            };
+            let data = frame.into_data().ok();
+            let length = data.as_ref().map_or(0, Buf::remaining);
+            self.counted = self.counted.saturating_add(length.max(1));
+            if self.counted > bytes {
+                return Poll::Ready(None);
+            }
+            if let Some(data) = data {
+                self.push(data);
+            }
+        }
+    }
+}
+
+impl<F, R, E> Future for ReadAnswer<F, R>
+where
+    F: Future<Output = Result<Response<R>, E>>,
+    E: Into<BoxError>,
+    R: Body,
+    R::Error: Into<BoxError>,
+{
+    type Output = Result<Response<AnswerBody>, BoxError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        loop {
+            match this.state.as_mut().project() {
+                StateProj::Head { head } => {
+                    let (head, body) = ready!(head.poll(cx)).map_err(Into::into)?.into_parts();
+                    let bounds = Bounds::of(&head, *this.patience);
+                    this.state.set(State::Body {
+                        head: Some(head),
+                        body,
+                        read: Read::default(),
+                        timer: None,
+                        bounds,
+                    });
+                }
+                StateProj::Body {
+                    head,
+                    body,
+                    read,
+                    mut timer,
+                    bounds,
+                } => {
+                    let read = match read.poll(body, bounds.bytes, cx) {
+                        Poll::Ready(read) => read,
+                        Poll::Pending => {
+                            let Some(patience) = bounds.patience else {
+                                return Poll::Pending;
+                            };
+                            if timer.is_none() {
+                                timer.set(Some(tokio::time::sleep(patience)));
+                            }
+                            if let Some(timer) = timer.as_pin_mut() {
+                                ready!(timer.poll(cx));
+                            }
+                            None
+                        }
+                    };
+                    let Some(head) = head.take() else {
+                        // It has ended already, and is not polled again.
+                        return Poll::Pending;
+                    };
+                    let body = match read {
+                        Some(Ok(body)) => Some(body),
+                        Some(Err(_)) if bounds.is_optional => None,
+                        Some(Err(cause)) => {
+                            return Poll::Ready(Err(Box::new(BrokenOff {
+                                status: head.status,
+                                headers: head.headers,
+                                cause: cause.into(),
+                            })));
+                        }
+                        None => None,
+                    };
+                    return Poll::Ready(Ok(Response::from_parts(head, AnswerBody(body))));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! What `AegisService` does with its connections.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::time::{Duration, Instant};
+
+use aegis_hitl::AegisService;
+use aegis_hitl::client::Builder;
+use aegis_hitl::layer::{Backoff, Delivery};
+use aegis_hitl::testing::{Act, Peer};
+use http::Version;
+
+const SHORT: Duration = Duration::from_millis(200);
+
+fn builder(url: &str) -> Builder {
+    AegisService::builder()
+        .base_url(url)
+        .tenant_id("acme")
+        .thread_id("run-7")
+        .backoff(Backoff::none())
+}
+
+#[cfg(feature = "tls")]
+#[tokio::test]
+async fn a_tls_handshake_that_gets_no_answer_was_never_sent_anything() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let silent = tokio::spawn(async move {
+        let mut connections = Vec::new();
+        loop {
+            connections.push(listener.accept().await.unwrap());
+        }
+    });
+    let start = Instant::now();
+    let error = builder(&format!("https://{address}"))
+        .timeout(2 * SHORT)
+        .max_retries(1)
+        .build()
+        .unwrap()
+        .approve("k-1")
+        .await
+        .unwrap_err();
+    silent.abort();
+    assert!(
+        error.is_connect() && !error.is_outcome_unknown(),
+        "{error:?}"
+    );
+    assert_eq!(
+        (error.attempts(), error.delivery()),
+        (2, Delivery::NeverSent)
+    );
+    assert!(start.elapsed() < 10 * SHORT);
+}
+
+#[tokio::test]
+async fn http_2_is_spoken_by_prior_knowledge() {
+    let peer = Peer::start([Act::answer(202)]).await;
+    let service = builder(&peer.url())
+        .http2_prior_knowledge()
+        .build()
+        .unwrap();
+    for key in ["k-1", "k-2"] {
+        service.approve(key).await.unwrap();
+    }
+    assert_eq!((peer.count(), peer.connections()), (2, 1));
+    assert_eq!(peer.requests()[0].version, Version::HTTP_2);
+}
+
+// HTTP/2 would put every further attempt on the connection that answers no more.
+#[tokio::test]
+async fn an_attempt_after_a_timeout_goes_over_a_new_connection() {
+    let peer = Peer::start([Act::hang(), Act::answer(202)]).await;
+    let service = builder(&peer.url())
+        .http2_prior_knowledge()
+        .timeout(SHORT)
+        .build()
+        .unwrap();
+    assert_eq!(service.approve("k-1").await.unwrap().attempts(), 2);
+    assert_eq!((peer.count(), peer.connections()), (2, 2));
+    // The new one is used on.
+    service.approve("k-2").await.unwrap();
+    assert_eq!((peer.count(), peer.connections()), (3, 2));
+}
+
+#[tokio::test]
+async fn every_request_names_its_user_agent() {
+    let peer = Peer::start([Act::answer(202)]).await;
+    let default = builder(&peer.url()).build().unwrap();
+    default.approve("k-1").await.unwrap();
+    let named = builder(&peer.url())
+        .user_agent("bot/2 (x)")
+        .build()
+        .unwrap();
+    named.approve("k-1").await.unwrap();
+    let _ = named.status("r-1").await;
+    let own = concat!("aegis-hitl/", env!("CARGO_PKG_VERSION"));
+    let agents: Vec<_> = peer
+        .requests()
+        .iter()
+        .map(|request| request.header("user-agent").map(str::to_owned))
+        .collect();
+    let expected = [own, "bot/2 (x)", "bot/2 (x)"].map(|agent| Some(agent.to_owned()));
+    assert_eq!(agents, expected);
+    for wrong in ["", " ", "a\nb", "\u{e9}"] {
+        let error = builder(&peer.url()).user_agent(wrong).build().unwrap_err();
+        assert!(error.is_config() && error.to_string().contains("user agent"));
+    }
+}
+
+#[tokio::test]
+async fn a_proxy_is_sent_the_requests_to_an_http_server() {
+    let proxy = Peer::start([Act::answer(202)]).await;
+    let url = proxy.url().replace("http://", "http://user:secret@");
+    let through = builder("http://server.test").proxy(url);
+    assert!(!format!("{through:?}").contains("secret"));
+    let service = through.clone().build().unwrap();
+    service.approve("k-1").await.unwrap();
+    let seen = &proxy.requests()[0];
+    let target = "http://server.test/api/v1/hitl/approve";
+    assert_eq!(seen.uri.to_string(), target);
+    assert_eq!(seen.header("host"), Some("server.test"));
+    // user:secret
+    let expected = "Basic dXNlcjpzZWNyZXQ=";
+    assert_eq!(seen.header("proxy-authorization"), Some(expected));
+
+    let both = through.http2_prior_knowledge().build().unwrap_err();
+    assert!(both.is_config());
+    for wrong in [
+        "",
+        "socks5://secret:1",
+        "https://secret",
+        "http://a:secret@",
+    ] {
+        let error = builder("http://server.test").proxy(wrong).build();
+        let error = error.unwrap_err();
+        assert!(error.is_config() && error.to_string().contains("proxy"));
+        assert!(!format!("{error} {error:?}").contains("secret"));
+    }
+}
+
+// The environment of a process is not to be changed while it runs, so another process has it.
+#[tokio::test]
+async fn the_environment_names_the_proxy() {
+    let proxy = Peer::start([Act::answer(202)]).await;
+    let output = tokio::process::Command::new(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "calls_under_a_proxy_of_the_environment",
+            "--ignored",
+        ])
+        .env("HTTP_PROXY", proxy.url())
+        .env("NO_PROXY", "spared.invalid")
+        .output()
+        .await
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && said.contains("1 passed"),
+        "{said}"
+    );
+    assert_eq!(proxy.count(), 1);
+}
+
+#[tokio::test]
+#[ignore = "run by the_environment_names_the_proxy"]
+async fn calls_under_a_proxy_of_the_environment() {
+    let builder = |url: &str| builder(url).max_retries(0);
+    let proxied = builder("http://server.invalid").build().unwrap();
+    proxied.approve("k-1").await.unwrap();
+    for direct in [
+        builder("http://server.invalid").no_proxy(),
+        builder("http://spared.invalid"),
+        builder("http://localhost:1"),
+        builder("http://[::1]:1"),
+    ] {
+        let error = direct.build().unwrap().approve("k-1").await.unwrap_err();
+        assert!(error.is_connect(), "{error:?}");
+    }
+}
