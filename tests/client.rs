@@ -8,9 +8,11 @@
 )]
 
 use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use aegis_hitl::layer::{Backoff, Delivery};
+use aegis_hitl::layer::{Backoff, Delivery, NotRetried};
 use aegis_hitl::testing::{Act, ClosedPort, Peer};
 use aegis_hitl::{
     AegisService, ApiKey, Decision, DecisionRequest, Error, IdempotencyKey, Outcome, Status,
@@ -455,7 +457,7 @@ async fn a_receipt_takes_an_answer_that_agrees_with_what_was_asked() {
         (
             "409 conflict in new words",
             problem(409, conflict(&unknown_words)),
-            BareConflict,
+            Conflict,
         ),
         (
             "409 conflict by type",
@@ -468,12 +470,12 @@ async fn a_receipt_takes_an_answer_that_agrees_with_what_was_asked() {
                 409,
                 json!({"code": "payload-mismatch", "action": unknown_words}),
             ),
-            BareConflict,
+            Conflict,
         ),
         (
             "422 conflict in new words",
             problem(422, conflict(&unknown_words)),
-            BareConflict,
+            Conflict,
         ),
         (
             "422 conflict, zone-less",
@@ -1136,4 +1138,81 @@ fn it_is_cheap_to_share() {
         .build()
         .unwrap();
     assert!(!format!("{service:?}").contains("sk_live"));
+}
+
+// A refused connect and then a 403: the decision cannot be on record.
+#[tokio::test]
+async fn a_refusal_after_attempts_that_were_never_sent_leaves_nothing_unknown() {
+    let port = ClosedPort::new();
+    let service = builder(&port.url())
+        .backoff(Backoff::constant(Duration::from_millis(20)))
+        .max_retries(1000)
+        .budget(None)
+        .build()
+        .unwrap();
+    let call = tokio::spawn(service.approve("k-1").into_future());
+    tokio::time::sleep(SHORT).await;
+    let _peer = port.open([answer(403)]);
+    let error = call.await.unwrap().unwrap_err();
+    assert!(error.attempts() > 1 && error.is_refused());
+    assert!(!error.is_outcome_unknown());
+}
+
+#[tokio::test]
+async fn an_error_tells_what_is_needed_to_make_the_call_again() {
+    let peer = Peer::start([answer_after(429, "31")]).await;
+    let call = service(&peer).approve("k-1").call_id("call-1");
+    let error = call.await.unwrap_err();
+    assert_eq!(error.idempotency_key().unwrap().as_str(), "k-1");
+    assert_eq!(error.call_id().unwrap().as_str(), "call-1");
+    assert_eq!(error.retry_after(), Some(Duration::from_secs(31)));
+    assert_eq!(error.not_retried(), Some(NotRetried::RetryAfter));
+    assert!(!format!("{error:?}").contains("k-1"));
+
+    let peer = Peer::start([Act::lose_reply()]).await;
+    let error = service(&peer).approve("k-1").await.unwrap_err();
+    assert_eq!(error.idempotency_key().unwrap().as_str(), "k-1");
+    let sent = peer.requests()[0]
+        .header("x-request-id")
+        .unwrap()
+        .to_owned();
+    assert_eq!(error.call_id().unwrap().as_str(), sent);
+    assert_eq!(error.not_retried(), Some(NotRetried::Attempts));
+}
+
+#[tokio::test]
+async fn an_outage_is_observed_and_bound_by_the_services_budget() {
+    let attempts = Arc::new(AtomicUsize::new(0));
+    let counter = attempts.clone();
+    let peer = Peer::start([answer(503)]).await;
+    let service = builder(&peer.url())
+        .observe(move |_| {
+            counter.fetch_add(1, Ordering::SeqCst);
+        })
+        .build()
+        .unwrap();
+    for n in 0..100 {
+        service
+            .clone()
+            .approve(&format!("k-{n}"))
+            .await
+            .unwrap_err();
+    }
+    // 100 at once, one for ten calls, and one or two a second.
+    assert!((200..=220).contains(&peer.count()), "{}", peer.count());
+    assert_eq!(attempts.load(Ordering::SeqCst), peer.count());
+}
+
+// What a server accepts, a client reaches.
+#[tokio::test]
+async fn a_prefix_is_any_path_that_a_server_takes() {
+    let peer = Peer::start([answer(202)]).await;
+    let prefix = "/a-._~!$&'()*+,;=:@b";
+    let service = builder(&peer.url()).api_prefix(prefix).build().unwrap();
+    service.approve("k-1").await.unwrap();
+    assert_eq!(peer.requests()[0].path(), format!("{prefix}/hitl/approve"));
+    for prefix in ["/a//b", "/a/../b", "/%61"] {
+        let built = builder(&peer.url()).api_prefix(prefix).build();
+        assert!(built.unwrap_err().is_config(), "{prefix}");
+    }
 }

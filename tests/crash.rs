@@ -136,6 +136,8 @@ async fn what_was_acknowledged_outlives_sigkill_and_retries_finish_the_rest() {
         .tenant_id("acme")
         .thread_id("run-7")
         .max_retries(10_000)
+        // Every call is to be brought to its end, whatever the load.
+        .budget(None)
         .backoff(Backoff::constant(Duration::from_millis(10)))
         .deadline(HANG)
         .build()

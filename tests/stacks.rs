@@ -98,7 +98,10 @@ async fn a_concurrency_limit_below_can_hang_and_only_a_deadline_ends_it() {
         if let Ok(result) = result {
             let error = result.unwrap_err();
             assert!(error.is_deadline_exceeded());
-            assert_eq!((error.attempts(), error.delivery()), (1, Delivery::Unknown));
+            assert_eq!(
+                (error.attempts(), error.delivery()),
+                (1, Delivery::Answered)
+            );
         }
         assert_eq!(count.load(Ordering::SeqCst), 1);
         holding.abort();

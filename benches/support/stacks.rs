@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use aegis_hitl::layer::{
-    AegisLayer, Backoff, ConfirmDuplicateLayer, RetryLayer, SetIdempotencyKeyLayer,
+    AegisLayer, Backoff, Budget, ConfirmDuplicateLayer, RetryLayer, SetIdempotencyKeyLayer,
     SetRequestIdLayer, SetTenantLayer, SetThreadLayer,
 };
 use aegis_hitl::{TenantId, ThreadId};
@@ -185,7 +185,9 @@ pub(crate) fn aegis(peer: Peer) -> impl Stack {
 }
 
 fn retry_layer() -> RetryLayer {
-    RetryLayer::new().backoff(Backoff::none())
+    // A budget costs every call something; this one is never spent.
+    let budget = Budget::new(1.0).burst(u32::MAX);
+    RetryLayer::new().backoff(Backoff::none()).budget(budget)
 }
 
 pub(crate) fn set_tenant(peer: Peer) -> impl Stack {

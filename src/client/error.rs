@@ -419,6 +419,8 @@ impl fmt::Debug for Error {
             .field("status", &self.inner.status)
             .field("attempts", &self.inner.attempts)
             .field("delivery", &self.inner.delivery)
+            .field("not_retried", &self.inner.not_retried)
+            .field("call_id", &self.inner.call_id)
             .field("source", &self.inner.source)
             .finish_non_exhaustive()
     }
