@@ -10,7 +10,7 @@
 use std::sync::Arc;
 
 use aegis_hitl::AegisService;
-use aegis_hitl::layer::Backoff;
+use aegis_hitl::layer::{Backoff, NotRetried};
 use aegis_hitl::testing::{Act, Peer};
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
@@ -87,7 +87,9 @@ async fn a_certificate_that_nobody_trusts_is_refused_before_anything_is_sent() {
     let service = builder(&peer).root_certificate_pem(other).build().unwrap();
     let error = service.approve("k-1").await.unwrap_err();
     assert!(error.is_connect());
-    assert_eq!(peer.count(), 0);
+    // It will not be trusted in a second either.
+    assert_eq!((error.attempts(), peer.count()), (1, 0));
+    assert_eq!(error.not_retried(), Some(NotRetried::Permanent));
 }
 
 #[tokio::test]

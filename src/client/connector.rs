@@ -232,20 +232,16 @@ mod tls {
         let mut next = Some(error);
         for _ in 0..32 {
             let Some(error) = next else { break };
-            let is_certificate = |error: &(dyn std::error::Error + 'static)| {
-                let error = error.downcast_ref::<rustls::Error>();
-                matches!(error, Some(rustls::Error::InvalidCertificate(_)))
-            };
-            if is_certificate(error) {
+            let tls = error.downcast_ref::<rustls::Error>();
+            if matches!(tls, Some(rustls::Error::InvalidCertificate(_))) {
                 return true;
             }
-            // What an `io::Error` wraps is not among its sources.
+            // What an `io::Error` wraps is not its source: that is the source of what it wraps.
             let io = error.downcast_ref::<std::io::Error>();
-            let inner = io.and_then(std::io::Error::get_ref);
-            if inner.is_some_and(|inner| is_certificate(inner)) {
-                return true;
-            }
-            next = error.source();
+            next = match io.and_then(std::io::Error::get_ref) {
+                Some(wrapped) => Some(wrapped),
+                None => error.source(),
+            };
         }
         false
     }

@@ -251,6 +251,20 @@ async fn the_spread_of_a_retry_after_leaves_room_before_the_deadline() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn no_retry_after_and_no_verdict_makes_a_call_panic() {
+    let huge = "18446744073709551615.999999999999";
+    for deadline in [None, Some(Duration::from_secs(5))] {
+        let layer = quick().max_retry_after(Duration::MAX).deadline(deadline);
+        let peer = Peer::new([Act::RetryAfter(503, huge)]);
+        let response = run(&layer, &peer, keyed()).await.unwrap();
+        assert_eq!(NotRetried::of(&response), Some(NotRetried::Deadline));
+        let layer = layer.classify(|_: &Attempt<'_>| Verdict::RetryAfter(Duration::MAX));
+        let response = run(&layer, &peer, keyed()).await.unwrap();
+        assert_eq!(NotRetried::of(&response), Some(NotRetried::Deadline));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_fraction_in_retry_after_is_not_undercut() {
     let start = Instant::now();
     let peer = Peer::new([Act::RetryAfter(503, "1.5"), Act::Answer(200)]);

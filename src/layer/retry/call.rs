@@ -375,7 +375,8 @@ impl Call {
         let mut spread = floor.max(wait) / 4;
         if let Some(deadline) = self.deadline {
             let left = deadline.saturating_duration_since(now);
-            spread = spread.min(left.saturating_sub(floor + Duration::from_nanos(1)));
+            let left = left.saturating_sub(floor);
+            spread = spread.min(left.saturating_sub(Duration::from_nanos(1)));
         }
         Ok(wait.max(floor.saturating_add(random.up_to(spread))))
     }
