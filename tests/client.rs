@@ -1192,11 +1192,7 @@ async fn an_outage_is_observed_and_bound_by_the_services_budget() {
         .build()
         .unwrap();
     for n in 0..100 {
-        service
-            .clone()
-            .approve(&format!("k-{n}"))
-            .await
-            .unwrap_err();
+        service.clone().approve(format!("k-{n}")).await.unwrap_err();
     }
     // 100 at once, one for ten calls, and one or two a second.
     assert!((200..=220).contains(&peer.count()), "{}", peer.count());

@@ -115,7 +115,7 @@ static BLOCKS: AtomicU64 = AtomicU64::new(0);
 fn next_id() -> Id {
     const BLOCK: u64 = 1 << 32;
     let mut id = NEXT.get();
-    if id % BLOCK == 0 {
+    if id.is_multiple_of(BLOCK) {
         // The first of a block is left out, so that none is zero.
         id = BLOCKS.fetch_add(BLOCK, Ordering::Relaxed) + 1;
     }

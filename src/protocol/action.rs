@@ -305,7 +305,7 @@ pub(crate) mod rfc3339 {
         Ok(text.and_then(|text| {
             let time = text.parse::<Timestamp>().ok().or_else(|| {
                 let time = text.parse::<DateTime>().ok()?;
-                Some(Offset::UTC.to_timestamp(time).ok()?)
+                Offset::UTC.to_timestamp(time).ok()
             })?;
             SystemTime::try_from(time).ok()
         }))
