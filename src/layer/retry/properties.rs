@@ -194,4 +194,69 @@ proptest! {
             Ok(())
         })?;
     }
+
+    // As with redirects, backup requests, token fetches or retries of another kind below.
+    #[test]
+    fn exchanges_below_never_make_an_unsafe_request_be_acted_upon_again(case in case(), turns in 1..4_usize) {
+        run_paused(async {
+            let peer = Peer::new(case.script.clone());
+            // After how many exchanges each attempt began.
+            let begins = Arc::new(std::sync::Mutex::new(Vec::new()));
+            let (below, log) = (peer.clone(), begins.clone());
+            let service = tower::service_fn(move |request: Request<http_body_util::Full<bytes::Bytes>>| {
+                let peer = below.clone();
+                log.lock().unwrap().push(peer.count());
+                async move {
+                    let mut last = peer.clone().oneshot(request.clone()).await;
+                    for _ in 1..turns {
+                        last = peer.clone().oneshot(request.clone()).await;
+                    }
+                    last
+                }
+            });
+            let result = case.layer().layer(service).oneshot(case.request()).await;
+            let begins = begins.lock().unwrap().clone();
+            let delivered = |attempt: usize| {
+                let until = begins.get(attempt + 1).copied().unwrap_or(peer.count());
+                (begins[attempt]..until).any(|n| !matches!(case.played(n), Act::Refuse))
+            };
+            let attempts = begins.len();
+            for attempt in 0..attempts - 1 {
+                prop_assert!(case.is_safe() || !delivered(attempt), "attempt {attempt} of {attempts}");
+            }
+            if let Err(error) = result {
+                let any = (0..attempts).any(delivered);
+                prop_assert_eq!(error.delivery() == Delivery::NeverSent, !any);
+                prop_assert_eq!(error.attempts() as usize, attempts);
+            }
+            Ok(())
+        })?;
+    }
+
+    #[test]
+    fn a_409_confirms_only_under_a_key_that_may_have_been_used(case in case(), is_minted in any::<bool>()) {
+        use crate::layer::{AegisLayer, Confirmation};
+
+        run_paused(async {
+            let peer = Peer::new(case.script.clone());
+            let layer = AegisLayer::new().mint_idempotency_key().retry(case.layer());
+            let mut request = case.request();
+            request.headers_mut().remove("idempotency-key");
+            if !is_minted {
+                let key = crate::protocol::IdempotencyKey::new("k-1").unwrap();
+                request.extensions_mut().insert(key);
+            }
+            let Ok(response) = layer.layer(peer.clone()).oneshot(request).await else {
+                return Ok(());
+            };
+            let sent = peer.count();
+            let is_conflict = matches!(case.played(sent - 1), Act::Answer(409) | Act::AnswerAfter(409, _));
+            let is_used = (0..sent - 1).any(|n| !matches!(case.played(n), Act::Refuse));
+            let is_confirmed = Confirmation::of(&response) == Some(Confirmation::Duplicate);
+            prop_assert_eq!(is_confirmed, is_conflict && (!is_minted || is_used));
+            prop_assert_eq!(response.status() == StatusCode::CONFLICT && !is_confirmed,
+                !is_confirmed && matches!(case.played(sent - 1), Act::Answer(409) | Act::AnswerAfter(409, _) | Act::RetryAfter(409, _)));
+            Ok(())
+        })?;
+    }
 }
