@@ -164,3 +164,28 @@ async fn a_proxy_passes_https_on_from_end_to_end() {
     let seen = &peer.requests()[0];
     assert_eq!(seen.header("proxy-authorization"), None);
 }
+
+#[tokio::test]
+async fn the_tls_configuration_may_be_ones_own() {
+    use tokio_rustls::rustls::ClientConfig;
+    use tokio_rustls::rustls::pki_types::pem::PemObject;
+
+    let (peer, pem) = server(&[b"h2"]).await;
+    let mut roots = RootCertStore::empty();
+    roots
+        .add(CertificateDer::from_pem_slice(pem.as_bytes()).unwrap())
+        .unwrap();
+    let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"something".to_vec()];
+    let service = builder(&peer).tls_config(config.clone()).build().unwrap();
+    service.approve("k-1").await.unwrap();
+    assert_eq!(peer.requests()[0].version, http::Version::HTTP_2);
+
+    let both = builder(&peer).tls_config(config).root_certificate_pem(pem);
+    assert!(both.build().unwrap_err().is_config());
+}

@@ -41,6 +41,8 @@ pub struct Builder {
     on_duplicate: OnDuplicate,
     root_certificates: Vec<Vec<u8>>,
     client_identity: Option<Vec<u8>>,
+    #[cfg(feature = "tls")]
+    tls_config: Option<rustls::ClientConfig>,
     http2_prior_knowledge: bool,
     user_agent: String,
     proxy: ProxySetting,
@@ -63,6 +65,8 @@ impl Builder {
             on_duplicate: OnDuplicate::Confirm,
             root_certificates: Vec::new(),
             client_identity: None,
+            #[cfg(feature = "tls")]
+            tls_config: None,
             http2_prior_knowledge: false,
             user_agent: concat!("aegis-hitl/", env!("CARGO_PKG_VERSION")).to_owned(),
             proxy: ProxySetting::Environment,
@@ -223,6 +227,15 @@ impl Builder {
         self
     }
 
+    /// Uses this configuration of rustls (0.23) for TLS, in place of the platform's roots and of the other settings for
+    /// certificates. Its ALPN protocols are replaced by those that the client speaks.
+    #[cfg(feature = "tls")]
+    #[must_use]
+    pub fn tls_config(mut self, config: rustls::ClientConfig) -> Self {
+        self.tls_config = Some(config);
+        self
+    }
+
     /// Checks the settings and makes the service on its own HTTP client.
     ///
     /// # Errors
@@ -238,6 +251,8 @@ impl Builder {
             connect_timeout,
             root_certificates: roots,
             client_identity: self.client_identity.take(),
+            #[cfg(feature = "tls")]
+            tls_config: self.tls_config.take(),
             http2_prior_knowledge: self.http2_prior_knowledge,
             proxy: self.proxy.proxy_for(&base)?,
         };

@@ -47,6 +47,9 @@ pub(super) struct ClientSettings {
     pub(super) root_certificates: Vec<Vec<u8>>,
     #[cfg_attr(not(feature = "tls"), expect(dead_code))]
     pub(super) client_identity: Option<Vec<u8>>,
+    /// In place of roots and identity.
+    #[cfg(feature = "tls")]
+    pub(super) tls_config: Option<rustls::ClientConfig>,
     pub(super) http2_prior_knowledge: bool,
     pub(super) proxy: Option<Proxy>,
 }
@@ -165,8 +168,36 @@ mod tls {
 
     pub(super) fn connector(
         route: Route,
-        settings: ClientSettings,
+        mut settings: ClientSettings,
     ) -> Result<HttpsConnector<Route>, Error> {
+        let http2_only = settings.http2_prior_knowledge;
+        let mut config = match settings.tls_config.take() {
+            Some(config)
+                if settings.root_certificates.is_empty() && settings.client_identity.is_none() =>
+            {
+                config
+            }
+            Some(_) => {
+                return Err(Error::config(
+                    "both a TLS configuration and certificates are set; allowed is one, as the configuration has its own",
+                ));
+            }
+            None => config(settings)?,
+        };
+        // The protocols are what the client speaks, and not a setting.
+        config.alpn_protocols.clear();
+        let builder = HttpsConnectorBuilder::new()
+            .with_tls_config(config)
+            .https_only();
+        Ok(if http2_only {
+            builder.enable_http2().wrap_connector(route)
+        } else {
+            builder.enable_all_versions().wrap_connector(route)
+        })
+    }
+
+    /// The platform's roots and what was added to them.
+    fn config(settings: ClientSettings) -> Result<ClientConfig, Error> {
         let unusable = "the TLS configuration is unusable";
         let mut roots = Vec::new();
         for pem in settings.root_certificates {
@@ -190,23 +221,15 @@ mod tls {
             .map_err(|error| Error::config_caused(unusable, error))?
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(verifier));
-        let config = match settings.client_identity {
+        match settings.client_identity {
             Some(pem) => {
                 let (chain, key) = identity(&pem)?;
-                builder.with_client_auth_cert(chain, key).map_err(|error| {
-                    Error::config_caused("the client identity is unusable", error)
-                })?
+                builder
+                    .with_client_auth_cert(chain, key)
+                    .map_err(|error| Error::config_caused("the client identity is unusable", error))
             }
-            None => builder.with_no_client_auth(),
-        };
-        let builder = HttpsConnectorBuilder::new()
-            .with_tls_config(config)
-            .https_only();
-        Ok(if settings.http2_prior_knowledge {
-            builder.enable_http2().wrap_connector(route)
-        } else {
-            builder.enable_all_versions().wrap_connector(route)
-        })
+            None => Ok(builder.with_no_client_auth()),
+        }
     }
 
     /// The certificate chain and the private key of a client.
