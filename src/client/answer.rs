@@ -11,6 +11,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::read::{AnswerBody, BrokenOff};
+use super::receipt::LazyAction;
 use super::{Error, Outcome, Receipt};
 use crate::layer::{Attempts, Confirmation, Delivery, NotRetried, ResponseHead, RetryError};
 use crate::protocol::{
@@ -195,7 +196,7 @@ fn text(raw: &RawValue) -> Cow<'_, str> {
 }
 
 /// Parses the action as a whole, or else keeps what there is of it.
-fn action_in(json: &[u8]) -> Option<Action> {
+pub(super) fn action_in(json: &[u8]) -> Option<Action> {
     serde_json::from_slice(json)
         .ok()
         .or_else(|| View::of(json)?.salvaged())
@@ -286,9 +287,9 @@ pub(super) fn receipt(
         return Err(fault("its action is not a JSON object"));
     }
     let action = match (view.action, view.request_id) {
-        (Some(action), _) => action_in(action.get().as_bytes()),
-        (None, Some(_)) => action_in(&body),
-        (None, None) => None,
+        (Some(action), _) => LazyAction::in_json(body.slice_ref(action.get().as_bytes())),
+        (None, Some(_)) => LazyAction::in_json(body.clone()),
+        (None, None) => LazyAction::default(),
     };
     let mut is_told = false;
     for view in [Some(&view), nested.as_ref()].into_iter().flatten() {
@@ -301,7 +302,7 @@ pub(super) fn receipt(
             None => {}
             Some(told) if told == expected.decision.as_str() => is_told = true,
             Some(told) if told == expected.decision.opposite().as_str() => {
-                return Err(opposite(action, status, attempts));
+                return Err(opposite(action.get().cloned(), status, attempts));
             }
             Some(_) => return Err(fault("the decision on record is none of the protocol's")),
         }
@@ -342,7 +343,7 @@ pub(super) fn verified(
     match action.decision {
         Some(decision) if decision == receipt.decision => Ok(Receipt {
             request_id: Some(action.request_id.clone()),
-            action: Some(action),
+            action: action.into(),
             ..receipt
         }),
         Some(decision) if decision == receipt.decision.opposite() => {

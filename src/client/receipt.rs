@@ -1,8 +1,51 @@
 //! What a call that succeeded brings back.
 
+use std::fmt;
+use std::sync::OnceLock;
+
+use bytes::Bytes;
 use http::StatusCode;
 
+use super::answer::action_in;
 use crate::protocol::{Action, Decision, RequestId};
+
+/// The action of an answer, parsed when somebody asks for it: most callers want to know that it is on record, and no more.
+#[derive(Clone, Default)]
+pub(super) struct LazyAction {
+    json: Bytes,
+    parsed: OnceLock<Option<Box<Action>>>,
+}
+
+impl LazyAction {
+    /// An action in an answer, or in a part of one.
+    pub(super) fn in_json(json: Bytes) -> Self {
+        Self {
+            json,
+            parsed: OnceLock::new(),
+        }
+    }
+
+    pub(super) fn get(&self) -> Option<&Action> {
+        let parse = || action_in(&self.json).map(Box::new);
+        self.parsed.get_or_init(parse).as_deref()
+    }
+}
+
+impl From<Action> for LazyAction {
+    fn from(action: Action) -> Self {
+        Self {
+            json: Bytes::new(),
+            parsed: OnceLock::from(Some(Box::new(action))),
+        }
+    }
+}
+
+impl fmt::Debug for LazyAction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // It holds the key and the payload, which do not belong into a log.
+        f.write_str("Action { .. }")
+    }
+}
 
 /// Whether this call put the decision on record or found it there. Both mean that it is on record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -23,7 +66,7 @@ pub struct Receipt {
     pub(super) attempts: u32,
     pub(super) call_id: RequestId,
     pub(super) request_id: Option<RequestId>,
-    pub(super) action: Option<Action>,
+    pub(super) action: LazyAction,
 }
 
 impl Receipt {
@@ -64,7 +107,7 @@ impl Receipt {
 
     /// Returns the action as it is on record, if the server told it.
     pub fn action(&self) -> Option<&Action> {
-        self.action.as_ref()
+        self.action.get()
     }
 }
 
@@ -99,7 +142,7 @@ impl Receipt {
             attempts: 1,
             call_id: RequestId::mint(),
             request_id: None,
-            action: None,
+            action: LazyAction::default(),
         }
     }
 
@@ -107,7 +150,7 @@ impl Receipt {
     #[must_use]
     pub fn with_action(mut self, action: Action) -> Self {
         self.request_id = Some(action.request_id.clone());
-        self.action = Some(action);
+        self.action = action.into();
         self
     }
 
