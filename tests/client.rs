@@ -1212,3 +1212,17 @@ async fn a_prefix_is_any_path_that_a_server_takes() {
         assert!(built.unwrap_err().is_config(), "{prefix}");
     }
 }
+
+#[tokio::test]
+async fn a_status_in_words_and_times_of_another_server_is_read() {
+    let mut told = action("approve");
+    told["status"] = json!("QUEUED");
+    told["execution"] = json!("paused");
+    told["created_at"] = json!("2026-01-02T03:04:05");
+    told["decided_at"] = json!(1_700_000_000);
+    let peer = Peer::start([answer_with(200, told)]).await;
+    let found = service(&peer).status("r-1").await.unwrap();
+    assert_eq!(found.status, Status::Other);
+    assert_eq!(found.decision, Some(Decision::Approve));
+    assert!(found.created_at.is_some() && found.decided_at.is_none());
+}

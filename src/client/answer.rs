@@ -178,7 +178,7 @@ impl<'a> View<'a> {
     /// What can be kept of an action that cannot be parsed as a whole.
     fn salvaged(&self) -> Option<Action> {
         let id = RequestId::new(text(self.request_id?)).ok()?;
-        let status = text(self.status?).parse::<Status>().ok()?;
+        let status = serde_json::from_str(self.status?.get()).ok()?;
         let mut action = Action::new(id, status);
         action.decision = self.decision().and_then(|decision| decision.parse().ok());
         Some(action)

@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, Bytes};
 use http::{HeaderMap, HeaderName, HeaderValue, Request};
 use http_body::{Body, Frame, SizeHint};
 use tower_layer::Layer;
@@ -213,7 +213,7 @@ impl Position {
 struct Shared<B> {
     source: Source<B>,
     /// What was read of the source so far; empty once it is too long to be kept.
-    kept: BytesMut,
+    kept: Vec<u8>,
     trailers: Option<HeaderMap>,
     /// How much more may be kept; `None` once it is too long, or its source failed.
     room: Option<usize>,
@@ -229,6 +229,9 @@ struct Shared<B> {
     waker: Option<Waker>,
 }
 
+/// Trailers end a body. One that goes on is no body of HTTP, and could not be sent again as it was.
+const AFTER_TRAILERS: &str = "the body goes on after its trailers";
+
 enum Source<B> {
     Open(Pin<Box<B>>),
     Ended,
@@ -242,7 +245,7 @@ impl<B: Body> ReplayBody<B> {
         Self {
             shared: Arc::new(Mutex::new(Shared {
                 source: Source::Open(Box::pin(body)),
-                kept: BytesMut::new(),
+                kept: Vec::new(),
                 trailers: None,
                 // A body that is known to be too long is not kept at all.
                 room: (least <= max_bytes).then_some(max_bytes),
@@ -278,11 +281,25 @@ impl<B> Replay for ReplayBody<B> {
 }
 
 impl<B> Shared<B> {
+    /// Keeps a piece, if there is room. It is copied, as a small slice may hold a large buffer.
+    fn keep(&mut self, data: &[u8]) {
+        let most = self.kept.len() + self.room.unwrap_or_default();
+        if self.make_room(data.len()) {
+            // Doubled as a vector does, but never beyond what may be kept.
+            let needed = self.kept.len() + data.len();
+            if needed > self.kept.capacity() {
+                let capacity = needed.max(most.min(self.kept.capacity() * 2));
+                self.kept.reserve_exact(capacity - self.kept.len());
+            }
+            self.kept.extend_from_slice(data);
+        }
+    }
+
     /// Makes room, or gives up keeping.
     fn make_room(&mut self, length: usize) -> bool {
         self.room = self.room.and_then(|room| room.checked_sub(length));
         if self.room.is_none() {
-            self.kept = BytesMut::new();
+            self.kept = Vec::new();
             self.trailers = None;
         }
         self.room.is_some()
@@ -292,7 +309,7 @@ impl<B> Shared<B> {
     fn fail(&mut self, error: BoxError) -> ReplayBodyError {
         self.source = Source::Failed;
         self.room = None;
-        self.kept = BytesMut::new();
+        self.kept = Vec::new();
         self.trailers = None;
         ReplayBodyError(Fault::Source(error))
     }
@@ -328,16 +345,17 @@ where
             Ok(mut data) => {
                 let data = data.copy_to_bytes(data.remaining());
                 // An empty frame is passed on, and takes no room: there may be any number of them.
+                if self.read_trailers && !data.is_empty() {
+                    return Poll::Ready(Some(Err(self.fail(AFTER_TRAILERS.into()))));
+                }
                 if !data.is_empty() {
-                    if self.make_room(data.len()) {
-                        // Copied, as a small slice may hold a large buffer.
-                        self.kept.extend_from_slice(&data);
-                    }
+                    self.keep(&data);
                     self.read += data.len() as u64;
                 }
                 Ok(Frame::data(data))
             }
             Err(frame) => match frame.into_trailers() {
+                Ok(_) if self.read_trailers => Err(self.fail(AFTER_TRAILERS.into())),
                 Ok(trailers) => {
                     let length = |(name, value): (&HeaderName, &HeaderValue)| {
                         name.as_str().len() + value.len()
@@ -368,14 +386,16 @@ where
     ) -> Poll<Option<Result<Frame<Bytes>, ReplayBodyError>>> {
         let this = &mut *self;
         let mut shared = this.shared.lock().unwrap_or_else(PoisonError::into_inner);
-        let shared = &mut *shared;
         if this.at.number > shared.reader {
             shared.reader = this.at.number;
-            // An earlier copy that waits learns that it is superseded.
+            // An earlier copy that waits learns that it is superseded. Woken without the lock, as it may be polled at once.
             if let Some(earlier) = shared.waker.take() {
+                drop(shared);
                 earlier.wake();
+                shared = this.shared.lock().unwrap_or_else(PoisonError::into_inner);
             }
         }
+        let shared = &mut *shared;
         if let Some(fault) = this.at.fault(shared) {
             return Poll::Ready(Some(Err(ReplayBodyError(fault))));
         }
@@ -756,6 +776,26 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn a_body_that_goes_on_after_its_trailers_fails() {
+        for more in [data("more"), Ok(Frame::trailers(HeaderMap::new()))] {
+            let (sender, first) = body(100);
+            let copy = first.replay().unwrap();
+            sender.send(Ok(Frame::trailers(HeaderMap::new()))).unwrap();
+            sender.send(more).unwrap();
+            drop(sender);
+            let error = first.collect().await.unwrap_err();
+            assert!(
+                error
+                    .source()
+                    .unwrap()
+                    .to_string()
+                    .contains("after its trailers")
+            );
+            assert!(copy.collect().await.is_err());
+        }
+    }
+
     mod properties {
         use proptest::prelude::*;
 
@@ -844,7 +884,7 @@ mod tests {
                             }
                         }
                     }
-                    prop_assert!(copies[0].0.lock().kept.len() <= cap);
+                    prop_assert!(copies[0].0.lock().kept.capacity() <= cap);
                 }
             }
         }

@@ -5,6 +5,7 @@ use std::str::FromStr;
 use std::time::SystemTime;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::{IdempotencyKey, RequestId, TenantId, ThreadId};
@@ -75,8 +76,9 @@ macro_rules! words {
 
         impl<'de> Deserialize<'de> for $type {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                let name = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
-                let known = name.parse();
+                // Any value, as one that is no word is not known either.
+                let name = Value::deserialize(deserializer)?;
+                let known = name.as_str().unwrap_or_default().parse();
                 $(let known = known.or(Ok::<_, UnknownName>(Self::$other));)?
                 known.map_err(serde::de::Error::custom)
             }
@@ -271,8 +273,8 @@ impl Action {
 fn known_decision<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<Decision>, D::Error> {
-    let word = Option::<std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
-    Ok(word.and_then(|word| word.parse().ok()))
+    let word = Value::deserialize(deserializer)?;
+    Ok(word.as_str().and_then(|word| word.parse().ok()))
 }
 
 /// Times as RFC 3339 text in UTC. Other servers write them without a zone, too, which is UTC; what cannot be read as a time is
@@ -284,6 +286,7 @@ pub(crate) mod rfc3339 {
     use jiff::civil::DateTime;
     use jiff::tz::Offset;
     use serde::{Deserialize, Deserializer, Serializer, ser};
+    use serde_json::Value;
 
     pub(crate) fn serialize<S: Serializer>(
         time: &Option<SystemTime>,
@@ -301,8 +304,8 @@ pub(crate) mod rfc3339 {
     pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
         deserializer: D,
     ) -> Result<Option<SystemTime>, D::Error> {
-        let text = Option::<std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
-        Ok(text.and_then(|text| {
+        let value = Value::deserialize(deserializer)?;
+        Ok(value.as_str().and_then(|text| {
             let time = text.parse::<Timestamp>().ok().or_else(|| {
                 let time = text.parse::<DateTime>().ok()?;
                 Offset::UTC.to_timestamp(time).ok()
@@ -356,6 +359,10 @@ mod tests {
             );
         }
         assert_eq!(read("decided_at", "\"soon\"").decided_at, None);
+        assert_eq!(read("created_at", "1700000000").created_at, None);
+        assert_eq!(read("decision", "1").decision, None);
+        assert_eq!(read("execution", "{}").execution, Some(Execution::Other));
+        assert_eq!(read("execution", "null").execution, None);
     }
 
     #[test]

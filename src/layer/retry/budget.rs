@@ -16,7 +16,7 @@ const RESERVE: u32 = 100;
 /// A limit on retries in proportion to calls, shared by all clones.
 ///
 /// Every call adds `ratio` of a retry, every retry takes one. So an outage costs the service at most `1 + ratio` times its
-/// usual load, whatever each call's own limit is. What calls save up is limited to 100 retries; [`floor`](Self::floor)
+/// usual load, whatever each call's own limit is. What calls save up is limited to 100 retries, or to the burst if that is more; [`floor`](Self::floor)
 /// allows some per second to a client that makes few calls, and [`burst`](Self::burst) some at once to one that is new.
 ///
 /// The default is a ratio of 0.1, a burst of 100 retries and a floor of 1 per second: 1,000 calls to a dead service within 10
