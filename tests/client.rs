@@ -1226,3 +1226,11 @@ async fn a_status_in_words_and_times_of_another_server_is_read() {
     assert_eq!(found.decision, Some(Decision::Approve));
     assert!(found.created_at.is_some() && found.decided_at.is_none());
 }
+
+#[tokio::test]
+async fn a_gateways_own_problem_confirms_nothing() {
+    let gateway =
+        json!({"type": "https://gateway.example/errors/1001", "title": "Conflict", "status": 409});
+    let (error, _) = failure(answer_with(409, gateway)).await;
+    assert!(error.is_protocol() && error.is_outcome_unknown());
+}

@@ -310,6 +310,12 @@ pub(super) fn receipt(
             return Err(fault("the action is still pending"));
         }
     }
+    // A problem of a type that is not ours may be a gateway's, which knows nothing of the decision.
+    let is_foreign =
+        view.code().is_none() && view.kind.is_some_and(|kind| text(kind) != "about:blank");
+    if outcome == Outcome::Duplicate && is_foreign && !is_told {
+        return Err(fault("it is a problem of another kind"));
+    }
     let request_id = [nested.as_ref(), Some(&view)]
         .into_iter()
         .flatten()

@@ -276,7 +276,7 @@ where
 /// What stands between it and the retry may send a request more than once, as redirects, backup requests, token fetches and
 /// other retries do: an attempt was never sent only if that is proven for every exchange that was begun for it. What is sent
 /// from a task of its own is not counted, so that nothing is proven of it; a service must not send one and the same request both
-/// from such a task and directly.
+/// from such a task, or from a future that it shares with another call, and directly.
 ///
 /// ```
 /// use std::io;

@@ -138,6 +138,35 @@ async fn retries_below_are_counted() {
     }
 }
 
+// The outer retry's first attempt was answered, but the inner one's may have been acted upon.
+#[tokio::test(start_paused = true)]
+async fn what_is_known_of_attempts_below_is_not_forgotten_above() {
+    use crate::layer::{AegisLayer, Confirmation};
+
+    let peer = Peer::new([Act::Reset, Act::Answer(409)]);
+    let service = AegisLayer::new().mint_idempotency_key().retry(quick());
+    let service = service.layer(quick().layer(peer.clone()));
+    let response = service.oneshot(post()).await.unwrap();
+    assert_eq!(Attempts::earlier(&response), Delivery::Unknown);
+    assert_eq!(Confirmation::of(&response), Some(Confirmation::Duplicate));
+
+    let peer = Peer::new([Act::Reset, Act::Answer(503), Act::Refuse]);
+    let nested = quick().layer(quick().max_retries(1).layer(peer));
+    let error = nested.oneshot(keyed()).await.err().unwrap();
+    assert_eq!(error.delivery(), Delivery::Unknown);
+}
+
+// The timer wakes up to a millisecond late, and the answer would have been given up for nothing.
+#[tokio::test(start_paused = true)]
+async fn an_answer_is_not_given_up_for_a_retry_that_the_deadline_forbids() {
+    for micros in [1_000_100, 1_000_500, 1_000_900, 1_001_000] {
+        let peer = Peer::new([Act::RetryAfter(503, "1")]);
+        let layer = quick().deadline(Duration::from_micros(micros));
+        let response = run(&layer, &peer, keyed()).await.unwrap();
+        assert_eq!(response.status(), 503, "{micros}");
+    }
+}
+
 /// Ready for the first attempt, and then as told.
 #[derive(Clone)]
 struct Unready {
@@ -274,7 +303,7 @@ async fn a_fraction_in_retry_after_is_not_undercut() {
 
 #[tokio::test(start_paused = true)]
 async fn a_retry_that_is_due_at_the_deadline_is_too_late() {
-    for (deadline, count) in [(499, 1), (500, 1), (501, 2)] {
+    for (deadline, count) in [(499, 1), (500, 1), (501, 1), (502, 2)] {
         let peer = Peer::new([Act::Answer(503), Act::Answer(200)]);
         let layer = seed_layer().deadline(Duration::from_millis(deadline));
         let response = run(&layer, &peer, keyed()).await.unwrap();

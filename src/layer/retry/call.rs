@@ -181,6 +181,12 @@ impl Call {
         }
     }
 
+    /// Takes note of what is known of attempts of a retry below, before the one that was answered.
+    #[inline]
+    pub(super) fn answered_after(&mut self, earlier: Delivery) {
+        self.earlier = self.earlier.max(earlier);
+    }
+
     /// Takes note of the end of an attempt. Returns what is known of its delivery, and whether it can never succeed.
     fn settle(&mut self, answered: bool) -> (Delivery, bool) {
         self.total += self.track.attempts();
@@ -332,7 +338,12 @@ impl Call {
         let now = Instant::now();
         let wait = self.wait_after(verdict, &attempt.outcome, now)?;
         let due = now.checked_add(wait).ok_or(NotRetried::Deadline)?;
-        if self.deadline.is_some_and(|deadline| due >= deadline) {
+        // The timer's resolution is a millisecond: a retry that is due later than that before the deadline may miss it.
+        let latest = due.checked_add(Duration::from_millis(1));
+        if self
+            .deadline
+            .is_some_and(|deadline| latest.is_none_or(|latest| latest >= deadline))
+        {
             return Err(NotRetried::Deadline);
         }
         let body = kept.body().ok_or(NotRetried::Body)?;
@@ -371,12 +382,11 @@ impl Call {
             return Err(NotRetried::RetryAfter);
         }
         // All clients of a service are told the same. Spread in proportion, they do not come back as one; jitter only adds, and
-        // only as much as there is time for.
+        // leaves half of the time there is for the attempt.
         let mut spread = floor.max(wait) / 4;
         if let Some(deadline) = self.deadline {
             let left = deadline.saturating_duration_since(now);
-            let left = left.saturating_sub(floor);
-            spread = spread.min(left.saturating_sub(Duration::from_nanos(1)));
+            spread = spread.min(left.saturating_sub(floor) / 2);
         }
         Ok(wait.max(floor.saturating_add(random.up_to(spread))))
     }

@@ -15,7 +15,7 @@ use tower_service::Service;
 
 use super::call::Call;
 use super::kept::{Kept, KeptHeaders};
-use super::{AttemptOutcome, NotRetried, Replay, RetryError};
+use super::{AttemptOutcome, Attempts, NotRetried, Replay, RetryError};
 use crate::layer::ResponseHead;
 
 pin_project! {
@@ -114,6 +114,7 @@ where
                     match polled {
                         Poll::Ready(Ok(mut response)) => {
                             this.timer.set(None);
+                            this.call.answered_after(Attempts::earlier(&response));
                             let outcome = AttemptOutcome::Answered(ResponseHead::of(&response));
                             match this.call.next(this.kept, &outcome) {
                                 Ok(next) => this.state.set(State::Drain {
