@@ -82,6 +82,95 @@ async fn an_attempt_after_a_timeout_goes_over_a_new_connection() {
     assert_eq!((peer.count(), peer.connections()), (3, 2));
 }
 
+// The head came in time, so the pool thinks well of the connection.
+#[tokio::test]
+async fn an_attempt_after_an_answer_that_stalled_goes_over_a_new_connection() {
+    let whole = r#"{"request_id":"r-1","status":"PENDING"}"#;
+    let peer = Peer::start([
+        Act::answer(200).body("{").body_never_ends(),
+        Act::answer(200).body(whole),
+    ])
+    .await;
+    let service = builder(&peer.url())
+        .http2_prior_knowledge()
+        .timeout(SHORT)
+        .build()
+        .unwrap();
+    service.status("r-1").await.unwrap();
+    assert_eq!((peer.count(), peer.connections()), (2, 2));
+    service.status("r-1").await.unwrap();
+    assert_eq!((peer.count(), peer.connections()), (3, 2));
+}
+
+/// Passes connections on to a peer, until those that are open go dead: nothing passes any more, and nobody is told.
+struct Relay {
+    url: String,
+    frozen: tokio::sync::watch::Sender<usize>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Relay {
+    async fn before(peer: &Peer) -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let target = peer.address();
+        let (frozen, watched) = tokio::sync::watch::channel(0);
+        let task = tokio::spawn(async move {
+            let mut connections = tokio::task::JoinSet::new();
+            for number in 1.. {
+                let (mut near, _) = listener.accept().await.unwrap();
+                let mut watched = watched.clone();
+                connections.spawn(async move {
+                    let mut far = tokio::net::TcpStream::connect(target).await.unwrap();
+                    tokio::select! {
+                        _ = tokio::io::copy_bidirectional(&mut near, &mut far) => return,
+                        _ = watched.wait_for(|frozen| *frozen >= number) => {}
+                    }
+                    // Holds both ends open.
+                    std::future::pending::<()>().await;
+                });
+            }
+        });
+        Self { url, frozen, task }
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+#[tokio::test]
+async fn a_peer_that_is_gone_without_a_word_is_found_out_by_pings() {
+    let peer = Peer::start([Act::answer(202)]).await;
+    let relay = Relay::before(&peer).await;
+    let service = builder(&relay.url)
+        .http2_prior_knowledge()
+        .http2_keep_alive(SHORT / 4, SHORT / 2)
+        // Only the pings end the attempt in time.
+        .timeout(Duration::from_secs(600))
+        .build()
+        .unwrap();
+    service.approve("k-1").await.unwrap();
+    relay.frozen.send(1).unwrap();
+    let call = service.approve("k-2").into_future();
+    let receipt = tokio::time::timeout(Duration::from_secs(60), call).await;
+    assert_eq!(receipt.unwrap().unwrap().attempts(), 2);
+    // The request on the dead connection never arrived.
+    assert_eq!((peer.count(), peer.connections()), (2, 2));
+}
+
+#[test]
+fn a_keep_alive_of_no_time_is_refused() {
+    let builder = builder("http://127.0.0.1:1");
+    for (interval, timeout) in [(Duration::ZERO, SHORT), (SHORT, Duration::ZERO)] {
+        let builder = builder.clone().http2_keep_alive(interval, timeout);
+        let error = builder.build().unwrap_err();
+        assert!(error.is_config() && error.to_string().contains("keep-alive"));
+    }
+}
+
 #[tokio::test]
 async fn every_request_names_its_user_agent() {
     let peer = Peer::start([Act::answer(202)]).await;

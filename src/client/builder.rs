@@ -8,7 +8,7 @@ use std::time::Duration;
 use http::{HeaderValue, Uri};
 use tower_layer::Layer;
 
-use super::connector::ClientSettings;
+use super::connector::{ClientSettings, KeepAlive};
 use super::proxy::ProxySetting;
 use super::read::ReadAnswers;
 use super::{AegisService, Error, HttpClient, OnDuplicate, Shared};
@@ -44,6 +44,7 @@ pub struct Builder {
     #[cfg(feature = "tls")]
     tls_config: Option<rustls::ClientConfig>,
     http2_prior_knowledge: bool,
+    http2_keep_alive: KeepAlive,
     user_agent: String,
     proxy: ProxySetting,
 }
@@ -68,6 +69,7 @@ impl Builder {
             #[cfg(feature = "tls")]
             tls_config: None,
             http2_prior_knowledge: false,
+            http2_keep_alive: KeepAlive::default(),
             user_agent: concat!("aegis-hitl/", env!("CARGO_PKG_VERSION")).to_owned(),
             proxy: ProxySetting::Environment,
         }
@@ -184,6 +186,17 @@ impl Builder {
         self
     }
 
+    /// Sets after how long without a frame an HTTP/2 connection on which answers are awaited is pinged, and how long the reply
+    /// may take before the connection is given up. 10 and 5 seconds by default; both are more than nothing.
+    ///
+    /// A server that is gone without a word is found out by nothing else before the attempt's timeout. It is a setting of the
+    /// own HTTP client, so not of [`build_with`](Self::build_with).
+    #[must_use]
+    pub fn http2_keep_alive(mut self, interval: Duration, timeout: Duration) -> Self {
+        self.http2_keep_alive = KeepAlive { interval, timeout };
+        self
+    }
+
     /// Goes through this HTTP proxy, whatever the environment says: `http://`, host and port, and if need be user and
     /// password.
     ///
@@ -254,6 +267,7 @@ impl Builder {
             #[cfg(feature = "tls")]
             tls_config: self.tls_config.take(),
             http2_prior_knowledge: self.http2_prior_knowledge,
+            http2_keep_alive: self.checked_keep_alive()?,
             proxy: self.proxy.proxy_for(&base)?,
         };
         let client = HttpClient::new(&base, settings)?;
@@ -342,6 +356,16 @@ impl Builder {
             ));
         }
         Ok(self.timeout)
+    }
+
+    fn checked_keep_alive(&self) -> Result<KeepAlive, Error> {
+        let KeepAlive { interval, timeout } = self.http2_keep_alive;
+        if interval.is_zero() || timeout.is_zero() {
+            return Err(Error::config(
+                "the HTTP/2 keep-alive interval or timeout is zero; allowed is more than zero",
+            ));
+        }
+        Ok(self.http2_keep_alive)
     }
 }
 

@@ -4,6 +4,7 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::future::Future;
 use std::io;
+use std::mem;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -12,6 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::PROXY_AUTHORIZATION;
 use http::{HeaderValue, Request, Response, Uri};
+use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper_util::client::legacy;
@@ -34,10 +36,22 @@ type BoxError = Box<dyn StdError + Send + Sync>;
 /// theirs, so that requests rarely meet a connection that is just being closed.
 const IDLE: Duration = Duration::from_secs(5);
 
-/// How often a connection on which answers are awaited is probed on HTTP/2, and how long the reply may take. A peer that is
-/// gone without a word is found out by nothing else before the attempt's timeout.
-const PING: Duration = Duration::from_secs(10);
-const PONG: Duration = Duration::from_secs(5);
+/// When an HTTP/2 connection on which answers are awaited is pinged.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct KeepAlive {
+    pub(super) interval: Duration,
+    /// How long the reply may take.
+    pub(super) timeout: Duration,
+}
+
+impl Default for KeepAlive {
+    fn default() -> Self {
+        Self {
+            interval: Duration::from_secs(10),
+            timeout: Duration::from_secs(5),
+        }
+    }
+}
 
 /// What an [`HttpClient`] is made by.
 pub(super) struct ClientSettings {
@@ -51,6 +65,7 @@ pub(super) struct ClientSettings {
     #[cfg(feature = "tls")]
     pub(super) tls_config: Option<rustls::ClientConfig>,
     pub(super) http2_prior_knowledge: bool,
+    pub(super) http2_keep_alive: KeepAlive,
     pub(super) proxy: Option<Proxy>,
 }
 
@@ -86,8 +101,8 @@ impl HttpClient {
             .pool_idle_timeout(IDLE)
             .pool_timer(TokioTimer::new())
             .timer(TokioTimer::new())
-            .http2_keep_alive_interval(PING)
-            .http2_keep_alive_timeout(PONG)
+            .http2_keep_alive_interval(settings.http2_keep_alive.interval)
+            .http2_keep_alive_timeout(settings.http2_keep_alive.timeout)
             .http2_keep_alive_while_idle(false)
             .http2_only(settings.http2_prior_knowledge);
         let is_https = base.scheme_str() == Some("https");
@@ -299,7 +314,7 @@ mod tls {
 }
 
 impl Service<Request<Full<Bytes>>> for HttpClient {
-    type Response = Response<Incoming>;
+    type Response = Response<HttpBody>;
     type Error = HttpClientError;
     type Future = HttpClientFuture;
 
@@ -318,7 +333,7 @@ impl Service<Request<Full<Bytes>>> for HttpClient {
             .then(|| capture_connection(&mut request));
         HttpClientFuture {
             exchange: Some(Exchange::begin()),
-            connection: Abandoned(connection),
+            connection: Awaited::new(connection),
             inner: match &*self.client {
                 Client::Http(client) => client.request(request),
                 #[cfg(feature = "tls")]
@@ -340,18 +355,33 @@ pin_project! {
     pub struct HttpClientFuture {
         #[pin]
         inner: legacy::ResponseFuture,
-        connection: Abandoned,
+        connection: Awaited,
         exchange: Option<Exchange>,
     }
 }
 
-/// Takes the connection of a request that is given up out of the pool, so that the next attempt is not put on a connection
-/// that answers no more. On HTTP/1 hyper closes it anyhow; on HTTP/2 it would be used on.
-struct Abandoned(Option<CaptureConnection>);
+/// The connection that an answer is awaited on. If the wait is given up, it leaves the pool, so that the next attempt is not
+/// put on a connection that answers no more. On HTTP/1 hyper closes it anyhow; on HTTP/2 it would be used on.
+#[derive(Debug, Default)]
+struct Awaited {
+    /// `None` on HTTP/1.
+    connection: Option<CaptureConnection>,
+    is_waiting: bool,
+}
 
-impl Drop for Abandoned {
+impl Awaited {
+    fn new(connection: Option<CaptureConnection>) -> Self {
+        Self {
+            connection,
+            is_waiting: true,
+        }
+    }
+}
+
+impl Drop for Awaited {
     fn drop(&mut self) {
-        if let Some(connection) = &self.0
+        if self.is_waiting
+            && let Some(connection) = &self.connection
             && let Some(connection) = &*connection.connection_metadata()
         {
             connection.poison();
@@ -369,19 +399,58 @@ fn judge(error: &legacy::Error) -> Failure {
 }
 
 impl Future for HttpClientFuture {
-    type Output = Result<Response<Incoming>, HttpClientError>;
+    type Output = Result<Response<HttpBody>, HttpClientError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let result = ready!(this.inner.poll(cx));
         // It was answered or failed by itself, and the pool knows of that.
-        this.connection.0 = None;
-        Poll::Ready(result.map_err(|source| {
-            if let Some(exchange) = this.exchange.take() {
-                exchange.failed(judge(&source));
+        let mut connection = mem::take(this.connection);
+        connection.is_waiting = false;
+        Poll::Ready(match result {
+            Ok(response) => Ok(response.map(|inner| HttpBody { inner, connection })),
+            Err(source) => {
+                if let Some(exchange) = this.exchange.take() {
+                    exchange.failed(judge(&source));
+                }
+                Err(HttpClientError { source })
             }
-            HttpClientError { source }
-        }))
+        })
+    }
+}
+
+pin_project! {
+    /// The body of an answer.
+    ///
+    /// Dropped while more of it is awaited, it takes its connection out of the pool.
+    #[derive(Debug)]
+    pub struct HttpBody {
+        #[pin]
+        inner: Incoming,
+        connection: Awaited,
+    }
+}
+
+impl Body for HttpBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let this = self.project();
+        let frame = this.inner.poll_frame(cx);
+        this.connection.is_waiting = frame.is_pending();
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
     }
 }
 

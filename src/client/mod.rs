@@ -37,7 +37,7 @@ use self::read::ReadAnswers;
 use self::request::{Limits, Question};
 
 pub use self::builder::Builder;
-pub use self::connector::{HttpClient, HttpClientError, HttpClientFuture};
+pub use self::connector::{HttpBody, HttpClient, HttpClientError, HttpClientFuture};
 pub use self::error::Error;
 pub use self::receipt::{Outcome, Receipt};
 pub use self::request::{DecisionCall, DecisionRequest, StatusCall};
