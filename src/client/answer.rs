@@ -2,12 +2,15 @@
 
 use std::borrow::Cow;
 use std::error::Error as StdError;
+use std::fmt;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, Response, StatusCode};
-use serde::Deserialize;
+use serde::de::value::{self, StrDeserializer};
+use serde::de::{IgnoredAny, IntoDeserializer, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use super::read::{AnswerBody, BrokenOff};
@@ -105,38 +108,135 @@ pub(super) struct Expected {
 
 impl Expected {
     /// Compares an identity as far as it is told.
-    fn is_named(&self, tenant: Option<&str>, thread: Option<&str>, key: Option<&str>) -> bool {
-        let agree = |told: Option<&str>, sent: &str| told.is_none_or(|told| told == sent);
-        self.tenant
-            .as_ref()
-            .is_none_or(|sent| agree(tenant, sent.as_str()))
-            && agree(thread, self.thread.as_str())
-            && agree(key, self.key.as_str())
+    fn is_named(&self, view: &View<'_>) -> bool {
+        let tenant = self.tenant.as_ref();
+        tenant.is_none_or(|sent| view.tenant_id.agrees(sent.as_str()))
+            && view.thread_id.agrees(self.thread.as_str())
+            && view.idempotency_key.agrees(self.key.as_str())
+    }
+
+    /// The same of an action.
+    fn is_of(&self, action: &Action) -> bool {
+        fn agree<T: PartialEq>(told: Option<&T>, sent: &T) -> bool {
+            told.is_none_or(|told| told == sent)
+        }
+        let tenant = self.tenant.as_ref();
+        tenant.is_none_or(|sent| agree(action.tenant_id.as_ref(), sent))
+            && agree(action.thread_id.as_ref(), &self.thread)
+            && agree(action.idempotency_key.as_ref(), &self.key)
+    }
+}
+
+/// A member of an answer that is compared with words of the protocol.
+///
+/// Any JSON value will do, so that a type that is new to this version fails none of the other members.
+#[derive(Default)]
+enum Word<'a> {
+    /// Not there, or null.
+    #[default]
+    Absent,
+    Text(Cow<'a, str>),
+    /// A value that is no string, and agrees with nothing.
+    Other,
+}
+
+impl Word<'_> {
+    fn is_there(&self) -> bool {
+        !matches!(self, Self::Absent)
+    }
+
+    fn text(&self) -> Option<&str> {
+        match self {
+            Self::Text(text) => Some(text),
+            Self::Absent | Self::Other => None,
+        }
+    }
+
+    fn is(&self, word: &str) -> bool {
+        self.text() == Some(word)
+    }
+
+    /// Whether it is what was sent, or says nothing.
+    fn agrees(&self, sent: &str) -> bool {
+        !self.is_there() || self.is(sent)
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Word<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct AnyValue;
+
+        impl<'de> Visitor<'de> for AnyValue {
+            type Value = Word<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("any value")
+            }
+
+            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
+                Ok(Word::Text(Cow::Borrowed(text)))
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+                Ok(Word::Text(Cow::Owned(text.to_owned())))
+            }
+
+            fn visit_unit<E>(self) -> Result<Self::Value, E> {
+                Ok(Word::Absent)
+            }
+
+            fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
+                Ok(Word::Other)
+            }
+
+            fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> {
+                Ok(Word::Other)
+            }
+
+            fn visit_u64<E>(self, _: u64) -> Result<Self::Value, E> {
+                Ok(Word::Other)
+            }
+
+            fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
+                Ok(Word::Other)
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+                while seq.next_element::<IgnoredAny>()?.is_some() {}
+                Ok(Word::Other)
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+                Ok(Word::Other)
+            }
+        }
+
+        deserializer.deserialize_any(AnyValue)
     }
 }
 
 /// The members of an answer that a conclusion rests on, of a problem as well as of an action.
 ///
-/// They are kept as raw values, so that a word, a time or a type that is new to this version fails none of the others. A
-/// member that occurs twice does fail the whole: readers would disagree on which one holds.
+/// A member that occurs twice fails the whole: readers would disagree on which one holds.
 #[derive(Default, Deserialize)]
 struct View<'a> {
     #[serde(borrow, default)]
-    request_id: Option<&'a RawValue>,
+    request_id: Word<'a>,
     #[serde(borrow, default)]
-    tenant_id: Option<&'a RawValue>,
+    tenant_id: Word<'a>,
     #[serde(borrow, default)]
-    thread_id: Option<&'a RawValue>,
+    thread_id: Word<'a>,
     #[serde(borrow, default)]
-    idempotency_key: Option<&'a RawValue>,
+    idempotency_key: Word<'a>,
     #[serde(borrow, default)]
-    status: Option<&'a RawValue>,
+    status: Word<'a>,
     #[serde(borrow, default)]
-    decision: Option<&'a RawValue>,
+    decision: Word<'a>,
     #[serde(borrow, default)]
-    code: Option<&'a RawValue>,
+    code: Word<'a>,
     #[serde(borrow, default, rename = "type")]
-    kind: Option<&'a RawValue>,
+    kind: Word<'a>,
     #[serde(borrow, default)]
     action: Option<&'a RawValue>,
 }
@@ -152,7 +252,8 @@ impl<'a> View<'a> {
         if !body.starts_with(b"{") {
             return None;
         }
-        serde_json::from_slice(body).ok()
+        // Checked as a whole, which is cheaper than string by string.
+        serde_json::from_str(str::from_utf8(body).ok()?).ok()
     }
 
     /// The nested action, if it is an object.
@@ -161,39 +262,36 @@ impl<'a> View<'a> {
     }
 
     /// The code, by its own member or by the problem's type.
-    fn code(&self) -> Option<Cow<'a, str>> {
-        if let Some(code) = self.code {
-            return Some(text(code));
-        }
-        match text(self.kind?) {
-            Cow::Borrowed(kind) => kind.strip_prefix(URN).map(Cow::Borrowed),
-            Cow::Owned(kind) => kind.strip_prefix(URN).map(|code| Cow::Owned(code.into())),
+    fn code(&self) -> Option<&str> {
+        match &self.code {
+            Word::Absent => self.kind.text()?.strip_prefix(URN),
+            Word::Text(code) => Some(code),
+            // There is a code, and it is none of ours.
+            Word::Other => Some(""),
         }
     }
 
-    fn decision(&self) -> Option<Cow<'a, str>> {
-        self.decision.map(text)
+    /// The id that the server tells.
+    fn request_id(&self) -> Option<RequestId> {
+        RequestId::new(self.request_id.text()?).ok()
     }
 
     /// What can be kept of an action that cannot be parsed as a whole.
     fn salvaged(&self) -> Option<Action> {
-        let id = RequestId::new(text(self.request_id?)).ok()?;
-        let status = serde_json::from_str(self.status?.get()).ok()?;
-        let mut action = Action::new(id, status);
-        action.decision = self.decision().and_then(|decision| decision.parse().ok());
+        if !self.status.is_there() {
+            return None;
+        }
+        let status = self.status.text().and_then(|status| status.parse().ok());
+        let mut action = Action::new(self.request_id()?, status.unwrap_or(Status::Other));
+        action.decision = self
+            .decision
+            .text()
+            .and_then(|decision| decision.parse().ok());
         Some(action)
     }
 }
 
 const URN: &str = "urn:aegis:problem:";
-
-/// A string's text. Any other value gives its JSON text, which agrees with no word of the protocol.
-fn text(raw: &RawValue) -> Cow<'_, str> {
-    #[derive(Deserialize)]
-    struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
-
-    serde_json::from_str::<Text<'_>>(raw.get()).map_or(Cow::Borrowed(raw.get()), |Text(text)| text)
-}
 
 /// Parses the action as a whole, or else keeps what there is of it.
 pub(super) fn action_in(json: &[u8]) -> Option<Action> {
@@ -205,10 +303,7 @@ pub(super) fn action_in(json: &[u8]) -> Option<Action> {
 /// Parses a problem, with as much of its action as can be kept.
 fn problem_in(body: &[u8], status: StatusCode) -> Option<Problem> {
     let view = View::of(body)?;
-    let code = view
-        .code()
-        .and_then(|code| serde_json::to_string(&code).ok())
-        .and_then(|code| serde_json::from_str::<Code>(&code).ok());
+    let code = view.code().map(code_of);
     if let Ok(mut problem) = serde_json::from_slice::<Problem>(body) {
         problem.code = code.unwrap_or(problem.code);
         return Some(problem);
@@ -221,22 +316,31 @@ fn problem_in(body: &[u8], status: StatusCode) -> Option<Problem> {
     Some(problem)
 }
 
+fn code_of(word: &str) -> Code {
+    let word: StrDeserializer<'_, value::Error> = word.into_deserializer();
+    Code::deserialize(word).unwrap_or(Code::Unknown)
+}
+
 /// Says what keeps a body from being read as JSON: a coding that was not asked for, or another media type.
+///
+/// One pass over the few headers of an answer costs less than two lookups.
 fn foreign(headers: &HeaderMap) -> Option<&'static str> {
-    let is_coded = headers
-        .get_all(CONTENT_ENCODING)
-        .iter()
-        .any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity"));
-    if is_coded {
-        return Some("it has a content coding that was not asked for");
+    for (name, value) in headers {
+        if name == CONTENT_ENCODING && !value.as_bytes().eq_ignore_ascii_case(b"identity") {
+            return Some("it has a content coding that was not asked for");
+        }
+        if name == CONTENT_TYPE && !is_json(value.as_bytes()) {
+            return Some("it is not JSON");
+        }
     }
-    let is_json = headers.get_all(CONTENT_TYPE).iter().all(|value| {
-        let essence = value.as_bytes().split(|byte| *byte == b';').next();
-        let essence = essence.unwrap_or_default().trim_ascii();
-        essence.eq_ignore_ascii_case(b"application/json")
-            || essence.to_ascii_lowercase().ends_with(b"+json")
-    });
-    (!is_json).then_some("it is not JSON")
+    None
+}
+
+fn is_json(media_type: &[u8]) -> bool {
+    let essence = media_type.split(|byte| *byte == b';').next();
+    let essence = essence.unwrap_or_default().trim_ascii();
+    essence.eq_ignore_ascii_case(b"application/json")
+        || essence.to_ascii_lowercase().ends_with(b"+json")
 }
 
 /// Turns the answer to a decision into a receipt or an error. Returns with the receipt whether the server told which decision
@@ -274,7 +378,7 @@ pub(super) fn receipt(
         }
     };
     let view = View::of(&body).ok_or_else(|| fault("it is not a JSON object"))?;
-    match view.code().as_deref() {
+    match view.code() {
         // Without a code of ours the status speaks: the seed's server says no more.
         None | Some("duplicate") => {}
         Some("decision-conflict" | "payload-mismatch") => {
@@ -286,40 +390,37 @@ pub(super) fn receipt(
     if view.action.is_some() && nested.is_none() {
         return Err(fault("its action is not a JSON object"));
     }
-    let action = match (view.action, view.request_id) {
-        (Some(action), _) => LazyAction::in_json(body.slice_ref(action.get().as_bytes())),
-        (None, Some(_)) => LazyAction::in_json(body.clone()),
-        (None, None) => LazyAction::default(),
+    let action = match view.action {
+        Some(action) => LazyAction::in_json(body.slice_ref(action.get().as_bytes())),
+        None if view.request_id.is_there() => LazyAction::in_json(body.clone()),
+        None => LazyAction::default(),
     };
     let mut is_told = false;
     for view in [Some(&view), nested.as_ref()].into_iter().flatten() {
-        let [tenant, thread, key] =
-            [view.tenant_id, view.thread_id, view.idempotency_key].map(|raw| raw.map(text));
-        if !expected.is_named(tenant.as_deref(), thread.as_deref(), key.as_deref()) {
+        if !expected.is_named(view) {
             return Err(fault("it is about another tenant, thread or key"));
         }
-        match view.decision() {
-            None => {}
-            Some(told) if told == expected.decision.as_str() => is_told = true,
-            Some(told) if told == expected.decision.opposite().as_str() => {
+        match &view.decision {
+            Word::Absent => {}
+            told if told.is(expected.decision.as_str()) => is_told = true,
+            told if told.is(expected.decision.opposite().as_str()) => {
                 return Err(opposite(action.get().cloned(), status, attempts));
             }
-            Some(_) => return Err(fault("the decision on record is none of the protocol's")),
+            _ => return Err(fault("the decision on record is none of the protocol's")),
         }
-        if view.status.is_some_and(|status| text(status) == "PENDING") {
+        if view.status.is(Status::Pending.as_str()) {
             return Err(fault("the action is still pending"));
         }
     }
     // A problem of a type that is not ours may be a gateway's, which knows nothing of the decision.
-    let is_foreign =
-        view.code().is_none() && view.kind.is_some_and(|kind| text(kind) != "about:blank");
+    let is_foreign = view.code().is_none() && view.kind.is_there() && !view.kind.is("about:blank");
     if outcome == Outcome::Duplicate && is_foreign && !is_told {
         return Err(fault("it is a problem of another kind"));
     }
     let request_id = [nested.as_ref(), Some(&view)]
         .into_iter()
         .flatten()
-        .find_map(|view| RequestId::new(text(view.request_id?)).ok());
+        .find_map(View::request_id);
     let receipt = Receipt {
         outcome,
         decision: expected.decision,
@@ -338,12 +439,7 @@ pub(super) fn verified(
     expected: &Expected,
     action: Action,
 ) -> Result<Receipt, Error> {
-    let is_named = expected.is_named(
-        action.tenant_id.as_ref().map(TenantId::as_str),
-        action.thread_id.as_ref().map(ThreadId::as_str),
-        action.idempotency_key.as_ref().map(IdempotencyKey::as_str),
-    );
-    if !is_named || action.status == Status::Pending {
+    if !expected.is_of(&action) || action.status == Status::Pending {
         return Err(Error::unverified(&receipt));
     }
     match action.decision {

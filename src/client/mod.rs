@@ -197,6 +197,10 @@ where
 
     /// Waits until the service is ready, but no longer than the call may take.
     async fn ready(&mut self, deadline: Option<Instant>) -> Result<(), Error> {
+        let now = poll_fn(|cx| Poll::Ready(self.stack.poll_ready(cx))).await;
+        if let Poll::Ready(ready) = now {
+            return ready.map_err(Error::failed);
+        }
         let ready = poll_fn(|cx| self.stack.poll_ready(cx));
         match deadline {
             None => ready.await,
@@ -293,12 +297,12 @@ impl Shared {
 
     fn decision(
         &self,
-        request: DecisionRequest,
+        mut request: DecisionRequest,
         call_id: &RequestId,
         deadline: Option<Instant>,
     ) -> Result<Request<Full<Bytes>>, Error> {
+        let body = request.take_body()?;
         let thread = self.thread(&request)?;
-        let body = request.body()?;
         let uri = match request.decision {
             Decision::Approve => &self.approve,
             Decision::Reject => &self.reject,
@@ -306,12 +310,10 @@ impl Shared {
         let mut http = Request::new(Full::new(body));
         *http.method_mut() = Method::POST;
         *http.uri_mut() = uri.clone();
-        // Room for all of them, as a map that grows is hashed anew.
-        *http.headers_mut() = HeaderMap::with_capacity(8);
+        *http.headers_mut() = self.common_headers();
         self.credentials(&mut http, request.tenant.as_ref())?;
         let headers = http.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        self.describe(headers);
         headers.insert(THREAD_ID, thread.header_value());
         headers.insert(IDEMPOTENCY_KEY, request.key.header_value());
         headers.insert(X_REQUEST_ID, call_id.header_value());
@@ -336,11 +338,11 @@ impl Shared {
             .map_err(|_| Error::request("the request id is too long for a URL"))?;
         let mut http = Request::new(Full::default());
         *http.uri_mut() = uri;
+        *http.headers_mut() = self.common_headers();
         // A public answer is better than none: without tenant and credentials the question goes out bare, as the SDK's does.
         if tenant.is_some() || self.tenant.is_some() || self.authorization.is_some() {
             self.credentials(&mut http, tenant.as_ref())?;
         }
-        self.describe(http.headers_mut());
         let mut timeout = limits.timeout;
         if let Some(wait) = wait {
             let wait = wait.min(MAX_WAIT);
@@ -356,11 +358,16 @@ impl Shared {
         Ok(http)
     }
 
-    /// Says what asks, and which answers it can read: none in a content coding, as what an answer confirms is in its body.
-    fn describe(&self, headers: &mut HeaderMap) {
+    /// The headers that every request has, with room for those of a call, as a map that grows is hashed anew. Made each
+    /// time, as a clone of one costs more.
+    ///
+    /// No content coding is read, as what an answer confirms is in its body.
+    fn common_headers(&self) -> HeaderMap {
+        let mut headers = HeaderMap::with_capacity(8);
         headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         headers.insert(USER_AGENT, self.user_agent.clone());
+        headers
     }
 
     /// Says who asks: the API key, or else the tenant.

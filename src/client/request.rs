@@ -148,12 +148,13 @@ impl DecisionRequest {
         self.comment.as_deref()
     }
 
-    /// The JSON body: the payload's text as it is, and the comment in the reserved member.
-    pub(super) fn body(&self) -> Result<Bytes, Error> {
-        let payload = self.payload.as_ref().map_or("{}", Payload::as_str);
+    /// Takes the JSON body: the payload's text as it is, and the comment in the reserved member.
+    pub(super) fn take_body(&mut self) -> Result<Bytes, Error> {
         let Some(comment) = &self.comment else {
-            return Ok(Bytes::copy_from_slice(payload.as_bytes()));
+            let payload = self.payload.take();
+            return Ok(payload.map_or(Bytes::from_static(b"{}"), Payload::into_bytes));
         };
+        let payload = self.payload.as_ref().map_or("{}", Payload::as_str);
         let comment = serde_json::json!({ "comment": comment });
         // A payload is always an object; what is between its braces is empty or a list of members.
         let members = payload

@@ -166,6 +166,12 @@ impl Payload {
         Self::object(serde_json::value::to_raw_value(value)?)
     }
 
+    /// Returns the JSON text, without a copy.
+    #[cfg(feature = "client")]
+    pub(crate) fn into_bytes(self) -> bytes::Bytes {
+        Box::<str>::from(self.0).into_boxed_bytes().into()
+    }
+
     /// Parses JSON text, which must be an object.
     ///
     /// # Errors
