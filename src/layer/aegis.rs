@@ -9,7 +9,7 @@ use http_body::Body;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::set::Names;
+use super::envelope::{Envelope, Names};
 use super::{
     ConfirmDuplicateLayer, Replay, Retry, RetryError, RetryFuture, RetryLayer,
     SetIdempotencyKeyLayer, SetRequestIdLayer, SetTenantLayer, SetThreadLayer,
@@ -153,8 +153,9 @@ impl<S> Layer<S> for AegisLayer {
             key: self.key.clone(),
             request_id: self.request_id.clone(),
         };
+        let envelope = Envelope::new(names, self.confirm.clone(), self.retry.key_header());
         Aegis {
-            retry: self.retry.within(names, self.confirm.clone()).layer(inner),
+            retry: self.retry.within(envelope).layer(inner),
         }
     }
 }

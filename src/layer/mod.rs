@@ -57,6 +57,7 @@
 mod aegis;
 mod confirm;
 mod delivery;
+mod envelope;
 mod replay_body;
 mod retry;
 mod set;

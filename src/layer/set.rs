@@ -9,7 +9,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 use uuid::Uuid;
 
-use super::{first_value, is_blank};
+use super::first_value;
 use crate::protocol::{
     IDEMPOTENCY_KEY, IdempotencyKey, RequestId, TENANT_ID, THREAD_ID, TenantId, ThreadId,
     X_REQUEST_ID, uuid_value,
@@ -95,108 +95,9 @@ impl Setting {
     }
 }
 
-/// The layers that name a call, to be written into each of its attempts.
-#[derive(Debug, Clone)]
-pub(super) struct Names {
-    pub(super) tenant: SetTenantLayer,
-    pub(super) thread: SetThreadLayer,
-    pub(super) key: SetIdempotencyKeyLayer,
-    pub(super) request_id: SetRequestIdLayer,
-}
-
-/// What was minted for a call, so that all of its attempts carry the same.
-///
-/// Numbers, as they are loaded in the halves in which they are made; bytes would be loaded as one, and wait for both.
-#[derive(Debug, Default)]
-pub(super) struct Minted {
-    key: Option<u128>,
-    request_id: Option<u128>,
-}
-
-impl Minted {
-    /// Whether the key is the call's own.
-    pub(super) fn has_key(&self) -> bool {
-        self.key.is_some()
-    }
-}
-
 /// In a request's extensions: its key was minted for this very call, so that nobody can have used it before.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct MintedKey;
-
-/// Which of the names a request has as it comes.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Own {
-    tenant: bool,
-    thread: bool,
-    key: bool,
-    request_id: bool,
-    /// Whether the key is one, and not blank.
-    pub(super) is_keyed: bool,
-}
-
-impl Own {
-    /// Takes note of one header. The first value of a key is the one that counts.
-    #[inline]
-    pub(super) fn note(&mut self, names: &Names, name: &HeaderName, value: &HeaderValue) {
-        if *name == names.key.setting.header && !self.key {
-            self.key = true;
-            self.is_keyed = !is_blank(value);
-        }
-        self.tenant |= *name == names.tenant.setting.header;
-        self.thread |= *name == names.thread.setting.header;
-        self.request_id |= *name == names.request_id.setting.header;
-    }
-}
-
-impl Names {
-    /// Writes what the request does not have, as one layer after the other does.
-    pub(super) fn set<B>(&self, request: &mut Request<B>, minted: &mut Minted) {
-        // Only ids are ever minted.
-        self.tenant.set(request, &mut None);
-        self.thread.set(request, &mut None);
-        self.key.set(request, &mut minted.key);
-        self.request_id.set(request, &mut minted.request_id);
-    }
-
-    /// As [`set`](Self::set), for names that are all different and a request that was looked through before. Returns whether
-    /// the key was written.
-    #[inline]
-    pub(super) fn fill<B>(&self, request: &mut Request<B>, own: Own, minted: &mut Minted) -> bool {
-        if !own.tenant {
-            self.tenant.fill(request, &mut None);
-        }
-        if !own.thread {
-            self.thread.fill(request, &mut None);
-        }
-        let keyed = !own.key && self.key.fill(request, &mut minted.key);
-        if !own.request_id {
-            self.request_id.fill(request, &mut minted.request_id);
-        }
-        keyed
-    }
-
-    /// The header that carries the key.
-    pub(super) fn key_header(&self) -> &HeaderName {
-        &self.key.setting.header
-    }
-
-    /// The header that carries the request id.
-    pub(super) fn request_id_header(&self) -> &HeaderName {
-        &self.request_id.setting.header
-    }
-
-    /// Whether no two of the names share a header. If they do, what one layer writes is what the next one finds.
-    pub(super) fn are_distinct(&self) -> bool {
-        let all = [
-            &self.tenant.setting.header,
-            &self.thread.setting.header,
-            &self.key.setting.header,
-            &self.request_id.setting.header,
-        ];
-        (1..all.len()).all(|at| !all[..at].contains(&all[at]))
-    }
-}
 
 macro_rules! set_header {
     ($layer:ident, $service:ident, $type:ident, $header:ident, $name:literal, $value:expr) => {
@@ -212,8 +113,13 @@ macro_rules! set_header {
         }
 
         impl $layer {
+            /// The header that is written.
+            pub(super) fn header_name(&self) -> &HeaderName {
+                &self.setting.header
+            }
+
             /// Writes the header, unless the request has its own or there is no value.
-            fn set<B>(&self, request: &mut Request<B>, minted: &mut Option<u128>) {
+            pub(super) fn set<B>(&self, request: &mut Request<B>, minted: &mut Option<u128>) {
                 if first_value(request.headers(), &self.setting.header).is_none() {
                     self.fill(request, minted);
                 }
@@ -221,7 +127,11 @@ macro_rules! set_header {
 
             /// Writes the header of a request that has none. Returns whether there was a value.
             #[inline]
-            fn fill<B>(&self, request: &mut Request<B>, minted: &mut Option<u128>) -> bool {
+            pub(super) fn fill<B>(
+                &self,
+                request: &mut Request<B>,
+                minted: &mut Option<u128>,
+            ) -> bool {
                 let value: fn(&$type, bool) -> HeaderValue = $value;
                 let extension = request
                     .extensions()

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Extensions, HeaderValue, Request, Response, StatusCode};
+use http::{Extensions, HeaderValue, Request, Response};
 use tokio::time::Instant;
 
 use super::budget::Withdrawal;
@@ -15,9 +15,8 @@ use super::{
     Attempt, AttemptEvent, AttemptOutcome, AttemptTimeout, Attempts, Deadline, Delivery,
     MaxRetries, NotRetried, Policy, Replay, Verdict,
 };
-use crate::layer::confirm::SentHead;
 use crate::layer::delivery::{self, Failure, Track};
-use crate::layer::set::{Minted, Own};
+use crate::layer::envelope::Contents;
 use crate::layer::{carries_key, first_value};
 use crate::protocol::{IdempotencyKey, RequestId, X_REQUEST_ID};
 
@@ -31,13 +30,8 @@ pub(super) struct Call {
     started: Option<Instant>,
     /// Whether the request may be sent again although it may have been acted upon.
     safe: bool,
-    /// Whether the request carries the key that a confirmation needs.
-    is_keyed: bool,
-    /// The request as it was sent, if the confirmation looks at it.
-    head: Option<Box<SentHead>>,
-    /// Which of its names the request had as it came.
-    own: Own,
-    minted: Minted,
+    /// What the policy's envelope keeps of the call.
+    contents: Contents,
     /// Attempts started.
     pub(super) attempts: u32,
     /// Attempts ended, those of retries below included.
@@ -82,10 +76,7 @@ impl Call {
             deadline,
             started,
             safe: false,
-            is_keyed: false,
-            head: None,
-            own: Own::default(),
-            minted: Minted::default(),
+            contents: Contents::default(),
             attempts: 1,
             total: 0,
             track: Track::new(),
@@ -104,34 +95,16 @@ impl Call {
     pub(super) fn begin<B>(&mut self, request: &mut Request<B>, kept: &mut KeptHeaders) {
         let policy = &*self.policy;
         kept.reserve(request.headers());
-        let is_keyed = match &policy.around {
-            // The usual case, in one look at each header.
-            Some(around) if around.is_usual => {
+        let mut keep = |name: &_, value: &_| kept.keep(name, value);
+        let is_keyed = match &policy.envelope {
+            Some(envelope) => envelope.open(&mut self.contents, request, &policy.key_header, keep),
+            None => {
                 for (name, value) in request.headers() {
-                    self.own.note(&around.names, name, value);
-                    kept.keep(name, value);
-                }
-                let is_written = around.names.fill(request, self.own, &mut self.minted);
-                // A key that is written here is never blank.
-                self.is_keyed = is_written || self.own.is_keyed;
-                self.is_keyed
-            }
-            around => {
-                for (name, value) in request.headers() {
-                    kept.keep(name, value);
-                }
-                if let Some(around) = around {
-                    around.names.set(request, &mut self.minted);
-                    self.is_keyed = carries_key(request.headers(), around.confirm.key_header());
+                    keep(name, value);
                 }
                 carries_key(request.headers(), &policy.key_header)
             }
         };
-        if let Some(around) = &policy.around
-            && around.confirm.looks_at_the_request()
-        {
-            self.head = Some(Box::new(SentHead::of(request)));
-        }
         self.safe = delivery::safe_to_send_again(request, is_keyed);
         self.number(request);
     }
@@ -151,12 +124,8 @@ impl Call {
 
     /// Names a request that is as the first one was as it came.
     fn name<B>(&mut self, request: &mut Request<B>) {
-        match &self.policy.around {
-            Some(around) if around.is_usual => {
-                around.names.fill(request, self.own, &mut self.minted);
-            }
-            Some(around) => around.names.set(request, &mut self.minted),
-            None => {}
+        if let Some(envelope) = &self.policy.envelope {
+            envelope.reopen(&mut self.contents, request);
         }
     }
 
@@ -168,16 +137,8 @@ impl Call {
             let attempts = Attempts::new(self.total, self.earlier, not_retried);
             response.extensions_mut().insert(attempts);
         }
-        if self.is_keyed
-            && response.status() == StatusCode::CONFLICT
-            && let Some(around) = &self.policy.around
-        {
-            // Nobody can have used a key that this call has minted, if no earlier attempt can have reached the service.
-            let is_minted =
-                self.minted.has_key() && around.names.key_header() == around.confirm.key_header();
-            if !(is_minted && self.earlier == Delivery::NeverSent) {
-                around.confirm.confirm(response, self.head.as_deref());
-            }
+        if let Some(envelope) = &self.policy.envelope {
+            envelope.close(&self.contents, response, self.earlier);
         }
     }
 
@@ -241,8 +202,8 @@ impl Call {
     ) -> Report {
         let mut request = kept.request(headers, ());
         self.name(&mut request);
-        let id_header = match &self.policy.around {
-            Some(around) => around.names.request_id_header(),
+        let id_header = match &self.policy.envelope {
+            Some(envelope) => envelope.request_id_header(),
             None => &X_REQUEST_ID,
         };
         let headers = request.headers();

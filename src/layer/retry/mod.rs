@@ -29,10 +29,9 @@ use tower_service::Service;
 use self::backoff::Random;
 use self::call::Call;
 use self::kept::{Kept, KeptHeaders};
-use crate::layer::ConfirmDuplicateLayer;
 use crate::layer::Replay;
 use crate::layer::delivery::Delivery;
-use crate::layer::set::Names;
+use crate::layer::envelope::Envelope;
 use crate::protocol::IDEMPOTENCY_KEY;
 
 pub(super) use self::classify::retry_after;
@@ -141,17 +140,8 @@ struct Policy {
     drain_bytes: usize,
     drain_time: Duration,
     random: Random,
-    /// What stands around it, within [`AegisLayer`](crate::layer::AegisLayer).
-    around: Option<Around>,
-}
-
-/// The layers around a retry that are carried out by it, so that nothing is looked for or kept twice.
-#[derive(Clone)]
-struct Around {
-    names: Names,
-    confirm: ConfirmDuplicateLayer,
-    /// Whether the names are distinct and all agree on the key's header.
-    is_usual: bool,
+    /// What stands around the retry and is carried out by it, within [`AegisLayer`](crate::layer::AegisLayer).
+    envelope: Option<Envelope>,
 }
 
 impl RetryLayer {
@@ -173,7 +163,7 @@ impl RetryLayer {
                 drain_bytes: 64 * 1024,
                 drain_time: Duration::from_millis(250),
                 random: Random::new(),
-                around: None,
+                envelope: None,
             },
         }
     }
@@ -295,19 +285,16 @@ impl RetryLayer {
         self
     }
 
-    /// Names each attempt and confirms the answer, as if those layers stood around it.
-    pub(super) fn within(&self, names: Names, confirm: ConfirmDuplicateLayer) -> Self {
+    /// Names each attempt and confirms the answer, as if the layers of the envelope stood around it.
+    pub(super) fn within(&self, envelope: Envelope) -> Self {
         let mut layer = self.clone();
-        let key_header = names.key_header();
-        let is_usual = names.are_distinct()
-            && *key_header == self.policy.key_header
-            && key_header == confirm.key_header();
-        layer.policy.around = Some(Around {
-            names,
-            confirm,
-            is_usual,
-        });
+        layer.policy.envelope = Some(envelope);
         layer
+    }
+
+    /// The header that the key is looked for in.
+    pub(super) fn key_header(&self) -> &HeaderName {
+        &self.policy.key_header
     }
 
     /// Seeds the jitter, so that the same calls wait the same times. For tests.

@@ -1,0 +1,212 @@
+//! What a stack writes into each attempt of a call, and reads off the last answer.
+//!
+//! [`AegisLayer`](super::AegisLayer) is the header layers, the confirmation and the retry, one around the other. The retry
+//! carries the outer ones out itself, by way of an [`Envelope`]: it opens one for each call, closes it with the answer, and
+//! in between has the names written into each further attempt, so that nothing is looked for or kept twice.
+
+use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
+
+use super::confirm::SentHead;
+use super::{
+    ConfirmDuplicateLayer, Delivery, SetIdempotencyKeyLayer, SetRequestIdLayer, SetTenantLayer,
+    SetThreadLayer, carries_key, is_blank,
+};
+
+/// The layers around a retry.
+#[derive(Debug, Clone)]
+pub(super) struct Envelope {
+    names: Names,
+    confirm: ConfirmDuplicateLayer,
+    /// Whether the names are distinct and all layers agree on the key's header.
+    is_usual: bool,
+}
+
+/// The layers that name a call.
+#[derive(Debug, Clone)]
+pub(super) struct Names {
+    pub(super) tenant: SetTenantLayer,
+    pub(super) thread: SetThreadLayer,
+    pub(super) key: SetIdempotencyKeyLayer,
+    pub(super) request_id: SetRequestIdLayer,
+}
+
+/// What an envelope keeps of one call.
+#[derive(Debug, Default)]
+pub(super) struct Contents {
+    /// Which of the names the request had as it came.
+    own: Own,
+    minted: Minted,
+    /// Whether the request carries the key that a confirmation needs.
+    is_keyed: bool,
+    /// The request as it was sent, if the confirmation looks at it.
+    head: Option<Box<SentHead>>,
+}
+
+/// What was minted for a call, so that all of its attempts carry the same.
+///
+/// Numbers, as they are loaded in the halves in which they are made; bytes would be loaded as one, and wait for both.
+#[derive(Debug, Default)]
+struct Minted {
+    key: Option<u128>,
+    request_id: Option<u128>,
+}
+
+/// Which of the names a request has as it comes.
+#[derive(Debug, Clone, Copy, Default)]
+struct Own {
+    tenant: bool,
+    thread: bool,
+    key: bool,
+    request_id: bool,
+    /// Whether the key is one, and not blank.
+    is_keyed: bool,
+}
+
+impl Envelope {
+    /// The envelope of a retry that finds its keys in `key_header`.
+    pub(super) fn new(
+        names: Names,
+        confirm: ConfirmDuplicateLayer,
+        key_header: &HeaderName,
+    ) -> Self {
+        let is_usual = names.are_distinct()
+            && names.key.header_name() == key_header
+            && confirm.key_header() == key_header;
+        Self {
+            names,
+            confirm,
+            is_usual,
+        }
+    }
+
+    /// The header that carries the request id.
+    pub(super) fn request_id_header(&self) -> &HeaderName {
+        self.names.request_id.header_name()
+    }
+
+    /// Names the request of a call, after each of its headers was given to `keep` as it came. Returns whether it carries a
+    /// key in `key_header`.
+    #[inline]
+    pub(super) fn open<B>(
+        &self,
+        contents: &mut Contents,
+        request: &mut Request<B>,
+        key_header: &HeaderName,
+        mut keep: impl FnMut(&HeaderName, &HeaderValue),
+    ) -> bool {
+        let is_keyed = if self.is_usual {
+            // One look at each header.
+            for (name, value) in request.headers() {
+                contents.own.note(&self.names, name, value);
+                keep(name, value);
+            }
+            let is_written = self.names.fill(request, contents.own, &mut contents.minted);
+            // A key that is written here is never blank.
+            contents.is_keyed = is_written || contents.own.is_keyed;
+            contents.is_keyed
+        } else {
+            self.open_unusual(contents, request, key_header, keep)
+        };
+        if self.confirm.looks_at_the_request() {
+            contents.head = Some(Box::new(SentHead::of(request)));
+        }
+        is_keyed
+    }
+
+    fn open_unusual<B>(
+        &self,
+        contents: &mut Contents,
+        request: &mut Request<B>,
+        key_header: &HeaderName,
+        mut keep: impl FnMut(&HeaderName, &HeaderValue),
+    ) -> bool {
+        for (name, value) in request.headers() {
+            keep(name, value);
+        }
+        self.names.set(request, &mut contents.minted);
+        contents.is_keyed = carries_key(request.headers(), self.confirm.key_header());
+        carries_key(request.headers(), key_header)
+    }
+
+    /// Names a request that is as the first one was as it came.
+    pub(super) fn reopen<B>(&self, contents: &mut Contents, request: &mut Request<B>) {
+        if self.is_usual {
+            self.names.fill(request, contents.own, &mut contents.minted);
+        } else {
+            self.names.set(request, &mut contents.minted);
+        }
+    }
+
+    /// Confirms the answer, if it is one to confirm. `earlier` is what is known of the attempts before the one that was
+    /// answered.
+    #[inline]
+    pub(super) fn close<R>(
+        &self,
+        contents: &Contents,
+        response: &mut Response<R>,
+        earlier: Delivery,
+    ) {
+        if !contents.is_keyed || response.status() != StatusCode::CONFLICT {
+            return;
+        }
+        // Nobody can have used a key that this call has minted, if no earlier attempt can have reached the service.
+        let is_minted = contents.minted.key.is_some()
+            && self.names.key.header_name() == self.confirm.key_header();
+        if !(is_minted && earlier == Delivery::NeverSent) {
+            self.confirm.confirm(response, contents.head.as_deref());
+        }
+    }
+}
+
+impl Own {
+    /// Takes note of one header. The first value of a key is the one that counts.
+    #[inline]
+    fn note(&mut self, names: &Names, name: &HeaderName, value: &HeaderValue) {
+        if name == names.key.header_name() && !self.key {
+            self.key = true;
+            self.is_keyed = !is_blank(value);
+        }
+        self.tenant |= name == names.tenant.header_name();
+        self.thread |= name == names.thread.header_name();
+        self.request_id |= name == names.request_id.header_name();
+    }
+}
+
+impl Names {
+    /// Writes what the request does not have, as one layer after the other does.
+    fn set<B>(&self, request: &mut Request<B>, minted: &mut Minted) {
+        // Only ids are ever minted.
+        self.tenant.set(request, &mut None);
+        self.thread.set(request, &mut None);
+        self.key.set(request, &mut minted.key);
+        self.request_id.set(request, &mut minted.request_id);
+    }
+
+    /// As [`set`](Self::set), for names that are all different and a request that was looked through before. Returns whether
+    /// the key was written.
+    #[inline]
+    fn fill<B>(&self, request: &mut Request<B>, own: Own, minted: &mut Minted) -> bool {
+        if !own.tenant {
+            self.tenant.fill(request, &mut None);
+        }
+        if !own.thread {
+            self.thread.fill(request, &mut None);
+        }
+        let keyed = !own.key && self.key.fill(request, &mut minted.key);
+        if !own.request_id {
+            self.request_id.fill(request, &mut minted.request_id);
+        }
+        keyed
+    }
+
+    /// Whether no two of the names share a header. If they do, what one layer writes is what the next one finds.
+    fn are_distinct(&self) -> bool {
+        let all: [&HeaderName; 4] = [
+            self.tenant.header_name(),
+            self.thread.header_name(),
+            self.key.header_name(),
+            self.request_id.header_name(),
+        ];
+        (1..all.len()).all(|at| !all[..at].contains(&all[at]))
+    }
+}
