@@ -13,7 +13,7 @@ use serde::de::{IgnoredAny, IntoDeserializer, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-use super::read::{AnswerBody, BrokenOff};
+use super::read::{AnswerBody, BrokenOff, End};
 use super::receipt::LazyAction;
 use super::{Error, Outcome, Receipt};
 use crate::layer::{Attempts, Confirmation, Delivery, NotRetried, ResponseHead, RetryError};
@@ -29,7 +29,9 @@ pub(super) struct Answer {
     headers: HeaderMap,
     attempts: u32,
     is_duplicate: bool,
-    body: Result<Bytes, BoxError>,
+    body: AnswerBody,
+    /// Why the body broke off, if the head alone does not say enough.
+    cause: Option<BoxError>,
     pub(super) told: Told,
 }
 
@@ -59,7 +61,11 @@ impl Answer {
                 headers: broken.headers.clone(),
                 attempts: error.attempts(),
                 is_duplicate: broken.status == StatusCode::CONFLICT,
-                body: Err(broken.cause.to_string().into()),
+                body: AnswerBody {
+                    read: broken.read.clone(),
+                    end: End::BrokenOff,
+                },
+                cause: Some(broken.cause.to_string().into()),
                 told: Told {
                     // Each attempt before it may have been acted upon.
                     earlier: match error.attempts() {
@@ -90,9 +96,18 @@ impl Answer {
             headers: head.headers,
             attempts,
             is_duplicate,
-            body: body
-                .into_inner()
-                .ok_or_else(|| "the body is too long or came too late".into()),
+            body,
+            cause: None,
+        }
+    }
+
+    /// The body, if it came whole, or else why it did not.
+    fn whole(self) -> Result<Bytes, BoxError> {
+        match self.body.end {
+            End::Whole => Ok(self.body.read),
+            End::Late => Err("the body came too late".into()),
+            End::TooLong => Err("the body is too long".into()),
+            End::BrokenOff => Err(self.cause.unwrap_or_else(|| "the body broke off".into())),
         }
     }
 }
@@ -132,23 +147,24 @@ impl Expected {
 /// Any JSON value will do, so that a type that is new to this version fails none of the other members.
 #[derive(Default)]
 enum Word<'a> {
-    /// Not there, or null.
     #[default]
     Absent,
+    Null,
     Text(Cow<'a, str>),
     /// A value that is no string, and agrees with nothing.
     Other,
 }
 
 impl Word<'_> {
+    /// Whether there is a value.
     fn is_there(&self) -> bool {
-        !matches!(self, Self::Absent)
+        !matches!(self, Self::Absent | Self::Null)
     }
 
     fn text(&self) -> Option<&str> {
         match self {
             Self::Text(text) => Some(text),
-            Self::Absent | Self::Other => None,
+            Self::Absent | Self::Null | Self::Other => None,
         }
     }
 
@@ -182,7 +198,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Word<'a> {
             }
 
             fn visit_unit<E>(self) -> Result<Self::Value, E> {
-                Ok(Word::Absent)
+                Ok(Word::Null)
             }
 
             fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
@@ -217,45 +233,110 @@ impl<'de: 'a, 'a> Deserialize<'de> for Word<'a> {
 }
 
 /// The members of an answer that a conclusion rests on, of a problem as well as of an action.
-///
-/// A member that occurs twice fails the whole: readers would disagree on which one holds.
-#[derive(Default, Deserialize)]
+#[derive(Default)]
 struct View<'a> {
-    #[serde(borrow, default)]
     request_id: Word<'a>,
-    #[serde(borrow, default)]
     tenant_id: Word<'a>,
-    #[serde(borrow, default)]
     thread_id: Word<'a>,
-    #[serde(borrow, default)]
     idempotency_key: Word<'a>,
-    #[serde(borrow, default)]
     status: Word<'a>,
-    #[serde(borrow, default)]
     decision: Word<'a>,
-    #[serde(borrow, default)]
     code: Word<'a>,
-    #[serde(borrow, default, rename = "type")]
     kind: Word<'a>,
-    #[serde(borrow, default)]
     action: Option<&'a RawValue>,
 }
 
 impl<'a> View<'a> {
     /// Reads a JSON object; an empty body is an object without members.
+    ///
+    /// A member that occurs twice fails the whole: readers would disagree on which one holds.
     fn of(body: &'a [u8]) -> Option<Self> {
-        let body = body.trim_ascii();
-        if body.is_empty() {
-            return Some(Self::default());
-        }
-        // Without this, serde would take an array for the members in their order.
-        if !body.starts_with(b"{") {
-            return None;
-        }
-        // Checked as a whole, which is cheaper than string by string.
-        serde_json::from_str(str::from_utf8(body).ok()?).ok()
+        let (view, read) = Self::read(body);
+        read.is_ok().then_some(view)
     }
 
+    /// Reads the members of a JSON object that came whole, of a body that did not.
+    fn so_far(body: &'a [u8]) -> Option<Self> {
+        let (view, read) = Self::read(body);
+        match read {
+            Err(error) if !error.is_eof() => None,
+            _ => Some(view),
+        }
+    }
+
+    fn read(body: &'a [u8]) -> (Self, Result<(), serde_json::Error>) {
+        let mut view = Self::default();
+        // Checked as a whole, which is cheaper than string by string. Of a body that was cut, the last character may be, too.
+        let body = body.trim_ascii();
+        let (text, is_text) = match str::from_utf8(body) {
+            Ok(text) => (text, true),
+            Err(error) if error.error_len().is_none() => {
+                let valid = &body[..error.valid_up_to()];
+                (str::from_utf8(valid).unwrap_or_default(), false)
+            }
+            Err(_) => ("", false),
+        };
+        if body.is_empty() {
+            return (view, Ok(()));
+        }
+        let mut json = serde_json::Deserializer::from_str(text);
+        let read = json.deserialize_map(Members(&mut view));
+        let read = read.and_then(|()| json.end());
+        match read {
+            Ok(()) if !is_text => (view, Err(serde::de::Error::custom("it is not UTF-8"))),
+            read => (view, read),
+        }
+    }
+
+    /// The place of a member that is looked at.
+    fn word(&mut self, member: &str) -> Option<&mut Word<'a>> {
+        Some(match member {
+            "request_id" => &mut self.request_id,
+            "tenant_id" => &mut self.tenant_id,
+            "thread_id" => &mut self.thread_id,
+            "idempotency_key" => &mut self.idempotency_key,
+            "status" => &mut self.status,
+            "decision" => &mut self.decision,
+            "code" => &mut self.code,
+            "type" => &mut self.kind,
+            _ => return None,
+        })
+    }
+}
+
+/// Fills a view member by member, so that of a body that breaks off there is what came before.
+struct Members<'v, 'a>(&'v mut View<'a>);
+
+impl<'de> Visitor<'de> for Members<'_, 'de> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let twice = || serde::de::Error::custom("a member occurs twice");
+        while let Some(member) = map.next_key::<Word<'de>>()? {
+            let member = member.text().unwrap_or_default();
+            if member == "action" {
+                if self.0.action.is_some() {
+                    return Err(twice());
+                }
+                self.0.action = map.next_value()?;
+            } else if let Some(word) = self.0.word(member) {
+                if !matches!(word, Word::Absent) {
+                    return Err(twice());
+                }
+                *word = map.next_value()?;
+            } else {
+                map.next_value::<IgnoredAny>()?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<'a> View<'a> {
     /// The nested action, if it is an object.
     fn nested(&self) -> Option<Self> {
         Self::of(self.action?.get().as_bytes())
@@ -264,7 +345,7 @@ impl<'a> View<'a> {
     /// The code, by its own member or by the problem's type.
     fn code(&self) -> Option<&str> {
         match &self.code {
-            Word::Absent => self.kind.text()?.strip_prefix(URN),
+            Word::Absent | Word::Null => self.kind.text()?.strip_prefix(URN),
             Word::Text(code) => Some(code),
             // There is a code, and it is none of ours.
             Word::Other => Some(""),
@@ -368,16 +449,23 @@ pub(super) fn receipt(
     if let Some(foreign) = foreign(&answer.headers) {
         return Err(fault(foreign));
     }
-    let body = match (outcome, answer.body) {
-        (_, Ok(body)) => body,
-        // The head says it: what the body would add is lost, the decision is not.
-        (Outcome::Accepted, Err(_)) => Bytes::new(),
-        (Outcome::Duplicate, Err(cause)) => {
+    let end = answer.body.end;
+    let body = match (outcome, end) {
+        (_, End::Whole) => answer.body.read,
+        // The head says it, and what came of the body must not say otherwise.
+        (Outcome::Accepted, End::Late | End::BrokenOff) => answer.body.read,
+        (Outcome::Accepted, End::TooLong) => return Err(fault("it is too long")),
+        (Outcome::Duplicate, _) => {
+            let cause = answer.whole().err();
             let fault = fault("it broke off before it told the decision on record");
-            return Err(fault.with_source(cause));
+            return Err(cause.into_iter().fold(fault, Error::with_source));
         }
     };
-    let view = View::of(&body).ok_or_else(|| fault("it is not a JSON object"))?;
+    let view = match end {
+        End::Whole => View::of(&body),
+        _ => View::so_far(&body),
+    };
+    let view = view.ok_or_else(|| fault("it is not a JSON object"))?;
     match view.code() {
         // Without a code of ours the status speaks: the seed's server says no more.
         None | Some("duplicate") => {}
@@ -402,6 +490,7 @@ pub(super) fn receipt(
         }
         match &view.decision {
             Word::Absent => {}
+            Word::Null => return Err(fault("the action on record has no decision")),
             told if told.is(expected.decision.as_str()) => is_told = true,
             told if told.is(expected.decision.opposite().as_str()) => {
                 return Err(opposite(action.get().cloned(), status, attempts));
@@ -439,7 +528,12 @@ pub(super) fn verified(
     expected: &Expected,
     action: Action,
 ) -> Result<Receipt, Error> {
-    if !expected.is_of(&action) || action.status == Status::Pending {
+    // Where the 409 told an id, the status is that of this id. The call's own id was asked for otherwise.
+    let is_asked_for = receipt
+        .request_id
+        .as_ref()
+        .is_none_or(|id| *id == action.request_id);
+    if !is_asked_for || !expected.is_of(&action) || action.status == Status::Pending {
         return Err(Error::unverified(&receipt));
     }
     match action.decision {
@@ -472,15 +566,34 @@ pub(super) fn action(answer: Answer) -> Result<Action, Error> {
         return Err(refusal(answer));
     }
     let broken = "the status answer is not of the protocol";
+    if let Some(foreign) = foreign(&answer.headers) {
+        return Err(Error::protocol(
+            format!("{broken}: {foreign}"),
+            status,
+            attempts,
+        ));
+    }
     let body = answer
-        .body
+        .whole()
         .map_err(|error| Error::protocol_caused(broken, status, attempts, error))?;
+    // An array would be taken for the members in their order.
+    if !body.trim_ascii_start().starts_with(b"{") {
+        let fault = format!("{broken}: it is not a JSON object");
+        return Err(Error::protocol(fault, status, attempts));
+    }
     serde_json::from_slice(&body)
-        .map_err(|error| Error::protocol_caused(broken, status, attempts, error))
+        .map_err(|error| Error::protocol(unreadable(broken, &error), status, attempts))
+}
+
+/// Says where JSON could not be read. What the parser says may repeat values of the answer, which are not for a log.
+fn unreadable(what: &str, error: &serde_json::Error) -> String {
+    let place = (error.line(), error.column());
+    format!("{what}: line {}, column {}", place.0, place.1)
 }
 
 fn refusal(answer: Answer) -> Error {
-    let body = answer.body.ok();
-    let problem = body.and_then(|body| problem_in(&body, answer.status));
-    Error::status(problem, answer.status, answer.attempts)
+    let (status, attempts) = (answer.status, answer.attempts);
+    let body = answer.whole().ok();
+    let problem = body.and_then(|body| problem_in(&body, status));
+    Error::status(problem, status, attempts)
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::PROXY_AUTHORIZATION;
-use http::{HeaderValue, Request, Response, Uri};
+use http::{HeaderValue, Request, Response, Uri, Version};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -408,7 +408,14 @@ impl Future for HttpClientFuture {
         let mut connection = mem::take(this.connection);
         connection.is_waiting = false;
         Poll::Ready(match result {
-            Ok(response) => Ok(response.map(|inner| HttpBody { inner, connection })),
+            Ok(response) => {
+                let is_stream = response.version() == Version::HTTP_2;
+                Ok(response.map(|inner| HttpBody {
+                    inner,
+                    is_stream,
+                    connection,
+                }))
+            }
             Err(source) => {
                 if let Some(exchange) = this.exchange.take() {
                     exchange.failed(judge(&source));
@@ -427,22 +434,31 @@ pin_project! {
     pub struct HttpBody {
         #[pin]
         inner: Incoming,
+        // Whether it comes over a stream of HTTP/2.
+        is_stream: bool,
         connection: Awaited,
     }
 }
 
 impl Body for HttpBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BoxError;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let this = self.project();
-        let frame = this.inner.poll_frame(cx);
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let mut this = self.project();
+        let frame = this.inner.as_mut().poll_frame(cx);
         this.connection.is_waiting = frame.is_pending();
-        frame
+        match ready!(frame) {
+            // hyper takes a stream that is reset with NO_ERROR, by RST_STREAM or by GOAWAY, for one that has ended.
+            None if *this.is_stream && !this.inner.is_end_stream() => {
+                let error = "the stream was reset before its end";
+                Poll::Ready(Some(Err(error.into())))
+            }
+            frame => Poll::Ready(frame.map(|frame| frame.map_err(Into::into))),
+        }
     }
 
     fn is_end_stream(&self) -> bool {

@@ -4,12 +4,12 @@ use std::convert::Infallible;
 use std::error::Error as StdError;
 use std::fmt;
 use std::future::Future;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
-use http::header::RETRY_AFTER;
+use http::header::{CONTENT_LENGTH, RETRY_AFTER};
 use http::response::Parts;
 use http::{HeaderMap, Request, Response, StatusCode};
 use http_body::{Body, Frame};
@@ -96,14 +96,22 @@ where
     }
 }
 
-/// The body of an answer, read already: whole, or not at all where the status has to do.
+/// The body of an answer, read already.
 #[derive(Debug)]
-pub(super) struct AnswerBody(Option<Bytes>);
+pub(super) struct AnswerBody {
+    pub(super) read: Bytes,
+    pub(super) end: End,
+}
 
-impl AnswerBody {
-    pub(super) fn into_inner(self) -> Option<Bytes> {
-        self.0
-    }
+/// How the reading of a body ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    Whole,
+    /// More may have come, but not in time.
+    Late,
+    /// It broke off, where the head alone says enough.
+    BrokenOff,
+    TooLong,
 }
 
 impl Body for AnswerBody {
@@ -114,11 +122,12 @@ impl Body for AnswerBody {
         mut self: Pin<&mut Self>,
         _: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        Poll::Ready(self.0.take().map(|data| Ok(Frame::data(data))))
+        let data = std::mem::take(&mut self.read);
+        Poll::Ready((!data.is_empty()).then(|| Ok(Frame::data(data))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0.as_ref().is_none_or(Bytes::is_empty)
+        self.read.is_empty()
     }
 }
 
@@ -126,16 +135,27 @@ impl Body for AnswerBody {
 ///
 /// The cause is no [`source`](StdError::source): it tells how the body ended, and read as the cause of the whole exchange
 /// it could be taken for proof that the request was never sent.
-#[derive(Debug)]
 pub(super) struct BrokenOff {
     pub(super) status: StatusCode,
     pub(super) headers: HeaderMap,
+    /// What came before it broke off.
+    pub(super) read: Bytes,
     pub(super) cause: BoxError,
 }
 
 impl fmt::Display for BrokenOff {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "the answer ({}) broke off", self.status)
+    }
+}
+
+impl fmt::Debug for BrokenOff {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // What was read is not for a log.
+        f.debug_struct("BrokenOff")
+            .field("status", &self.status)
+            .field("cause", &self.cause)
+            .finish_non_exhaustive()
     }
 }
 
@@ -174,6 +194,8 @@ pin_project! {
 #[derive(Clone, Copy)]
 struct Bounds {
     bytes: usize,
+    /// The length that the head announces.
+    announced: Option<u64>,
     /// `None` where only the attempt's timeout and the deadline bound it.
     patience: Option<Duration>,
     /// Whether the head alone will do if the body breaks off.
@@ -187,15 +209,21 @@ impl Bounds {
             StatusCode::CONFLICT => head.headers.contains_key(RETRY_AFTER),
             status => status.is_server_error(),
         };
+        let announced = head
+            .headers
+            .get(CONTENT_LENGTH)
+            .and_then(|length| length.to_str().ok()?.parse().ok());
         if is_failure {
             return Self {
                 bytes: MAX_FAILURE,
+                announced,
                 patience: Some(FAILURE_PATIENCE),
                 is_optional: true,
             };
         }
         Self {
             bytes: MAX_ANSWER,
+            announced,
             patience: (head.status == StatusCode::ACCEPTED).then_some(patience),
             is_optional: false,
         }
@@ -209,6 +237,7 @@ struct Read {
     all: BytesMut,
     /// What counts against the bound: each frame at least as one byte, so that empty ones come to an end too.
     counted: usize,
+    length: usize,
 }
 
 impl Read {
@@ -236,29 +265,38 @@ impl Read {
         }
     }
 
-    /// Reads on. `None` stands for a body beyond the bound.
+    /// Reads on to the end, or to the bound.
     fn poll<R>(
         &mut self,
         mut body: Pin<&mut R>,
-        bytes: usize,
+        bounds: Bounds,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Bytes, R::Error>>>
+    ) -> Poll<Result<End, BoxError>>
     where
         R: Body,
+        R::Error: Into<BoxError>,
     {
         loop {
             let frame = match ready!(body.as_mut().poll_frame(cx)) {
                 Some(Ok(frame)) => frame,
-                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
-                None => return Poll::Ready(Some(Ok(self.take()))),
+                Some(Err(error)) => return Poll::Ready(Err(error.into())),
+                // Not every client finds out that a body ended early.
+                None if bounds
+                    .announced
+                    .is_some_and(|length| length > self.length as u64) =>
+                {
+                    return Poll::Ready(Err("the body is shorter than announced".into()));
+                }
+                None => return Poll::Ready(Ok(End::Whole)),
             };
             let data = frame.into_data().ok();
             let length = data.as_ref().map_or(0, Buf::remaining);
             self.counted = self.counted.saturating_add(length.max(1));
-            if self.counted > bytes {
-                return Poll::Ready(None);
+            if self.counted > bounds.bytes {
+                return Poll::Ready(Ok(End::TooLong));
             }
             if let Some(data) = data {
+                self.length += length;
                 self.push(data);
             }
         }
@@ -296,8 +334,8 @@ where
                     mut timer,
                     bounds,
                 } => {
-                    let read = match read.poll(body, bounds.bytes, cx) {
-                        Poll::Ready(read) => read,
+                    let end = match read.poll(body, *bounds, cx) {
+                        Poll::Ready(end) => end,
                         Poll::Pending => {
                             let Some(patience) = bounds.patience else {
                                 return Poll::Pending;
@@ -306,28 +344,31 @@ where
                                 timer.set(Some(tokio::time::sleep(patience)));
                             }
                             if let Some(timer) = timer.as_pin_mut() {
-                                ready!(timer.poll(cx));
+                                // A body that is busy without an end would else keep it from firing.
+                                ready!(pin!(tokio::task::unconstrained(timer)).poll(cx));
                             }
-                            None
+                            Ok(End::Late)
                         }
                     };
                     let Some(head) = head.take() else {
                         // It has ended already, and is not polled again.
                         return Poll::Pending;
                     };
-                    let body = match read {
-                        Some(Ok(body)) => Some(body),
-                        Some(Err(_)) if bounds.is_optional => None,
-                        Some(Err(cause)) => {
+                    let read = read.take();
+                    let end = match end {
+                        Ok(end) => end,
+                        Err(_) if bounds.is_optional => End::BrokenOff,
+                        Err(cause) => {
                             return Poll::Ready(Err(Box::new(BrokenOff {
                                 status: head.status,
                                 headers: head.headers,
-                                cause: cause.into(),
+                                read,
+                                cause,
                             })));
                         }
-                        None => None,
                     };
-                    return Poll::Ready(Ok(Response::from_parts(head, AnswerBody(body))));
+                    let body = AnswerBody { read, end };
+                    return Poll::Ready(Ok(Response::from_parts(head, body)));
                 }
             }
         }
