@@ -53,6 +53,9 @@ type Predicate = Arc<dyn Fn(&RequestHead<'_>, &ResponseHead<'_>) -> bool + Send 
 /// - With `Retry-After`: the first call is still in flight ([IETF draft], section 2.7), nothing is confirmed, and the retry
 ///   layer asks again.
 ///
+/// It judges the last answer of a call, so it stands outside of a retry. [`AegisLayer`](super::AegisLayer) has one of its own
+/// in the right place; one below it would see neither which attempt it is nor that the key was minted.
+///
 /// The body and the headers stay as the service sent them; they need not be what a first call gets.
 ///
 /// [IETF draft]: https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/

@@ -4,9 +4,10 @@
 //! carries the outer ones out itself, by way of an [`Envelope`]: it opens one for each call, closes it with the answer, and
 //! in between has the names written into each further attempt, so that nothing is looked for or kept twice.
 
-use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
+use http::{Extensions, HeaderName, HeaderValue, Request, Response, StatusCode};
 
 use super::confirm::SentHead;
+use super::set::MintedKey;
 use super::{
     ConfirmDuplicateLayer, Delivery, SetIdempotencyKeyLayer, SetRequestIdLayer, SetTenantLayer,
     SetThreadLayer, carries_key, is_blank,
@@ -137,21 +138,24 @@ impl Envelope {
         }
     }
 
-    /// Confirms the answer, if it is one to confirm. `earlier` is what is known of the attempts before the one that was
-    /// answered.
+    /// Confirms the answer, if it is one to confirm. `sent` are the extensions of the request, and `earlier` is what is known
+    /// of the attempts before the one that was answered.
     #[inline]
     pub(super) fn close<R>(
         &self,
         contents: &Contents,
         response: &mut Response<R>,
+        sent: &Extensions,
         earlier: Delivery,
     ) {
         if !contents.is_keyed || response.status() != StatusCode::CONFLICT {
             return;
         }
-        // Nobody can have used a key that this call has minted, if no earlier attempt can have reached the service.
-        let is_minted = contents.minted.key.is_some()
+        // Nobody can have used a key that this call has minted, here or in a layer above, if no earlier attempt can have
+        // reached the service.
+        let is_minted_here = contents.minted.key.is_some()
             && self.names.key.header_name() == self.confirm.key_header();
+        let is_minted = is_minted_here || sent.get::<MintedKey>().is_some();
         if !(is_minted && earlier == Delivery::NeverSent) {
             self.confirm.confirm(response, contents.head.as_deref());
         }

@@ -80,10 +80,12 @@ pub use self::set::{
     SetTenantLayer, SetThread, SetThreadLayer,
 };
 
+use std::fmt;
+
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
 
 /// The head of a request, as far as a rule may look at it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 #[non_exhaustive]
 pub struct RequestHead<'a> {
     /// The method.
@@ -95,13 +97,46 @@ pub struct RequestHead<'a> {
 }
 
 /// The head of a response, as far as a rule may look at it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 #[non_exhaustive]
 pub struct ResponseHead<'a> {
     /// The status.
     pub status: StatusCode,
     /// The headers.
     pub headers: &'a HeaderMap,
+}
+
+/// A URI as it may be logged: without user, password and query.
+struct Shown<'a>(&'a Uri);
+
+impl fmt::Debug for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let (Some(scheme), Some(host)) = (self.0.scheme_str(), self.0.host()) {
+            write!(f, "{scheme}://{host}")?;
+        }
+        if let Some(port) = self.0.port() {
+            write!(f, ":{port}")?;
+        }
+        f.write_str(self.0.path())
+    }
+}
+
+impl fmt::Debug for RequestHead<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Without the headers, as for responses: not each that is a secret is marked as one.
+        f.debug_struct("RequestHead")
+            .field("method", self.method)
+            .field("uri", &Shown(self.uri))
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for ResponseHead<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseHead")
+            .field("status", &self.status)
+            .finish_non_exhaustive()
+    }
 }
 
 impl<'a> ResponseHead<'a> {

@@ -221,6 +221,8 @@ struct Shared<B> {
     read: u64,
     /// Whether trailers were read of the source.
     read_trailers: bool,
+    /// How long the source said at first that it is.
+    announced: SizeHint,
     /// How many copies were made, the original included.
     copies: u64,
     /// The latest copy that was read from.
@@ -232,6 +234,9 @@ struct Shared<B> {
 /// Trailers end a body. One that goes on is no body of HTTP, and could not be sent again as it was.
 const AFTER_TRAILERS: &str = "the body goes on after its trailers";
 
+/// The first attempt, which trusts the length, would send another part of it than a later one, which has seen the end.
+const OTHER_LENGTH: &str = "the body is not as long as it says";
+
 enum Source<B> {
     Open(Pin<Box<B>>),
     Ended,
@@ -241,7 +246,8 @@ enum Source<B> {
 impl<B: Body> ReplayBody<B> {
     /// Keeps up to `max_bytes` of `body`, trailers included.
     pub fn new(body: B, max_bytes: usize) -> Self {
-        let least = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
+        let announced = body.size_hint();
+        let least = usize::try_from(announced.lower()).unwrap_or(usize::MAX);
         Self {
             shared: Arc::new(Mutex::new(Shared {
                 source: Source::Open(Box::pin(body)),
@@ -251,6 +257,7 @@ impl<B: Body> ReplayBody<B> {
                 room: (least <= max_bytes).then_some(max_bytes),
                 read: 0,
                 read_trailers: false,
+                announced,
                 copies: 1,
                 reader: 0,
                 waker: None,
@@ -332,6 +339,9 @@ where
                 self.waker = Some(cx.waker().clone());
                 return Poll::Pending;
             }
+            Poll::Ready(None) if self.read < self.announced.lower() => {
+                return Poll::Ready(Some(Err(self.fail(OTHER_LENGTH.into()))));
+            }
             Poll::Ready(None) => {
                 self.source = Source::Ended;
                 return Poll::Ready(None);
@@ -348,9 +358,13 @@ where
                 if self.read_trailers && !data.is_empty() {
                     return Poll::Ready(Some(Err(self.fail(AFTER_TRAILERS.into()))));
                 }
+                let read = self.read.saturating_add(data.len() as u64);
+                if self.announced.upper().is_some_and(|most| read > most) {
+                    return Poll::Ready(Some(Err(self.fail(OTHER_LENGTH.into()))));
+                }
                 if !data.is_empty() {
                     self.keep(&data);
-                    self.read += data.len() as u64;
+                    self.read = read;
                 }
                 Ok(Frame::data(data))
             }

@@ -131,14 +131,19 @@ impl Call {
 
     /// Ends the call with a response: notes on it what the call took, if that is not the usual, and what it confirms.
     #[inline]
-    pub(super) fn end<R>(&self, response: &mut Response<R>, not_retried: NotRetried) {
+    pub(super) fn end<B, R>(
+        &self,
+        kept: &Kept<B>,
+        response: &mut Response<R>,
+        not_retried: NotRetried,
+    ) {
         let not_retried = Some(not_retried).filter(|reason| *reason != NotRetried::Verdict);
         if self.total > 1 || not_retried.is_some() {
             let attempts = Attempts::new(self.total, self.earlier, not_retried);
             response.extensions_mut().insert(attempts);
         }
         if let Some(envelope) = &self.policy.envelope {
-            envelope.close(&self.contents, response, self.earlier);
+            envelope.close(&self.contents, response, kept.extensions(), self.earlier);
         }
     }
 
@@ -180,7 +185,9 @@ impl Call {
 
     /// Writes the attempt's number into its request, if that is asked for.
     fn number<B>(&self, request: &mut Request<B>) {
-        if let Some(name) = &self.policy.attempt_header {
+        if let Some(name) = &self.policy.attempt_header
+            && *name != self.policy.key_header
+        {
             // A map that is full takes no more headers; the request is more important than its number.
             let _ = request
                 .headers_mut()

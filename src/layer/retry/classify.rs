@@ -1,13 +1,14 @@
 //! Which failures are worth another attempt. Whether another attempt is *safe* is not decided here.
 
 use std::error::Error;
+use std::fmt;
 use std::time::{Duration, SystemTime};
 
 use http::header::RETRY_AFTER;
 use http::{HeaderMap, Method, StatusCode, Uri};
 
 use super::Delivery;
-use crate::layer::ResponseHead;
+use crate::layer::{ResponseHead, Shown};
 
 /// How one attempt ended.
 #[derive(Debug, Clone, Copy)]
@@ -22,7 +23,7 @@ pub enum AttemptOutcome<'a> {
 }
 
 /// One attempt that ended, as a classifier sees it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 #[non_exhaustive]
 pub struct Attempt<'a> {
     /// The attempt's number within the call; the first is 1.
@@ -37,6 +38,19 @@ pub struct Attempt<'a> {
     pub delivery: Delivery,
     /// Whether the client says that no attempt can succeed; see [`Failure::Permanent`](crate::layer::Failure::Permanent).
     pub permanent: bool,
+}
+
+impl fmt::Debug for Attempt<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Attempt")
+            .field("number", &self.number)
+            .field("method", self.method)
+            .field("uri", &Shown(self.uri))
+            .field("outcome", &self.outcome)
+            .field("delivery", &self.delivery)
+            .field("permanent", &self.permanent)
+            .finish()
+    }
 }
 
 /// What a classifier says of an attempt.

@@ -1,13 +1,15 @@
 //! What observers are told.
 
+use std::fmt;
 use std::time::Duration;
 
 use http::{Method, Uri};
 
 use super::{AttemptOutcome, Delivery, NotRetried};
+use crate::layer::Shown;
 
 /// The end of one attempt.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 #[non_exhaustive]
 pub struct AttemptEvent<'a> {
     /// The attempt's number; the first is 1.
@@ -26,6 +28,21 @@ pub struct AttemptEvent<'a> {
     pub not_retried: Option<NotRetried>,
     /// How long the call has taken so far.
     pub elapsed: Duration,
+}
+
+impl fmt::Debug for AttemptEvent<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AttemptEvent")
+            .field("attempt", &self.attempt)
+            .field("method", self.method)
+            .field("uri", &Shown(self.uri))
+            .field("outcome", &self.outcome)
+            .field("delivery", &self.delivery)
+            .field("retry_in", &self.retry_in)
+            .field("not_retried", &self.not_retried)
+            .field("elapsed", &self.elapsed)
+            .finish()
+    }
 }
 
 #[cfg(feature = "tracing")]

@@ -3,7 +3,7 @@
 use std::error::Error as StdError;
 use std::fmt;
 use std::future::Future;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 
 use bytes::Buf;
@@ -123,7 +123,7 @@ where
                                     next: Some(next),
                                 }),
                                 Err(reason) => {
-                                    this.call.end(&mut response, reason);
+                                    this.call.end(this.kept, &mut response, reason);
                                     return Poll::Ready(Ok(response));
                                 }
                             }
@@ -253,7 +253,8 @@ fn poll_timer(
         timer.set(Some(tokio::time::sleep_until(until)));
     }
     match timer.as_pin_mut() {
-        Some(timer) => timer.poll(cx),
+        // Else a service that is busy without an end, and so spends the task's budget in each poll, would never let it fire.
+        Some(timer) => pin!(tokio::task::unconstrained(timer)).poll(cx),
         None => Poll::Pending,
     }
 }

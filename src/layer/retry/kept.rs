@@ -56,6 +56,10 @@ impl<B> Kept<B> {
         &self.uri
     }
 
+    pub(super) fn extensions(&self) -> &Extensions {
+        &self.extensions
+    }
+
     /// Whether the request may be made again.
     pub(super) fn is_replayable(&self) -> bool {
         self.body.is_some()

@@ -240,7 +240,8 @@ impl RetryLayer {
 
     /// Sends the number of each attempt, 1 for the first, in this header. By default all attempts are byte-identical.
     ///
-    /// A header of this name that the caller set is replaced.
+    /// A header of this name that the caller set is replaced. The header that the key is looked for in is left alone, as all
+    /// attempts have to carry the same key.
     #[must_use]
     pub fn attempt_header(mut self, name: HeaderName) -> Self {
         self.policy.attempt_header = Some(name);
