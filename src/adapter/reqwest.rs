@@ -174,6 +174,8 @@ impl Future for ReqwestFuture {
             if let Some(exchange) = exchange.take() {
                 exchange.failed(judge(&source));
             }
+            // Its URL may hold a password or a token.
+            let source = source.without_url();
             ReqwestError { source }
         })
     }
@@ -197,7 +199,7 @@ fn judge(error: &Error) -> Failure {
     }
 }
 
-/// Why reqwest failed. Its [`source`](StdError::source) is reqwest's error.
+/// Why reqwest failed. Its [`source`](StdError::source) is reqwest's error, without the URL.
 #[derive(Debug)]
 pub struct ReqwestError {
     source: Error,

@@ -1,7 +1,6 @@
 //! The settings of an `AegisService`, checked once.
 
 use std::fmt;
-use std::net::Ipv6Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +10,7 @@ use tower_layer::Layer;
 use super::connector::{ClientSettings, KeepAlive};
 use super::proxy::ProxySetting;
 use super::read::ReadAnswers;
-use super::{AegisService, Error, HttpClient, OnDuplicate, Shared};
+use super::{AegisService, Error, HttpClient, OnDuplicate, Shared, url};
 use crate::layer::{
     AegisLayer, AttemptEvent, Backoff, Budget, ConfirmDuplicateLayer, RetryLayer, SetRequestIdLayer,
 };
@@ -256,7 +255,7 @@ impl Builder {
     /// If a setting is wrong ([`Error::is_config`]); the message names it. If `https` is asked for and no TLS roots are to be
     /// had.
     pub fn build(mut self) -> Result<AegisService, Error> {
-        let base = parse_base_url(&self.base_url)?;
+        let base = url::parse_base(&self.base_url)?;
         let roots = std::mem::take(&mut self.root_certificates);
         // Checked before the client is made, so that a wrong setting is named before a missing certificate store.
         let connect_timeout = self.checked_timeout()? / 2;
@@ -283,7 +282,7 @@ impl Builder {
     ///
     /// If a setting is wrong ([`Error::is_config`]); the message names it.
     pub fn build_with<S>(self, service: S) -> Result<AegisService<S>, Error> {
-        let base = parse_base_url(&self.base_url)?;
+        let base = url::parse_base(&self.base_url)?;
         let timeout = self.checked_timeout()?;
         let prefix = Prefix::new(&self.prefix)
             .map_err(|error| Error::config(format!("the API prefix is malformed: {error}")))?;
@@ -372,85 +371,12 @@ impl Builder {
 impl fmt::Debug for Builder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Builder")
-            .field("base_url", &shown(&self.base_url))
+            .field("base_url", &url::shown(&self.base_url))
             .field("prefix", &self.prefix)
             .field("timeout", &self.timeout)
             .field("max_retries", &self.max_retries)
             .field("backoff", &self.backoff)
             .field("deadline", &self.deadline)
             .finish_non_exhaustive()
-    }
-}
-
-/// Checks each part by itself: `Uri` alone takes a port of any number, and then goes to another one.
-fn parse_base_url(url: &str) -> Result<Uri, Error> {
-    const ALLOWED: &str =
-        "allowed is http:// or https:// with a host, and if need be a port and a path";
-    // A URL may hold a password, so no part of it is repeated, nor is what a parser says of it.
-    let wrong = |fault: &str| Error::config(format!("the base URL {fault}; {ALLOWED}"));
-    let (scheme, rest) = url
-        .split_once("://")
-        .filter(|(scheme, _)| {
-            scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https")
-        })
-        .ok_or_else(|| wrong("has no scheme http or https"))?;
-    if rest.contains(['?', '#']) {
-        return Err(wrong("has a query or a fragment"));
-    }
-    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-    if authority.contains('@') {
-        return Err(wrong("has a user or a password"));
-    }
-    let (host, port) = match authority.strip_prefix('[') {
-        Some(rest) => {
-            let (address, port) = rest
-                .split_once(']')
-                .filter(|(address, _)| address.parse::<Ipv6Addr>().is_ok())
-                .ok_or_else(|| wrong("has a malformed IPv6 address"))?;
-            (address, port)
-        }
-        None => authority.split_at(authority.find(':').unwrap_or(authority.len())),
-    };
-    if host.is_empty() {
-        return Err(wrong("has no host"));
-    }
-    if !port.is_empty() && !port.strip_prefix(':').is_some_and(is_port) {
-        return Err(Error::config(
-            "the port of the base URL is malformed; allowed is a number from 1 to 65535, or none",
-        ));
-    }
-    if !has_plain_segments(path) {
-        return Err(Error::config(
-            "the path of the base URL is malformed; allowed are segments that are neither empty nor '.' nor '..'",
-        ));
-    }
-    // The scheme in lower case, as it is compared with later on.
-    format!("{}://{rest}", scheme.to_ascii_lowercase())
-        .parse()
-        .map_err(|_| wrong("is malformed"))
-}
-
-fn is_port(port: &str) -> bool {
-    let is_number = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
-    is_number && port.parse::<u16>().is_ok_and(|port| port > 0)
-}
-
-/// Whether a path, but for a slash at its end, has only segments that every server and proxy takes as they are.
-fn has_plain_segments(path: &str) -> bool {
-    let path = path.strip_suffix('/').unwrap_or(path);
-    path.is_empty()
-        || path.split('/').skip(1).all(|segment| {
-            // A dot may be written as `%2e`, and then means the same.
-            let plain = segment.to_ascii_lowercase().replace("%2e", ".");
-            !matches!(plain.as_str(), "" | "." | "..")
-        })
-}
-
-/// A base URL as it may be logged: not if it could hold a password.
-fn shown(url: &str) -> &str {
-    if url.contains('@') {
-        "(has a user or a password)"
-    } else {
-        url
     }
 }

@@ -106,7 +106,7 @@ impl Error {
             Self::new(Kind::Timeout, "the server did not answer in time").with_source(error)
         } else {
             let detail = match delivery {
-                Delivery::NeverSent => "the server could not be reached",
+                Delivery::NeverSent => "the request could not be sent",
                 Delivery::Unknown | Delivery::Answered => "the connection failed before an answer",
             };
             let this = Self::new(Kind::Transport, detail);
@@ -124,6 +124,7 @@ impl Error {
     /// Adds what is told of the call besides its answer.
     pub(super) fn told(mut self, told: Told) -> Self {
         self.inner.earlier = told.earlier;
+        self.inner.delivery = self.inner.delivery.max(told.earlier);
         self.inner.retry_after = told.retry_after;
         self.inner.not_retried = told.not_retried;
         self
@@ -239,7 +240,7 @@ impl Error {
         self.inner.kind == Kind::Request
     }
 
-    /// Whether no connection could be made in any attempt. Nothing was sent.
+    /// Whether no attempt was sent: no connection could be made, or the server refused the stream before it looked at it.
     pub fn is_connect(&self) -> bool {
         self.inner.kind == Kind::Transport && self.inner.delivery == Delivery::NeverSent
     }
@@ -330,7 +331,7 @@ impl Error {
         self.inner.not_retried
     }
 
-    /// Returns what is known of the delivery, over all attempts.
+    /// Returns what is known of the delivery, over all attempts: the worst of them.
     pub fn delivery(&self) -> Delivery {
         self.inner.delivery
     }
@@ -398,7 +399,7 @@ impl Error {
     /// assert!(unreachable.is_connect() && !unreachable.is_outcome_unknown());
     /// ```
     pub fn from_connect(source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
-        let mut this = Self::new(Kind::Transport, "the server could not be reached");
+        let mut this = Self::new(Kind::Transport, "the request could not be sent");
         this.inner.attempts = 1;
         this.with_source(source)
     }

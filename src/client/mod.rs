@@ -8,6 +8,7 @@ mod proxy;
 mod read;
 mod receipt;
 mod request;
+mod url;
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -317,8 +318,7 @@ impl Shared {
         headers.insert(THREAD_ID, thread.header_value());
         headers.insert(IDEMPOTENCY_KEY, request.key.header_value());
         headers.insert(X_REQUEST_ID, call_id.header_value());
-        let timeout = request.limits.timeout;
-        limit(&mut http, request.limits.max_retries, timeout, deadline);
+        limit(&mut http, request.limits, deadline);
         Ok(http)
     }
 
@@ -331,7 +331,7 @@ impl Shared {
         let Question {
             tenant,
             wait,
-            limits,
+            mut limits,
         } = question;
         let uri = format!("{}{}", self.status, percent_encoded(id.as_str()))
             .parse::<Uri>()
@@ -343,7 +343,6 @@ impl Shared {
         if tenant.is_some() || self.tenant.is_some() || self.authorization.is_some() {
             self.credentials(&mut http, tenant.as_ref())?;
         }
-        let mut timeout = limits.timeout;
         if let Some(wait) = wait {
             let wait = wait.min(MAX_WAIT);
             let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
@@ -351,10 +350,10 @@ impl Shared {
                 .map_err(|_| Error::request("the wait cannot be sent"))?;
             http.headers_mut().insert(PREFER, prefer);
             // The attempt has to outlast the wait that it asks for.
-            let own = timeout.unwrap_or(self.timeout);
-            timeout = Some(own.saturating_add(Duration::from_secs(seconds)));
+            let own = limits.timeout.unwrap_or(self.timeout);
+            limits.timeout = Some(own.saturating_add(Duration::from_secs(seconds)));
         }
-        limit(&mut http, limits.max_retries, timeout, deadline);
+        limit(&mut http, limits, deadline);
         Ok(http)
     }
 
@@ -398,22 +397,18 @@ impl Shared {
 }
 
 /// Gives a request its own limits, in place of the layers'.
-fn limit<B>(
-    http: &mut Request<B>,
-    retries: Option<u32>,
-    timeout: Option<Duration>,
-    deadline: Option<Instant>,
-) {
+fn limit<B>(http: &mut Request<B>, limits: Limits, deadline: Option<Instant>) {
     let extensions = http.extensions_mut();
-    if let Some(retries) = retries {
+    if let Some(retries) = limits.max_retries {
         extensions.insert(MaxRetries(retries));
     }
-    if let Some(timeout) = timeout {
+    if let Some(timeout) = limits.timeout {
         extensions.insert(AttemptTimeout(Some(timeout)));
     }
-    if let Some(deadline) = deadline {
-        let left = deadline.saturating_duration_since(Instant::now());
-        extensions.insert(Deadline(Some(left)));
+    // A call's own deadline may be none, and then takes the place of the service's.
+    if deadline.is_some() || limits.deadline.is_some() {
+        let left = |deadline: Instant| deadline.saturating_duration_since(Instant::now());
+        extensions.insert(Deadline(deadline.map(left)));
     }
 }
 

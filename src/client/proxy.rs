@@ -14,8 +14,8 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tower_service::Service;
 
-use super::Error;
 use super::connector::{Connected, Connection, HttpConnector, Tunnel};
+use super::{Error, url};
 
 type BoxError = Box<dyn StdError + Send + Sync>;
 
@@ -43,17 +43,20 @@ impl ProxySetting {
             // As in Go: a proxy's `localhost` is another machine.
             Self::Environment if is_loopback(base) => return Ok(None),
             Self::Environment => match Matcher::from_env().intercept(base) {
+                // Whoever sets one may have to keep requests from going out directly.
+                None if names_unusable(base) => {
+                    return Err(unusable("in the environment is malformed"));
+                }
                 None => return Ok(None),
                 found => found,
             },
-            Self::Url(url) => Matcher::builder().all(url.as_str()).build().intercept(base),
+            Self::Url(url) => {
+                url::check_proxy(url).map_err(unusable)?;
+                Matcher::builder().all(url.as_str()).build().intercept(base)
+            }
         };
-        // Its URL may hold a password, so it is not repeated.
-        let proxy = found
-            .filter(|proxy| proxy.uri().scheme_str() == Some("http"))
-            .ok_or_else(|| {
-                Error::config("the proxy is unusable; allowed is http:// with a host")
-            })?;
+        let proxy = found.ok_or_else(|| unusable("is malformed"))?;
+        url::check_proxy_host(proxy.uri()).map_err(unusable)?;
         let mut authorization = proxy.basic_auth().cloned();
         if let Some(authorization) = &mut authorization {
             authorization.set_sensitive(true);
@@ -63,6 +66,38 @@ impl ProxySetting {
             authorization,
         }))
     }
+}
+
+/// Whether the environment names a proxy for `base` that is none. The matcher passes it by without a word.
+fn names_unusable(base: &Uri) -> bool {
+    let value = |name: &str| {
+        let lower = name.to_ascii_lowercase();
+        let value = std::env::var(lower).or_else(|_| std::env::var(name));
+        value.ok().filter(|value| !value.trim().is_empty())
+    };
+    let is_proxied = |proxy: String| {
+        let matcher = Matcher::builder()
+            .all(proxy)
+            .no(value("NO_PROXY").unwrap_or_default());
+        matcher.build().intercept(base).is_some()
+    };
+    let of_scheme = match base.scheme_str() {
+        Some("https") => value("HTTPS_PROXY"),
+        // In a CGI program it is a header of the request.
+        _ if std::env::var_os("REQUEST_METHOD").is_some() => None,
+        _ => value("HTTP_PROXY"),
+    };
+    is_proxied("http://proxy.invalid".to_owned())
+        && of_scheme
+            .or_else(|| value("ALL_PROXY"))
+            .is_some_and(|proxy| !is_proxied(proxy))
+}
+
+/// Its URL may hold a password, so it is not repeated.
+fn unusable(fault: &str) -> Error {
+    Error::config(format!(
+        "the URL of the proxy {fault}; allowed is http:// with a host, and if need be a port, a user and a password"
+    ))
 }
 
 fn is_loopback(base: &Uri) -> bool {

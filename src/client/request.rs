@@ -166,7 +166,8 @@ impl DecisionRequest {
             .payload
             .as_ref()
             .map(Payload::parse::<std::collections::HashMap<String, serde::de::IgnoredAny>>)
-            .is_some_and(|members| members.is_ok_and(|members| members.contains_key("aegis")));
+            // A name that cannot be read could be it.
+            .is_some_and(|members| members.map_or(true, |members| members.contains_key("aegis")));
         if reserved {
             return Err(Error::request(
                 "the payload has the reserved member 'aegis' and a comment is given; allowed is one of the two",

@@ -152,9 +152,23 @@ words!(Execution, "execution", "'claimed', 'completed', 'failed' and 'unknown'",
 }, other: Other);
 
 /// A JSON object, kept as the text that was sent: what the action is about.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+///
+/// Its `Debug` form does not show it.
+#[derive(Clone, Serialize)]
 #[serde(transparent)]
 pub struct Payload(Box<RawValue>);
+
+impl<'de> Deserialize<'de> for Payload {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::object(Box::deserialize(deserializer)?).map_err(serde::de::Error::custom)
+    }
+}
+
+impl fmt::Debug for Payload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Payload(..)")
+    }
+}
 
 impl Payload {
     /// Serializes `value`, which must become a JSON object.
@@ -215,8 +229,8 @@ impl Eq for Payload {}
 /// An action as the server has it on record.
 ///
 /// Its identity is tenant, thread and idempotency key. A status answer to a caller without credentials leaves out
-/// everything but the id, the state and the times.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// everything but the id, the state and the times. Its `Debug` form shows neither payload nor comment.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Action {
     /// The server's id of the action.
@@ -253,6 +267,23 @@ pub struct Action {
     /// What the reviewer wrote.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub comment: Option<String>,
+}
+
+impl fmt::Debug for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Action")
+            .field("request_id", &self.request_id)
+            .field("tenant_id", &self.tenant_id)
+            .field("thread_id", &self.thread_id)
+            .field("idempotency_key", &self.idempotency_key)
+            .field("status", &self.status)
+            .field("decision", &self.decision)
+            .field("execution", &self.execution)
+            .field("created_at", &self.created_at)
+            .field("decided_at", &self.decided_at)
+            .field("replayed", &self.replayed)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Action {

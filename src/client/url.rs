@@ -1,0 +1,106 @@
+//! The URLs among the settings, each part checked by itself: `Uri` alone takes a port of any number, and then goes to another
+//! one.
+
+use std::net::Ipv6Addr;
+
+use http::Uri;
+
+use super::Error;
+
+/// Parses the URL of a server.
+pub(super) fn parse_base(url: &str) -> Result<Uri, Error> {
+    const ALLOWED: &str =
+        "allowed is http:// or https:// with a host, and if need be a port and a path";
+    // A URL may hold a password, so no part of it is repeated, nor is what a parser says of it.
+    let wrong = |fault: &str| Error::config(format!("the base URL {fault}; {ALLOWED}"));
+    let (scheme, rest) = split_scheme(url, &["http", "https"])
+        .ok_or_else(|| wrong("has no scheme http or https"))?;
+    if rest.contains(['?', '#']) {
+        return Err(wrong("has a query or a fragment"));
+    }
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    if authority.contains('@') {
+        return Err(wrong("has a user or a password"));
+    }
+    check_host_and_port(authority).map_err(wrong)?;
+    if !has_plain_segments(path) {
+        return Err(wrong("has a path of segments that are empty, '.' or '..'"));
+    }
+    // The scheme in lower case, as it is compared with later on.
+    format!("{scheme}://{rest}")
+        .parse()
+        .map_err(|_| wrong("is malformed"))
+}
+
+/// Checks the URL of a proxy.
+pub(super) fn check_proxy(url: &str) -> Result<(), &'static str> {
+    let (_, rest) = split_scheme(url, &["http"]).ok_or("has another scheme than http")?;
+    let authority = rest.strip_suffix('/').unwrap_or(rest);
+    if authority.contains(['/', '?', '#']) {
+        return Err("has a path, a query or a fragment");
+    }
+    match authority.split_once('@') {
+        // In a user or a password it is written as %40.
+        Some((_, host)) if host.contains('@') => Err("has more than one '@'"),
+        Some((_, host)) => check_host_and_port(host),
+        None => check_host_and_port(authority),
+    }
+}
+
+/// Checks host and port of a proxy that was parsed elsewhere.
+pub(super) fn check_proxy_host(uri: &Uri) -> Result<(), &'static str> {
+    if uri.scheme_str() != Some("http") {
+        return Err("has another scheme than http");
+    }
+    check_host_and_port(uri.authority().map_or("", |authority| authority.as_str()))
+}
+
+/// Splits off the scheme, in lower case.
+fn split_scheme<'a>(url: &'a str, allowed: &[&'static str]) -> Option<(&'static str, &'a str)> {
+    let (scheme, rest) = url.split_once("://")?;
+    let mut allowed = allowed.iter();
+    let scheme = allowed.find(|allowed| scheme.eq_ignore_ascii_case(allowed))?;
+    Some((scheme, rest))
+}
+
+fn check_host_and_port(authority: &str) -> Result<(), &'static str> {
+    let (host, port) = match authority.strip_prefix('[') {
+        Some(rest) => rest
+            .split_once(']')
+            .filter(|(address, _)| address.parse::<Ipv6Addr>().is_ok())
+            .ok_or("has a malformed IPv6 address")?,
+        None => authority.split_at(authority.find(':').unwrap_or(authority.len())),
+    };
+    if host.is_empty() {
+        return Err("has no host");
+    }
+    if !port.is_empty() && !port.strip_prefix(':').is_some_and(is_port) {
+        return Err("has a port that is no number from 1 to 65535");
+    }
+    Ok(())
+}
+
+fn is_port(port: &str) -> bool {
+    let is_number = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
+    is_number && port.parse::<u16>().is_ok_and(|port| port > 0)
+}
+
+/// Whether a path, but for a slash at its end, has only segments that every server and proxy takes as they are.
+fn has_plain_segments(path: &str) -> bool {
+    let path = path.strip_suffix('/').unwrap_or(path);
+    path.is_empty()
+        || path.split('/').skip(1).all(|segment| {
+            // A dot may be written as `%2e`, and then means the same.
+            let plain = segment.to_ascii_lowercase().replace("%2e", ".");
+            !matches!(plain.as_str(), "" | "." | "..")
+        })
+}
+
+/// A base URL as it may be logged: not if it could hold a password or a token.
+pub(super) fn shown(url: &str) -> &str {
+    if parse_base(url).is_ok() {
+        url
+    } else {
+        "(malformed)"
+    }
+}
