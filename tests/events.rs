@@ -6,7 +6,9 @@ use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use aegis_hitl::AegisService;
 use aegis_hitl::layer::{Backoff, RetryLayer};
+use aegis_hitl::testing::{Act, Peer};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::Full;
@@ -115,4 +117,47 @@ async fn no_event_holds_a_key_a_payload_a_user_a_query_or_an_error_text() {
     let log = logged(Level::TRACE, 500).await;
     assert!(!log.is_empty());
     assert!(!log.contains("secret"), "{log}");
+}
+
+#[tokio::test]
+async fn no_event_of_the_client_or_below_it_shows_a_secret() {
+    let log = Buffer::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::TRACE)
+        .with_ansi(false)
+        .with_writer(move || writer.clone())
+        .finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    for is_h2 in [false, true] {
+        let peer = Peer::start([
+            Act::answer(503).body("{}"),
+            Act::answer(202).body(r#"{"request_id":"r"}"#),
+        ])
+        .await;
+        let keyed = AegisService::builder()
+            .base_url(peer.url())
+            .api_key("secret-key")
+            .thread_id("run-7")
+            .backoff(Backoff::none());
+        let named = AegisService::builder()
+            .base_url(peer.url())
+            .tenant_id("secret-tenant")
+            .thread_id("run-7")
+            .backoff(Backoff::none());
+        for service in [keyed, named] {
+            let service = if is_h2 {
+                service.http2_prior_knowledge()
+            } else {
+                service
+            };
+            let call = service.build().unwrap().approve("secret-idempotency");
+            let payload = serde_json::json!({"card": "secret-payload"});
+            call.payload(&payload).await.unwrap();
+        }
+    }
+    let log = String::from_utf8_lossy(&log.0.lock().unwrap()).into_owned();
+    assert!(log.contains("aegis_hitl::retry"));
+    let shown: Vec<_> = log.lines().filter(|line| line.contains("secret")).collect();
+    assert!(shown.is_empty(), "{}", shown.join("\n"));
 }

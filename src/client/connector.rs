@@ -138,6 +138,8 @@ struct Timed<C> {
 
 impl<C> Timed<C> {
     fn new(inner: C, timeout: Duration) -> Self {
+        // What is longer than this is for ever, and the last instants of a clock are too many for its timers.
+        let timeout = timeout.min(Duration::from_secs(u64::from(u32::MAX)));
         Self { inner, timeout }
     }
 }

@@ -27,7 +27,7 @@ use http_body_util::Full;
 use tokio::time::Instant;
 use tower_service::Service;
 
-use crate::layer::{Aegis, AttemptTimeout, Deadline, MaxRetries};
+use crate::layer::{Aegis, AttemptTimeout, Deadline, MaxRetries, after};
 use crate::protocol::{
     Action, Decision, IDEMPOTENCY_KEY, IdempotencyKey, InvalidValue, RequestId, Status, TENANT_ID,
     THREAD_ID, TenantId, ThreadId, X_REQUEST_ID,
@@ -188,8 +188,10 @@ where
             OnDuplicate::Verify if receipt.is_duplicate() && !is_told => {
                 let timeout = limits.timeout.unwrap_or(self.shared.timeout);
                 // In place of the call's own, which the time so far was taken from already.
-                let until = earlier(Instant::now().checked_add(timeout), deadline);
-                let verified = Box::pin(self.verify(receipt, expected, tenant, until)).await;
+                let until = earlier(after(timeout), deadline);
+                let retries = limits.max_retries;
+                let verified =
+                    Box::pin(self.verify(receipt, expected, tenant, retries, until)).await;
                 verified.map_err(|error| named(error.told(told)))
             }
             _ => Ok(receipt),
@@ -218,6 +220,7 @@ where
         receipt: Receipt,
         expected: Expected,
         tenant: Option<TenantId>,
+        max_retries: Option<u32>,
         until: Option<Instant>,
     ) -> Result<Receipt, Error> {
         let id = receipt
@@ -232,7 +235,8 @@ where
                     wait: Some(left().unwrap_or(MAX_WAIT)),
                     limits: Limits {
                         deadline: left(),
-                        ..Limits::default()
+                        max_retries,
+                        timeout: None,
                     },
                 };
                 let action = self.ask(id.clone(), question).await?;
@@ -257,10 +261,15 @@ where
     async fn ask(&mut self, id: RequestId, question: Question) -> Result<Action, Error> {
         let deadline = self.shared.deadline(question.limits);
         self.ready(deadline).await?;
+        let tenant = match self.shared.authorization {
+            // The key names it.
+            Some(_) => None,
+            None => question.tenant.clone().or(self.shared.tenant.clone()),
+        };
         let request = self.shared.question(&id, question, deadline)?;
         let answer = Answer::of(self.stack.call(request).await)?;
         let told = answer.told;
-        answer::action(answer).map_err(|error| error.told(told))
+        answer::action(answer, tenant.as_ref()).map_err(|error| error.told(told))
     }
 }
 
@@ -271,7 +280,7 @@ fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
 impl Shared {
     /// When a call that begins now has to be over. A deadline beyond what a clock can hold is none.
     fn deadline(&self, limits: Limits) -> Option<Instant> {
-        Instant::now().checked_add(limits.deadline.or(self.deadline)?)
+        after(limits.deadline.or(self.deadline)?)
     }
 
     /// What the answer to `request` has to agree with.

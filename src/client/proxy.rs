@@ -102,11 +102,15 @@ fn unusable(fault: &str) -> Error {
 
 fn is_loopback(base: &Uri) -> bool {
     let host = base.host().unwrap_or_default();
+    let host = host.strip_suffix('.').unwrap_or(host);
     let address = host.trim_start_matches('[').trim_end_matches(']');
+    let is_number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
     host.eq_ignore_ascii_case("localhost")
         || address
             .parse::<IpAddr>()
-            .is_ok_and(|address| address.is_loopback())
+            .is_ok_and(|address| address.to_canonical().is_loopback())
+        // An address may have fewer than four numbers.
+        || host.starts_with("127.") && host.split('.').all(is_number)
 }
 
 /// Makes connections, straight or through the proxy.

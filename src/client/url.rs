@@ -6,6 +6,7 @@ use std::net::Ipv6Addr;
 use http::Uri;
 
 use super::Error;
+use crate::protocol::Prefix;
 
 /// Parses the URL of a server.
 pub(super) fn parse_base(url: &str) -> Result<Uri, Error> {
@@ -23,8 +24,11 @@ pub(super) fn parse_base(url: &str) -> Result<Uri, Error> {
         return Err(wrong("has a user or a password"));
     }
     check_host_and_port(authority).map_err(wrong)?;
-    if !has_plain_segments(path) {
-        return Err(wrong("has a path of segments that are empty, '.' or '..'"));
+    // By the rule of prefixes, as it stands before one.
+    if path.ends_with("//") || Prefix::new(path).is_err() {
+        return Err(wrong(
+            "has a path with an escape, a character that is none of a URL, or a segment that is empty, '.' or '..'",
+        ));
     }
     // The scheme in lower case, as it is compared with later on.
     format!("{scheme}://{rest}")
@@ -83,17 +87,6 @@ fn check_host_and_port(authority: &str) -> Result<(), &'static str> {
 fn is_port(port: &str) -> bool {
     let is_number = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
     is_number && port.parse::<u16>().is_ok_and(|port| port > 0)
-}
-
-/// Whether a path, but for a slash at its end, has only segments that every server and proxy takes as they are.
-fn has_plain_segments(path: &str) -> bool {
-    let path = path.strip_suffix('/').unwrap_or(path);
-    path.is_empty()
-        || path.split('/').skip(1).all(|segment| {
-            // A dot may be written as `%2e`, and then means the same.
-            let plain = segment.to_ascii_lowercase().replace("%2e", ".");
-            !matches!(plain.as_str(), "" | "." | "..")
-        })
 }
 
 /// A base URL as it may be logged: not if it could hold a password or a token.

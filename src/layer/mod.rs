@@ -81,8 +81,10 @@ pub use self::set::{
 };
 
 use std::fmt;
+use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
+use tokio::time::Instant;
 
 /// The head of a request, as far as a rule may look at it.
 #[derive(Clone, Copy)]
@@ -150,9 +152,19 @@ impl<'a> ResponseHead<'a> {
 
     /// Reads `Retry-After` (RFC 9110, section 10.2.3): seconds, a fraction of which is read too, or a date, which if past means
     /// now. `None` if there is none, or a malformed one.
-    pub fn retry_after(&self) -> Option<std::time::Duration> {
+    pub fn retry_after(&self) -> Option<Duration> {
         retry::retry_after(self.headers)
     }
+}
+
+/// Returns when `limit` from now is over; `None`, which is never, if that is beyond what clocks and their timers can hold.
+pub(crate) fn after(limit: Duration) -> Option<Instant> {
+    // Timers round up, so that the last instant of a clock is one too many for them. Nobody waits for a century.
+    const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+    if limit > LONGEST {
+        return None;
+    }
+    Instant::now().checked_add(limit)
 }
 
 /// Returns a header's first value. Comparing a name with a few others takes less time than hashing it.
@@ -166,9 +178,16 @@ fn first_value<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a Head
         .map(|(_, value)| value)
 }
 
-/// Whether a key is blank, which is as good as none.
+/// Whether a key is blank, which is as good as none. So is one that begins as a quoted string and does not end as one: a
+/// server that follows the IETF draft refuses it.
 fn is_blank(key: &HeaderValue) -> bool {
-    key.as_bytes().trim_ascii().is_empty()
+    let key = key.as_bytes().trim_ascii();
+    match key.strip_prefix(b"\"") {
+        Some(rest) => rest
+            .strip_suffix(b"\"")
+            .is_none_or(|key| key.trim_ascii().is_empty()),
+        None => key.is_empty(),
+    }
 }
 
 /// Whether `headers` hold an idempotency key.

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::layer::delivery::{self, Failure, Track};
 use crate::layer::envelope::Contents;
-use crate::layer::{carries_key, first_value};
+use crate::layer::{after, carries_key, first_value};
 use crate::protocol::{IdempotencyKey, RequestId, X_REQUEST_ID};
 
 /// What is decided and counted over one call.
@@ -65,8 +65,7 @@ impl Call {
         let deadline = extensions
             .get::<Deadline>()
             .map_or(policy.deadline, |deadline| deadline.0)
-            // A deadline beyond what a clock can hold is none.
-            .and_then(|deadline| Instant::now().checked_add(deadline));
+            .and_then(after);
         // Without an observer the clock is not asked.
         let started = (policy.observer.is_some() || is_traced()).then(Instant::now);
         Self {
@@ -177,7 +176,7 @@ impl Call {
 
     /// Returns when `limit` from now, or the deadline if that is sooner, is reached; `None` is never.
     pub(super) fn no_later_than_deadline(&self, limit: Duration) -> Option<Instant> {
-        match (Instant::now().checked_add(limit), self.deadline) {
+        match (after(limit), self.deadline) {
             (Some(limit), Some(deadline)) => Some(limit.min(deadline)),
             (limit, deadline) => limit.or(deadline),
         }
@@ -225,7 +224,7 @@ impl Call {
         }
     }
 
-    /// Decides whether another attempt follows `outcome`, and if so sets when it is due and returns its body.
+    /// Decides whether another attempt follows `outcome`, and if so sets when it is due.
     ///
     /// # Errors
     ///
@@ -234,7 +233,7 @@ impl Call {
         &mut self,
         kept: &Kept<B>,
         outcome: &AttemptOutcome<'_>,
-    ) -> Result<B, NotRetried> {
+    ) -> Result<(), NotRetried> {
         let answered = matches!(outcome, AttemptOutcome::Answered(_));
         let (delivery, permanent) = self.settle(answered);
         let next = self.decide(
@@ -287,7 +286,7 @@ impl Call {
         &mut self,
         kept: &Kept<B>,
         attempt: &Attempt<'_>,
-    ) -> Result<B, NotRetried> {
+    ) -> Result<(), NotRetried> {
         let verdict = self.policy.classify(attempt);
         if verdict == Verdict::Stop {
             return Err(if attempt.permanent {
@@ -305,7 +304,7 @@ impl Call {
         }
         let now = Instant::now();
         let wait = self.wait_after(verdict, &attempt.outcome, now)?;
-        let due = now.checked_add(wait).ok_or(NotRetried::Deadline)?;
+        let due = after(wait).ok_or(NotRetried::Deadline)?;
         // The timer's resolution is a millisecond: a retry that is due later than that before the deadline may miss it.
         let latest = due.checked_add(Duration::from_millis(1));
         if self
@@ -314,14 +313,16 @@ impl Call {
         {
             return Err(NotRetried::Deadline);
         }
-        let body = kept.body().ok_or(NotRetried::Body)?;
+        if kept.body().is_none() {
+            return Err(NotRetried::Body);
+        }
         // Taken now, so that the response is given up only for a retry that will be sent.
         if let Some(budget) = &self.policy.budget {
             self.withdrawal = Some(budget.withdraw().ok_or(NotRetried::Budget)?);
         }
         self.wait = wait;
         self.due = Some(due);
-        Ok(body)
+        Ok(())
     }
 
     /// Returns the wait before the next attempt.

@@ -6,15 +6,16 @@ use std::future::Future;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 
-use bytes::Buf;
 use http::{Request, Response};
 use http_body::Body;
 use pin_project_lite::pin_project;
-use tokio::time::{Instant, Sleep};
+use tokio::time::Sleep;
 use tower_service::Service;
 
 use super::call::Call;
+use super::drain::is_drained;
 use super::kept::{Kept, KeptHeaders};
+use super::timer::poll_timer;
 use super::{AttemptOutcome, Attempts, NotRetried, Replay, RetryError};
 use crate::layer::ResponseHead;
 
@@ -29,13 +30,13 @@ pin_project! {
         S: Service<Request<B>>,
     {
         #[pin]
-        state: State<S::Future, B, R>,
+        state: State<S::Future, R>,
         // What the state waits for besides its own future: see `State`.
         #[pin]
         timer: Option<Sleep>,
         call: Call,
-        // What further attempts are made with; there is no service if there can be none. These three lie side by side, not in a
-        // struct, as that would be moved once more on its way here.
+        // What further attempts are made with. These three lie side by side, not in a struct, as that would be moved once more
+        // on its way here.
         service: Option<S>,
         kept: Kept<B>,
         headers: KeptHeaders,
@@ -44,16 +45,16 @@ pin_project! {
 
 pin_project! {
     #[project = StateProj]
-    enum State<F, B, R> {
+    enum State<F, R> {
         // An attempt is under way. The timer is its timeout or the deadline, whichever comes first, and is set when the
         // attempt first has to wait.
         Attempt { #[pin] attempt: F },
         // A failed response is read to its end. The timer is the bound in time.
-        Drain { #[pin] body: R, left: usize, next: Option<B> },
+        Drain { #[pin] body: R, left: usize },
         // The next attempt is not due yet. The timer is when it is.
-        Wait { next: Option<B> },
+        Wait,
         // The service is polled ready. The timer is the deadline, if there is one.
-        Ready { next: Option<B> },
+        Ready,
     }
 }
 
@@ -117,10 +118,9 @@ where
                             this.call.answered_after(Attempts::earlier(&response));
                             let outcome = AttemptOutcome::Answered(ResponseHead::of(&response));
                             match this.call.next(this.kept, &outcome) {
-                                Ok(next) => this.state.set(State::Drain {
+                                Ok(()) => this.state.set(State::Drain {
                                     body: response.into_body(),
                                     left: this.call.policy.drain_bytes,
-                                    next: Some(next),
                                 }),
                                 Err(reason) => {
                                     this.call.end(this.kept, &mut response, reason);
@@ -132,7 +132,7 @@ where
                             this.timer.set(None);
                             let error = error.into();
                             match this.call.next(this.kept, &AttemptOutcome::Failed(&*error)) {
-                                Ok(next) => this.state.set(State::Wait { next: Some(next) }),
+                                Ok(()) => this.state.set(State::Wait),
                                 Err(reason) => {
                                     let report =
                                         this.call.report(this.kept, this.headers, Some(reason));
@@ -149,10 +149,10 @@ where
                                 return Poll::Ready(Err(error));
                             }
                             match call.next(this.kept, &AttemptOutcome::TimedOut) {
-                                Ok(next) => {
+                                Ok(()) => {
                                     this.timer.set(None);
                                     // Drops the attempt, which cancels it.
-                                    this.state.set(State::Wait { next: Some(next) });
+                                    this.state.set(State::Wait);
                                 }
                                 Err(reason) => {
                                     let after = call.attempt_timeout.unwrap_or_default();
@@ -165,51 +165,54 @@ where
                         }
                     }
                 }
-                StateProj::Drain { body, left, next } => {
+                StateProj::Drain { body, left } => {
                     if !is_drained(body, left, cx) {
                         let call = &*this.call;
                         ready!(poll_timer(this.timer.as_mut(), cx, || {
                             call.no_later_than_deadline(call.policy.drain_time)
                         }));
                     }
-                    let next = next.take();
                     this.timer.set(None);
-                    this.state.set(State::Wait { next });
+                    this.state.set(State::Wait);
                 }
-                StateProj::Wait { next } => {
+                StateProj::Wait => {
                     // A wait of nothing does not touch the timer.
                     if !this.call.wait.is_zero() {
                         let due = this.call.due;
                         ready!(poll_timer(this.timer.as_mut(), cx, || due));
                     }
-                    let next = next.take();
                     this.timer.set(None);
-                    this.state.set(State::Ready { next });
+                    this.state.set(State::Ready);
                 }
-                StateProj::Ready { next } => {
+                StateProj::Ready => {
+                    // Attempts that fail at once and wait for nothing would else all be made in one poll.
+                    ready!(pin!(tokio::task::consume_budget()).poll(cx));
                     let call = &mut *this.call;
                     if call.is_past_deadline() {
                         let error = past_deadline(call, this.kept, this.headers);
                         return Poll::Ready(Err(error));
                     }
-                    // This state is entered only with both.
-                    let (Some(service), Some(body)) = (this.service.as_mut(), next.take()) else {
-                        unreachable!("a next attempt has a service and a body");
-                    };
-                    match service.poll_ready(cx) {
+                    let service = this.service.as_mut();
+                    match service.map_or(Poll::Ready(Ok(())), |service| service.poll_ready(cx)) {
                         Poll::Ready(Ok(())) => {}
                         Poll::Ready(Err(error)) => {
                             let report = call.report(this.kept, this.headers, None);
                             return Poll::Ready(Err(RetryError::failed(error.into(), report)));
                         }
                         Poll::Pending => {
-                            *next = Some(body);
                             let deadline = call.deadline;
                             ready!(poll_timer(this.timer.as_mut(), cx, || deadline));
                             let error = past_deadline(call, this.kept, this.headers);
                             return Poll::Ready(Err(error));
                         }
                     }
+                    let (Some(service), Some(body)) = (this.service.as_mut(), this.kept.body())
+                    else {
+                        // What is left of an earlier attempt has read on, and past what is kept of the body.
+                        let report = call.report(this.kept, this.headers, Some(NotRetried::Body));
+                        let error = "the request body cannot be sent again any more";
+                        return Poll::Ready(Err(RetryError::failed(error.into(), report)));
+                    };
                     let mut request = this.kept.request(this.headers, body);
                     this.timer.set(None);
                     call.begin_again(&mut request);
@@ -238,44 +241,4 @@ fn poll_attempt_timer(
         Some(timeout) => call.no_later_than_deadline(timeout),
         None => call.deadline,
     })
-}
-
-/// Polls the timer, which is set on the first poll; without a time it never fires.
-fn poll_timer(
-    mut timer: Pin<&mut Option<Sleep>>,
-    cx: &mut Context<'_>,
-    until: impl FnOnce() -> Option<Instant>,
-) -> Poll<()> {
-    if timer.is_none() {
-        let Some(until) = until() else {
-            return Poll::Pending;
-        };
-        timer.set(Some(tokio::time::sleep_until(until)));
-    }
-    match timer.as_pin_mut() {
-        // Else a service that is busy without an end, and so spends the task's budget in each poll, would never let it fire.
-        Some(timer) => pin!(tokio::task::unconstrained(timer)).poll(cx),
-        None => Poll::Pending,
-    }
-}
-
-/// Reads what is there of a body. Returns whether there is nothing more to wait for: its end, an error, or the bound.
-fn is_drained<R: Body>(mut body: Pin<&mut R>, left: &mut usize, cx: &mut Context<'_>) -> bool {
-    loop {
-        if body.is_end_stream() {
-            return true;
-        }
-        match body.as_mut().poll_frame(cx) {
-            Poll::Pending => return false,
-            Poll::Ready(None | Some(Err(_))) => return true,
-            Poll::Ready(Some(Ok(frame))) => {
-                // An empty frame counts too: a body can have any number of them ready.
-                let length = frame.data_ref().map_or(0, Buf::remaining).max(1);
-                match left.checked_sub(length) {
-                    Some(rest) => *left = rest,
-                    None => return true,
-                }
-            }
-        }
-    }
 }

@@ -9,10 +9,12 @@ mod backoff;
 mod budget;
 mod call;
 mod classify;
+mod drain;
 mod error;
 mod event;
 mod future;
 mod kept;
+mod timer;
 
 use std::error::Error as StdError;
 use std::fmt;

@@ -585,6 +585,39 @@ async fn a_streaming_body_is_replayed_byte_for_byte_and_past_its_cap_not_retried
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_body_that_an_abandoned_attempt_reads_past_its_cap_is_not_sent_again() {
+    type Streaming = http_body_util::combinators::UnsyncBoxBody<Bytes, Infallible>;
+    let attempts = Arc::new(AtomicUsize::new(0));
+    let counter = attempts.clone();
+    let peer = tower::service_fn(move |request: Request<ReplayBody<Streaming>>| {
+        counter.fetch_add(1, Ordering::SeqCst);
+        // Answers before it reads, as a peer that sheds load does.
+        tokio::spawn(request.into_body().collect());
+        std::future::ready(Ok::<_, Infallible>(
+            Response::builder()
+                .status(503)
+                .body(Full::<Bytes>::default())
+                .unwrap(),
+        ))
+    });
+    let service = tower::ServiceBuilder::new()
+        .layer(ReplayBodyLayer::new().max_bytes(10))
+        .layer(seed_layer())
+        .service(peer);
+    let chunks = ["hello", " ", "world"].map(|chunk| Ok(Frame::data(Bytes::from(chunk))));
+    let stream = futures_util::stream::iter(chunks);
+    let body = http_body_util::StreamBody::new(stream).boxed_unsync();
+    let error = service
+        .oneshot(Request::put("/").body(body).unwrap())
+        .await
+        .unwrap_err();
+    assert_eq!(attempts.load(Ordering::SeqCst), 1);
+    assert_eq!(error.attempts(), 1);
+    assert_eq!(error.not_retried(), Some(NotRetried::Body));
+    assert_eq!(error.delivery(), Delivery::Answered);
+}
+
 /// The rule, written down once more and in other words than the code's.
 fn is_sent_again(keyed_or_idempotent: bool, status: u16, retry_after: bool) -> bool {
     keyed_or_idempotent
