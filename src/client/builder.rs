@@ -8,9 +8,10 @@ use http::{HeaderValue, Uri};
 use tower_layer::Layer;
 
 use super::connector::{ClientSettings, KeepAlive};
+use super::endpoints::Endpoints;
 use super::proxy::ProxySetting;
 use super::read::ReadAnswers;
-use super::{AegisService, Error, HttpClient, OnDuplicate, Shared, url};
+use super::{AegisService, Error, HttpClient, OnDuplicate, url};
 use crate::layer::{
     AegisLayer, AttemptEvent, Backoff, Budget, ConfirmDuplicateLayer, RetryLayer, SetRequestIdLayer,
 };
@@ -325,7 +326,7 @@ impl Builder {
                 .parse::<Uri>()
                 .map_err(|error| Error::config_caused("the base URL cannot be extended", error))
         };
-        let shared = Shared {
+        let endpoints = Endpoints {
             approve: uri("approve")?,
             reject: uri("reject")?,
             status: format!("{root}status/"),
@@ -333,7 +334,6 @@ impl Builder {
             thread,
             authorization: api_key.map(|key| key.header_value()),
             user_agent,
-            on_duplicate: self.on_duplicate,
             timeout,
             deadline: self.deadline,
         };
@@ -342,10 +342,8 @@ impl Builder {
             // The body tells more than the status: which decision is on record.
             .confirm(ConfirmDuplicateLayer::new().annotate_only())
             .retry(retry);
-        Ok(AegisService {
-            stack: layer.layer(ReadAnswers::new(service, timeout, self.deadline)),
-            shared: Arc::new(shared),
-        })
+        let stack = layer.layer(ReadAnswers::new(service, timeout, self.deadline));
+        Ok(AegisService::new(stack, endpoints, self.on_duplicate))
     }
 
     fn checked_timeout(&self) -> Result<Duration, Error> {

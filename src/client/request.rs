@@ -27,6 +27,30 @@ pub(super) struct Limits {
     pub(super) timeout: Option<Duration>,
 }
 
+/// The setters of a call's own limits, on each type that has some.
+macro_rules! limit_setters {
+    () => {
+        /// Sets how long this call may take in all, in place of the service's deadline.
+        #[must_use]
+        pub fn deadline(self, deadline: Duration) -> Self {
+            self.limit(|limits| limits.deadline = Some(deadline))
+        }
+
+        /// Sets how many retries this call may take, in place of the service's number.
+        #[must_use]
+        pub fn max_retries(self, retries: u32) -> Self {
+            self.limit(|limits| limits.max_retries = Some(retries))
+        }
+
+        /// Sets how long one attempt of this call may take, in place of the service's timeout. A wait for a decision, if one is
+        /// asked for, is added to it.
+        #[must_use]
+        pub fn timeout(self, timeout: Duration) -> Self {
+            self.limit(|limits| limits.timeout = Some(timeout))
+        }
+    };
+}
+
 /// One decision to be put on record: the request type of [`AegisService`] as a [`Service`].
 ///
 /// A layer on the service reads it by the methods that end in `_ref`, where the plain name sets.
@@ -92,24 +116,10 @@ impl DecisionRequest {
         self
     }
 
-    /// Sets how long this call may take in all, in place of the service's deadline.
-    #[must_use]
-    pub fn deadline(mut self, deadline: Duration) -> Self {
-        self.limits.deadline = Some(deadline);
-        self
-    }
+    limit_setters!();
 
-    /// Sets how many retries this call may take, in place of the service's number.
-    #[must_use]
-    pub fn max_retries(mut self, retries: u32) -> Self {
-        self.limits.max_retries = Some(retries);
-        self
-    }
-
-    /// Sets how long one attempt of this call may take, in place of the service's timeout.
-    #[must_use]
-    pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.limits.timeout = Some(timeout);
+    fn limit(mut self, set: impl FnOnce(&mut Limits)) -> Self {
+        set(&mut self.limits);
         self
     }
 
@@ -263,19 +273,10 @@ impl<S> DecisionCall<S> {
         self.with(Ok(comment.into()), DecisionRequest::comment)
     }
 
-    /// Sets how long this call may take in all, in place of the service's deadline.
-    pub fn deadline(self, deadline: Duration) -> Self {
-        self.with(Ok(deadline), DecisionRequest::deadline)
-    }
+    limit_setters!();
 
-    /// Sets how many retries this call may take, in place of the service's number.
-    pub fn max_retries(self, retries: u32) -> Self {
-        self.with(Ok(retries), DecisionRequest::max_retries)
-    }
-
-    /// Sets how long one attempt of this call may take, in place of the service's timeout.
-    pub fn timeout(self, timeout: Duration) -> Self {
-        self.with(Ok(timeout), DecisionRequest::timeout)
+    fn limit(self, set: impl FnOnce(&mut Limits)) -> Self {
+        self.with(Ok(()), |request, ()| request.limit(set))
     }
 }
 
@@ -350,22 +351,10 @@ impl<S> StatusCall<S> {
         self
     }
 
-    /// Sets how long this call may take in all, in place of the service's deadline.
-    pub fn deadline(mut self, deadline: Duration) -> Self {
-        self.question.limits.deadline = Some(deadline);
-        self
-    }
+    limit_setters!();
 
-    /// Sets how many retries this call may take, in place of the service's number.
-    pub fn max_retries(mut self, retries: u32) -> Self {
-        self.question.limits.max_retries = Some(retries);
-        self
-    }
-
-    /// Sets how long one attempt of this call may take, in place of the service's timeout. The wait that is asked for is
-    /// added to it.
-    pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.question.limits.timeout = Some(timeout);
+    fn limit(mut self, set: impl FnOnce(&mut Limits)) -> Self {
+        set(&mut self.question.limits);
         self
     }
 }

@@ -1,0 +1,197 @@
+//! The endpoints of the API as requests: where they go, who asks, and within which limits.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, USER_AGENT};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri};
+use http_body_util::Full;
+use tokio::time::Instant;
+
+use super::Error;
+use super::answer::Expected;
+use super::request::{DecisionRequest, Limits, Question};
+use crate::layer::{AttemptTimeout, Deadline, MaxRetries, after};
+use crate::protocol::{
+    Decision, IDEMPOTENCY_KEY, RequestId, TENANT_ID, THREAD_ID, TenantId, ThreadId, X_REQUEST_ID,
+};
+
+const PREFER: HeaderName = HeaderName::from_static("prefer");
+
+/// The longest wait that a server grants.
+pub(super) const MAX_WAIT: Duration = Duration::from_secs(55);
+
+/// What the requests of a service have in common.
+pub(super) struct Endpoints {
+    pub(super) approve: Uri,
+    pub(super) reject: Uri,
+    /// The status URL without the id.
+    pub(super) status: String,
+    pub(super) tenant: Option<TenantId>,
+    pub(super) thread: Option<ThreadId>,
+    pub(super) authorization: Option<HeaderValue>,
+    pub(super) user_agent: HeaderValue,
+    /// How long one attempt may take.
+    pub(super) timeout: Duration,
+    pub(super) deadline: Option<Duration>,
+}
+
+impl Endpoints {
+    /// When a call that begins now has to be over. A deadline beyond what a clock can hold is none.
+    pub(super) fn deadline(&self, limits: Limits) -> Option<Instant> {
+        after(limits.deadline.or(self.deadline)?)
+    }
+
+    /// What the answer to `request` has to agree with.
+    pub(super) fn expected(&self, request: &DecisionRequest) -> Result<Expected, Error> {
+        Ok(Expected {
+            tenant: self.tenant(request.tenant.as_ref()).cloned(),
+            thread: self.thread(request)?.clone(),
+            key: request.key.clone(),
+            decision: request.decision,
+        })
+    }
+
+    fn thread<'a>(&'a self, request: &'a DecisionRequest) -> Result<&'a ThreadId, Error> {
+        request
+            .thread
+            .as_ref()
+            .or(self.thread.as_ref())
+            .ok_or_else(|| Error::request("no thread id; set one on the builder or on the call"))
+    }
+
+    pub(super) fn decision(
+        &self,
+        mut request: DecisionRequest,
+        call_id: &RequestId,
+        deadline: Option<Instant>,
+    ) -> Result<Request<Full<Bytes>>, Error> {
+        let body = request.take_body()?;
+        let thread = self.thread(&request)?;
+        let uri = match request.decision {
+            Decision::Approve => &self.approve,
+            Decision::Reject => &self.reject,
+        };
+        let mut http = Request::new(Full::new(body));
+        *http.method_mut() = Method::POST;
+        *http.uri_mut() = uri.clone();
+        *http.headers_mut() = self.common_headers();
+        self.credentials(&mut http, request.tenant.as_ref())?;
+        let headers = http.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(THREAD_ID, thread.header_value());
+        headers.insert(IDEMPOTENCY_KEY, request.key.header_value());
+        headers.insert(X_REQUEST_ID, call_id.header_value());
+        limit(&mut http, request.limits, deadline);
+        Ok(http)
+    }
+
+    pub(super) fn question(
+        &self,
+        id: &RequestId,
+        question: Question,
+        deadline: Option<Instant>,
+    ) -> Result<Request<Full<Bytes>>, Error> {
+        let Question {
+            tenant,
+            wait,
+            mut limits,
+        } = question;
+        let uri = format!("{}{}", self.status, percent_encoded(id.as_str()))
+            .parse::<Uri>()
+            .map_err(|_| Error::request("the request id is too long for a URL"))?;
+        let mut http = Request::new(Full::default());
+        *http.uri_mut() = uri;
+        *http.headers_mut() = self.common_headers();
+        // A public answer is better than none: without tenant and credentials the question goes out bare, as the SDK's does.
+        if tenant.is_some() || self.tenant.is_some() || self.authorization.is_some() {
+            self.credentials(&mut http, tenant.as_ref())?;
+        }
+        if let Some(wait) = wait {
+            let wait = wait.min(MAX_WAIT);
+            let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+            let prefer = HeaderValue::try_from(format!("wait={seconds}"))
+                .map_err(|_| Error::request("the wait cannot be sent"))?;
+            http.headers_mut().insert(PREFER, prefer);
+            // The attempt has to outlast the wait that it asks for.
+            let own = limits.timeout.unwrap_or(self.timeout);
+            limits.timeout = Some(own.saturating_add(Duration::from_secs(seconds)));
+        }
+        limit(&mut http, limits, deadline);
+        Ok(http)
+    }
+
+    /// The headers that every request has, with room for those of a call, as a map that grows is hashed anew. Made each
+    /// time, as a clone of one costs more.
+    ///
+    /// No content coding is read, as what an answer confirms is in its body.
+    fn common_headers(&self) -> HeaderMap {
+        let mut headers = HeaderMap::with_capacity(8);
+        headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        headers.insert(USER_AGENT, self.user_agent.clone());
+        headers
+    }
+
+    /// The tenant that a call asks as; `None` where the API key names it, or nothing does.
+    pub(super) fn tenant<'a>(&'a self, own: Option<&'a TenantId>) -> Option<&'a TenantId> {
+        match self.authorization {
+            Some(_) => None,
+            None => own.or(self.tenant.as_ref()),
+        }
+    }
+
+    /// Says who asks: the API key, or else the tenant.
+    fn credentials(
+        &self,
+        request: &mut Request<Full<Bytes>>,
+        tenant: Option<&TenantId>,
+    ) -> Result<(), Error> {
+        let headers = request.headers_mut();
+        match (&self.authorization, tenant) {
+            (Some(_), Some(_)) => {
+                return Err(Error::request(
+                    "the call names a tenant and the service has an API key; the key names the tenant",
+                ));
+            }
+            (Some(authorization), None) => {
+                headers.insert(AUTHORIZATION, authorization.clone());
+            }
+            (None, tenant) => {
+                let tenant = tenant.or(self.tenant.as_ref()).ok_or_else(|| {
+                    Error::request("no tenant id and no API key; set one on the builder, or a tenant on the call")
+                })?;
+                headers.insert(TENANT_ID, tenant.header_value());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Gives a request its own limits, in place of the layers'.
+fn limit<B>(http: &mut Request<B>, limits: Limits, deadline: Option<Instant>) {
+    let extensions = http.extensions_mut();
+    if let Some(retries) = limits.max_retries {
+        extensions.insert(MaxRetries(retries));
+    }
+    if let Some(timeout) = limits.timeout {
+        extensions.insert(AttemptTimeout(Some(timeout)));
+    }
+    // A call's own deadline may be none, and then takes the place of the service's.
+    if deadline.is_some() || limits.deadline.is_some() {
+        let left = |deadline: Instant| deadline.saturating_duration_since(Instant::now());
+        extensions.insert(Deadline(deadline.map(left)));
+    }
+}
+
+fn percent_encoded(text: &str) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-_~".contains(&byte) {
+            encoded.push(char::from(byte));
+        } else {
+            encoded.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    encoded
+}
