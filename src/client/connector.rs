@@ -18,7 +18,8 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper_util::client::legacy;
 use hyper_util::client::legacy::connect::{CaptureConnection, capture_connection};
-// Handed on to `proxy`, so that this stays the only file to change when that client goes.
+// Handed on to `proxy` and `tls`, so that this stays the only file to change when that client goes.
+pub(super) use hyper_util::client::legacy::Builder;
 pub(super) use hyper_util::client::legacy::connect::{
     Connected, Connection, HttpConnector, proxy::Tunnel,
 };
@@ -28,6 +29,8 @@ use tower_service::Service;
 
 use super::Error;
 use super::proxy::{Proxy, Route};
+#[cfg(feature = "tls")]
+use super::tls;
 use crate::layer::{Exchange, Failure, judge_hyper};
 
 type BoxError = Box<dyn StdError + Send + Sync>;
@@ -83,7 +86,7 @@ pub struct HttpClient {
     proxy_authorization: Option<HeaderValue>,
 }
 
-enum Client {
+pub(super) enum Client {
     Http(legacy::Client<Timed<Route>, Full<Bytes>>),
     #[cfg(feature = "tls")]
     Https(legacy::Client<Timed<hyper_rustls::HttpsConnector<Route>>, Full<Bytes>>),
@@ -116,7 +119,7 @@ impl HttpClient {
         let (route, proxy_authorization) = Route::new(http, base, settings.proxy.take());
         let is_multiplexed = is_https || settings.http2_prior_knowledge;
         let client = if is_https {
-            tls::client(&builder, tls::connector(route, settings)?, timeout)
+            tls::client(&builder, route, settings, timeout)?
         } else {
             Client::Http(builder.build(Timed::new(route, timeout)))
         };
@@ -128,16 +131,32 @@ impl HttpClient {
     }
 }
 
+#[cfg(not(feature = "tls"))]
+mod tls {
+    use super::{Builder, Client, ClientSettings, Duration, Error, Route};
+
+    pub(super) fn client(
+        _: &Builder,
+        _: Route,
+        _: ClientSettings,
+        _: Duration,
+    ) -> Result<Client, Error> {
+        Err(Error::config(
+            "the base URL is https, which needs the crate feature 'tls'",
+        ))
+    }
+}
+
 /// Bounds the making of a connection as a whole: a peer that takes the connection and says nothing in the TLS handshake was
 /// never sent the request, so the call can be retried whatever its method.
 #[derive(Clone)]
-struct Timed<C> {
+pub(super) struct Timed<C> {
     inner: C,
     timeout: Duration,
 }
 
 impl<C> Timed<C> {
-    fn new(inner: C, timeout: Duration) -> Self {
+    pub(super) fn new(inner: C, timeout: Duration) -> Self {
         // What is longer than this is for ever, and the last instants of a clock are too many for its timers.
         let timeout = timeout.min(Duration::from_secs(u64::from(u32::MAX)));
         Self { inner, timeout }
@@ -166,152 +185,6 @@ where
             let late = |_| io::Error::new(io::ErrorKind::TimedOut, "the connection took too long");
             connected.await.map_err(late)?.map_err(Into::into)
         })
-    }
-}
-
-#[cfg(feature = "tls")]
-mod tls {
-    use std::sync::Arc;
-    use std::time::Duration;
-
-    use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-    use hyper_util::client::legacy::Builder;
-    use rustls::ClientConfig;
-    use rustls::pki_types::pem::PemObject;
-    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-    use rustls_platform_verifier::Verifier;
-
-    use super::{Client, ClientSettings, Error, Route, Timed};
-
-    pub(super) fn connector(
-        route: Route,
-        mut settings: ClientSettings,
-    ) -> Result<HttpsConnector<Route>, Error> {
-        let http2_only = settings.http2_prior_knowledge;
-        let mut config = match settings.tls_config.take() {
-            Some(config)
-                if settings.root_certificates.is_empty() && settings.client_identity.is_none() =>
-            {
-                config
-            }
-            Some(_) => {
-                return Err(Error::config(
-                    "both a TLS configuration and certificates are set; allowed is one, as the configuration has its own",
-                ));
-            }
-            None => config(settings)?,
-        };
-        // The protocols are what the client speaks, and not a setting.
-        config.alpn_protocols.clear();
-        let builder = HttpsConnectorBuilder::new()
-            .with_tls_config(config)
-            .https_only();
-        Ok(if http2_only {
-            builder.enable_http2().wrap_connector(route)
-        } else {
-            builder.enable_all_versions().wrap_connector(route)
-        })
-    }
-
-    /// The platform's roots and what was added to them.
-    fn config(settings: ClientSettings) -> Result<ClientConfig, Error> {
-        let unusable = "the TLS configuration is unusable";
-        let mut roots = Vec::new();
-        for pem in settings.root_certificates {
-            let before = roots.len();
-            for certificate in CertificateDer::pem_slice_iter(&pem) {
-                roots.push(certificate.map_err(|error| {
-                    Error::config_caused("the root certificate is not valid PEM", error)
-                })?);
-            }
-            if roots.len() == before {
-                return Err(Error::config(
-                    "the root certificate holds no PEM certificate",
-                ));
-            }
-        }
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let verifier = Verifier::new_with_extra_roots(roots, provider.clone())
-            .map_err(|error| Error::config_caused(unusable, error))?;
-        let builder = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|error| Error::config_caused(unusable, error))?
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(verifier));
-        match settings.client_identity {
-            Some(pem) => {
-                let (chain, key) = identity(&pem)?;
-                builder
-                    .with_client_auth_cert(chain, key)
-                    .map_err(|error| Error::config_caused("the client identity is unusable", error))
-            }
-            None => Ok(builder.with_no_client_auth()),
-        }
-    }
-
-    /// The certificate chain and the private key of a client.
-    fn identity(
-        pem: &[u8],
-    ) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), Error> {
-        let chain = CertificateDer::pem_slice_iter(pem)
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|error| Error::config_caused("the client identity is not valid PEM", error))?;
-        if chain.is_empty() {
-            return Err(Error::config(
-                "the client identity holds no PEM certificate; allowed is a chain, its own first, and a private key",
-            ));
-        }
-        let key = PrivateKeyDer::from_pem_slice(pem).map_err(|error| {
-            Error::config_caused("the client identity holds no PEM private key", error)
-        })?;
-        Ok((chain, key))
-    }
-
-    /// Whether a connection was not made as the server's certificate is not valid for it.
-    pub(super) fn is_untrusted(error: &(dyn std::error::Error + 'static)) -> bool {
-        let mut next = Some(error);
-        for _ in 0..32 {
-            let Some(error) = next else { break };
-            let tls = error.downcast_ref::<rustls::Error>();
-            if matches!(tls, Some(rustls::Error::InvalidCertificate(_))) {
-                return true;
-            }
-            // What an `io::Error` wraps is not its source: that is the source of what it wraps.
-            let io = error.downcast_ref::<std::io::Error>();
-            next = match io.and_then(std::io::Error::get_ref) {
-                Some(wrapped) => Some(wrapped),
-                None => error.source(),
-            };
-        }
-        false
-    }
-
-    pub(super) fn client(
-        builder: &Builder,
-        connector: HttpsConnector<Route>,
-        timeout: Duration,
-    ) -> Client {
-        Client::Https(builder.build(Timed::new(connector, timeout)))
-    }
-}
-
-#[cfg(not(feature = "tls"))]
-mod tls {
-    use std::convert::Infallible;
-    use std::time::Duration;
-
-    use hyper_util::client::legacy::Builder;
-
-    use super::{Client, ClientSettings, Error, Route};
-
-    pub(super) fn connector(_: Route, _: ClientSettings) -> Result<Infallible, Error> {
-        Err(Error::config(
-            "the base URL is https, which needs the crate feature 'tls'",
-        ))
-    }
-
-    pub(super) fn client(_: &Builder, never: Infallible, _: Duration) -> Client {
-        match never {}
     }
 }
 

@@ -10,7 +10,10 @@ mod read;
 mod receipt;
 mod request;
 mod service;
+#[cfg(feature = "tls")]
+mod tls;
 mod url;
+mod view;
 
 pub use self::builder::Builder;
 pub use self::connector::{HttpBody, HttpClient, HttpClientError, HttpClientFuture};

@@ -1,0 +1,242 @@
+//! The members of an answer that a conclusion rests on, read without the rest.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
+
+use crate::protocol::{Action, RequestId, Status};
+
+/// A member of an answer that is compared with words of the protocol.
+///
+/// Any JSON value will do, so that a type that is new to this version fails none of the other members.
+#[derive(Default)]
+pub(super) enum Word<'a> {
+    #[default]
+    Absent,
+    Null,
+    Text(Cow<'a, str>),
+    /// A value that is no string, and agrees with nothing.
+    Other,
+}
+
+impl Word<'_> {
+    /// Whether there is a value.
+    pub(super) fn is_there(&self) -> bool {
+        !matches!(self, Self::Absent | Self::Null)
+    }
+
+    pub(super) fn text(&self) -> Option<&str> {
+        match self {
+            Self::Text(text) => Some(text),
+            Self::Absent | Self::Null | Self::Other => None,
+        }
+    }
+
+    pub(super) fn is(&self, word: &str) -> bool {
+        self.text() == Some(word)
+    }
+
+    /// Whether it is what was sent, or says nothing.
+    pub(super) fn agrees(&self, sent: &str) -> bool {
+        !self.is_there() || self.is(sent)
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Word<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct AnyValue;
+
+        impl<'de> Visitor<'de> for AnyValue {
+            type Value = Word<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("any value")
+            }
+
+            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
+                Ok(Word::Text(Cow::Borrowed(text)))
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+                Ok(Word::Text(Cow::Owned(text.to_owned())))
+            }
+
+            fn visit_unit<E>(self) -> Result<Self::Value, E> {
+                Ok(Word::Null)
+            }
+
+            fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
+                Ok(Word::Other)
+            }
+
+            fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> {
+                Ok(Word::Other)
+            }
+
+            fn visit_u64<E>(self, _: u64) -> Result<Self::Value, E> {
+                Ok(Word::Other)
+            }
+
+            fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
+                Ok(Word::Other)
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+                while seq.next_element::<IgnoredAny>()?.is_some() {}
+                Ok(Word::Other)
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+                Ok(Word::Other)
+            }
+        }
+
+        deserializer.deserialize_any(AnyValue)
+    }
+}
+
+/// The members of an answer that a conclusion rests on, of a problem as well as of an action.
+#[derive(Default)]
+pub(super) struct View<'a> {
+    pub(super) request_id: Word<'a>,
+    pub(super) tenant_id: Word<'a>,
+    pub(super) thread_id: Word<'a>,
+    pub(super) idempotency_key: Word<'a>,
+    pub(super) status: Word<'a>,
+    pub(super) decision: Word<'a>,
+    pub(super) code: Word<'a>,
+    pub(super) kind: Word<'a>,
+    pub(super) action: Option<&'a RawValue>,
+}
+
+impl<'a> View<'a> {
+    /// Reads a JSON object; an empty body is an object without members.
+    ///
+    /// A member that occurs twice fails the whole: readers would disagree on which one holds.
+    pub(super) fn of(body: &'a [u8]) -> Option<Self> {
+        let (view, read) = Self::read(body);
+        read.is_ok().then_some(view)
+    }
+
+    /// Reads the members of a JSON object that came whole, of a body that did not.
+    pub(super) fn so_far(body: &'a [u8]) -> Option<Self> {
+        let (view, read) = Self::read(body);
+        match read {
+            Err(error) if !error.is_eof() => None,
+            _ => Some(view),
+        }
+    }
+
+    fn read(body: &'a [u8]) -> (Self, Result<(), serde_json::Error>) {
+        let mut view = Self::default();
+        // Checked as a whole, which is cheaper than string by string. Of a body that was cut, the last character may be, too.
+        let body = body.trim_ascii();
+        let (text, is_text) = match str::from_utf8(body) {
+            Ok(text) => (text, true),
+            Err(error) if error.error_len().is_none() => {
+                let valid = &body[..error.valid_up_to()];
+                (str::from_utf8(valid).unwrap_or_default(), false)
+            }
+            Err(_) => ("", false),
+        };
+        if body.is_empty() {
+            return (view, Ok(()));
+        }
+        let mut json = serde_json::Deserializer::from_str(text);
+        let read = json.deserialize_map(Members(&mut view));
+        let read = read.and_then(|()| json.end());
+        match read {
+            Ok(()) if !is_text => (view, Err(serde::de::Error::custom("it is not UTF-8"))),
+            read => (view, read),
+        }
+    }
+
+    /// The place of a member that is looked at.
+    fn word(&mut self, member: &str) -> Option<&mut Word<'a>> {
+        Some(match member {
+            "request_id" => &mut self.request_id,
+            "tenant_id" => &mut self.tenant_id,
+            "thread_id" => &mut self.thread_id,
+            "idempotency_key" => &mut self.idempotency_key,
+            "status" => &mut self.status,
+            "decision" => &mut self.decision,
+            "code" => &mut self.code,
+            "type" => &mut self.kind,
+            _ => return None,
+        })
+    }
+}
+
+/// Fills a view member by member, so that of a body that breaks off there is what came before.
+struct Members<'v, 'a>(&'v mut View<'a>);
+
+impl<'de> Visitor<'de> for Members<'_, 'de> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let twice = || serde::de::Error::custom("a member occurs twice");
+        while let Some(member) = map.next_key::<Word<'de>>()? {
+            let member = member.text().unwrap_or_default();
+            if member == "action" {
+                if self.0.action.is_some() {
+                    return Err(twice());
+                }
+                self.0.action = map.next_value()?;
+            } else if let Some(word) = self.0.word(member) {
+                if !matches!(word, Word::Absent) {
+                    return Err(twice());
+                }
+                *word = map.next_value()?;
+            } else {
+                map.next_value::<IgnoredAny>()?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<'a> View<'a> {
+    /// The nested action, if it is an object.
+    pub(super) fn nested(&self) -> Option<Self> {
+        Self::of(self.action?.get().as_bytes())
+    }
+
+    /// The code, by its own member or by the problem's type.
+    pub(super) fn code(&self) -> Option<&str> {
+        match &self.code {
+            Word::Absent | Word::Null => self.kind.text()?.strip_prefix(URN),
+            Word::Text(code) => Some(code),
+            // There is a code, and it is none of ours.
+            Word::Other => Some(""),
+        }
+    }
+
+    /// The id that the server tells.
+    pub(super) fn request_id(&self) -> Option<RequestId> {
+        RequestId::new(self.request_id.text()?).ok()
+    }
+
+    /// What can be kept of an action that cannot be parsed as a whole.
+    pub(super) fn salvaged(&self) -> Option<Action> {
+        if !self.status.is_there() {
+            return None;
+        }
+        let status = self.status.text().and_then(|status| status.parse().ok());
+        let mut action = Action::new(self.request_id()?, status.unwrap_or(Status::Other));
+        action.decision = self
+            .decision
+            .text()
+            .and_then(|decision| decision.parse().ok());
+        Some(action)
+    }
+}
+
+const URN: &str = "urn:aegis:problem:";
