@@ -493,6 +493,55 @@ fn the_server_takes_its_settings_in_the_same_order() {
     }
 }
 
+/// The status of a request for a host.
+fn status_for(addr: SocketAddr, host: &str) -> String {
+    let request = format!("GET /readyz HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+    let (_, answer) = talk(addr, &request, "\r\n");
+    answer.split(' ').nth(1).unwrap().to_owned()
+}
+
+#[test]
+fn the_hosts_that_a_server_answers_for_are_given_as_every_other_setting() {
+    let folder = TempDir::new().unwrap();
+    let config = folder.path().join("aegis.toml");
+    fs::write(&config, "[serve]\nhost = [\"a.file\", \"192.0.2.1\"]\n").unwrap();
+    let check = |environment: Option<&str>, flags: &[&str], own: [&str; 2]| {
+        let mut command = serve(&folder.path().join("aegis.db"));
+        command.arg("--config").arg(&config).args(flags);
+        command.envs(environment.map(|hosts| ("AEGIS_HOST", hosts)));
+        let server = Served::start(command);
+        for host in [
+            "a.file",
+            "192.0.2.1",
+            "a.env",
+            "b.env",
+            "a.flag",
+            "b.flag",
+            "127.0.0.1",
+        ] {
+            let answered = own.contains(&host) || host == "127.0.0.1";
+            let status = if answered { "200" } else { "421" };
+            assert_eq!(status_for(server.addr, host), status, "{host} {own:?}");
+        }
+        server.stop().expect(0);
+    };
+    check(None, &[], ["a.file", "192.0.2.1"]);
+    let environment = Some("a.env,b.env");
+    check(environment, &[], ["a.env", "b.env"]);
+    let flags = ["--host", "a.flag", "--host", "b.flag"];
+    check(environment, &flags, ["a.flag", "b.flag"]);
+
+    for flag in ["http://a", "a:80", "*"] {
+        let ended = run(aegis(&["serve", "--host", flag])).expect(2);
+        assert!(ended.stderr.contains("not a host"), "{ended:?}");
+    }
+    fs::write(&config, "[serve]\nhost = [\"a:80\"]\n").unwrap();
+    let mut command = aegis(&["serve", "--config"]);
+    command.arg(&config);
+    let ended = run(command).expect(2);
+    assert!(ended.stderr.contains("line 2: not a host"), "{ended:?}");
+}
+
 #[test]
 fn a_payload_comes_from_the_argument_a_file_or_standard_input() {
     let place = Place::new();
@@ -664,6 +713,7 @@ fn help_names_every_environment_variable() {
                 "PREFIX",
                 "KEYS",
                 "TRUST_TENANT_HEADER",
+                "HOST",
                 "REQUIRE_SUBMISSION",
                 "DRAIN_TIMEOUT",
                 "LOG",
@@ -850,7 +900,7 @@ fn talk(addr: SocketAddr, request: &str, until: &str) -> (TcpStream, String) {
 
 /// A connection with a request in flight, the body of which does not come.
 fn stall(addr: SocketAddr) -> TcpStream {
-    let request = "POST /api/v1/hitl/approve HTTP/1.1\r\nHost: h\r\nTenant-Id: t\r\nThread-Id: h\r\n\
+    let request = "POST /api/v1/hitl/approve HTTP/1.1\r\nHost: localhost\r\nTenant-Id: t\r\nThread-Id: h\r\n\
                    Idempotency-Key: k\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\
                    Expect: 100-continue\r\n\r\n";
     talk(addr, request, "100 Continue\r\n\r\n").0
@@ -869,8 +919,8 @@ async fn a_signal_drains_and_a_wait_in_flight_is_answered() {
             .request_id();
         // Two requests at once: when the first one is answered the second one is in flight.
         let requests = format!(
-            "GET /livez HTTP/1.1\r\nHost: h\r\n\r\n\
-             GET /api/v1/hitl/status/{id} HTTP/1.1\r\nHost: h\r\nPrefer: wait=55\r\n\r\n"
+            "GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n\
+             GET /api/v1/hitl/status/{id} HTTP/1.1\r\nHost: localhost\r\nPrefer: wait=55\r\n\r\n"
         );
         let (mut wait, live) = talk(place.server.addr, &requests, "}");
         assert!(live.starts_with("HTTP/1.1 200 "), "{live}");

@@ -12,7 +12,8 @@ use crate::store::Actor;
 /// How a server knows who asks.
 ///
 /// Without API keys the `Tenant-Id` header is trusted, which is for a loopback address or for a network where something in
-/// front of the server sets that header. With keys the tenant is the key's own, and a header that names another is refused.
+/// front of the server sets that header; which hosts and web pages are answered is then
+/// [limited](super::HitlServiceBuilder::host). With keys the tenant is the key's own, and a header that names another is refused.
 #[derive(Debug, Clone, Default)]
 pub struct Auth(Option<Keys>);
 

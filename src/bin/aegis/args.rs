@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use aegis_hitl::server::Host;
 use aegis_hitl::{IdempotencyKey, RequestId, TenantId, ThreadId};
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
@@ -82,6 +83,14 @@ pub(crate) struct Serve {
     /// Trusts the Tenant-Id header on an address that is not loopback.
     #[arg(long, env = "AEGIS_TRUST_TENANT_HEADER", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     pub(crate) trust_tenant_header: Option<bool>,
+
+    /// A host name or address that browsers and clients use for the server; repeatable, and comma-separated in the environment.
+    ///
+    /// Requests for other hosts are answered 421, and web pages of other origins may change nothing. Without API keys that is
+    /// always so, and loopback names and the address listened on are allowed beside these. With API keys it is so if a host
+    /// is given.
+    #[arg(long, env = "AEGIS_HOST", value_name = "NAME", value_delimiter = ',')]
+    pub(crate) host: Vec<Host>,
 
     /// Decides only actions that were submitted before.
     #[arg(long, env = "AEGIS_REQUIRE_SUBMISSION", num_args = 0..=1, default_missing_value = "true", require_equals = true)]

@@ -3,7 +3,8 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use aegis_hitl::server::Host;
+use serde::{Deserialize, Deserializer};
 
 use crate::failure::Failure;
 
@@ -23,6 +24,8 @@ pub(crate) struct Serve {
     pub(crate) prefix: Option<String>,
     pub(crate) keys: Option<PathBuf>,
     pub(crate) trust_tenant_header: Option<bool>,
+    #[serde(deserialize_with = "hosts")]
+    pub(crate) host: Vec<Host>,
     pub(crate) require_submission: Option<bool>,
     pub(crate) drain_timeout: Option<f64>,
     pub(crate) log: Option<String>,
@@ -39,6 +42,14 @@ pub(crate) struct Client {
     pub(crate) timeout: Option<f64>,
     pub(crate) retries: Option<u32>,
     pub(crate) ca: Option<PathBuf>,
+}
+
+fn hosts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Host>, D::Error> {
+    let texts: Vec<String> = Deserialize::deserialize(deserializer)?;
+    let parsed = texts.iter().map(|text| text.parse());
+    parsed
+        .collect::<Result<_, _>>()
+        .map_err(serde::de::Error::custom)
 }
 
 impl Config {

@@ -32,6 +32,11 @@ pub(crate) async fn run(args: args::Serve, config: config::Serve) -> Result<(), 
     let prefix =
         Prefix::new(prefix).map_err(|error| Failure::usage("the prefix").because(error))?;
     let require_submission = args.require_submission.or(config.require_submission);
+    let hosts = if args.host.is_empty() {
+        config.host
+    } else {
+        args.host
+    };
     let trust = args.trust_tenant_header.or(config.trust_tenant_header);
     let configured = config
         .drain_timeout
@@ -71,7 +76,11 @@ pub(crate) async fn run(args: args::Serve, config: config::Serve) -> Result<(), 
 
     let store = Embedded::open(&path)
         .map_err(|error| Failure::other("cannot open the store").because(error))?;
-    let service = HitlService::builder(store.clone())
+    let service = HitlService::builder(store.clone());
+    let service = hosts
+        .into_iter()
+        .fold(service, |service, host| service.host(host));
+    let service = service
         .prefix(prefix.as_str())
         .auth(auth)
         .require_submission(require_submission.unwrap_or(false))
