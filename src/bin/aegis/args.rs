@@ -76,7 +76,9 @@ pub(crate) struct Serve {
     #[arg(long, env = "AEGIS_PREFIX", value_name = "PATH")]
     pub(crate) prefix: Option<String>,
 
-    /// Takes tenants from the API keys in this file; see `aegis keys new`.
+    /// Takes tenants from the API keys in this file; see `aegis keys new`. SIGHUP reads it again.
+    ///
+    /// A file that its group or others may write is refused; one that they may read is warned of.
     #[arg(long, env = "AEGIS_KEYS", value_name = "FILE")]
     pub(crate) keys: Option<PathBuf>,
 
@@ -100,7 +102,8 @@ pub(crate) struct Serve {
     #[arg(long, env = "AEGIS_DRAIN_TIMEOUT", value_name = "SECONDS", value_parser = seconds)]
     pub(crate) drain_timeout: Option<Duration>,
 
-    /// What to log to stderr, such as `warn` or `aegis_hitl=debug` [default: info].
+    /// What to log to stderr, such as `warn` or `aegis_hitl=debug` [default: info]. SIGHUP reads it again from the
+    /// configuration file, unless it is set here or in the environment.
     #[arg(long, env = "AEGIS_LOG", value_name = "FILTER")]
     pub(crate) log: Option<String>,
 }
