@@ -14,18 +14,19 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use aegis_hitl::testing::{Act, Peer};
-use binary::{Ended, Served, aegis, counts, look_at, run, run_with_input, serve};
+use binary::{Ended, Process, Served, aegis, bound, counts, look_at, run, run_with_input, serve};
 use serde_json::{Value, json};
 use support::{Call, edit};
 use tempfile::TempDir;
 
 /// A server with a store of its own, and the client's commands against it.
 struct Place {
-    folder: TempDir,
+    // Dropped in this order: a folder can be removed once nobody writes to it.
     server: Served,
+    folder: TempDir,
 }
 
 impl Place {
@@ -968,7 +969,7 @@ fn a_server_goes_on_when_nobody_reads_its_log() {
     let mut command = serve(&folder.path().join("aegis.db"));
     command.env("AEGIS_LOG", "trace").stdin(Stdio::null());
     command.stdout(Stdio::null()).stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap();
+    let mut child = Process::start(command);
     let mut stderr = child.stderr.take().unwrap();
     read_to(&mut stderr, "listening on http://");
     let addr = read_to(&mut stderr, ",");
@@ -994,8 +995,46 @@ fn a_server_goes_on_when_nobody_reads_its_log() {
     assert_eq!(status.code(), Some(0), "{status:?}");
 }
 
+#[test]
+fn a_server_does_not_outlive_a_test_that_is_killed() {
+    const ROLE: &str = "TEST_TO_BE_KILLED";
+    if let Some(store) = std::env::var_os(ROLE) {
+        let server = Served::start(serve(Path::new(&store)));
+        println!("serving on {},", server.addr);
+        loop {
+            std::thread::park();
+        }
+    }
+    let folder = TempDir::new().unwrap();
+    let store = folder.path().join("aegis.db");
+    let mut test = Command::new(std::env::current_exe().unwrap());
+    let name = "a_server_does_not_outlive_a_test_that_is_killed";
+    test.args(["--exact", name, "--nocapture"]);
+    test.env(ROLE, &store).stdin(Stdio::null());
+    test.stdout(Stdio::piped());
+    let mut test = Process::start(test);
+    let stdout = test.stdout.as_mut().unwrap();
+    read_to(stdout, "serving on ");
+    let addr = read_to(stdout, ",");
+    let addr: SocketAddr = addr.strip_suffix(',').unwrap().parse().unwrap();
+    assert!(TcpStream::connect(addr).is_ok());
+    drop(test);
+    until_gone(addr);
+}
+
+/// Waits until nobody listens there any more.
+fn until_gone(addr: SocketAddr) {
+    let since = std::time::Instant::now();
+    while TcpStream::connect(addr).is_ok() {
+        assert!(since.elapsed() < binary::HANG, "the server goes on");
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+}
+
 /// A command on a terminal of its own; what it shows comes out of its stdout.
-fn on_a_terminal(command: &Command, no_color: bool) -> Child {
+fn on_a_terminal(command: &Command, no_color: bool) -> Process {
+    // It does not outlive its terminal either, which a hangup would not see to.
+    let command = bound(command);
     let line: Vec<_> = std::iter::once(command.get_program())
         .chain(command.get_args())
         .map(|word| format!("'{}'", word.to_str().unwrap()))
@@ -1007,9 +1046,8 @@ fn on_a_terminal(command: &Command, no_color: bool) -> Child {
     if no_color {
         terminal.env("NO_COLOR", "1");
     }
-    terminal.stdin(Stdio::null()).stdout(Stdio::piped());
-    let shown = terminal.spawn();
-    shown.unwrap_or_else(|error| panic!("script: {error}; apt-get install bsdutils"))
+    terminal.stdin(Stdio::piped()).stdout(Stdio::piped());
+    Process::start(terminal)
 }
 
 /// Reads until this has been read.
@@ -1037,12 +1075,16 @@ fn color_is_for_terminals_and_no_color_is_obeyed() {
         let stdout = server.stdout.as_mut().unwrap();
         read_to(stdout, "listening on http://");
         let addr = read_to(stdout, ",");
-        make_noise(addr.strip_suffix(',').unwrap().parse().unwrap());
+        let addr = addr.strip_suffix(',').unwrap().parse().unwrap();
+        make_noise(addr);
         let shown = read_to(stdout, "a connection ended early");
         assert_eq!(shown.contains('\u{1b}'), !no_color, "{shown}");
-        // The terminal goes, and the server with it.
-        server.kill().unwrap();
-        server.wait().unwrap();
+        // Ctrl-C.
+        let keyboard = server.stdin.as_mut().unwrap();
+        keyboard.write_all(b"\x03").unwrap();
+        read_to(server.stdout.as_mut().unwrap(), "draining");
+        assert!(server.wait().unwrap().success());
+        assert!(TcpStream::connect(addr).is_err());
     }
 }
 
