@@ -117,6 +117,101 @@ fn a_decision_and_its_status_are_printed_for_people() {
     assert_eq!(decisions, 2);
 }
 
+/// Characters that move, hide or forge what stands around them.
+const DECEPTIVE: [char; 14] = [
+    '\u{7f}',
+    '\u{9b}',
+    '\u{ad}',
+    '\u{61c}',
+    '\u{115f}',
+    '\u{200b}',
+    '\u{200f}',
+    '\u{2028}',
+    '\u{202e}',
+    '\u{2066}',
+    '\u{fe0f}',
+    '\u{feff}',
+    '\u{e000}',
+    '\u{e0041}',
+];
+
+fn assert_legible(text: &str) {
+    for character in text.chars() {
+        let control = character.is_control() && character != '\n';
+        assert!(!control && !DECEPTIVE.contains(&character), "{text:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_others_wrote_is_shown_and_not_obeyed() {
+    let deceptive: String = DECEPTIVE.iter().collect();
+    let place = Place::new();
+    let payload = format!("{{\"to\":\"a{deceptive}b ü 字 नि\"}}");
+    let comment = format!("{deceptive}\nstatus: PENDING\u{1b}[2J");
+    let args = [
+        "approve",
+        "k-1",
+        "--json",
+        "--payload",
+        &payload,
+        "--comment",
+        &comment,
+    ];
+    let receipt = place.run(&args).expect(0);
+    assert_legible(&receipt.stdout);
+    let id = receipt.json()["request_id"].as_str().unwrap().to_owned();
+
+    let shown = place.run(&["status", &id]).expect(0).stdout;
+    assert_legible(&shown);
+    let line = shown.lines().find(|line| line.starts_with("payload: "));
+    let line = line.unwrap();
+    assert!(
+        line.starts_with("payload: {\"to\":\"a\\u{7F}\\u{9B}"),
+        "{line}"
+    );
+    assert!(line.contains("\\u{202E}\\u{2066}"), "{line}");
+    assert!(line.ends_with("\\u{E0041}b ü 字 नि\"}"), "{line}");
+    let forged = shown.lines().filter(|line| line.starts_with("status: "));
+    assert_eq!(forged.collect::<Vec<_>>(), ["status: COMMITTED"]);
+
+    // The same text for programs, in escapes that JSON has.
+    let json = place.run(&["status", &id, "--json"]).expect(0);
+    assert_legible(&json.stdout);
+    assert_eq!(
+        json.json()["payload"],
+        json!({ "to": format!("a{deceptive}b ü 字 नि") })
+    );
+    assert_eq!(json.json()["comment"], *comment);
+
+    // From a server, in its refusal.
+    let detail = format!("no {deceptive}");
+    let problem = json!({ "code": "forbidden", "detail": detail }).to_string();
+    let refusal = Act::answer(403).header("content-type", "application/problem+json");
+    let peer = Peer::start([refusal.body(problem)]).await;
+    let refused = place.command(&["approve", "k-2", "--url", &peer.url()]);
+    let refused = tokio::task::spawn_blocking(|| run(refused)).await.unwrap();
+    let refused = refused.expect(1);
+    assert!(refused.stderr.contains("no \\u{7F}\\u{9B}"), "{refused:?}");
+    assert_legible(&refused.stderr);
+
+    // In the name of a file, to people and in the log.
+    let name = format!("x{deceptive}y");
+    let refused = place.run(&["serve", "--config", &name]).expect(2);
+    assert!(
+        refused.stderr.contains("cannot read x\\u{7F}"),
+        "{refused:?}"
+    );
+    assert_legible(&refused.stderr);
+    let keys = place.file(&name, &new_key("alice", "decide").1);
+    let server = Place::with(|command| {
+        command.args(["--keys", &keys]);
+    });
+    let ended = server.server.stop().expect(0);
+    assert!(ended.stderr.contains("WARN"), "{ended:?}");
+    assert!(ended.stderr.contains("\\u{202E}"), "{ended:?}");
+    assert_legible(&ended.stderr);
+}
+
 #[test]
 fn json_is_one_document_on_one_line() {
     let place = Place::new();

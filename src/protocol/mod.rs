@@ -2,6 +2,8 @@
 //!
 //! Nothing here does I/O.
 
+mod chain;
+mod escape;
 mod id;
 mod prefix;
 
@@ -17,6 +19,10 @@ use http::HeaderName;
 pub use self::id::{
     ApiKey, IdempotencyKey, InvalidValue, MAX_API_KEY_LEN, MAX_LEN, RequestId, TenantId, ThreadId,
 };
+
+pub use self::chain::ErrorChain;
+
+pub use self::escape::Escaped;
 
 pub use self::prefix::{InvalidPrefix, Prefix};
 

@@ -1,7 +1,6 @@
 //! The service that answers the endpoints.
 
 use std::convert::Infallible;
-use std::error::Error as StdError;
 use std::fmt;
 use std::future::Future;
 use std::net::IpAddr;
@@ -22,7 +21,7 @@ use super::host::Guard;
 use super::request;
 use super::route::Route;
 use super::settings::{HitlServiceBuilder, Settings};
-use crate::protocol::{Action, Body as JsonBody, RequestId};
+use crate::protocol::{Action, Body as JsonBody, ErrorChain, Escaped, RequestId};
 use crate::store::{Actor, Identity, Store, StoreError};
 
 /// Answers the four endpoints over a [`Store`]: approve, reject, status and submit.
@@ -298,14 +297,8 @@ pub(super) struct Asked {
 
 /// Logs a store's error and what caused it.
 pub(super) fn warn_of(error: &StoreError) {
-    let mut causes = String::new();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        causes.push_str(": ");
-        causes.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    tracing::warn!("the store cannot answer: {error}{causes}");
+    let chain = ErrorChain(error).to_string();
+    tracing::warn!("the store cannot answer: {}", Escaped::line(&chain));
 }
 
 /// An action in the shape of an answer to a decision, which repeats neither the payload nor the comment.
