@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use crate::protocol::BoxError;
 use bytes::Bytes;
 use http::header::PROXY_AUTHORIZATION;
 use http::{HeaderValue, Request, Response, Uri};
@@ -27,8 +28,6 @@ use tower_service::Service;
 use super::Error;
 use super::proxy::{Proxy, Route};
 use crate::layer::{Exchange, Failure, judge_hyper};
-
-type BoxError = Box<dyn StdError + Send + Sync>;
 
 /// How long a connection may lie unused before it is closed. Shorter than the times after which servers and balancers drop
 /// theirs, so that requests rarely meet a connection that is just being closed.

@@ -9,9 +9,9 @@ use http::StatusCode;
 use super::Receipt;
 use super::answer::Told;
 use crate::layer::{Delivery, NotRetried, RetryError};
-use crate::protocol::{Action, Code, Escaped, IdempotencyKey, InvalidValue, Problem, RequestId};
-
-type BoxError = Box<dyn StdError + Send + Sync>;
+use crate::protocol::{
+    Action, BoxError, Code, Escaped, IdempotencyKey, InvalidValue, Problem, RequestId,
+};
 
 /// Why a call failed: what kind of failure, what is known of the delivery, and what the server said.
 ///

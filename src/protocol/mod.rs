@@ -41,6 +41,9 @@ pub(crate) use self::{
     id::hex,
 };
 
+/// Any error.
+pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
 /// The header that names the tenant: `Tenant-Id`.
 pub const TENANT_ID: HeaderName = HeaderName::from_static("tenant-id");
 
