@@ -23,7 +23,8 @@ use tower_service::Service;
 use super::drain::Drain;
 use super::patience::Patience;
 use super::serve::Shutdown;
-use crate::protocol::BoxError;
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// The most bytes of headers that a request may have, over HTTP/1.1 with its first line.
 const MAX_HEADER_BYTES: u32 = 32 * 1024;

@@ -11,7 +11,7 @@ use std::str::FromStr;
 
 use http::header::{HOST, ORIGIN};
 use http::request::Parts;
-use http::{HeaderName, HeaderValue, Method, Version};
+use http::{HeaderName, HeaderValue, Method};
 
 use super::answer::Refusal;
 use crate::protocol::Code;
@@ -195,7 +195,8 @@ impl Guard<'_> {
         let target = parts.uri.authority().map(|authority| authority.as_str());
         let target = target.map(Authority::parse);
         let headers = parts.headers.get_all(HOST).iter().map(Authority::of);
-        // Over HTTP/2, and with an absolute target, there can be two. Whoever reads one of them must find an own one.
+        // Over HTTP/2, and with an absolute target, there can be two. Whoever reads one of them must find an own one. A call
+        // within the process names none, and no browser leaves it out.
         let mut own: Option<Authority<'_>> = None;
         for named in target.into_iter().chain(headers) {
             match named {
@@ -208,10 +209,6 @@ impl Guard<'_> {
                     ));
                 }
             }
-        }
-        // A call within the process names none. No browser leaves it out.
-        if own.is_none() && self.listening.is_some() && parts.version == Version::HTTP_11 {
-            return Err(Refusal::invalid("the Host header is missing"));
         }
         if is_safe(&parts.method) {
             return Ok(());

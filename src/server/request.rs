@@ -1,7 +1,7 @@
 //! What a request's headers say.
 
 use http::header::{
-    AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, HeaderName,
+    AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName,
     HeaderValue,
 };
 
@@ -29,11 +29,10 @@ static KEY: Field = Field::new(IDEMPOTENCY_KEY, "Idempotency-Key");
 static CALL: Field = Field::new(X_REQUEST_ID, "X-Request-Id");
 static CREDENTIAL: Field = Field::new(AUTHORIZATION, "Authorization");
 static MEDIA_TYPE: Field = Field::new(CONTENT_TYPE, "Content-Type");
-static NAMED_HOST: Field = Field::new(HOST, "Host");
 static LENGTH: Field = Field::new(CONTENT_LENGTH, "Content-Length");
 
 /// The headers of which a second one could mean another request.
-static SINGLE: [&Field; 8] = [
+static SINGLE: [&Field; 7] = [
     &TENANT,
     &THREAD,
     &KEY,
@@ -41,7 +40,6 @@ static SINGLE: [&Field; 8] = [
     &CREDENTIAL,
     &MEDIA_TYPE,
     &LENGTH,
-    &NAMED_HOST,
 ];
 
 /// Refuses repeated headers: two servers that read such a request could take different ones.
