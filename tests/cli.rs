@@ -834,6 +834,7 @@ fn help_names_every_environment_variable() {
                 "URL", "PREFIX", "TENANT", "TOKEN", "TIMEOUT", "RETRIES", "CA", "CONFIG",
             ],
         ),
+        (&["backup"], &["STORE", "CONFIG"]),
         (&["keys", "new"], &["TENANT", "CONFIG"]),
     ] {
         let help = run(aegis(&[args, &["--help"]].concat())).expect(0);
@@ -901,6 +902,73 @@ fn a_second_server_on_the_same_file_is_refused() {
     Served::start(serve(&folder.path().join("aegis.db")))
         .stop()
         .expect(0);
+}
+
+#[test]
+fn a_backup_of_a_running_server_has_all_that_was_acknowledged() {
+    let place = Place::new();
+    for key in ["k-1", "k-2", "k-3"] {
+        place.run(&["approve", key]).expect(0);
+    }
+    let (store, to) = (place.store(), place.folder.path().join("copy.db"));
+    let [store, to] = [&store, &to].map(|path| path.to_str().unwrap());
+    let backup = |args: &[&str]| run(aegis(&[&["backup"], args].concat()));
+    let done = backup(&[to, "--store", store]).expect(0);
+    assert!(done.stderr.contains("copy.db"), "{done:?}");
+    assert_eq!(done.stdout, "");
+    place.run(&["approve", "k-4"]).expect(0);
+
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = fs::metadata(to).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+    // What is there is never written over.
+    let before = fs::read(to).unwrap();
+    let again = backup(&[to, "--store", store]).expect(1);
+    assert!(again.stderr.contains("a new file"), "{again:?}");
+    assert_eq!(fs::read(to).unwrap(), before);
+
+    // In a folder of its own, alone: it serves, and knows three of the four.
+    let folder = TempDir::new().unwrap();
+    let copy = folder.path().join("aegis.db");
+    fs::rename(to, &copy).unwrap();
+    assert_eq!(binary::integrity(&look_at(&copy)), "ok");
+    assert_eq!(counts(&look_at(&copy)), [3; 2]);
+    let server = Served::start(serve(&copy));
+    for (key, outcome) in [
+        ("k-1", "duplicate"),
+        ("k-3", "duplicate"),
+        ("k-4", "accepted"),
+    ] {
+        let mut command = place.command(&["approve", key, "--json"]);
+        command.env("AEGIS_URL", server.url());
+        assert_eq!(run(command).expect(0).json()["outcome"], outcome, "{key}");
+    }
+    server.stop().expect(0);
+    // Without a server too, with the store from the environment.
+    let mut command = aegis(&["backup", to]);
+    command.env("AEGIS_STORE", &copy);
+    run(command).expect(0);
+    assert_eq!(counts(&look_at(Path::new(to))), [4; 2]);
+}
+
+#[test]
+fn what_is_no_database_is_not_backed_up() {
+    let folder = TempDir::new().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    fs::write(path("text"), "no database".repeat(100)).unwrap();
+    fs::write(path("empty"), "").unwrap();
+    let other = rusqlite::Connection::open(path("other.db")).unwrap();
+    other.execute_batch("CREATE TABLE t (x)").unwrap();
+    let to = path("to.db");
+    for name in ["missing", "text", "empty", "other.db"] {
+        let ended = run(aegis(&["backup", &to, "--store", &path(name)])).expect(1);
+        assert!(ended.stderr.contains(name), "{ended:?}");
+        assert!(!Path::new(&to).exists(), "{name}");
+    }
+    assert!(!Path::new(&path("missing")).exists());
 }
 
 #[test]

@@ -38,7 +38,7 @@ impl Cli {
         let connect = match &mut cli.command {
             Command::Approve(args) | Command::Reject(args) => Some(&mut args.connect),
             Command::Status(args) => Some(&mut args.connect),
-            Command::Serve(_) | Command::Keys(_) => None,
+            Command::Serve(_) | Command::Backup(_) | Command::Keys(_) => None,
         };
         if let (Some(connect), Some((_, matches))) = (connect, matches.subcommand()) {
             connect.keep_the_closer_credential(matches);
@@ -57,6 +57,8 @@ pub(crate) enum Command {
     Reject(Decide),
     /// Shows where an action stands.
     Status(Status),
+    /// Copies the database into a new file, also while a server has it open.
+    Backup(Backup),
     /// Makes API keys for the server's key file.
     #[command(subcommand)]
     Keys(Keys),
@@ -221,6 +223,17 @@ pub(crate) struct Status {
 
     #[command(flatten)]
     pub(crate) connect: Connect,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Backup {
+    /// The new file. It is complete once the command has ended well.
+    #[arg(value_name = "FILE")]
+    pub(crate) to: PathBuf,
+
+    /// The database file [default: aegis.db].
+    #[arg(long, env = "AEGIS_STORE", value_name = "FILE")]
+    pub(crate) store: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -8,6 +8,9 @@ use serde::{Deserialize, Deserializer};
 
 use crate::failure::Failure;
 
+/// The database file, unless it is set.
+pub(crate) const STORE: &str = "aegis.db";
+
 /// What a configuration file may hold. A name that is none of these is refused, so that a typing error is not lost.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]

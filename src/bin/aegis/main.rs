@@ -1,6 +1,7 @@
 //! `aegis`: arguments in, the library does it, an exit code out.
 
 mod args;
+mod backup;
 mod call;
 mod config;
 mod failure;
@@ -43,6 +44,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
     runtime.block_on(async {
         match cli.command {
             Command::Serve(args) => serve::run(args, config.serve, cli.config).await,
+            Command::Backup(args) => backup::run(args, config.serve),
             Command::Status(args) => call::status(args, &config.client).await,
             Command::Keys(Keys::New(args)) => keys::new(&args),
             Command::Approve(args) => call::decide(Decision::Approve, args, &config.client).await,

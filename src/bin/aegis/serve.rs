@@ -34,7 +34,7 @@ pub(crate) async fn run(
     let path = args
         .store
         .or(config.store)
-        .unwrap_or_else(|| PathBuf::from("aegis.db"));
+        .unwrap_or_else(|| PathBuf::from(config::STORE));
     let prefix = args.prefix.or(config.prefix);
     let prefix = prefix.as_deref().unwrap_or(DEFAULT_PREFIX);
     // As all that the usage can get wrong: before the address is taken and the store is opened.
