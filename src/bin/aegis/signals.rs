@@ -8,6 +8,7 @@ pub(crate) enum Signal {
     /// SIGTERM and SIGINT, or Ctrl-C.
     End,
     /// SIGHUP.
+    #[cfg_attr(not(unix), expect(dead_code, reason = "there is none"))]
     Reload,
 }
 
