@@ -271,3 +271,61 @@ fn is_safe(method: &Method) -> bool {
 fn is_own_site(value: &HeaderValue) -> bool {
     ["same-origin", "none"].contains(&value.to_str().unwrap_or_default())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answers_for(listening: Option<&str>, host: &str) -> bool {
+        let guard = Guard {
+            hosts: &[],
+            listening: listening.map(|address| address.parse().unwrap()),
+        };
+        Authority::parse(host).is_some_and(|authority| guard.answers_for(authority.host))
+    }
+
+    #[test]
+    fn the_address_listened_on_is_an_own_host_on_any_port() {
+        for (listening, own, foreign) in [
+            (None, "localhost", "192.0.2.7"),
+            (Some("127.0.0.1"), "127.0.0.1", "192.0.2.7"),
+            (Some("127.0.0.1"), "[::1]:8000", "0.0.0.0"),
+            (Some("192.0.2.7"), "192.0.2.7:1", "192.0.2.8"),
+            (Some("192.0.2.7"), "[::ffff:192.0.2.7]", "example.com"),
+            (Some("::ffff:192.0.2.7"), "192.0.2.7", "[2001:db8::1]"),
+            (Some("2001:db8::1"), "[2001:db8::1]:1", "[2001:db8::2]"),
+            (Some("0.0.0.0"), "192.0.2.7", "example.com"),
+            (Some("::"), "[2001:db8::1]", "192.0.2.7.example"),
+        ] {
+            assert!(answers_for(listening, own), "{listening:?} {own}");
+            assert!(!answers_for(listening, foreign), "{listening:?} {foreign}");
+        }
+    }
+
+    #[test]
+    fn localhost_and_what_is_below_it_is_loopback_and_nothing_like_it() {
+        for own in [
+            "localhost",
+            "LOCALHOST.",
+            "a.localhost",
+            "a.b.localhost:8000",
+        ] {
+            assert!(answers_for(None, own), "{own}");
+        }
+        for foreign in [
+            "localhost.example",
+            "alocalhost",
+            "a-localhost",
+            ".localhost",
+            "localhost..",
+            "local",
+            "löcalhost",
+            "127.1",
+            "2130706433",
+            "0x7f.0.0.1",
+            "127.0.0.1.example",
+        ] {
+            assert!(!answers_for(None, foreign), "{foreign}");
+        }
+    }
+}
