@@ -85,3 +85,39 @@ fn only_one_file_names_the_legacy_client_and_one_looks_into_transport_errors() {
         ["client/connector.rs", "layer/delivery/hyper_util.rs"]
     );
 }
+
+/// What the crate depends on with these features, at any depth.
+fn dependencies(features: &str) -> Vec<String> {
+    let mut tree = std::process::Command::new(env!("CARGO"));
+    tree.current_dir(env!("CARGO_MANIFEST_DIR"));
+    tree.args(["tree", "--offline", "--locked", "--edges", "normal"]);
+    tree.args(["--prefix", "none", "--no-default-features"]);
+    let tree = tree.args(["--features", features]).output().unwrap();
+    assert!(tree.status.success(), "{tree:?}");
+    let tree = String::from_utf8(tree.stdout).unwrap();
+    tree.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn the_layers_alone_bring_no_procedural_macro_and_no_http_implementation() {
+    let brings = |features: &str, what: &str| {
+        let dependencies = dependencies(features);
+        assert!(dependencies.len() > 10, "{dependencies:?}");
+        dependencies.iter().any(|name| name.contains(what))
+    };
+    for what in [
+        "(proc-macro)",
+        "hyper ",
+        "h2 ",
+        "serde ",
+        "futures-",
+        "tracing ",
+    ] {
+        assert!(!brings("", what), "no features: {what}");
+    }
+    for features in ["hyper-util", "client", "tls", "reqwest"] {
+        assert!(!brings(features, "tokio-macros"), "{features}");
+        assert!(!brings(features, "rusqlite"), "{features}");
+    }
+    assert!(brings("server", "tokio-macros"));
+}

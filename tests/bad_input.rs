@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 /// A whole `POST /hitl/approve` but for what comes behind its identity.
-const HEAD: &str = "POST /api/v1/hitl/approve HTTP/1.1\r\nHost: h\r\nTenant-Id: t\r\nThread-Id: h\r\n\
+const HEAD: &str = "POST /api/v1/hitl/approve HTTP/1.1\r\nHost: localhost\r\nTenant-Id: t\r\nThread-Id: h\r\n\
                     Idempotency-Key: k\r\nContent-Type: application/json\r\n";
 
 async fn assert_refused(cases: Vec<(Call, u16, &str)>) {
@@ -435,7 +435,7 @@ async fn a_path_has_one_spelling() {
         "/api/v1/hitl/approve",
         "/api/v1/hitl/approve/",
         "/api/v1/hitl/approve?x=1",
-        "http://elsewhere.example/api/v1/hitl/approve",
+        "http://localhost/api/v1/hitl/approve",
     ] {
         statuses.push(ask(target).await.0);
     }
@@ -530,7 +530,7 @@ const STALLS: [(&str, &[u8]); 6] = [
     ("a part of a request line", b"POST /api"),
     (
         "a part of the headers",
-        b"POST / HTTP/1.1\r\nHost: h\r\nTenant-Id",
+        b"POST / HTTP/1.1\r\nHost: localhost\r\nTenant-Id",
     ),
     ("a part of the HTTP/2 preface", b"PRI * HTTP/2.0\r\n"),
     (

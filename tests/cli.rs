@@ -14,18 +14,19 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use aegis_hitl::testing::{Act, Peer};
-use binary::{Ended, Served, aegis, counts, look_at, run, run_with_input, serve};
+use binary::{Ended, Process, Served, aegis, bound, counts, look_at, run, run_with_input, serve};
 use serde_json::{Value, json};
 use support::{Call, edit};
 use tempfile::TempDir;
 
 /// A server with a store of its own, and the client's commands against it.
 struct Place {
-    folder: TempDir,
+    // Dropped in this order: a folder can be removed once nobody writes to it.
     server: Served,
+    folder: TempDir,
 }
 
 impl Place {
@@ -114,6 +115,101 @@ fn a_decision_and_its_status_are_printed_for_people() {
     assert_no_color(&ended);
     let [decisions, ..] = counts(&look_at(&place.store()));
     assert_eq!(decisions, 2);
+}
+
+/// Characters that move, hide or forge what stands around them.
+const DECEPTIVE: [char; 14] = [
+    '\u{7f}',
+    '\u{9b}',
+    '\u{ad}',
+    '\u{61c}',
+    '\u{115f}',
+    '\u{200b}',
+    '\u{200f}',
+    '\u{2028}',
+    '\u{202e}',
+    '\u{2066}',
+    '\u{fe0f}',
+    '\u{feff}',
+    '\u{e000}',
+    '\u{e0041}',
+];
+
+fn assert_legible(text: &str) {
+    for character in text.chars() {
+        let control = character.is_control() && character != '\n';
+        assert!(!control && !DECEPTIVE.contains(&character), "{text:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_others_wrote_is_shown_and_not_obeyed() {
+    let deceptive: String = DECEPTIVE.iter().collect();
+    let place = Place::new();
+    let payload = format!("{{\"to\":\"a{deceptive}b ü 字 नि\"}}");
+    let comment = format!("{deceptive}\nstatus: PENDING\u{1b}[2J");
+    let args = [
+        "approve",
+        "k-1",
+        "--json",
+        "--payload",
+        &payload,
+        "--comment",
+        &comment,
+    ];
+    let receipt = place.run(&args).expect(0);
+    assert_legible(&receipt.stdout);
+    let id = receipt.json()["request_id"].as_str().unwrap().to_owned();
+
+    let shown = place.run(&["status", &id]).expect(0).stdout;
+    assert_legible(&shown);
+    let line = shown.lines().find(|line| line.starts_with("payload: "));
+    let line = line.unwrap();
+    assert!(
+        line.starts_with("payload: {\"to\":\"a\\u{7F}\\u{9B}"),
+        "{line}"
+    );
+    assert!(line.contains("\\u{202E}\\u{2066}"), "{line}");
+    assert!(line.ends_with("\\u{E0041}b ü 字 नि\"}"), "{line}");
+    let forged = shown.lines().filter(|line| line.starts_with("status: "));
+    assert_eq!(forged.collect::<Vec<_>>(), ["status: COMMITTED"]);
+
+    // The same text for programs, in escapes that JSON has.
+    let json = place.run(&["status", &id, "--json"]).expect(0);
+    assert_legible(&json.stdout);
+    assert_eq!(
+        json.json()["payload"],
+        json!({ "to": format!("a{deceptive}b ü 字 नि") })
+    );
+    assert_eq!(json.json()["comment"], *comment);
+
+    // From a server, in its refusal.
+    let detail = format!("no {deceptive}");
+    let problem = json!({ "code": "forbidden", "detail": detail }).to_string();
+    let refusal = Act::answer(403).header("content-type", "application/problem+json");
+    let peer = Peer::start([refusal.body(problem)]).await;
+    let refused = place.command(&["approve", "k-2", "--url", &peer.url()]);
+    let refused = tokio::task::spawn_blocking(|| run(refused)).await.unwrap();
+    let refused = refused.expect(1);
+    assert!(refused.stderr.contains("no \\u{7F}\\u{9B}"), "{refused:?}");
+    assert_legible(&refused.stderr);
+
+    // In the name of a file, to people and in the log.
+    let name = format!("x{deceptive}y");
+    let refused = place.run(&["serve", "--config", &name]).expect(2);
+    assert!(
+        refused.stderr.contains("cannot read x\\u{7F}"),
+        "{refused:?}"
+    );
+    assert_legible(&refused.stderr);
+    let keys = place.file(&name, &new_key("alice", "decide").1);
+    let server = Place::with(|command| {
+        command.args(["--keys", &keys]);
+    });
+    let ended = server.server.stop().expect(0);
+    assert!(ended.stderr.contains("WARN"), "{ended:?}");
+    assert!(ended.stderr.contains("\\u{202E}"), "{ended:?}");
+    assert_legible(&ended.stderr);
 }
 
 #[test]
@@ -493,6 +589,55 @@ fn the_server_takes_its_settings_in_the_same_order() {
     }
 }
 
+/// The status of a request for a host.
+fn status_for(addr: SocketAddr, host: &str) -> String {
+    let request = format!("GET /readyz HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+    let (_, answer) = talk(addr, &request, "\r\n");
+    answer.split(' ').nth(1).unwrap().to_owned()
+}
+
+#[test]
+fn the_hosts_that_a_server_answers_for_are_given_as_every_other_setting() {
+    let folder = TempDir::new().unwrap();
+    let config = folder.path().join("aegis.toml");
+    fs::write(&config, "[serve]\nhost = [\"a.file\", \"192.0.2.1\"]\n").unwrap();
+    let check = |environment: Option<&str>, flags: &[&str], own: [&str; 2]| {
+        let mut command = serve(&folder.path().join("aegis.db"));
+        command.arg("--config").arg(&config).args(flags);
+        command.envs(environment.map(|hosts| ("AEGIS_HOST", hosts)));
+        let server = Served::start(command);
+        for host in [
+            "a.file",
+            "192.0.2.1",
+            "a.env",
+            "b.env",
+            "a.flag",
+            "b.flag",
+            "127.0.0.1",
+        ] {
+            let answered = own.contains(&host) || host == "127.0.0.1";
+            let status = if answered { "200" } else { "421" };
+            assert_eq!(status_for(server.addr, host), status, "{host} {own:?}");
+        }
+        server.stop().expect(0);
+    };
+    check(None, &[], ["a.file", "192.0.2.1"]);
+    let environment = Some("a.env,b.env");
+    check(environment, &[], ["a.env", "b.env"]);
+    let flags = ["--host", "a.flag", "--host", "b.flag"];
+    check(environment, &flags, ["a.flag", "b.flag"]);
+
+    for flag in ["http://a", "a:80", "*"] {
+        let ended = run(aegis(&["serve", "--host", flag])).expect(2);
+        assert!(ended.stderr.contains("not a host"), "{ended:?}");
+    }
+    fs::write(&config, "[serve]\nhost = [\"a:80\"]\n").unwrap();
+    let mut command = aegis(&["serve", "--config"]);
+    command.arg(&config);
+    let ended = run(command).expect(2);
+    assert!(ended.stderr.contains("line 2: not a host"), "{ended:?}");
+}
+
 #[test]
 fn a_payload_comes_from_the_argument_a_file_or_standard_input() {
     let place = Place::new();
@@ -664,6 +809,7 @@ fn help_names_every_environment_variable() {
                 "PREFIX",
                 "KEYS",
                 "TRUST_TENANT_HEADER",
+                "HOST",
                 "REQUIRE_SUBMISSION",
                 "DRAIN_TIMEOUT",
                 "LOG",
@@ -688,6 +834,7 @@ fn help_names_every_environment_variable() {
                 "URL", "PREFIX", "TENANT", "TOKEN", "TIMEOUT", "RETRIES", "CA", "CONFIG",
             ],
         ),
+        (&["backup"], &["STORE", "CONFIG"]),
         (&["keys", "new"], &["TENANT", "CONFIG"]),
     ] {
         let help = run(aegis(&[args, &["--help"]].concat())).expect(0);
@@ -755,6 +902,73 @@ fn a_second_server_on_the_same_file_is_refused() {
     Served::start(serve(&folder.path().join("aegis.db")))
         .stop()
         .expect(0);
+}
+
+#[test]
+fn a_backup_of_a_running_server_has_all_that_was_acknowledged() {
+    let place = Place::new();
+    for key in ["k-1", "k-2", "k-3"] {
+        place.run(&["approve", key]).expect(0);
+    }
+    let (store, to) = (place.store(), place.folder.path().join("copy.db"));
+    let [store, to] = [&store, &to].map(|path| path.to_str().unwrap());
+    let backup = |args: &[&str]| run(aegis(&[&["backup"], args].concat()));
+    let done = backup(&[to, "--store", store]).expect(0);
+    assert!(done.stderr.contains("copy.db"), "{done:?}");
+    assert_eq!(done.stdout, "");
+    place.run(&["approve", "k-4"]).expect(0);
+
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = fs::metadata(to).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+    // What is there is never written over.
+    let before = fs::read(to).unwrap();
+    let again = backup(&[to, "--store", store]).expect(1);
+    assert!(again.stderr.contains("a new file"), "{again:?}");
+    assert_eq!(fs::read(to).unwrap(), before);
+
+    // In a folder of its own, alone: it serves, and knows three of the four.
+    let folder = TempDir::new().unwrap();
+    let copy = folder.path().join("aegis.db");
+    fs::rename(to, &copy).unwrap();
+    assert_eq!(binary::integrity(&look_at(&copy)), "ok");
+    assert_eq!(counts(&look_at(&copy)), [3; 2]);
+    let server = Served::start(serve(&copy));
+    for (key, outcome) in [
+        ("k-1", "duplicate"),
+        ("k-3", "duplicate"),
+        ("k-4", "accepted"),
+    ] {
+        let mut command = place.command(&["approve", key, "--json"]);
+        command.env("AEGIS_URL", server.url());
+        assert_eq!(run(command).expect(0).json()["outcome"], outcome, "{key}");
+    }
+    server.stop().expect(0);
+    // Without a server too, with the store from the environment.
+    let mut command = aegis(&["backup", to]);
+    command.env("AEGIS_STORE", &copy);
+    run(command).expect(0);
+    assert_eq!(counts(&look_at(Path::new(to))), [4; 2]);
+}
+
+#[test]
+fn what_is_no_database_is_not_backed_up() {
+    let folder = TempDir::new().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    fs::write(path("text"), "no database".repeat(100)).unwrap();
+    fs::write(path("empty"), "").unwrap();
+    let other = rusqlite::Connection::open(path("other.db")).unwrap();
+    other.execute_batch("CREATE TABLE t (x)").unwrap();
+    let to = path("to.db");
+    for name in ["missing", "text", "empty", "other.db"] {
+        let ended = run(aegis(&["backup", &to, "--store", &path(name)])).expect(1);
+        assert!(ended.stderr.contains(name), "{ended:?}");
+        assert!(!Path::new(&to).exists(), "{name}");
+    }
+    assert!(!Path::new(&path("missing")).exists());
 }
 
 #[test]
@@ -850,7 +1064,7 @@ fn talk(addr: SocketAddr, request: &str, until: &str) -> (TcpStream, String) {
 
 /// A connection with a request in flight, the body of which does not come.
 fn stall(addr: SocketAddr) -> TcpStream {
-    let request = "POST /api/v1/hitl/approve HTTP/1.1\r\nHost: h\r\nTenant-Id: t\r\nThread-Id: h\r\n\
+    let request = "POST /api/v1/hitl/approve HTTP/1.1\r\nHost: localhost\r\nTenant-Id: t\r\nThread-Id: h\r\n\
                    Idempotency-Key: k\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\
                    Expect: 100-continue\r\n\r\n";
     talk(addr, request, "100 Continue\r\n\r\n").0
@@ -869,8 +1083,8 @@ async fn a_signal_drains_and_a_wait_in_flight_is_answered() {
             .request_id();
         // Two requests at once: when the first one is answered the second one is in flight.
         let requests = format!(
-            "GET /livez HTTP/1.1\r\nHost: h\r\n\r\n\
-             GET /api/v1/hitl/status/{id} HTTP/1.1\r\nHost: h\r\nPrefer: wait=55\r\n\r\n"
+            "GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n\
+             GET /api/v1/hitl/status/{id} HTTP/1.1\r\nHost: localhost\r\nPrefer: wait=55\r\n\r\n"
         );
         let (mut wait, live) = talk(place.server.addr, &requests, "}");
         assert!(live.starts_with("HTTP/1.1 200 "), "{live}");
@@ -918,7 +1132,7 @@ fn a_server_goes_on_when_nobody_reads_its_log() {
     let mut command = serve(&folder.path().join("aegis.db"));
     command.env("AEGIS_LOG", "trace").stdin(Stdio::null());
     command.stdout(Stdio::null()).stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap();
+    let mut child = Process::start(command);
     let mut stderr = child.stderr.take().unwrap();
     read_to(&mut stderr, "listening on http://");
     let addr = read_to(&mut stderr, ",");
@@ -944,8 +1158,46 @@ fn a_server_goes_on_when_nobody_reads_its_log() {
     assert_eq!(status.code(), Some(0), "{status:?}");
 }
 
+#[test]
+fn a_server_does_not_outlive_a_test_that_is_killed() {
+    const ROLE: &str = "TEST_TO_BE_KILLED";
+    if let Some(store) = std::env::var_os(ROLE) {
+        let server = Served::start(serve(Path::new(&store)));
+        println!("serving on {},", server.addr);
+        loop {
+            std::thread::park();
+        }
+    }
+    let folder = TempDir::new().unwrap();
+    let store = folder.path().join("aegis.db");
+    let mut test = Command::new(std::env::current_exe().unwrap());
+    let name = "a_server_does_not_outlive_a_test_that_is_killed";
+    test.args(["--exact", name, "--nocapture"]);
+    test.env(ROLE, &store).stdin(Stdio::null());
+    test.stdout(Stdio::piped());
+    let mut test = Process::start(test);
+    let stdout = test.stdout.as_mut().unwrap();
+    read_to(stdout, "serving on ");
+    let addr = read_to(stdout, ",");
+    let addr: SocketAddr = addr.strip_suffix(',').unwrap().parse().unwrap();
+    assert!(TcpStream::connect(addr).is_ok());
+    drop(test);
+    until_gone(addr);
+}
+
+/// Waits until nobody listens there any more.
+fn until_gone(addr: SocketAddr) {
+    let since = std::time::Instant::now();
+    while TcpStream::connect(addr).is_ok() {
+        assert!(since.elapsed() < binary::HANG, "the server goes on");
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+}
+
 /// A command on a terminal of its own; what it shows comes out of its stdout.
-fn on_a_terminal(command: &Command, no_color: bool) -> Child {
+fn on_a_terminal(command: &Command, no_color: bool) -> Process {
+    // It does not outlive its terminal either, which a hangup would not see to.
+    let command = bound(command);
     let line: Vec<_> = std::iter::once(command.get_program())
         .chain(command.get_args())
         .map(|word| format!("'{}'", word.to_str().unwrap()))
@@ -957,9 +1209,8 @@ fn on_a_terminal(command: &Command, no_color: bool) -> Child {
     if no_color {
         terminal.env("NO_COLOR", "1");
     }
-    terminal.stdin(Stdio::null()).stdout(Stdio::piped());
-    let shown = terminal.spawn();
-    shown.unwrap_or_else(|error| panic!("script: {error}; apt-get install bsdutils"))
+    terminal.stdin(Stdio::piped()).stdout(Stdio::piped());
+    Process::start(terminal)
 }
 
 /// Reads until this has been read.
@@ -987,12 +1238,16 @@ fn color_is_for_terminals_and_no_color_is_obeyed() {
         let stdout = server.stdout.as_mut().unwrap();
         read_to(stdout, "listening on http://");
         let addr = read_to(stdout, ",");
-        make_noise(addr.strip_suffix(',').unwrap().parse().unwrap());
+        let addr = addr.strip_suffix(',').unwrap().parse().unwrap();
+        make_noise(addr);
         let shown = read_to(stdout, "a connection ended early");
         assert_eq!(shown.contains('\u{1b}'), !no_color, "{shown}");
-        // The terminal goes, and the server with it.
-        server.kill().unwrap();
-        server.wait().unwrap();
+        // Ctrl-C.
+        let keyboard = server.stdin.as_mut().unwrap();
+        keyboard.write_all(b"\x03").unwrap();
+        read_to(server.stdout.as_mut().unwrap(), "draining");
+        assert!(server.wait().unwrap().success());
+        assert!(TcpStream::connect(addr).is_err());
     }
 }
 

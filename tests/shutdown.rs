@@ -21,7 +21,7 @@ async fn a_server_without_requests_drains_at_once() {
     server.still_answers().await;
     // One connection is idle, and one has sent nothing yet.
     let mut idle = TcpStream::connect(addr).await.unwrap();
-    idle.write_all(b"GET /livez HTTP/1.1\r\nHost: h\r\n\r\n")
+    idle.write_all(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
         .await
         .unwrap();
     let mut answer = [0; 12];
@@ -124,11 +124,14 @@ async fn a_request_that_comes_while_the_server_drains_is_503() {
     store.arrived().await;
     // Connections in the middle of their first headers are served to their end.
     let mut kept = TcpStream::connect(addr).await.unwrap();
-    let head = "POST /api/v1/hitl/approve HTTP/1.1\r\nHost: h\r\nTenant-Id: t\r\n\
+    let head = "POST /api/v1/hitl/approve HTTP/1.1\r\nHost: localhost\r\nTenant-Id: t\r\n\
                 Thread-Id: h\r\nIdempotency-Key: k2\r\n";
     kept.write_all(head.as_bytes()).await.unwrap();
     let mut ready = TcpStream::connect(addr).await.unwrap();
-    ready.write_all(b"GET /readyz HTTP/1.1\r\n").await.unwrap();
+    ready
+        .write_all(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n")
+        .await
+        .unwrap();
     // Once a later connection is answered, the server has read what these have sent.
     server.get("/livez").send().await;
     let ended = server.begin_stop();
@@ -188,7 +191,8 @@ async fn a_client_that_reads_no_answer_is_cut_off() {
     let payload = format!("{{\"a\":\"{}\"}}", "x".repeat(200_000));
     let id = server.submit("k").json(payload).send().await.request_id();
     // Many large answers, more than any socket's buffer holds.
-    let ask = format!("GET /api/v1/hitl/status/{id} HTTP/1.1\r\nHost: h\r\nTenant-Id: t\r\n\r\n");
+    let ask =
+        format!("GET /api/v1/hitl/status/{id} HTTP/1.1\r\nHost: localhost\r\nTenant-Id: t\r\n\r\n");
     let mut stream = TcpStream::connect(server.addr).await.unwrap();
     stream.write_all(ask.repeat(200).as_bytes()).await.unwrap();
     // The first bytes of the first answer: it has the one connection that there may be.

@@ -16,10 +16,9 @@ use super::view::{View, Word};
 use super::{Error, Outcome, Receipt};
 use crate::layer::{Attempts, Confirmation, Delivery, NotRetried, ResponseHead, RetryError};
 use crate::protocol::{
-    Action, Code, Decision, IdempotencyKey, Problem, RequestId, Status, TenantId, ThreadId,
+    Action, BoxError, Code, Decision, IdempotencyKey, Problem, RequestId, Status, TenantId,
+    ThreadId,
 };
-
-type BoxError = Box<dyn StdError + Send + Sync>;
 
 /// An answer with its body, as far as it could be read.
 pub(super) struct Answer {

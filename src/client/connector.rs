@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use crate::protocol::BoxError;
 use bytes::Bytes;
 use http::header::PROXY_AUTHORIZATION;
 use http::{HeaderValue, Request, Response, Uri, Version};
@@ -32,8 +33,6 @@ use super::proxy::{Proxy, Route};
 #[cfg(feature = "tls")]
 use super::tls;
 use crate::layer::{Exchange, Failure, judge_hyper};
-
-type BoxError = Box<dyn StdError + Send + Sync>;
 
 /// How long a connection may lie unused before it is closed. Shorter than the times after which servers and balancers drop
 /// theirs, so that requests rarely meet a connection that is just being closed.

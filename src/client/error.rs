@@ -9,9 +9,9 @@ use http::StatusCode;
 use super::Receipt;
 use super::answer::Told;
 use crate::layer::{Delivery, NotRetried, RetryError};
-use crate::protocol::{Action, Code, IdempotencyKey, InvalidValue, Problem, RequestId};
-
-type BoxError = Box<dyn StdError + Send + Sync>;
+use crate::protocol::{
+    Action, BoxError, Code, Escaped, IdempotencyKey, InvalidValue, Problem, RequestId,
+};
 
 /// Why a call failed: what kind of failure, what is known of the delivery, and what the server said.
 ///
@@ -217,13 +217,8 @@ impl Error {
         {
             detail.push_str(": ");
             // From another program: bounded, and on one line.
-            detail.extend(problem.detail.chars().take(500).flat_map(|character| {
-                if character.is_control() {
-                    character.escape_default().collect::<Vec<_>>()
-                } else {
-                    vec![character]
-                }
-            }));
+            let said: String = problem.detail.chars().take(500).collect();
+            detail.push_str(&Escaped::line(&said).to_string());
         }
         let mut this = Self::answered(kind, detail, status, attempts);
         this.inner.problem = problem;

@@ -1,6 +1,5 @@
 //! Whether connections go straight to the server or through a proxy.
 
-use std::error::Error as StdError;
 use std::future::Future;
 use std::io;
 use std::net::IpAddr;
@@ -16,8 +15,7 @@ use tower_service::Service;
 
 use super::connector::{Connected, Connection, HttpConnector, Tunnel};
 use super::{Error, url};
-
-type BoxError = Box<dyn StdError + Send + Sync>;
+use crate::protocol::BoxError;
 
 /// Where the proxy is named.
 #[derive(Clone)]

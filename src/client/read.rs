@@ -19,8 +19,7 @@ use tokio::time::Sleep;
 use tower_service::Service;
 
 use crate::layer::{AttemptTimeout, Deadline};
-
-type BoxError = Box<dyn StdError + Send + Sync>;
+use crate::protocol::BoxError;
 
 /// The most bytes of an answer that are read.
 const MAX_ANSWER: usize = 1024 * 1024;

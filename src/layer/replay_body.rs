@@ -12,7 +12,7 @@ use http_body::{Body, Frame, SizeHint};
 use tower_layer::Layer;
 use tower_service::Service;
 
-type BoxError = Box<dyn StdError + Send + Sync>;
+use crate::protocol::BoxError;
 
 /// A request body of which another copy can be sent.
 ///

@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::{IdempotencyKey, RequestId, TenantId, ThreadId};
+use super::{Escaped, IdempotencyKey, RequestId, TenantId, ThreadId};
 
 /// A name that is none of a closed set, such as `"aprove"` where `approve` or `reject` is due.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,17 +20,13 @@ pub struct UnknownName {
 
 impl fmt::Display for UnknownName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // `escape_debug` keeps what came from outside on one line; the length keeps it short.
-        let name: String = self
-            .name
-            .chars()
-            .take(64)
-            .flat_map(char::escape_debug)
-            .collect();
+        let name: String = self.name.chars().take(64).collect();
         write!(
             f,
-            "unknown {} '{name}'; allowed are {}",
-            self.what, self.allowed
+            "unknown {} '{}'; allowed are {}",
+            self.what,
+            Escaped::line(&name),
+            self.allowed
         )
     }
 }

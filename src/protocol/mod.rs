@@ -2,6 +2,8 @@
 //!
 //! Nothing here does I/O.
 
+mod chain;
+mod escape;
 mod id;
 mod prefix;
 
@@ -17,6 +19,10 @@ use http::HeaderName;
 pub use self::id::{
     ApiKey, IdempotencyKey, InvalidValue, MAX_API_KEY_LEN, MAX_LEN, RequestId, TenantId, ThreadId,
 };
+
+pub use self::chain::ErrorChain;
+
+pub use self::escape::Escaped;
 
 pub use self::prefix::{InvalidPrefix, Prefix};
 
@@ -34,6 +40,9 @@ pub(crate) use self::{
     fingerprint::{Body, Fingerprint},
     id::hex,
 };
+
+/// Any error.
+pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// The header that names the tenant: `Tenant-Id`.
 pub const TENANT_ID: HeaderName = HeaderName::from_static("tenant-id");

@@ -23,7 +23,7 @@ pub enum Code {
     InvalidRequest,
     /// 401: the credential is missing or unknown.
     Unauthorized,
-    /// 403: the credential does not allow this.
+    /// 403: the credential, or the web page that asks, is not allowed to do this.
     Forbidden,
     /// 404: there is no such path or action.
     NotFound,
@@ -35,6 +35,8 @@ pub enum Code {
     PayloadTooLarge,
     /// 415: the body is not declared as JSON.
     UnsupportedMediaType,
+    /// 421: the server does not answer for the host that the request names.
+    MisdirectedRequest,
     /// 429: a quota or a rate is spent.
     QuotaExceeded,
     /// 503: nothing was acknowledged; ask again with the same key.
@@ -60,6 +62,7 @@ impl Code {
             Self::RequestTimeout => "request-timeout",
             Self::PayloadTooLarge => "payload-too-large",
             Self::UnsupportedMediaType => "unsupported-media-type",
+            Self::MisdirectedRequest => "misdirected-request",
             Self::QuotaExceeded => "quota-exceeded",
             Self::Unavailable => "unavailable",
             Self::Unknown => "unknown",

@@ -75,7 +75,7 @@ impl Refusal {
             Code::ActionClosed => (StatusCode::UNPROCESSABLE_ENTITY, "The action is closed"),
             Code::InvalidRequest => (StatusCode::BAD_REQUEST, "The request is malformed"),
             Code::Unauthorized => (StatusCode::UNAUTHORIZED, "The credential is not accepted"),
-            Code::Forbidden => (StatusCode::FORBIDDEN, "The credential does not allow this"),
+            Code::Forbidden => (StatusCode::FORBIDDEN, "This is not allowed"),
             Code::NotFound => (StatusCode::NOT_FOUND, "There is nothing here"),
             Code::MethodNotAllowed => (
                 StatusCode::METHOD_NOT_ALLOWED,
@@ -89,6 +89,10 @@ impl Refusal {
             Code::UnsupportedMediaType => (
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
                 "The body is not declared as JSON",
+            ),
+            Code::MisdirectedRequest => (
+                StatusCode::MISDIRECTED_REQUEST,
+                "The request is for another host",
             ),
             Code::QuotaExceeded => (StatusCode::TOO_MANY_REQUESTS, "The quota is spent"),
             Code::Unavailable | Code::Unknown => (

@@ -2,6 +2,7 @@
 
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
+use tokio::sync::watch;
 
 use super::answer::Refusal;
 use super::keys::{Keys, Scope};
@@ -12,9 +13,10 @@ use crate::store::Actor;
 /// How a server knows who asks.
 ///
 /// Without API keys the `Tenant-Id` header is trusted, which is for a loopback address or for a network where something in
-/// front of the server sets that header. With keys the tenant is the key's own, and a header that names another is refused.
+/// front of the server sets that header; which hosts and web pages are answered is then
+/// [limited](super::HitlServiceBuilder::host). With keys the tenant is the key's own, and a header that names another is refused.
 #[derive(Debug, Clone, Default)]
-pub struct Auth(Option<Keys>);
+pub struct Auth(Option<watch::Receiver<Keys>>);
 
 impl Auth {
     /// Trusts the `Tenant-Id` header. The default.
@@ -24,6 +26,13 @@ impl Auth {
 
     /// Takes the tenant and the actor from an API key, sent as `Authorization: Bearer …`.
     pub fn keys(keys: Keys) -> Self {
+        Self::watched_keys(watch::channel(keys).1)
+    }
+
+    /// As [`keys`](Self::keys), with the keys that were sent last, so that they can be replaced while the server runs.
+    ///
+    /// What was let in before, such as a request that waits for a decision, is answered to its end.
+    pub fn watched_keys(keys: watch::Receiver<Keys>) -> Self {
         Self(Some(keys))
     }
 
@@ -35,7 +44,7 @@ impl Auth {
     /// Says who asks, or refuses.
     pub(super) fn caller(&self, headers: &HeaderMap) -> Result<Caller, Refusal> {
         match &self.0 {
-            Some(keys) => by_key(keys, headers)?.ok_or_else(|| {
+            Some(keys) => by_key(&keys.borrow(), headers)?.ok_or_else(|| {
                 unauthorized("this server needs an API key; send 'Authorization: Bearer …'")
             }),
             None => by_header(headers)?
@@ -46,7 +55,7 @@ impl Auth {
     /// Says who asks, if anyone says so. Credentials that are there must be good.
     pub(super) fn caller_if_any(&self, headers: &HeaderMap) -> Result<Option<Caller>, Refusal> {
         match &self.0 {
-            Some(keys) => by_key(keys, headers),
+            Some(keys) => by_key(&keys.borrow(), headers),
             None => by_header(headers),
         }
     }

@@ -1,12 +1,14 @@
 //! `GET /livez` and `GET /readyz`, beside the endpoints and outside the prefix.
 
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::future::Either;
+use http::request::Parts;
 use http::{Method, Request, Response, StatusCode};
 use http_body::Body;
 use serde::Serialize;
@@ -27,13 +29,16 @@ const CHECK_AGE: Duration = Duration::from_secs(1);
 /// A [`HitlService`] with the two health checks beside it.
 pub(super) struct WithHealth<St> {
     service: HitlService<St>,
+    /// The address that is listened on.
+    address: IpAddr,
     last_good: Arc<Mutex<Option<Instant>>>,
 }
 
 impl<St: Store> WithHealth<St> {
-    pub(super) fn new(service: HitlService<St>) -> Self {
+    pub(super) fn new(service: HitlService<St>, address: IpAddr) -> Self {
         Self {
             service,
+            address,
             last_good: Arc::default(),
         }
     }
@@ -43,6 +48,7 @@ impl<St> Clone for WithHealth<St> {
     fn clone(&self) -> Self {
         Self {
             service: self.service.clone(),
+            address: self.address,
             last_good: Arc::clone(&self.last_good),
         }
     }
@@ -62,26 +68,27 @@ enum Check {
 }
 
 impl<St: Store> WithHealth<St> {
-    async fn check(self, check: Check, method: Method) -> Answer {
+    async fn check(self, check: Check, parts: Parts) -> Answer {
         let result = match check {
-            _ if method != Method::GET && method != Method::HEAD => {
+            _ if parts.method != Method::GET && parts.method != Method::HEAD => {
                 Err(Refusal::method("GET, HEAD"))
             }
             Check::Live => Ok(()),
-            Check::Ready => self.ready().await,
+            Check::Ready => self.ready(&parts).await,
         };
         let mut answer = match result {
             Ok(()) => answer::success(StatusCode::OK, &GOOD),
             Err(refusal) => refusal.into_answer(),
         };
-        if method == Method::HEAD {
+        if parts.method == Method::HEAD {
             answer::without_body(&mut answer);
         }
         answer
     }
 
-    async fn ready(&self) -> Result<(), Refusal> {
+    async fn ready(&self, parts: &Parts) -> Result<(), Refusal> {
         let shared = self.service.shared();
+        shared.admit(parts, Some(self.address))?;
         if shared.drain.has_started() {
             return Err(Refusal::unavailable("the server is shutting down"));
         }
@@ -128,10 +135,10 @@ where
         let check = match request.uri().path() {
             "/livez" | "/livez/" => Check::Live,
             "/readyz" | "/readyz/" => Check::Ready,
-            _ => return Either::Left(self.service.call(request)),
+            _ => return Either::Left(self.service.answer(request, Some(self.address))),
         };
         let this = self.clone();
-        let method = request.method().clone();
-        Either::Right(Box::pin(async move { Ok(this.check(check, method).await) }))
+        let (parts, _) = request.into_parts();
+        Either::Right(Box::pin(async move { Ok(this.check(check, parts).await) }))
     }
 }

@@ -29,6 +29,7 @@ mod body;
 mod decide;
 mod drain;
 mod health;
+mod host;
 mod keys;
 mod patience;
 mod request;
@@ -42,6 +43,7 @@ mod submit;
 pub use self::{
     answer::ResponseBody,
     auth::Auth,
+    host::{Host, InvalidHost},
     keys::{Keys, KeysError, Scope},
     serve::{ServeError, Server, Shutdown},
     service::{HitlService, ResponseFuture},

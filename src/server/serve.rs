@@ -122,8 +122,9 @@ impl Server {
         shutdown: impl Future<Output = ()>,
     ) -> Result<Shutdown, ServeError> {
         self.check(service.auth())?;
+        let address = self.local_addr().map_err(ServeError::io)?;
         let drain = service.shared().drain.clone();
-        let service = WithHealth::new(service);
+        let service = WithHealth::new(service, address.ip());
         let connections = accept::run(self.listener, self.limits, service, drain, shutdown).await;
         Ok(connections.end(self.drain_timeout).await)
     }

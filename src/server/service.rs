@@ -1,9 +1,9 @@
 //! The service that answers the endpoints.
 
 use std::convert::Infallible;
-use std::error::Error as StdError;
 use std::fmt;
 use std::future::Future;
+use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -17,10 +17,11 @@ use super::answer::{self, Answer, Refusal, ResponseBody};
 use super::auth::Auth;
 use super::body::Upload;
 use super::drain::Drain;
+use super::host::Guard;
 use super::request;
 use super::route::Route;
 use super::settings::{HitlServiceBuilder, Settings};
-use crate::protocol::{Action, Body as JsonBody, RequestId};
+use crate::protocol::{Action, Body as JsonBody, ErrorChain, Escaped, RequestId};
 use crate::store::{Actor, Identity, Store, StoreError};
 
 /// Answers the four endpoints over a [`Store`]: approve, reject, status and submit.
@@ -100,6 +101,17 @@ impl<St: Store> HitlService<St> {
         &self.shared.settings.auth
     }
 
+    /// Answers a request that came in at this address, if that is known.
+    pub(super) fn answer<B>(&self, request: Request<B>, listening: Option<IpAddr>) -> ResponseFuture
+    where
+        B: Body + Send + 'static,
+    {
+        let shared = Arc::clone(&self.shared);
+        ResponseFuture(Box::pin(
+            async move { shared.answer(request, listening).await },
+        ))
+    }
+
     pub(super) fn shared(&self) -> &Shared<St> {
         &self.shared
     }
@@ -119,8 +131,7 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> ResponseFuture {
-        let shared = Arc::clone(&self.shared);
-        ResponseFuture(Box::pin(async move { shared.answer(request).await }))
+        self.answer(request, None)
     }
 }
 
@@ -142,12 +153,12 @@ impl fmt::Debug for ResponseFuture {
 }
 
 impl<St: Store> Shared<St> {
-    async fn answer<B: Body>(&self, request: Request<B>) -> Answer {
+    async fn answer<B: Body>(&self, request: Request<B>, listening: Option<IpAddr>) -> Answer {
         let (parts, body) = request.into_parts();
         let body = pin!(body);
         let mut upload = Upload::new(body, &parts.headers);
         let mut answer = self
-            .dispatch(&parts, &mut upload)
+            .dispatch(&parts, &mut upload, listening)
             .await
             .unwrap_or_else(Refusal::into_answer);
         // HTTP/2 has streams to reset in place of a connection to close.
@@ -169,7 +180,9 @@ impl<St: Store> Shared<St> {
         &self,
         parts: &Parts,
         upload: &mut Upload<'_, B>,
+        listening: Option<IpAddr>,
     ) -> Result<Answer, Refusal> {
+        self.admit(parts, listening)?;
         if self.drain.has_started() {
             return Err(Refusal::unavailable("the server is shutting down"));
         }
@@ -183,6 +196,16 @@ impl<St: Store> Shared<St> {
             Route::Decide(decision) => self.decide(decision, &parts.headers, upload).await,
             Route::Submit => self.submit(&parts.headers, upload).await,
             Route::Status(id) => self.status(id, &parts.headers).await,
+        }
+    }
+
+    /// Refuses requests for foreign hosts, and of foreign web pages.
+    pub(super) fn admit(&self, parts: &Parts, listening: Option<IpAddr>) -> Result<(), Refusal> {
+        let Settings { auth, hosts, .. } = &self.settings;
+        if auth.trusts_tenant_header() || !hosts.is_empty() {
+            Guard { hosts, listening }.admit(parts)
+        } else {
+            Ok(())
         }
     }
 
@@ -274,14 +297,8 @@ pub(super) struct Asked {
 
 /// Logs a store's error and what caused it.
 pub(super) fn warn_of(error: &StoreError) {
-    let mut causes = String::new();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        causes.push_str(": ");
-        causes.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    tracing::warn!("the store cannot answer: {error}{causes}");
+    let chain = ErrorChain(error).to_string();
+    tracing::warn!("the store cannot answer: {}", Escaped::line(&chain));
 }
 
 /// An action in the shape of an answer to a decision, which repeats neither the payload nor the comment.

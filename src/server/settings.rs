@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::auth::Auth;
+use super::host::Host;
 use super::service::HitlService;
 use crate::protocol::{InvalidPrefix, Prefix};
 use crate::store::Store;
@@ -14,6 +15,7 @@ const BODY_LIMIT: usize = 256 * 1024;
 pub(super) struct Settings {
     pub(super) prefix: Prefix,
     pub(super) auth: Auth,
+    pub(super) hosts: Vec<Host>,
     pub(super) require_submission: bool,
     pub(super) body_limit: usize,
     pub(super) body_timeout: Duration,
@@ -26,6 +28,7 @@ impl Default for Settings {
         Self {
             prefix: Prefix::default(),
             auth: Auth::default(),
+            hosts: Vec::new(),
             require_submission: false,
             body_limit: BODY_LIMIT,
             body_timeout: Duration::from_secs(10),
@@ -70,6 +73,19 @@ impl<St: Store> HitlServiceBuilder<St> {
     /// Sets how the server knows who asks. The default is [`Auth::tenant_header`].
     pub fn auth(mut self, auth: Auth) -> Self {
         self.settings.auth = auth;
+        self
+    }
+
+    /// Adds a host that the service answers for, beside the loopback names and, in a [`Server`](super::Server), the address
+    /// that it listens on.
+    ///
+    /// A request that names another host is answered 421, and one that would change something 403 if a web page of another
+    /// origin sent it. An origin is the service's own if it is the one that the request was sent to, or of a host added here.
+    /// Without API keys this is always checked: the name of a page can be made to resolve to a loopback address, and the page
+    /// would then act for every tenant. With API keys it is checked once a host was added: a page has no key to send, so
+    /// there is nothing to gain by such a name.
+    pub fn host(mut self, host: Host) -> Self {
+        self.settings.hosts.push(host);
         self
     }
 

@@ -11,10 +11,11 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;
+use std::ops::{Deref, DerefMut};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::thread;
 use std::time::Duration;
 
@@ -81,16 +82,17 @@ pub fn run(command: Command) -> Ended {
 }
 
 /// Runs a command to its end, with something to read.
-pub fn run_with_input(mut command: Command, input: &str) -> Ended {
+pub fn run_with_input(command: Command, input: &str) -> Ended {
+    let mut command = bound(&command);
     command.stdin(Stdio::piped());
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap();
+    let mut child = Process::start(command);
     // One that does not read its input closes it, and that is its right.
     let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
     let stdout = collect(child.stdout.take().unwrap());
     let stderr = collect(child.stderr.take().unwrap());
-    let stdout = within(&stdout, &mut child, &command);
-    let stderr = within(&stderr, &mut child, &command);
+    let stdout = within(&stdout, &child);
+    let stderr = within(&stderr, &child);
     Ended {
         status: child.wait().unwrap(),
         stdout,
@@ -108,16 +110,83 @@ fn collect(mut stream: impl Read + Send + 'static) -> Receiver<String> {
     receiver
 }
 
-fn within(stream: &Receiver<String>, child: &mut Child, command: &Command) -> String {
-    stream.recv_timeout(HANG).unwrap_or_else(|_| {
-        let _ = child.kill();
-        panic!("it does not end: {command:?}")
-    })
+fn within(stream: &Receiver<String>, child: &Process) -> String {
+    let text = stream.recv_timeout(HANG);
+    text.unwrap_or_else(|_| panic!("it does not end: {child:?}"))
+}
+
+/// A child process that does not outlive its test: dropping this kills it.
+#[derive(Debug)]
+pub struct Process {
+    child: Child,
+    #[expect(dead_code, reason = "shown by Debug")]
+    command: Command,
+}
+
+impl Process {
+    pub fn start(mut command: Command) -> Self {
+        match command.spawn() {
+            Ok(child) => Self { child, command },
+            Err(error) => panic!("{error}: {command:?}"),
+        }
+    }
+}
+
+impl Deref for Process {
+    type Target = Child;
+
+    fn deref(&self) -> &Child {
+        &self.child
+    }
+}
+
+impl DerefMut for Process {
+    fn deref_mut(&mut self) -> &mut Child {
+        &mut self.child
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The same command, which the kernel kills when the thread that started it ends, as when the test process is killed and drops
+/// nothing. Where util-linux has no `setpriv` it is the command as it was.
+pub fn bound(command: &Command) -> Command {
+    static SETPRIV: LazyLock<bool> = LazyLock::new(|| {
+        let tried = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "true"])
+            .stderr(Stdio::null())
+            .status();
+        tried.is_ok_and(|status| status.success())
+    });
+    let mut bound = if *SETPRIV {
+        let mut bound = Command::new("setpriv");
+        bound.args(["--pdeathsig", "KILL", "--"]);
+        bound.arg(command.get_program());
+        bound
+    } else {
+        Command::new(command.get_program())
+    };
+    bound.args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => bound.env(name, value),
+            None => bound.env_remove(name),
+        };
+    }
+    if let Some(folder) = command.get_current_dir() {
+        bound.current_dir(folder);
+    }
+    bound
 }
 
 /// A server that runs. Dropping it kills it.
 pub struct Served {
-    child: Child,
+    child: Process,
     pub addr: SocketAddr,
     stdout: Receiver<String>,
     stderr: Arc<Mutex<String>>,
@@ -131,10 +200,11 @@ impl Served {
     }
 
     /// Starts a server, and waits until it listens or ends.
-    pub fn try_start(mut command: Command) -> Result<Self, Ended> {
+    pub fn try_start(command: Command) -> Result<Self, Ended> {
+        let mut command = bound(&command);
         command.stdin(Stdio::null());
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().unwrap();
+        let mut child = Process::start(command);
         let stdout = collect(child.stdout.take().unwrap());
         let stderr = Arc::new(Mutex::new(String::new()));
         let (sender, lines) = channel();
@@ -227,13 +297,6 @@ impl Served {
             stdout,
             stderr: self.stderr(),
         }
-    }
-}
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 

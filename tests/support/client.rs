@@ -19,6 +19,7 @@ use super::HANG;
 pub struct Call {
     addr: SocketAddr,
     request: Request<Bytes>,
+    host: String,
     http2: bool,
 }
 
@@ -32,8 +33,15 @@ impl Call {
         Self {
             addr,
             request,
+            host: addr.to_string(),
             http2: false,
         }
+    }
+
+    /// Names another host than the address: in the `Host` header, or over HTTP/2 as the `:authority`.
+    pub fn host(mut self, host: &str) -> Self {
+        self.host = host.to_owned();
+        self
     }
 
     /// Sets a header, or adds a second one.
@@ -82,9 +90,11 @@ impl Call {
             let (mut sender, connection) =
                 hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await?;
             tokio::spawn(connection);
+            let path = request.uri().path_and_query().unwrap();
+            *request.uri_mut() = format!("http://{}{path}", self.host).parse().unwrap();
             sender.send_request(request).await?
         } else {
-            let host = HeaderValue::from_str(&self.addr.to_string()).unwrap();
+            let host = HeaderValue::from_str(&self.host).unwrap();
             request.headers_mut().insert("host", host);
             let path = request.uri().path_and_query().unwrap().clone();
             *request.uri_mut() = path.into();

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use aegis_hitl::server::Host;
 use aegis_hitl::{IdempotencyKey, RequestId, TenantId, ThreadId};
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
@@ -37,7 +38,7 @@ impl Cli {
         let connect = match &mut cli.command {
             Command::Approve(args) | Command::Reject(args) => Some(&mut args.connect),
             Command::Status(args) => Some(&mut args.connect),
-            Command::Serve(_) | Command::Keys(_) => None,
+            Command::Serve(_) | Command::Backup(_) | Command::Keys(_) => None,
         };
         if let (Some(connect), Some((_, matches))) = (connect, matches.subcommand()) {
             connect.keep_the_closer_credential(matches);
@@ -56,6 +57,8 @@ pub(crate) enum Command {
     Reject(Decide),
     /// Shows where an action stands.
     Status(Status),
+    /// Copies the database into a new file, also while a server has it open.
+    Backup(Backup),
     /// Makes API keys for the server's key file.
     #[command(subcommand)]
     Keys(Keys),
@@ -75,13 +78,23 @@ pub(crate) struct Serve {
     #[arg(long, env = "AEGIS_PREFIX", value_name = "PATH")]
     pub(crate) prefix: Option<String>,
 
-    /// Takes tenants from the API keys in this file; see `aegis keys new`.
+    /// Takes tenants from the API keys in this file; see `aegis keys new`. SIGHUP reads it again.
+    ///
+    /// A file that its group or others may write is refused; one that they may read is warned of.
     #[arg(long, env = "AEGIS_KEYS", value_name = "FILE")]
     pub(crate) keys: Option<PathBuf>,
 
     /// Trusts the Tenant-Id header on an address that is not loopback.
     #[arg(long, env = "AEGIS_TRUST_TENANT_HEADER", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     pub(crate) trust_tenant_header: Option<bool>,
+
+    /// A host name or address that browsers and clients use for the server; repeatable, and comma-separated in the environment.
+    ///
+    /// Requests for other hosts are answered 421, and web pages of other origins may change nothing. Without API keys that is
+    /// always so, and loopback names and the address listened on are allowed beside these. With API keys it is so if a host
+    /// is given.
+    #[arg(long, env = "AEGIS_HOST", value_name = "NAME", value_delimiter = ',')]
+    pub(crate) host: Vec<Host>,
 
     /// Decides only actions that were submitted before.
     #[arg(long, env = "AEGIS_REQUIRE_SUBMISSION", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
@@ -91,7 +104,8 @@ pub(crate) struct Serve {
     #[arg(long, env = "AEGIS_DRAIN_TIMEOUT", value_name = "SECONDS", value_parser = seconds)]
     pub(crate) drain_timeout: Option<Duration>,
 
-    /// What to log to stderr, such as `warn` or `aegis_hitl=debug` [default: info].
+    /// What to log to stderr, such as `warn` or `aegis_hitl=debug` [default: info]. SIGHUP reads it again from the
+    /// configuration file, unless it is set here or in the environment.
     #[arg(long, env = "AEGIS_LOG", value_name = "FILTER")]
     pub(crate) log: Option<String>,
 }
@@ -209,6 +223,17 @@ pub(crate) struct Status {
 
     #[command(flatten)]
     pub(crate) connect: Connect,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Backup {
+    /// The new file. It is complete once the command has ended well.
+    #[arg(value_name = "FILE")]
+    pub(crate) to: PathBuf,
+
+    /// The database file [default: aegis.db].
+    #[arg(long, env = "AEGIS_STORE", value_name = "FILE")]
+    pub(crate) store: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]

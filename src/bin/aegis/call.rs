@@ -5,6 +5,7 @@ use std::io::{self, Read};
 use std::time::Duration;
 
 use aegis_hitl::client::Builder;
+use aegis_hitl::protocol::{ErrorChain, Escaped};
 use aegis_hitl::{
     Action, AegisService, Decision, DecisionRequest, Outcome, Payload, Receipt, RequestId,
 };
@@ -163,7 +164,7 @@ pub(crate) async fn status(args: args::Status, config: &config::Client) -> Resul
         if error.is_config() || error.is_request() {
             Failure::from(error)
         } else {
-            Failure::other(crate::failure::chain(&error))
+            Failure::other(ErrorChain(&error).to_string())
         }
     })?;
     if json {
@@ -198,35 +199,25 @@ fn rows_of(action: &Action) -> String {
         ),
         ("created", time(action.created_at)),
         ("decided", time(action.decided_at)),
-        // What others wrote is quoted, so that it cannot steer a terminal.
         (
             "comment",
             action
                 .comment
                 .as_ref()
-                .map(|comment| format!("{comment:?}")),
+                .map(|comment| format!("\"{comment}\"")),
         ),
         (
             "payload",
             action
                 .payload
                 .as_ref()
-                .map(|payload| terminal_safe(payload.as_str())),
+                .map(|payload| payload.as_str().to_owned()),
         ),
     ];
-    let row = |(name, value): (&str, Option<String>)| Some(format!("{name}: {}\n", value?));
-    rows.into_iter().filter_map(row).collect()
-}
-
-fn terminal_safe(text: &str) -> String {
-    let escape = |character: char| -> Vec<char> {
-        if character.is_control() {
-            character.escape_default().collect()
-        } else {
-            vec![character]
-        }
+    let row = |(name, value): (&str, Option<String>)| {
+        Some(format!("{name}: {}\n", Escaped::line(&value?)))
     };
-    text.chars().flat_map(escape).collect()
+    rows.into_iter().filter_map(row).collect()
 }
 
 fn rfc3339(time: std::time::SystemTime) -> String {

@@ -3,9 +3,13 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use aegis_hitl::server::Host;
+use serde::{Deserialize, Deserializer};
 
 use crate::failure::Failure;
+
+/// The database file, unless it is set.
+pub(crate) const STORE: &str = "aegis.db";
 
 /// What a configuration file may hold. A name that is none of these is refused, so that a typing error is not lost.
 #[derive(Debug, Default, Deserialize)]
@@ -23,6 +27,8 @@ pub(crate) struct Serve {
     pub(crate) prefix: Option<String>,
     pub(crate) keys: Option<PathBuf>,
     pub(crate) trust_tenant_header: Option<bool>,
+    #[serde(deserialize_with = "hosts")]
+    pub(crate) host: Vec<Host>,
     pub(crate) require_submission: Option<bool>,
     pub(crate) drain_timeout: Option<f64>,
     pub(crate) log: Option<String>,
@@ -39,6 +45,14 @@ pub(crate) struct Client {
     pub(crate) timeout: Option<f64>,
     pub(crate) retries: Option<u32>,
     pub(crate) ca: Option<PathBuf>,
+}
+
+fn hosts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Host>, D::Error> {
+    let texts: Vec<String> = Deserialize::deserialize(deserializer)?;
+    let parsed = texts.iter().map(|text| text.parse());
+    parsed
+        .collect::<Result<_, _>>()
+        .map_err(serde::de::Error::custom)
 }
 
 impl Config {

@@ -3,6 +3,8 @@
 use std::error::Error as StdError;
 use std::process::ExitCode;
 
+use aegis_hitl::protocol::ErrorChain;
+
 /// A failure with its exit code: 1 other, 2 usage, 3 refused, 4 outcome unknown.
 #[derive(Debug)]
 pub(crate) struct Failure {
@@ -26,9 +28,9 @@ impl Failure {
     }
 
     /// Adds what caused it.
-    pub(crate) fn because(mut self, cause: impl StdError) -> Self {
+    pub(crate) fn because(mut self, cause: impl StdError + 'static) -> Self {
         self.message.push_str(": ");
-        self.message.push_str(&chain(&cause));
+        self.message.push_str(&ErrorChain(&cause).to_string());
         self
     }
 
@@ -52,22 +54,10 @@ impl From<aegis_hitl::Error> for Failure {
         } else {
             1
         };
-        let mut message = chain(&error);
+        let mut message = ErrorChain(&error).to_string();
         if code == 4 {
             message.push_str("; the outcome is unknown, ask again with the same key");
         }
         Self { code, message }
     }
-}
-
-/// An error and its sources on one line.
-pub(crate) fn chain(error: &dyn StdError) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
 }

@@ -1,12 +1,17 @@
 //! `aegis`: arguments in, the library does it, an exit code out.
 
 mod args;
+mod backup;
 mod call;
 mod config;
 mod failure;
+mod key_file;
 mod keys;
+mod log;
 mod print;
+mod reload;
 mod serve;
+mod signals;
 
 use std::process::ExitCode;
 
@@ -15,6 +20,9 @@ use aegis_hitl::Decision;
 use self::args::{Cli, Command, Keys};
 use self::config::Config;
 use self::failure::Failure;
+
+/// The target of what the server's command logs: one filter, such as `aegis_hitl=debug`, holds for the library and for it.
+const LOG: &str = "aegis_hitl";
 
 fn main() -> ExitCode {
     let cli = Cli::read();
@@ -35,7 +43,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
         .map_err(|error| Failure::other("cannot start").because(error))?;
     runtime.block_on(async {
         match cli.command {
-            Command::Serve(args) => serve::run(args, config.serve).await,
+            Command::Serve(args) => serve::run(args, config.serve, cli.config).await,
+            Command::Backup(args) => backup::run(args, config.serve),
             Command::Status(args) => call::status(args, &config.client).await,
             Command::Keys(Keys::New(args)) => keys::new(&args),
             Command::Approve(args) => call::decide(Decision::Approve, args, &config.client).await,

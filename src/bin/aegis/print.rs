@@ -5,6 +5,8 @@
 
 use std::io::{self, Write};
 
+use aegis_hitl::protocol::Escaped;
+
 use crate::failure::Failure;
 
 /// Prints data.
@@ -19,11 +21,12 @@ pub(crate) fn print(text: &str) -> Result<(), Failure> {
 pub(crate) fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string(value)
         .map_err(|error| Failure::other("cannot print the answer").because(error))?;
-    print(&(text + "\n"))
+    print(&format!("{}\n", Escaped::json(&text)))
 }
 
 /// Tells people something, if they listen.
 pub(crate) fn say(message: &str) {
+    let line = format!("aegis: {}\n", Escaped::line(message));
     // In one piece, so that a line of the log does not get in between.
-    let _ = io::stderr().write_all(format!("aegis: {message}\n").as_bytes());
+    let _ = io::stderr().write_all(line.as_bytes());
 }

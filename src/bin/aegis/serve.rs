@@ -1,37 +1,51 @@
 //! The command that runs the server.
 
-use std::fs;
-use std::io::IsTerminal;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use aegis_hitl::protocol::{DEFAULT_PREFIX, Prefix};
-use aegis_hitl::server::{Auth, HitlService, Keys, Server, Shutdown};
+use aegis_hitl::server::{Auth, HitlService, Server, Shutdown};
 use aegis_hitl::store::Embedded;
-use tracing_subscriber::EnvFilter;
+use tokio::sync::watch;
 
 use crate::args;
 use crate::config;
 use crate::failure::Failure;
+use crate::key_file;
+use crate::log::Log;
 use crate::print::say;
+use crate::reload::Reload;
+use crate::signals::{Signal, Signals};
 
 const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8000);
 
-/// Serves until SIGTERM or SIGINT, then drains; a second signal ends it at once.
-pub(crate) async fn run(args: args::Serve, config: config::Serve) -> Result<(), Failure> {
-    log_to_stderr(args.log.or(config.log).as_deref())?;
+/// Serves until SIGTERM or SIGINT, then drains; a second signal ends it at once. `config` was read from `file`.
+pub(crate) async fn run(
+    args: args::Serve,
+    config: config::Serve,
+    file: Option<PathBuf>,
+) -> Result<(), Failure> {
+    // First of all, so that no signal is lost: one that nobody listens for ends the process.
+    let mut signals = Signals::new()?;
+    let filter_is_given = args.log.is_some();
+    let log = Log::start(args.log.or(config.log).as_deref())?;
     let listen = args.listen.or(config.listen).unwrap_or(LISTEN);
     let path = args
         .store
         .or(config.store)
-        .unwrap_or_else(|| PathBuf::from("aegis.db"));
+        .unwrap_or_else(|| PathBuf::from(config::STORE));
     let prefix = args.prefix.or(config.prefix);
     let prefix = prefix.as_deref().unwrap_or(DEFAULT_PREFIX);
     // As all that the usage can get wrong: before the address is taken and the store is opened.
     let prefix =
         Prefix::new(prefix).map_err(|error| Failure::usage("the prefix").because(error))?;
     let require_submission = args.require_submission.or(config.require_submission);
+    let hosts = if args.host.is_empty() {
+        config.host
+    } else {
+        args.host
+    };
     let trust = args.trust_tenant_header.or(config.trust_tenant_header);
     let configured = config
         .drain_timeout
@@ -40,12 +54,21 @@ pub(crate) async fn run(args: args::Serve, config: config::Serve) -> Result<(), 
     let configured = configured.map_err(|error| {
         Failure::usage("the drain timeout of the configuration file").because(error)
     })?;
-    let auth = match args.keys.or(config.keys) {
-        Some(file) => keys(&file)?,
-        None => Auth::tenant_header(),
+    let keys = match args.keys.or(config.keys) {
+        Some(path) => Some((key_file::read(&path)?, path)),
+        None => None,
     };
-    // Before the store is opened and the address is taken, so that signals are not lost.
-    let mut signals = Signals::new()?;
+    let (auth, keys) = match keys {
+        Some((keys, path)) => {
+            let (sender, keys) = watch::channel(keys);
+            (Auth::watched_keys(keys), Some((path, sender)))
+        }
+        None => (Auth::tenant_header(), None),
+    };
+    let reload = Reload {
+        keys,
+        filter: file.filter(|_| !filter_is_given).map(|file| (file, log)),
+    };
 
     if let Some(path) = path.to_str().filter(|path| path.contains("://")) {
         return Err(Failure::usage(format!(
@@ -71,7 +94,11 @@ pub(crate) async fn run(args: args::Serve, config: config::Serve) -> Result<(), 
 
     let store = Embedded::open(&path)
         .map_err(|error| Failure::other("cannot open the store").because(error))?;
-    let service = HitlService::builder(store.clone())
+    let service = HitlService::builder(store.clone());
+    let service = hosts
+        .into_iter()
+        .fold(service, |service, host| service.host(host));
+    let service = service
         .prefix(prefix.as_str())
         .auth(auth)
         .require_submission(require_submission.unwrap_or(false))
@@ -87,15 +114,20 @@ pub(crate) async fn run(args: args::Serve, config: config::Serve) -> Result<(), 
         "listening on http://{address}, store {}",
         path.display()
     ));
-    let ended = tokio::select! {
-        ended = &mut serving => ended,
-        () = signals.next() => {
-            say("draining");
-            let _ = stop.send(());
-            tokio::select! {
-                ended = &mut serving => ended,
-                () = signals.next() => return Err(Failure::other("ended by a second signal")),
-            }
+    let ended = loop {
+        tokio::select! {
+            ended = &mut serving => break ended,
+            signal = signals.next() => match signal {
+                Signal::Reload => reload.run(),
+                Signal::End => {
+                    say("draining");
+                    let _ = stop.send(());
+                    tokio::select! {
+                        ended = &mut serving => break ended,
+                        () = signals.end() => return Err(Failure::other("ended by a second signal")),
+                    }
+                }
+            },
         }
     };
     let ended = ended.map_err(|error| Failure::other("the server failed").because(error))?;
@@ -106,81 +138,5 @@ pub(crate) async fn run(args: args::Serve, config: config::Serve) -> Result<(), 
         _ => Err(Failure::other(
             "requests were still in flight when the drain timeout was over",
         )),
-    }
-}
-
-fn keys(file: &PathBuf) -> Result<Auth, Failure> {
-    let text = fs::read_to_string(file).map_err(|error| {
-        Failure::usage(format!("cannot read {}", file.display())).because(error)
-    })?;
-    let keys = Keys::parse(&text)
-        .map_err(|error| Failure::usage(format!("{}", file.display())).because(error))?;
-    if keys.is_empty() {
-        return Err(Failure::usage(format!(
-            "{} holds no keys; make one with 'aegis keys new'",
-            file.display()
-        )));
-    }
-    Ok(Auth::keys(keys))
-}
-
-fn log_to_stderr(filter: Option<&str>) -> Result<(), Failure> {
-    let filter = EnvFilter::try_new(filter.unwrap_or("info"))
-        .map_err(|error| Failure::usage("the log filter").because(error))?;
-    let color = std::io::stderr().is_terminal()
-        && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(color)
-        // They would be told on stderr by `eprintln!`, which panics where stderr is what failed.
-        .log_internal_errors(false)
-        .init();
-    Ok(())
-}
-
-/// What ends the server: SIGTERM and SIGINT.
-#[cfg(unix)]
-struct Signals {
-    terminate: tokio::signal::unix::Signal,
-    interrupt: tokio::signal::unix::Signal,
-}
-
-#[cfg(unix)]
-impl Signals {
-    fn new() -> Result<Self, Failure> {
-        use tokio::signal::unix::{SignalKind, signal};
-
-        let listen = |kind| {
-            signal(kind).map_err(|error| Failure::other("cannot listen for signals").because(error))
-        };
-        Ok(Self {
-            terminate: listen(SignalKind::terminate())?,
-            interrupt: listen(SignalKind::interrupt())?,
-        })
-    }
-
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-    }
-}
-
-/// What ends the server: Ctrl-C.
-#[cfg(not(unix))]
-struct Signals;
-
-#[cfg(not(unix))]
-impl Signals {
-    fn new() -> Result<Self, Failure> {
-        Ok(Self)
-    }
-
-    async fn next(&mut self) {
-        if tokio::signal::ctrl_c().await.is_err() {
-            std::future::pending().await
-        }
     }
 }

@@ -15,8 +15,7 @@ use tower::{ServiceExt, service_fn};
 use super::tests::{Act, Peer, keyed, post, request, run, seed_layer};
 use super::*;
 use crate::layer::{Exchange, Failure};
-
-type BoxError = Box<dyn StdError + Send + Sync>;
+use crate::protocol::BoxError;
 
 fn quick() -> RetryLayer {
     RetryLayer::new().backoff(Backoff::none())

@@ -7,9 +7,7 @@ use std::time::Duration;
 use http::Response;
 
 use super::Delivery;
-use crate::protocol::{IdempotencyKey, RequestId};
-
-type BoxError = Box<dyn StdError + Send + Sync>;
+use crate::protocol::{BoxError, IdempotencyKey, RequestId};
 
 /// Why a call was not tried again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -1,5 +1,6 @@
 //! The embedded store: SQLite in this process.
 
+mod backup;
 mod calls;
 mod checkpoint;
 mod connection;

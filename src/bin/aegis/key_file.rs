@@ -1,0 +1,62 @@
+//! The file of API keys, and who else may have a hand in it.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use aegis_hitl::server::Keys;
+
+use crate::failure::Failure;
+
+/// Reads a key file. One that others may write is refused: they could let anyone in.
+pub(crate) fn read(path: &Path) -> Result<Keys, Failure> {
+    let unreadable =
+        |error| Failure::usage(format!("cannot read {}", path.display())).because(error);
+    let mut file = File::open(path).map_err(unreadable)?;
+    check_mode(path, &file)?;
+    let mut text = String::new();
+    file.read_to_string(&mut text).map_err(unreadable)?;
+    let keys = Keys::parse(&text)
+        .map_err(|error| Failure::usage(format!("{}", path.display())).because(error))?;
+    if keys.is_empty() {
+        return Err(Failure::usage(format!(
+            "{} holds no keys; make one with 'aegis keys new'",
+            path.display()
+        )));
+    }
+    Ok(keys)
+}
+
+/// To be read by others is worth a warning and no more: the file holds digests of random keys, and what a container or a pod
+/// gets as a secret is often readable by all of it (0444, 0640).
+#[cfg(unix)]
+fn check_mode(path: &Path, file: &File) -> Result<(), Failure> {
+    use std::os::unix::fs::MetadataExt;
+
+    const READABLE: u32 = 0o044;
+    const WRITABLE: u32 = 0o022;
+    let metadata = file.metadata().map_err(|error| {
+        Failure::usage(format!("cannot read {}", path.display())).because(error)
+    })?;
+    let mode = metadata.mode() & 0o7777;
+    if mode & WRITABLE != 0 {
+        return Err(Failure::usage(format!(
+            "{} can be written by others (mode {mode:04o}), who could let anyone in; allowed is that its owner alone writes \
+             it (chmod go-w)",
+            path.display()
+        )));
+    }
+    if mode & READABLE != 0 {
+        tracing::warn!(
+            target: crate::LOG,
+            "{} can be read by others (mode {mode:04o}); it holds the digests of the keys and whose they are",
+            path.display()
+        );
+    }
+    Ok(())
+}
+
+#[cfg(not(unix))]
+fn check_mode(_: &Path, _: &File) -> Result<(), Failure> {
+    Ok(())
+}

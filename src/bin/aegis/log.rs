@@ -1,0 +1,116 @@
+//! The log: lines on stderr, by a filter that can be replaced, with nothing in them that a terminal would obey.
+
+use std::fmt;
+use std::io::{self, IsTerminal, Write};
+
+use aegis_hitl::protocol::Escaped;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::reload::Error;
+
+use crate::failure::Failure;
+
+/// The log of this process.
+pub(crate) struct Log {
+    replace: Box<dyn Fn(EnvFilter) -> Result<(), Error> + Send + Sync>,
+}
+
+impl Log {
+    /// Starts to log what passes the filter.
+    pub(crate) fn start(filter: Option<&str>) -> Result<Self, Failure> {
+        let color = io::stderr().is_terminal()
+            && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        let subscriber = tracing_subscriber::fmt()
+            .with_writer(move || Legible { color })
+            .with_ansi(color)
+            // They would be told on stderr by `eprintln!`, which panics where stderr is what failed.
+            .log_internal_errors(false)
+            .with_env_filter(parse(filter)?)
+            .with_filter_reloading();
+        let handle = subscriber.reload_handle();
+        subscriber.init();
+        Ok(Self {
+            replace: Box::new(move |filter| handle.reload(filter)),
+        })
+    }
+
+    /// Replaces the filter. A bad one leaves the old one in force.
+    pub(crate) fn set_filter(&self, filter: Option<&str>) -> Result<(), Failure> {
+        let filter = parse(filter)?;
+        (self.replace)(filter)
+            .map_err(|error| Failure::other("cannot replace the log filter").because(error))
+    }
+}
+
+impl fmt::Debug for Log {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Log").finish_non_exhaustive()
+    }
+}
+
+/// Stderr, with the events that it gets escaped, whoever logged them: paths and messages of other programs are in them.
+struct Legible {
+    /// Whether there are colors, which stay. No event brings its own: the subscriber escapes what begins one.
+    color: bool,
+}
+
+impl Write for Legible {
+    /// Takes one event, as the subscriber hands it over in one piece.
+    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+        let text = String::from_utf8_lossy(event);
+        let mut rest = text.strip_suffix('\n').unwrap_or(&text);
+        let mut line = String::with_capacity(text.len());
+        while let Some((before, color, after)) = next_color(rest).filter(|_| self.color) {
+            line.push_str(&Escaped::line(before).to_string());
+            line.push_str(color);
+            rest = after;
+        }
+        line.push_str(&Escaped::line(rest).to_string());
+        line.push('\n');
+        io::stderr().write_all(line.as_bytes())?;
+        Ok(event.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Splits at the first sequence that sets a color or a style: `ESC [ digits and semicolons m`.
+fn next_color(text: &str) -> Option<(&str, &str, &str)> {
+    let mut from = 0;
+    loop {
+        let start = from + text.get(from..)?.find("\u{1b}[")?;
+        from = start + 2;
+        let parameters = text.get(from..)?;
+        let end = from + parameters.find(|digit: char| !digit.is_ascii_digit() && digit != ';')?;
+        if text.get(end..)?.starts_with('m') {
+            let (before, rest) = text.split_at_checked(start)?;
+            let (color, after) = rest.split_at_checked(end + 1 - start)?;
+            return Some((before, color, after));
+        }
+    }
+}
+
+fn parse(filter: Option<&str>) -> Result<EnvFilter, Failure> {
+    EnvFilter::try_new(filter.unwrap_or("info"))
+        .map_err(|error| Failure::usage("the log filter").because(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_color_is_told_from_what_else_a_terminal_obeys() {
+        for (text, split) in [
+            ("a\u{1b}[1;31mb", Some(("a", "\u{1b}[1;31m", "b"))),
+            ("\u{1b}[m", Some(("", "\u{1b}[m", ""))),
+            ("\u{1b}[2J\u{1b}[0mé", Some(("\u{1b}[2J", "\u{1b}[0m", "é"))),
+            ("\u{1b}[2", None),
+            ("\u{1b}]0;m", None),
+            ("é", None),
+        ] {
+            assert_eq!(next_color(text), split, "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! What a running server reads again: the key file and the log filter.
+
+use std::path::PathBuf;
+
+use aegis_hitl::server::Keys;
+use tokio::sync::watch;
+
+use crate::config::Config;
+use crate::failure::Failure;
+use crate::key_file;
+use crate::log::Log;
+
+/// What is read again on SIGHUP, each part by itself. A part that is bad stays as it was.
+#[derive(Debug)]
+pub(crate) struct Reload {
+    /// The key file, and where the server takes the keys from.
+    pub(crate) keys: Option<(PathBuf, watch::Sender<Keys>)>,
+    /// The configuration file, if the log filter comes from there.
+    pub(crate) filter: Option<(PathBuf, Log)>,
+}
+
+impl Reload {
+    pub(crate) fn run(&self) {
+        if let Some((path, sender)) = &self.keys {
+            match key_file::read(path) {
+                Ok(keys) => {
+                    let count = match keys.len() {
+                        1 => "1 key".to_owned(),
+                        count => format!("{count} keys"),
+                    };
+                    sender.send_replace(keys);
+                    tracing::info!(target: crate::LOG, "{} was read again: {count}", path.display());
+                }
+                Err(failure) => tracing::error!(
+                    target: crate::LOG,
+                    "{}; the keys read before stay in force",
+                    failure.message()
+                ),
+            }
+        }
+        if let Some((path, log)) = &self.filter {
+            let set = Config::read(Some(path)).and_then(|config| {
+                log.set_filter(config.serve.log.as_deref())
+                    .map_err(|failure| {
+                        Failure::usage(format!("{}: {}", path.display(), failure.message()))
+                    })
+            });
+            match set {
+                Ok(()) => tracing::info!(
+                    target: crate::LOG,
+                    "the log filter was read again from {}",
+                    path.display()
+                ),
+                Err(failure) => tracing::error!(
+                    target: crate::LOG,
+                    "{}; the log filter read before stays in force",
+                    failure.message()
+                ),
+            }
+        }
+    }
+}

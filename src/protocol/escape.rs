@@ -1,0 +1,261 @@
+//! Text of others, made safe to read.
+
+use std::fmt::{self, Write};
+
+/// Text that somebody else wrote, as people can read it: what would move, hide or forge the text around it is shown by its code
+/// point.
+///
+/// An approval is worth what its reader saw. Characters that a terminal obeys, that turn the direction of the text (CVE-2021-42574,
+/// "Trojan Source") or that show nothing at all make a reader see something else than what is on record. They are written as
+/// `\u{202E}`; of the controls, `\n`, `\r` and `\t` are written so. These are: all control characters; bidirectional controls; what
+/// has no width or is ignored by default, such as zero-width spaces and joiners, soft hyphens, variation selectors, tag characters
+/// and fillers; spaces other than the ASCII one; separators of lines and paragraphs; what is private or not assigned; and a combining
+/// mark that has nothing before it to combine with.
+///
+/// Letters that only look alike stay, as do backslashes that were in the text: the result is for reading, and is not meant to be
+/// turned back.
+///
+/// ```
+/// use aegis_hitl::protocol::Escaped;
+///
+/// let payload = "{\"to\": \"\u{202e}moc.elpmaxe@a\"}";
+/// assert_eq!(Escaped::line(payload).to_string(), r#"{"to": "\u{202E}moc.elpmaxe@a"}"#);
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Escaped<'a> {
+    text: &'a str,
+    form: Form,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Line,
+    Lines,
+    Json,
+}
+
+impl<'a> Escaped<'a> {
+    /// On one line: where a second one could pass for somebody else's, as in a log, a table or a message.
+    pub fn line(text: &'a str) -> Self {
+        let form = Form::Line;
+        Self { text, form }
+    }
+
+    /// On as many lines as the text has, with its tabs: where nothing but this text stands.
+    pub fn lines(text: &'a str) -> Self {
+        let form = Form::Lines;
+        Self { text, form }
+    }
+
+    /// A JSON text, on one line, as the same JSON: in the escapes of JSON (`\u202e`), which every reader of JSON turns back.
+    pub fn json(text: &'a str) -> Self {
+        let form = Form::Json;
+        Self { text, form }
+    }
+}
+
+impl fmt::Display for Escaped<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut is_first = true;
+        for character in self.text.chars() {
+            let joins_nothing = is_first && self.form != Form::Json && is_mark(character);
+            is_first = false;
+            if !joins_nothing && !is_deceptive(character) {
+                f.write_char(character)?;
+                continue;
+            }
+            match (self.form, character) {
+                (Form::Lines, '\n' | '\t') => f.write_char(character)?,
+                // JSON has them between its values only, where a space says the same.
+                (Form::Json, '\n' | '\r' | '\t') => f.write_char(' ')?,
+                (Form::Json, _) => {
+                    for unit in character.encode_utf16(&mut [0; 2]) {
+                        write!(f, "\\u{unit:04x}")?;
+                    }
+                }
+                (_, '\n') => f.write_str("\\n")?,
+                (_, '\r') => f.write_str("\\r")?,
+                (_, '\t') => f.write_str("\\t")?,
+                _ => write!(f, "\\u{{{:X}}}", u32::from(character))?,
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_deceptive(character: char) -> bool {
+    if character.is_ascii() {
+        return character.is_ascii_control();
+    }
+    shows_nothing(character) || is_escaped_by_std(character, 'a')
+}
+
+/// What the standard library takes for printable and shows nothing: `Default_Ignorable_Code_Point` of Unicode as far as these are
+/// letters and marks, and three characters that are blank.
+fn shows_nothing(character: char) -> bool {
+    matches!(
+        character,
+        '\u{34f}'
+            | '\u{115f}'..='\u{1160}'
+            | '\u{17b4}'..='\u{17b5}'
+            | '\u{180b}'..='\u{180f}'
+            | '\u{2800}'
+            | '\u{3164}'
+            | '\u{fe00}'..='\u{fe0f}'
+            | '\u{ffa0}'
+            | '\u{16fe4}'
+            | '\u{1d159}'
+            | '\u{e0000}'..='\u{e0fff}'
+    )
+}
+
+fn is_mark(character: char) -> bool {
+    !character.is_ascii()
+        && is_escaped_by_std(character, '\0')
+        && !is_escaped_by_std(character, 'a')
+}
+
+/// Whether [`str::escape_debug`] escapes a character other than ASCII behind this one: everything of the general categories C and Z,
+/// and at the start of a text, which `'\0'` stands for, a mark.
+fn is_escaped_by_std(character: char, before: char) -> bool {
+    let mut buffer = [0; 5];
+    let start = match before {
+        '\0' => 0,
+        before => before.encode_utf8(&mut buffer).len(),
+    };
+    let end = start + character.encode_utf8(&mut buffer[start..]).len();
+    let text = std::str::from_utf8(&buffer[..end]).unwrap_or_default();
+    text.escape_debug().nth(start) == Some('\\')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(text: &str) -> String {
+        Escaped::line(text).to_string()
+    }
+
+    /// The examples of "Trojan Source: Invisible Vulnerabilities" (Boucher and Anderson, 2021), CVE-2021-42574 and -42694.
+    #[test]
+    fn the_trojan_source_examples_show_what_they_are() {
+        for (source, shown) in [
+            // Stretched string.
+            (
+                "if (accessLevel != \"user\u{202e} \u{2066}// Check if admin\u{2069} \u{2066}\") {",
+                r#"if (accessLevel != "user\u{202E} \u{2066}// Check if admin\u{2069} \u{2066}") {"#,
+            ),
+            // Commenting-out.
+            (
+                "/*\u{202e} } \u{2066}if (isAdmin)\u{2069} \u{2066} begin admins only */",
+                r"/*\u{202E} } \u{2066}if (isAdmin)\u{2069} \u{2066} begin admins only */",
+            ),
+            // Early return.
+            (
+                "''' Subtract funds then \u{2067}''' ;return",
+                r"''' Subtract funds then \u{2067}''' ;return",
+            ),
+            // Invisible function.
+            ("is\u{200b}Admin()", r"is\u{200B}Admin()"),
+        ] {
+            assert_eq!(line(source), shown);
+        }
+        // A homoglyph is a letter like any other: that it is Cyrillic cannot be seen here.
+        assert_eq!(line("say\u{41d}ello"), "say\u{41d}ello");
+    }
+
+    #[test]
+    fn what_moves_hides_or_forges_text_is_shown_by_its_code_point() {
+        let ranges = [
+            0x00..=0x08,
+            0x0b..=0x0c,
+            0x0e..=0x1f,
+            0x7f..=0x9f,
+            0xa0..=0xa0,
+            0xad..=0xad,
+            0x34f..=0x34f,
+            0x61c..=0x61c,
+            0x115f..=0x1160,
+            0x1680..=0x1680,
+            0x17b4..=0x17b5,
+            0x180b..=0x180f,
+            0x2000..=0x200f,
+            0x2028..=0x202f,
+            0x205f..=0x206f,
+            0x2800..=0x2800,
+            0x3000..=0x3000,
+            0x3164..=0x3164,
+            0xe000..=0xf8ff,
+            0xfdd0..=0xfdef,
+            0xfe00..=0xfe0f,
+            0xfeff..=0xfeff,
+            0xffa0..=0xffa0,
+            0xfff0..=0xfffb,
+            0xfffe..=0xffff,
+            0x1bca0..=0x1bca3,
+            0x1d173..=0x1d17a,
+            0x1fffe..=0x1ffff,
+            0xe0000..=0xe0fff,
+            0xf0000..=0x10ffff,
+        ];
+        for code in ranges.into_iter().flatten() {
+            let character = char::from_u32(code).unwrap();
+            let shown = format!("a\\u{{{code:X}}}b");
+            let text = format!("a{character}b");
+            assert_eq!(line(&text), shown);
+            assert_eq!(Escaped::lines(&text).to_string(), shown);
+        }
+    }
+
+    #[test]
+    fn nothing_that_is_escaped_is_left_in_what_is_shown() {
+        for character in '\0'..=char::MAX {
+            let shown = line(&format!("{character}a{character}"));
+            assert!(shown.chars().all(|shown| !is_deceptive(shown)), "{shown:?}");
+            // Twice is as once.
+            if !shown.starts_with(character) {
+                assert_eq!(line(&shown), shown);
+            }
+        }
+    }
+
+    #[test]
+    fn what_people_write_stays_as_it_is() {
+        for text in [
+            "",
+            "plain text, \"quoted\" and 'quoted', C:\\new\\table",
+            "Größe, naïve, e\u{301}te\u{301}, Ελληνικά, Русский",
+            "العربية עברית",
+            "हिन्दी தமிழ் ไทย",
+            "漢字 かな 한국어",
+            "🙂 → ∑ € ½",
+        ] {
+            assert_eq!(line(text), text);
+        }
+    }
+
+    #[test]
+    fn a_mark_has_something_to_combine_with() {
+        assert_eq!(line("\u{301}a\u{301}"), "\\u{301}a\u{301}");
+    }
+
+    #[test]
+    fn lines_and_tabs_stay_only_where_they_are_allowed() {
+        let text = "a\n\tb\r\nc";
+        assert_eq!(line(text), r"a\n\tb\r\nc");
+        assert_eq!(Escaped::lines(text).to_string(), "a\n\tb\\r\nc");
+    }
+
+    #[cfg(feature = "client")]
+    #[test]
+    fn json_stays_the_same_json() {
+        let text = "{\n\t\"a\u{202e}\": \"\u{e0041}\u{7f}\\n\u{301}\",\r\n\"b\":[\"\u{301}\"]}";
+        let shown = Escaped::json(text).to_string();
+        assert_eq!(
+            shown,
+            "{  \"a\\u202e\": \"\\udb40\\udc41\\u007f\\n\u{301}\",  \"b\":[\"\u{301}\"]}"
+        );
+        let value = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
+        assert_eq!(value(&shown), value(text));
+    }
+}

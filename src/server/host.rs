@@ -1,0 +1,331 @@
+//! For which hosts a server answers, and which web pages may change something.
+//!
+//! A server without API keys has nothing but its address to tell a caller from a stranger, and a web page that somebody opens
+//! runs behind that address. Its name can be made to resolve to a loopback address (DNS rebinding), which makes the server
+//! the page's own origin; what gives it away is the name in `Host`. A page that does not rebind is told by `Origin` and
+//! `Sec-Fetch-Site`.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr};
+use std::str::FromStr;
+
+use http::header::{HOST, ORIGIN};
+use http::request::Parts;
+use http::{HeaderName, HeaderValue, Method};
+
+use super::answer::Refusal;
+use crate::protocol::Code;
+
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+
+/// The longest name that DNS has.
+const MAX_NAME_LEN: usize = 253;
+
+/// A host that a server answers for: a name, or an IP address, on any port.
+///
+/// ```
+/// use aegis_hitl::server::Host;
+///
+/// let host: Host = "Aegis.Example.com".parse()?;
+/// assert_eq!(host.to_string(), "aegis.example.com");
+/// # Ok::<(), aegis_hitl::server::InvalidHost>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Host(Kept);
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Kept {
+    Address(IpAddr),
+    /// In lower case, without a dot at its end.
+    Name(String),
+}
+
+impl Host {
+    fn is(&self, named: Named<'_>) -> bool {
+        match (&self.0, named) {
+            (Kept::Address(own), Named::Address(named)) => *own == named,
+            (Kept::Name(own), Named::Name(named)) => own.eq_ignore_ascii_case(named),
+            _ => false,
+        }
+    }
+}
+
+impl FromStr for Host {
+    type Err = InvalidHost;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if let Ok(address) = text.parse::<Ipv6Addr>() {
+            return Ok(Self(Kept::Address(IpAddr::V6(address).to_canonical())));
+        }
+        match Authority::parse(text) {
+            Some(Authority { host, port: None }) if !text.ends_with(':') => Ok(Self(match host {
+                Named::Address(address) => Kept::Address(address),
+                Named::Name(name) => Kept::Name(name.to_ascii_lowercase()),
+            })),
+            _ => Err(InvalidHost(())),
+        }
+    }
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Kept::Address(IpAddr::V4(address)) => write!(f, "{address}"),
+            Kept::Address(IpAddr::V6(address)) => write!(f, "[{address}]"),
+            Kept::Name(name) => f.write_str(name),
+        }
+    }
+}
+
+/// A text that is no [`Host`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InvalidHost(());
+
+impl fmt::Display for InvalidHost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(
+            "not a host; allowed are a DNS name in ASCII and an IP address, without a scheme, a port or a wildcard",
+        )
+    }
+}
+
+impl std::error::Error for InvalidHost {}
+
+/// A host as a request names it.
+#[derive(Debug, Clone, Copy)]
+enum Named<'a> {
+    Address(IpAddr),
+    Name(&'a str),
+}
+
+impl Named<'_> {
+    fn is(self, other: Named<'_>) -> bool {
+        match (self, other) {
+            (Self::Address(one), Named::Address(other)) => one == other,
+            (Self::Name(one), Named::Name(other)) => one.eq_ignore_ascii_case(other),
+            _ => false,
+        }
+    }
+
+    /// Names below `localhost` are loopback by RFC 6761, section 6.3, and no resolver hands them to anybody.
+    fn is_loopback(self) -> bool {
+        const LOCALHOST: &str = "localhost";
+        match self {
+            Self::Address(address) => address.is_loopback(),
+            Self::Name(name) => {
+                let split = name.len().checked_sub(LOCALHOST.len());
+                let split = split.and_then(|at| name.split_at_checked(at));
+                split.is_some_and(|(before, end)| {
+                    end.eq_ignore_ascii_case(LOCALHOST)
+                        && (before.is_empty() || before.ends_with('.'))
+                })
+            }
+        }
+    }
+}
+
+/// What a `Host` header holds.
+#[derive(Debug, Clone, Copy)]
+struct Authority<'a> {
+    host: Named<'a>,
+    port: Option<u16>,
+}
+
+impl<'a> Authority<'a> {
+    /// Reads `host` or `host:port`. A user before it, and all else that no browser sends, makes it none.
+    fn parse(text: &'a str) -> Option<Self> {
+        let (host, port) = match text.strip_prefix('[') {
+            Some(rest) => {
+                let (address, rest) = rest.split_once(']')?;
+                let address: Ipv6Addr = address.parse().ok()?;
+                let port = match rest.strip_prefix(':') {
+                    Some(port) => port,
+                    None if rest.is_empty() => "",
+                    None => return None,
+                };
+                (Named::Address(IpAddr::V6(address).to_canonical()), port)
+            }
+            None => {
+                let (host, port) = text.split_once(':').unwrap_or((text, ""));
+                (named(host)?, port)
+            }
+        };
+        let port = match port {
+            "" => None,
+            digits if digits.bytes().all(|byte| byte.is_ascii_digit()) => {
+                Some(digits.parse().ok()?)
+            }
+            _ => return None,
+        };
+        Some(Self { host, port })
+    }
+
+    fn of(value: &'a HeaderValue) -> Option<Self> {
+        Self::parse(value.to_str().ok()?)
+    }
+}
+
+fn named(host: &str) -> Option<Named<'_>> {
+    if let Ok(address) = host.parse::<IpAddr>() {
+        return Some(Named::Address(address.to_canonical()));
+    }
+    let name = host.strip_suffix('.').unwrap_or(host);
+    let is_label = |label: &str| {
+        !label.is_empty()
+            && label
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+    };
+    let is_name = name.len() <= MAX_NAME_LEN && name.split('.').all(is_label);
+    is_name.then_some(Named::Name(name))
+}
+
+/// Whose requests a server answers.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Guard<'a> {
+    /// The hosts that it answers for beside the loopback names.
+    pub(super) hosts: &'a [Host],
+    /// The address that it listens on, if that is known.
+    pub(super) listening: Option<IpAddr>,
+}
+
+impl Guard<'_> {
+    /// Refuses what names a foreign host, and what would change something for a foreign page.
+    pub(super) fn admit(&self, parts: &Parts) -> Result<(), Refusal> {
+        let target = parts.uri.authority().map(|authority| authority.as_str());
+        let target = target.map(Authority::parse);
+        let headers = parts.headers.get_all(HOST).iter().map(Authority::of);
+        // Over HTTP/2, and with an absolute target, there can be two. Whoever reads one of them must find an own one. A call
+        // within the process names none, and no browser leaves it out.
+        let mut own: Option<Authority<'_>> = None;
+        for named in target.into_iter().chain(headers) {
+            match named {
+                Some(authority) if self.answers_for(authority.host) => own = own.or(named),
+                _ => {
+                    return Err(Refusal::new(
+                        Code::MisdirectedRequest,
+                        "this server does not answer for the host that the request names; allowed are 'localhost', \
+                         loopback addresses, the address that it listens on, and the hosts that it was given (--host)",
+                    ));
+                }
+            }
+        }
+        if is_safe(&parts.method) {
+            return Ok(());
+        }
+        let mut sites = parts.headers.get_all(SEC_FETCH_SITE).iter();
+        let mut origins = parts.headers.get_all(ORIGIN).iter();
+        if sites.all(is_own_site) && origins.all(|origin| self.is_own_origin(origin, own)) {
+            return Ok(());
+        }
+        Err(Refusal::new(
+            Code::Forbidden,
+            "a web page of another origin may change nothing here; behind a proxy, name the host that browsers see (--host)",
+        ))
+    }
+
+    fn answers_for(&self, host: Named<'_>) -> bool {
+        host.is_loopback() || self.is_listening_on(host) || self.was_given(host)
+    }
+
+    /// Where it listens on all addresses, each one is its own: a page can claim a name, and no address but its own.
+    fn is_listening_on(&self, host: Named<'_>) -> bool {
+        match (self.listening, host) {
+            (Some(own), Named::Address(address)) => {
+                own.is_unspecified() || own.to_canonical() == address
+            }
+            _ => false,
+        }
+    }
+
+    fn was_given(&self, host: Named<'_>) -> bool {
+        self.hosts.iter().any(|own| own.is(host))
+    }
+
+    /// Whether the origin is the one that the request was sent to, or of a host that was given. Of the loopback names only the
+    /// very origin counts: what else runs on this machine is another's.
+    fn is_own_origin(&self, origin: &HeaderValue, target: Option<Authority<'_>>) -> bool {
+        let Ok(origin) = origin.to_str() else {
+            return false;
+        };
+        let (authority, default_port) = match origin.split_once("://") {
+            Some(("http", authority)) => (authority, 80),
+            Some(("https", authority)) => (authority, 443),
+            _ => return false,
+        };
+        let Some(origin) = Authority::parse(authority) else {
+            return false;
+        };
+        let port = |authority: Authority<'_>| authority.port.unwrap_or(default_port);
+        target.is_some_and(|own| own.host.is(origin.host) && port(own) == port(origin))
+            || self.was_given(origin.host)
+    }
+}
+
+/// Whether the method changes nothing by its definition. One that is not known may change something.
+fn is_safe(method: &Method) -> bool {
+    [Method::GET, Method::HEAD, Method::OPTIONS].contains(method)
+}
+
+/// Other values than these are other origins, or not known.
+fn is_own_site(value: &HeaderValue) -> bool {
+    ["same-origin", "none"].contains(&value.to_str().unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answers_for(listening: Option<&str>, host: &str) -> bool {
+        let guard = Guard {
+            hosts: &[],
+            listening: listening.map(|address| address.parse().unwrap()),
+        };
+        Authority::parse(host).is_some_and(|authority| guard.answers_for(authority.host))
+    }
+
+    #[test]
+    fn the_address_listened_on_is_an_own_host_on_any_port() {
+        for (listening, own, foreign) in [
+            (None, "localhost", "192.0.2.7"),
+            (Some("127.0.0.1"), "127.0.0.1", "192.0.2.7"),
+            (Some("127.0.0.1"), "[::1]:8000", "0.0.0.0"),
+            (Some("192.0.2.7"), "192.0.2.7:1", "192.0.2.8"),
+            (Some("192.0.2.7"), "[::ffff:192.0.2.7]", "example.com"),
+            (Some("::ffff:192.0.2.7"), "192.0.2.7", "[2001:db8::1]"),
+            (Some("2001:db8::1"), "[2001:db8::1]:1", "[2001:db8::2]"),
+            (Some("0.0.0.0"), "192.0.2.7", "example.com"),
+            (Some("::"), "[2001:db8::1]", "192.0.2.7.example"),
+        ] {
+            assert!(answers_for(listening, own), "{listening:?} {own}");
+            assert!(!answers_for(listening, foreign), "{listening:?} {foreign}");
+        }
+    }
+
+    #[test]
+    fn localhost_and_what_is_below_it_is_loopback_and_nothing_like_it() {
+        for own in [
+            "localhost",
+            "LOCALHOST.",
+            "a.localhost",
+            "a.b.localhost:8000",
+        ] {
+            assert!(answers_for(None, own), "{own}");
+        }
+        for foreign in [
+            "localhost.example",
+            "alocalhost",
+            "a-localhost",
+            ".localhost",
+            "localhost..",
+            "local",
+            "löcalhost",
+            "127.1",
+            "2130706433",
+            "0x7f.0.0.1",
+            "127.0.0.1.example",
+        ] {
+            assert!(!answers_for(None, foreign), "{foreign}");
+        }
+    }
+}
