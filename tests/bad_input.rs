@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use aegis_hitl::store::Store;
+use support::h2::{self, H2};
 use support::{Call, Disk, Faulty, HANG, Mood, Running, raw, raw_until_closed, start, start_with};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -622,6 +623,59 @@ async fn a_slow_second_request_is_cut_off_too() {
     let (answer, took) = raw_until_closed(server.addr, "GET /livez HTTP/1.1\r\n\r\nGET /li").await;
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
     assert!(took < Duration::from_secs(5), "{took:?}");
+}
+
+#[tokio::test]
+async fn an_http_2_connection_without_requests_is_closed_as_one_of_http_1_is() {
+    let server = start_with(
+        Disk::default(),
+        |service| service,
+        |server| server.header_timeout(Duration::from_millis(300)),
+    )
+    .await;
+    let mut client = H2::connect(server.addr, 65_535).await;
+    client.get("/livez", &[]).await;
+    // It answers every ping, and is told why it has to go.
+    client.until(h2::DATA).await;
+    let kinds = client.until_closed(Duration::from_secs(15)).await;
+    assert_eq!(kinds, [h2::GOAWAY, h2::GOAWAY]);
+}
+
+#[tokio::test]
+async fn an_http_2_connection_with_a_request_is_not_idle() {
+    let store = Disk::default();
+    let server = start_with(
+        store.clone(),
+        |service| service,
+        |server| server.header_timeout(Duration::from_millis(200)),
+    )
+    .await;
+    let id = server.submit("k").send().await.request_id();
+    let mut client = H2::connect(server.addr, 65_535).await;
+    let path = format!("/api/v1/hitl/status/{id}");
+    client.get(&path, &[("prefer", "wait=2")]).await;
+    client.until(h2::DATA).await;
+    client.until_closed(Duration::from_secs(15)).await;
+}
+
+#[tokio::test]
+async fn half_a_header_block_is_cut_off() {
+    let server = start_with(
+        Disk::default(),
+        |service| service,
+        |server| server.header_timeout(Duration::from_millis(200)),
+    )
+    .await;
+    for asked in [false, true] {
+        let mut client = H2::connect(server.addr, 65_535).await;
+        if asked {
+            client.get("/livez", &[]).await;
+            client.until(h2::DATA).await;
+        }
+        client.begin(h2::END_STREAM, "/livez", &[]).await;
+        client.until_closed(Duration::from_secs(8)).await;
+    }
+    server.still_answers().await;
 }
 
 #[tokio::test]

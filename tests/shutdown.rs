@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod binary;
 mod support;
 
 use std::time::Duration;
@@ -9,6 +10,7 @@ use std::time::Duration;
 use aegis_hitl::ApiKey;
 use aegis_hitl::server::{Auth, HitlService, Keys, Server, Shutdown};
 use aegis_hitl::store::Store;
+use support::h2::{self, H2};
 use support::{Disk, Faulty, HANG, Mood, start, start_with};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -195,6 +197,105 @@ async fn a_client_that_reads_no_answer_is_cut_off() {
     stream.read_exact(&mut [0; 12]).await.unwrap();
     let next = timeout(Duration::from_secs(10), server.approve("k").send());
     assert_eq!(next.await.unwrap().status, 202);
+}
+
+/// Far below the 20 s after which a silent peer is cut off, and far beyond what any step takes.
+const SOON: Duration = Duration::from_secs(15);
+
+#[tokio::test]
+async fn an_http_2_client_that_takes_no_answer_is_cut_off() {
+    // With a window of 1 the first byte of each answer is let through, and nothing else.
+    for window in [0, 1] {
+        let server = start_with(
+            Disk::default(),
+            |service| service,
+            |server| server.write_timeout(Duration::from_millis(200)),
+        )
+        .await;
+        let mut client = H2::connect(server.addr, window).await;
+        for _ in 0..128 {
+            client.get("/livez", &[]).await;
+        }
+        let kinds = client.until_closed(SOON).await;
+        let headers = kinds.iter().filter(|kind| **kind == h2::HEADERS).count();
+        assert_eq!(headers, 128, "{kinds:?}");
+        server.still_answers().await;
+    }
+}
+
+#[tokio::test]
+async fn an_http_2_client_that_takes_its_answer_slowly_gets_all_of_it() {
+    let server = start_with(
+        Disk::default(),
+        |service| service,
+        |server| {
+            let server = server.write_timeout(Duration::from_secs(2));
+            server.header_timeout(Duration::from_millis(100))
+        },
+    )
+    .await;
+    let mut client = H2::connect(server.addr, 0).await;
+    let stream = client.get("/livez", &[]).await;
+    client.until(h2::HEADERS).await;
+    let mut body = Vec::new();
+    loop {
+        // For the whole answer that takes longer than the client may do nothing.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        client
+            .write(h2::WINDOW_UPDATE, 0, stream, &1_u32.to_be_bytes())
+            .await;
+        let frame = client.until(h2::DATA).await;
+        body.extend(frame.payload);
+        if frame.flags & h2::END_STREAM != 0 {
+            break;
+        }
+    }
+    assert_eq!(body, br#"{"status":"ok"}"#);
+}
+
+#[tokio::test]
+async fn a_drain_does_not_wait_for_clients_that_do_nothing() {
+    let store = Disk::default();
+    let server = start(store.clone()).await;
+    // One takes no answer, one is idle and lets the server's farewell go by, and one has sent half a request.
+    let mut stalled = H2::connect(server.addr, 0).await;
+    stalled.get("/livez", &[]).await;
+    stalled.until(h2::HEADERS).await;
+    let mut deaf = H2::connect(server.addr, 65_535).await;
+    deaf.get("/livez", &[]).await;
+    deaf.until(h2::DATA).await;
+    let mut half = TcpStream::connect(server.addr).await.unwrap();
+    half.write_all(b"GET /livez HTTP/1.1\r\nHost: h\r\n")
+        .await
+        .unwrap();
+    let mut half_headers = H2::connect(server.addr, 65_535).await;
+    half_headers.get("/livez", &[]).await;
+    half_headers.until(h2::DATA).await;
+    half_headers.begin(h2::END_STREAM, "/livez", &[]).await;
+    server.still_answers().await;
+    let ended = timeout(Duration::from_secs(7), server.stop()).await;
+    assert_eq!(ended.unwrap(), Shutdown::Drained);
+}
+
+#[tokio::test]
+async fn a_terminated_server_ends_well_whatever_its_clients_do() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let served = binary::Served::start(binary::serve(&folder.path().join("aegis.db")));
+    let mut stalled = H2::connect(served.addr, 0).await;
+    stalled.get("/livez", &[]).await;
+    stalled.until(h2::HEADERS).await;
+    let mut idle = H2::connect(served.addr, 65_535).await;
+    idle.get("/livez", &[]).await;
+    idle.until(h2::DATA).await;
+    let mut half = TcpStream::connect(served.addr).await.unwrap();
+    half.write_all(b"GET /livez HTTP/1.1\r\nHost: h\r\n")
+        .await
+        .unwrap();
+    let asked = std::time::Instant::now();
+    let ended = tokio::task::spawn_blocking(|| served.stop()).await.unwrap();
+    ended.expect(0);
+    // By default a drain may last 30 s.
+    assert!(asked.elapsed() < SOON, "{:?}", asked.elapsed());
 }
 
 #[tokio::test]

@@ -23,14 +23,15 @@
 //! Nothing here logs a key, a payload or a tenant.
 
 mod accept;
+mod activity;
 mod answer;
 mod auth;
 mod body;
+mod connection;
 mod decide;
 mod drain;
 mod health;
 mod keys;
-mod patience;
 mod request;
 mod route;
 mod serve;

@@ -57,17 +57,19 @@ impl Server {
         self.listener.local_addr()
     }
 
-    /// Sets how long a client may take to send a request's headers, and how long an HTTP/1.1 connection may be idle before
-    /// they begin. The default is 8 s.
+    /// Sets how long a connection may have no request in flight, and how long a client may take to send a request's headers.
+    /// The default is 8 s.
+    ///
+    /// An HTTP/2 client is then told to go (`GOAWAY`) and cut off 2 s later; pings keep no connection open.
     pub fn header_timeout(mut self, timeout: Duration) -> Self {
-        self.limits.header_timeout = timeout;
+        self.limits.patience.idle = timeout;
         self
     }
 
-    /// Sets how long a client may leave an answer unread, with all buffers full, before its connection is closed. The
-    /// default is 30 s.
+    /// Sets how long an answer may make no progress, as the client does not read or gives it no window of HTTP/2, before the
+    /// connection is cut off. The default is 30 s, and 2 s at most while the server drains.
     pub fn write_timeout(mut self, timeout: Duration) -> Self {
-        self.limits.write_timeout = timeout;
+        self.limits.patience.write = timeout;
         self
     }
 

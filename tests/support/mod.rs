@@ -5,6 +5,7 @@
 
 mod client;
 mod disk;
+pub mod h2;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
