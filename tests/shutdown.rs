@@ -130,7 +130,10 @@ async fn a_request_that_comes_while_the_server_drains_is_503() {
                 Thread-Id: h\r\nIdempotency-Key: k2\r\n";
     kept.write_all(head.as_bytes()).await.unwrap();
     let mut ready = TcpStream::connect(addr).await.unwrap();
-    ready.write_all(b"GET /readyz HTTP/1.1\r\n").await.unwrap();
+    ready
+        .write_all(b"GET /readyz HTTP/1.1\r\nHost: h\r\n")
+        .await
+        .unwrap();
     // Once a later connection is answered, the server has read what these have sent.
     server.get("/livez").send().await;
     let ended = server.begin_stop();

@@ -17,11 +17,13 @@ use tower_service::Service;
 
 use super::activity::{Activity, Observed, Patience, Verdict};
 use super::drain::Drain;
+use super::head;
 
 pub(super) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// The most bytes of headers that a request may have, over HTTP/1.1 with its first line.
-const MAX_HEADER_BYTES: u32 = 32 * 1024;
+/// The most bytes of headers that hyper takes, over HTTP/1.1 with the first line. What is larger than a request may be, but
+/// not that large, is refused in words.
+const MAX_HEADER_BYTES: u32 = 2 * head::MAX_BYTES as u32;
 
 /// The most requests at a time on one HTTP/2 connection.
 const MAX_STREAMS: u32 = 128;

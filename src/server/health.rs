@@ -1,13 +1,13 @@
 //! `GET /livez` and `GET /readyz`, beside the endpoints and outside the prefix.
 
 use std::convert::Infallible;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::future::Either;
-use http::{Method, Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode, Version, request::Parts};
 use http_body::Body;
 use serde::Serialize;
 use tokio::sync::Mutex;
@@ -15,7 +15,11 @@ use tokio::time::{Instant, timeout};
 use tower_service::Service;
 
 use super::answer::{self, Answer, Refusal, ResponseBody};
+use super::body::Upload;
+use super::head;
+use super::request;
 use super::service::{HitlService, ResponseFuture, warn_of};
+use crate::protocol::X_REQUEST_ID;
 use crate::store::Store;
 
 /// How long the store may take to show that it takes a write.
@@ -108,6 +112,24 @@ impl<St: Store> WithHealth<St> {
     }
 }
 
+/// Answers a request that is none, and ends its connection: what follows may be no request either.
+async fn refuse<B: Body>(refusal: Refusal, parts: &Parts, body: B) -> Answer {
+    let body = pin!(body);
+    Upload::new(body, &parts.headers).discard().await;
+    let mut answer = refusal.into_answer();
+    // HTTP/2 has streams, and what follows on another one is a request.
+    if parts.version < Version::HTTP_2 {
+        answer::close_after(&mut answer);
+    }
+    if let Some(call_id) = request::echo(&parts.headers) {
+        answer.headers_mut().insert(X_REQUEST_ID, call_id);
+    }
+    if parts.method == Method::HEAD {
+        answer::without_body(&mut answer);
+    }
+    answer
+}
+
 impl<St, B> Service<Request<B>> for WithHealth<St>
 where
     St: Store,
@@ -125,6 +147,13 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
+        let (parts, body) = request.into_parts();
+        if let Err(refusal) = head::check(&parts) {
+            return Either::Right(Box::pin(
+                async move { Ok(refuse(refusal, &parts, body).await) },
+            ));
+        }
+        let request = Request::from_parts(parts, body);
         let check = match request.uri().path() {
             "/livez" | "/livez/" => Check::Live,
             "/readyz" | "/readyz/" => Check::Ready,

@@ -31,6 +31,7 @@ mod connection;
 mod decide;
 mod descriptors;
 mod drain;
+mod head;
 mod health;
 mod keys;
 mod outage;
