@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 
 use aegis_hitl::store::Store;
 use support::h2::{self, H2};
-use support::{Call, Disk, Faulty, HANG, Mood, Running, raw, raw_until_closed, start, start_with};
+use support::{
+    Call, Disk, Faulty, HANG, Log, Mood, Running, raw, raw_until_closed, start, start_with,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -660,6 +662,40 @@ async fn a_panic_ends_its_own_connection_only() {
     }
     store.set(Mood::Well);
     server.still_answers().await;
+}
+
+#[tokio::test]
+async fn noise_does_not_fill_the_log() {
+    let log = Log::capture();
+    let store = Faulty::new(Disk::default(), Mood::Well);
+    let server = start_with(
+        store.clone(),
+        |service| service,
+        |server| server.header_timeout(Duration::from_millis(100)),
+    )
+    .await;
+    let head = HEAD.replace("Host: h\r\n", "");
+    for noise in [
+        "\0\0\0\0\r\n\r\n",
+        "POST /api/v1/hitl/approve HTTP/1.1\r\nA b\r\n\r\n",
+        &format!("{HEAD}Content-Length: 2\r\n\r\nxx"),
+        &format!("{HEAD}Transfer-Encoding: gzip, chunked\r\n\r\n"),
+        &format!("{head}\r\n"),
+        "GET /livez HT",
+        "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x09\0\0\0\0\0",
+    ] {
+        raw(server.addr, noise).await;
+    }
+    assert_eq!(log.lines(), Vec::<String>::new());
+    // Even what is a fault of the server is said once.
+    store.set(Mood::Panics);
+    for _ in 0..5 {
+        assert!(server.approve("k").try_send().await.is_err());
+    }
+    store.set(Mood::Well);
+    server.still_answers().await;
+    let lines = log.lines();
+    assert!(lines.len() == 1 && lines[0].contains("ERROR"), "{lines:?}");
 }
 
 /// The beginnings of a connection that never get to a request.

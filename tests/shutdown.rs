@@ -11,7 +11,7 @@ use aegis_hitl::ApiKey;
 use aegis_hitl::server::{Auth, HitlService, Keys, Server, Shutdown};
 use aegis_hitl::store::Store;
 use support::h2::{self, H2};
-use support::{Disk, Faulty, HANG, Mood, start, start_with};
+use support::{Disk, Faulty, HANG, Log, Mood, start, start_with};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -317,6 +317,20 @@ async fn health_says_whether_the_store_takes_a_write() {
     let head = server.get("/readyz").method("HEAD").send().await;
     assert_eq!((head.status, head.body.len()), (200, 0));
     assert_eq!(server.get("/api/v1/livez").send().await.status, 404);
+}
+
+#[tokio::test]
+async fn a_store_that_fails_is_logged_once_whoever_asks() {
+    let log = Log::capture();
+    let store = Faulty::new(Disk::default(), Mood::Fails);
+    let server = start(store.clone()).await;
+    for _ in 0..20 {
+        assert_eq!(server.approve("k").send().await.status, 503);
+        assert_eq!(server.get("/readyz").send().await.status, 503);
+    }
+    let lines = log.lines();
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert!(lines[0].contains("WARN") && lines[0].contains("the store cannot answer"));
 }
 
 #[tokio::test]

@@ -18,7 +18,7 @@ use super::answer::{self, Answer, Refusal, ResponseBody};
 use super::body::Upload;
 use super::head;
 use super::request;
-use super::service::{HitlService, ResponseFuture, warn_of};
+use super::service::{HitlService, ResponseFuture};
 use crate::protocol::X_REQUEST_ID;
 use crate::store::Store;
 
@@ -96,18 +96,22 @@ impl<St: Store> WithHealth<St> {
                 return Ok(());
             }
             shared.store.check().await?;
+            shared.store_answers();
             *last_good = Some(Instant::now());
             Ok(())
         };
         match timeout(CHECK_TIMEOUT, check).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => {
-                warn_of(&error);
+                shared.store_failed(&error);
                 Err(Refusal::unavailable("the store takes no writes"))
             }
-            Err(_) => Err(Refusal::unavailable(format!(
-                "the store took no write within {CHECK_TIMEOUT:?}"
-            ))),
+            Err(_) => {
+                shared.store_is_late(CHECK_TIMEOUT);
+                Err(Refusal::unavailable(format!(
+                    "the store took no write within {CHECK_TIMEOUT:?}"
+                )))
+            }
         }
     }
 }

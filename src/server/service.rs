@@ -7,6 +7,7 @@ use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version, request::Parts};
 use http_body::Body;
@@ -17,6 +18,7 @@ use super::answer::{self, Answer, Refusal, ResponseBody};
 use super::auth::Auth;
 use super::body::Upload;
 use super::drain::Drain;
+use super::outage::Outage;
 use super::request;
 use super::route::Route;
 use super::settings::{HitlServiceBuilder, Settings};
@@ -49,6 +51,7 @@ pub(super) struct Shared<St> {
     pub(super) store: St,
     pub(super) settings: Settings,
     pub(super) drain: Drain,
+    outage: Outage,
 }
 
 impl<St> Clone for HitlService<St> {
@@ -84,6 +87,7 @@ impl<St: Store> HitlService<St> {
                 store,
                 settings,
                 drain: Drain::new(),
+                outage: Outage::default(),
             }),
         }
     }
@@ -229,21 +233,53 @@ impl<St: Store> Shared<St> {
         future: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, Refusal> {
         match timeout(self.settings.store_timeout, future).await {
-            Ok(Ok(answer)) => Ok(answer),
+            Ok(Ok(answer)) => {
+                self.store_answers();
+                Ok(answer)
+            }
             Ok(Err(error)) => {
-                warn_of(&error);
+                self.store_failed(&error);
                 Err(Refusal::unavailable(
                     "the store cannot answer now, and whether it recorded this request is unknown; send it again with \
                      the same key",
                 ))
             }
             Err(_) => {
-                tracing::warn!(limit = ?self.settings.store_timeout, "the store did not answer in time");
+                self.store_is_late(self.settings.store_timeout);
                 Err(Refusal::unavailable(
                     "this request, or another for the same action, is still being recorded; send it again with the \
                      same key",
                 ))
             }
+        }
+    }
+
+    /// Logs a store's error and what caused it, if it is the first of an outage: every request that comes now has one.
+    pub(super) fn store_failed(&self, error: &StoreError) {
+        if !self.outage.failed() {
+            return;
+        }
+        let mut causes = String::new();
+        let mut source = error.source();
+        while let Some(cause) = source {
+            causes.push_str(": ");
+            causes.push_str(&cause.to_string());
+            source = cause.source();
+        }
+        tracing::warn!("the store cannot answer: {error}{causes}");
+    }
+
+    /// Logs that the store did not answer within the limit, if it is the first time in an outage.
+    pub(super) fn store_is_late(&self, limit: Duration) {
+        if self.outage.failed() {
+            tracing::warn!(?limit, "the store did not answer in time");
+        }
+    }
+
+    /// Logs that the store answers, if that is news.
+    pub(super) fn store_answers(&self) {
+        if let Some(failures) = self.outage.succeeded() {
+            tracing::info!(failures, "the store answers again");
         }
     }
 
@@ -270,18 +306,6 @@ pub(super) struct Asked {
     pub(super) call_id: Option<RequestId>,
     pub(super) actor: Actor,
     pub(super) body: JsonBody,
-}
-
-/// Logs a store's error and what caused it.
-pub(super) fn warn_of(error: &StoreError) {
-    let mut causes = String::new();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        causes.push_str(": ");
-        causes.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    tracing::warn!("the store cannot answer: {error}{causes}");
 }
 
 /// An action in the shape of an answer to a decision, which repeats neither the payload nor the comment.
