@@ -281,6 +281,23 @@ async fn a_drain_does_not_wait_for_clients_that_do_nothing() {
 }
 
 #[tokio::test]
+async fn a_drain_does_not_wait_for_half_a_body() {
+    let server = start(Disk::default()).await;
+    let mut half = TcpStream::connect(server.addr).await.unwrap();
+    let head = "POST /api/v1/hitl/approve HTTP/1.1\r\nHost: h\r\nTenant-Id: t\r\nThread-Id: h\r\n\
+                Idempotency-Key: k\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\
+                Expect: 100-continue\r\n\r\n";
+    half.write_all(head.as_bytes()).await.unwrap();
+    // It is waited for: the request is in flight.
+    read_until(&mut half, "Continue\r\n\r\n").await;
+    half.write_all(b"{").await.unwrap();
+    let ended = timeout(Duration::from_secs(7), server.stop()).await;
+    assert_eq!(ended.unwrap(), Shutdown::Drained);
+    let answer = read_until(&mut half, "}").await;
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+}
+
+#[tokio::test]
 async fn a_terminated_server_ends_well_whatever_its_clients_do() {
     let folder = tempfile::TempDir::new().unwrap();
     let served = binary::Served::start(binary::serve(&folder.path().join("aegis.db")));

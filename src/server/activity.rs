@@ -15,8 +15,7 @@ use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tokio::time::Instant;
 
-/// How long a connection that is to be closed may go without progress: a client that is alive says goodbye in less.
-const FAREWELL: Duration = Duration::from_secs(2);
+use super::drain::FAREWELL;
 
 /// How patient the server is with a connection.
 #[derive(Debug, Clone, Copy)]

@@ -18,7 +18,7 @@ use super::answer::{self, Answer, Refusal, ResponseBody};
 use super::body::Upload;
 use super::head;
 use super::request;
-use super::service::{HitlService, ResponseFuture};
+use super::service::{HitlService, ResponseFuture, shutting_down};
 use crate::protocol::X_REQUEST_ID;
 use crate::store::Store;
 
@@ -87,7 +87,7 @@ impl<St: Store> WithHealth<St> {
     async fn ready(&self) -> Result<(), Refusal> {
         let shared = self.service.shared();
         if shared.drain.has_started() {
-            return Err(Refusal::unavailable("the server is shutting down"));
+            return Err(shutting_down());
         }
         let check = async {
             // One at a time: those who wait take the result of the one before them, if it is good.

@@ -137,7 +137,8 @@ impl Server {
     /// Serves until `shutdown` completes, and then until the requests in flight have ended or the drain timeout is over.
     ///
     /// From the moment of the shutdown on no connection is accepted, waits for a decision end with the present state, new
-    /// requests on kept connections are answered 503, and connections are closed behind their last answer. What is then
+    /// requests on kept connections are answered 503, and connections are closed behind their last answer. A client that
+    /// has not sent the rest of a request after 2 s, or takes nothing of its answer for 2 s, is not waited for. What is then
     /// still open at the deadline is cut.
     ///
     /// # Errors
@@ -165,7 +166,7 @@ impl Server {
 #[must_use]
 #[non_exhaustive]
 pub enum Shutdown {
-    /// Every request in flight was answered.
+    /// Every request in flight was answered, as far as its client took the answer.
     Drained,
     /// The drain timeout was over, and the connections that were still open were cut.
     Aborted {

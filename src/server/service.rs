@@ -175,7 +175,7 @@ impl<St: Store> Shared<St> {
         upload: &mut Upload<'_, B>,
     ) -> Result<Answer, Refusal> {
         if self.drain.has_started() {
-            return Err(Refusal::unavailable("the server is shutting down"));
+            return Err(shutting_down());
         }
         let route = Route::of(
             self.settings.prefix.as_str(),
@@ -217,9 +217,11 @@ impl<St: Store> Shared<St> {
     ) -> Result<JsonBody, Refusal> {
         request::refuse_encoded(headers)?;
         let settings = &self.settings;
-        let bytes = upload
-            .read(settings.body_limit, settings.body_timeout)
-            .await?;
+        let bytes = tokio::select! {
+            biased;
+            bytes = upload.read(settings.body_limit, settings.body_timeout) => bytes?,
+            () = self.drain.has_waited() => return Err(shutting_down()),
+        };
         if bytes.is_empty() {
             return Ok(JsonBody::default());
         }
@@ -306,6 +308,10 @@ pub(super) struct Asked {
     pub(super) call_id: Option<RequestId>,
     pub(super) actor: Actor,
     pub(super) body: JsonBody,
+}
+
+pub(super) fn shutting_down() -> Refusal {
+    Refusal::unavailable("the server is shutting down")
 }
 
 /// An action in the shape of an answer to a decision, which repeats neither the payload nor the comment.
