@@ -320,6 +320,34 @@ fn limited(limit: &str, store: &std::path::Path) -> Command {
     limited
 }
 
+#[tokio::test]
+async fn the_number_of_connections_is_set_by_flag_environment_and_file() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let config = folder.path().join("aegis.toml");
+    let settings = "[serve]\nmax-connections = 9\nmax-connections-per-peer = 1\n";
+    std::fs::write(&config, settings).unwrap();
+    let store = folder.path().join("aegis.db");
+    for arguments in [&["--max-connections", "1"][..], &[]] {
+        let mut serve = binary::serve(&store);
+        serve.args(arguments);
+        if arguments.is_empty() {
+            serve.env("AEGIS_CONFIG", &config);
+        }
+        let served = Served::start(serve);
+        let mut first = kept(served.addr).await;
+        kept(served.addr).await;
+        first.until_closed(SOON).await;
+    }
+    let mut serve = binary::serve(&store);
+    serve.env("AEGIS_MAX_CONNECTIONS", "0");
+    assert!(
+        binary::run(serve)
+            .expect(2)
+            .stderr
+            .contains("--max-connections")
+    );
+}
+
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn idle_connections_leave_the_store_its_descriptors() {

@@ -33,8 +33,8 @@ pub(super) enum Verdict {
     WaitUntil(Instant),
     /// Ask the client to go: no request is lost, whenever it comes.
     Close,
-    /// Cut it off, for this reason.
-    Cut(&'static str),
+    /// Cut it off.
+    Cut,
 }
 
 /// The requests of one connection that are in flight: from their headers to the last byte of the answer.
@@ -57,7 +57,7 @@ struct Exchange {
     id: u64,
     /// How many pieces of the answer are with hyper.
     unsent: usize,
-    /// When a piece came to hyper, or a part of one left it.
+    /// When a piece came to hyper, or a part of one left it; of no meaning while there is none.
     progress: Instant,
 }
 
@@ -99,24 +99,22 @@ impl Activity {
         };
         let now = Instant::now();
         let state = self.state();
+        let unsent = state.exchanges.iter().filter(|one| one.unsent > 0);
+        let unsent = unsent.map(|one| (one.progress, write)).min();
+        let idle_since = state
+            .exchanges
+            .is_empty()
+            .then_some((state.idle_since, idle));
         // Whatever begins from now on is not due before that.
         let mut next = after(now, idle.min(write));
-        let unsent = state.exchanges.iter().filter(|one| one.unsent > 0);
-        if let Some(progress) = unsent.map(|one| one.progress).min() {
-            let due = after(progress, write);
+        for (since, limit) in unsent.into_iter().chain(idle_since) {
+            let since = closing.map_or(since, |closing| closing.max(since));
+            let due = after(since, limit);
             if due <= now {
-                return Verdict::Cut("an answer was not taken");
-            }
-            next = next.min(due);
-        }
-        if state.exchanges.is_empty() {
-            let since = closing.map_or(state.idle_since, |closing| closing.max(state.idle_since));
-            let due = after(since, idle);
-            if due <= now {
-                return match (closing, state.asked) {
-                    (Some(_), _) => Verdict::Cut("the client did not close"),
-                    (None, 0) => Verdict::Cut("no request came in time"),
-                    (None, _) => Verdict::Close,
+                // Whoever never sent a request has none to lose.
+                return match closing {
+                    None if state.asked > 0 => Verdict::Close,
+                    _ => Verdict::Cut,
                 };
             }
             next = next.min(due);
@@ -132,10 +130,11 @@ impl Activity {
         }
         state.asked += 1;
         let id = state.asked;
+        let progress = state.idle_since;
         state.exchanges.push(Exchange {
             id,
             unsent: 0,
-            progress: Instant::now(),
+            progress,
         });
         Some(Arc::new(InFlight {
             activity: Arc::clone(self),
@@ -294,7 +293,10 @@ impl<D: Buf> Buf for Unsent<D> {
 
     fn advance(&mut self, len: usize) {
         self.data.advance(len);
-        self.progress();
+        // Of a piece that is sent the end is noted, which is near.
+        if self.data.has_remaining() {
+            self.progress();
+        }
     }
 
     fn copy_to_bytes(&mut self, len: usize) -> Bytes {
@@ -308,7 +310,9 @@ impl<D> Drop for Unsent<D> {
     fn drop(&mut self) {
         self.in_flight.note(|exchange| {
             exchange.unsent -= 1;
-            exchange.progress = Instant::now();
+            if exchange.unsent > 0 {
+                exchange.progress = Instant::now();
+            }
         });
     }
 }
@@ -333,7 +337,7 @@ mod tests {
         let judge = |closing| activity.judge(PATIENCE, closing);
         assert_eq!(judge(None), Verdict::WaitUntil(start + seconds(8)));
         tokio::time::advance(seconds(8)).await;
-        assert!(matches!(judge(None), Verdict::Cut(_)));
+        assert!(matches!(judge(None), Verdict::Cut));
 
         drop(activity.begin());
         let idle = Instant::now();
@@ -344,7 +348,7 @@ mod tests {
         let due = Instant::now() + FAREWELL;
         assert_eq!(judge(closing), Verdict::WaitUntil(due));
         tokio::time::advance(FAREWELL).await;
-        assert!(matches!(judge(closing), Verdict::Cut(_)));
+        assert!(matches!(judge(closing), Verdict::Cut));
     }
 
     #[tokio::test(start_paused = true)]
@@ -376,9 +380,14 @@ mod tests {
         tokio::time::advance(seconds(29)).await;
         data[1].advance(1);
         assert!(matches!(judge(None), Verdict::WaitUntil(_)));
-        assert!(matches!(judge(Some(Instant::now())), Verdict::Cut(_)));
         tokio::time::advance(seconds(1)).await;
-        assert!(matches!(judge(None), Verdict::Cut(_)));
+        // The requests beside it have the time to end.
+        assert_eq!(judge(None), Verdict::Close);
+        let closing = Some(Instant::now());
+        let due = Instant::now() + FAREWELL;
+        assert_eq!(judge(closing), Verdict::WaitUntil(due));
+        tokio::time::advance(FAREWELL).await;
+        assert_eq!(judge(closing), Verdict::Cut);
         // With the slow one gone, the other still has its time.
         let [slow, _quick] = data;
         drop(slow);

@@ -94,8 +94,8 @@ impl Connection {
                     connection.as_mut().graceful_shutdown();
                     continue;
                 }
-                Verdict::Cut(reason) => {
-                    tracing::debug!("a connection was cut off: {reason}");
+                Verdict::Cut => {
+                    tracing::debug!("a connection without progress was cut off");
                     return;
                 }
             }

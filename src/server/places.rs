@@ -120,31 +120,36 @@ impl Places {
                     "there is no room for a connection; idle ones are closed for new ones"
                 );
             }
-            let evicted = self.evict_idlest(whose);
-            if !evicted && whose.is_some() {
-                return false;
-            }
-            tokio::select! {
-                () = self.ended() => {}
-                () = sleep(LOOK), if !evicted => {}
+            match self.evict_idlest(whose) {
+                // It is gone in a moment.
+                Some(evicted) => {
+                    while self.taken.contains_key(&evicted) {
+                        self.ended().await;
+                    }
+                }
+                None if whose.is_some() => return false,
+                None => tokio::select! {
+                    () = self.ended() => {}
+                    () = sleep(LOOK) => {}
+                },
             }
         }
     }
 
-    /// Cuts off the connection that has been idle longest, of this peer or of all. Returns whether there is one.
-    pub(super) fn evict_idlest(&self, of: Option<Peer>) -> bool {
+    /// Cuts off the connection that has been idle longest, of this peer or of all, if one is idle.
+    pub(super) fn evict_idlest(&self, of: Option<Peer>) -> Option<Id> {
         let places = self.taken.values();
         let candidates = places.filter(|place| of.is_none_or(|peer| place.peer == peer));
-        let idlest = candidates
+        let (_, idlest) = candidates
             .filter_map(|place| Some((place.activity.idle_since()?, place)))
-            .min_by_key(|(since, _)| *since);
+            .min_by_key(|(since, _)| *since)?;
         // A request may have begun since, and is not to be lost.
-        let idlest = idlest.filter(|(_, place)| place.activity.evict());
-        if let Some((_, place)) = idlest {
-            tracing::debug!("an idle connection was closed for a new one");
-            place.task.abort();
+        if !idlest.activity.evict() {
+            return None;
         }
-        idlest.is_some()
+        tracing::debug!("an idle connection was closed for a new one");
+        idlest.task.abort();
+        Some(idlest.task.id())
     }
 
     /// Takes a place for a connection.

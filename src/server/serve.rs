@@ -75,8 +75,10 @@ impl Server {
         self
     }
 
-    /// Sets how long an answer may make no progress, as the client does not read or gives it no window of HTTP/2, before the
-    /// connection is cut off. The default is 30 s, and 2 s at most while the server drains.
+    /// Sets how long an answer may make no progress, as the client does not read or gives it no window of HTTP/2. The default
+    /// is 30 s, and 2 s at most while the server drains.
+    ///
+    /// The connection then takes no further requests, and is cut off after 2 s without progress.
     pub fn write_timeout(mut self, timeout: Duration) -> Self {
         self.patience.write = timeout;
         self
