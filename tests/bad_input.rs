@@ -847,7 +847,7 @@ async fn half_a_header_block_is_cut_off() {
             client.until(h2::DATA).await;
         }
         client.begin(h2::END_STREAM, "/livez", &[]).await;
-        client.until_closed(Duration::from_secs(8)).await;
+        client.until_closed(Duration::from_secs(15)).await;
     }
     server.still_answers().await;
 }

@@ -276,13 +276,18 @@ async fn a_drain_does_not_wait_for_clients_that_do_nothing() {
     half_headers.until(h2::DATA).await;
     half_headers.begin(h2::END_STREAM, "/livez", &[]).await;
     server.still_answers().await;
-    let ended = timeout(Duration::from_secs(7), server.stop()).await;
+    let ended = timeout(SOON, server.stop()).await;
     assert_eq!(ended.unwrap(), Shutdown::Drained);
 }
 
 #[tokio::test]
 async fn a_drain_does_not_wait_for_half_a_body() {
-    let server = start(Disk::default()).await;
+    let server = start_with(
+        Disk::default(),
+        |service| service.body_timeout(HANG),
+        |server| server,
+    )
+    .await;
     let mut half = TcpStream::connect(server.addr).await.unwrap();
     let head = "POST /api/v1/hitl/approve HTTP/1.1\r\nHost: h\r\nTenant-Id: t\r\nThread-Id: h\r\n\
                 Idempotency-Key: k\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\
@@ -291,7 +296,7 @@ async fn a_drain_does_not_wait_for_half_a_body() {
     // It is waited for: the request is in flight.
     read_until(&mut half, "Continue\r\n\r\n").await;
     half.write_all(b"{").await.unwrap();
-    let ended = timeout(Duration::from_secs(7), server.stop()).await;
+    let ended = timeout(SOON, server.stop()).await;
     assert_eq!(ended.unwrap(), Shutdown::Drained);
     let answer = read_until(&mut half, "}").await;
     assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
