@@ -8,7 +8,10 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use aegis_hitl::store::Store;
-use support::{Call, Disk, Faulty, HANG, Mood, Running, raw, raw_until_closed, start, start_with};
+use support::h2::{self, H2};
+use support::{
+    Call, Disk, Faulty, HANG, Log, Mood, Running, raw, raw_until_closed, start, start_with,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -372,15 +375,152 @@ async fn a_body_that_breaks_off_decides_nothing() {
     server.still_answers().await;
 }
 
+/// The status line and the head of an answer, and its body.
+fn parts(answer: &str) -> (&str, &str) {
+    answer.split_once("\r\n\r\n").unwrap_or((answer, ""))
+}
+
+/// Sends a request and asserts that it is refused with a problem, and the connection closed.
+async fn assert_problem(server: &Running, request: &str, status: &str, what: &str) {
+    let answer = raw(server.addr, request).await;
+    let (head, body) = parts(&answer);
+    let head = head.to_lowercase();
+    assert!(head.starts_with(&format!("http/1.1 {status} ")), "{answer}");
+    for line in [
+        "content-type: application/problem+json",
+        "connection: close",
+        "x-request-id: r",
+    ] {
+        assert!(head.contains(line), "{answer}");
+    }
+    assert!(body.contains(what), "'{body}' lacks '{what}'");
+    assert!(body.contains(&format!("\"status\":{status}")), "{body}");
+}
+
 #[tokio::test]
-async fn content_lengths_that_differ_are_refused() {
+async fn http_1_1_names_its_host_once() {
     let store = Disk::default();
     let server = start(store.clone()).await;
-    let request =
-        format!("{HEAD}Content-Length: 2\r\nContent-Length: 3\r\nConnection: close\r\n\r\n{{}}");
-    let answer = raw(server.addr, request).await;
-    assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+    let rest = HEAD.replace("Host: localhost\r\n", "");
+    for (host, what) in [
+        ("", "the Host header is missing"),
+        ("Host: h\r\nHost: h\r\n", "the Host header is repeated"),
+        ("Host: h\r\nHost: g\r\n", "the Host header is repeated"),
+        ("Host: \r\n", "the Host header is no host"),
+        ("Host: a b\r\n", "the Host header is no host"),
+        ("Host: u@h\r\n", "the Host header is no host"),
+        ("Host: h/x\r\n", "the Host header is no host"),
+        ("Host: h, g\r\n", "the Host header is no host"),
+        ("Host: h:x\r\n", "the Host header is no host"),
+        ("Host: h\u{e9}\r\n", "the Host header is no host"),
+    ] {
+        let request = format!("{rest}{host}X-Request-Id: r\r\nContent-Length: 2\r\n\r\n{{}}");
+        assert_problem(&server, &request, "400", what).await;
+    }
+    // An absolute target takes the place of the header's value, but not of the header.
+    let absolute = "GET http://h/livez HTTP/1.1\r\nX-Request-Id: r\r\n\r\n";
+    assert_problem(&server, absolute, "400", "the Host header is missing").await;
     assert_eq!(store.totals().await.unwrap().actions, 0);
+    for good in [
+        "GET /livez HTTP/1.0\r\n\r\n",
+        "GET /livez HTTP/1.1\r\nHost: [::1]:8000\r\nConnection: close\r\n\r\n",
+        "GET /livez HTTP/1.1\r\nHost: a.example:80\r\nConnection: close\r\n\r\n",
+    ] {
+        let answer = raw(server.addr, good).await;
+        assert!(answer.contains(" 200 OK\r\n"), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_transfer_coding_that_is_not_known_is_501() {
+    let store = Disk::default();
+    let server = start(store.clone()).await;
+    for (coding, status) in [
+        ("gzip, chunked", "501"),
+        ("gzip\r\nTransfer-Encoding: chunked", "501"),
+        ("identity, chunked", "501"),
+        ("chunked;a=b, chunked", "501"),
+        ("chunked, chunked", "400"),
+    ] {
+        let request = format!(
+            "{HEAD}X-Request-Id: r\r\nTransfer-Encoding: {coding}\r\n\r\n2\r\n{{}}\r\n0\r\n\r\n"
+        );
+        assert_problem(&server, &request, status, "transfer coding").await;
+    }
+    let request = format!("{HEAD}Transfer-Encoding: Chunked\r\n\r\n2\r\n{{}}\r\n0\r\n\r\n");
+    let mut stream = TcpStream::connect(server.addr).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    assert!(read_answer(&mut stream).await.starts_with("HTTP/1.1 202 "));
+}
+
+#[tokio::test]
+async fn headers_of_more_than_32_kib_are_431_in_words() {
+    let server = start(Disk::default()).await;
+    let large = "b".repeat(33 * 1024);
+    let request = format!("{HEAD}X-Request-Id: r\r\nA: {large}\r\nContent-Length: 2\r\n\r\n{{}}");
+    assert_problem(&server, &request, "431", "allowed are 32768").await;
+    let reply = server.approve("k").header("a", &large).http2().send().await;
+    assert_eq!(
+        (reply.status, &*reply.text("code")),
+        (431, "invalid-request")
+    );
+    let fits = server.approve("k").header("a", "b".repeat(31 * 1024));
+    assert_eq!(fits.send().await.status, 202);
+}
+
+// hyper answers these before there is a request, and gives nobody a chance to add a body.
+#[tokio::test]
+async fn what_is_no_request_is_refused_without_words() {
+    let store = Disk::default();
+    let server = start(store.clone()).await;
+    let large = "b".repeat(100_000);
+    let many = "A: b\r\n".repeat(101);
+    for (rest, status) in [
+        (
+            "Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}".to_owned(),
+            "400",
+        ),
+        ("Content-Length: 2, 3\r\n\r\n{}".to_owned(), "400"),
+        ("Content-Length: +2\r\n\r\n{}".to_owned(), "400"),
+        // A coding that is not chunked at the end has no length: RFC 9112 wants 400, known or not.
+        ("Transfer-Encoding: gzip\r\n\r\n{}".to_owned(), "400"),
+        (
+            "Transfer-Encoding: chunked, gzip\r\n\r\n{}".to_owned(),
+            "400",
+        ),
+        ("A b\r\n\r\n".to_owned(), "400"),
+        (" A: b\r\n\r\n".to_owned(), "400"),
+        (format!("A: {large}\r\n\r\n"), "431"),
+        (format!("{many}\r\n"), "431"),
+    ] {
+        let answer = raw(server.addr, format!("{HEAD}{rest}")).await;
+        let (head, body) = parts(&answer);
+        let head = head.to_lowercase();
+        assert!(head.starts_with(&format!("http/1.1 {status} ")), "{answer}");
+        assert!(head.contains("connection: close"), "{answer}");
+        assert!(head.contains("content-length: 0"), "{answer}");
+        assert_eq!(body, "");
+    }
+    assert_eq!(store.totals().await.unwrap().actions, 0);
+}
+
+// The length is ignored, as RFC 9112 has it, and nothing else is read from such a connection.
+#[tokio::test]
+async fn a_length_beside_a_transfer_coding_ends_the_connection() {
+    let server = start(Disk::default()).await;
+    let smuggled = "GET /livez HTTP/1.1\r\nHost: h\r\n\r\n";
+    for lines in [
+        "Content-Length: 3\r\nTransfer-Encoding: chunked",
+        "Transfer-Encoding: chunked\r\nContent-Length: 3",
+    ] {
+        let request = format!("{HEAD}{lines}\r\n\r\n2\r\n{{}}\r\n0\r\n\r\n{smuggled}");
+        let answer = raw(server.addr, request).await;
+        assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{answer}");
+        assert!(
+            answer.to_lowercase().contains("connection: close"),
+            "{answer}"
+        );
+    }
 }
 
 #[tokio::test]
@@ -524,6 +664,40 @@ async fn a_panic_ends_its_own_connection_only() {
     server.still_answers().await;
 }
 
+#[tokio::test]
+async fn noise_does_not_fill_the_log() {
+    let log = Log::capture();
+    let store = Faulty::new(Disk::default(), Mood::Well);
+    let server = start_with(
+        store.clone(),
+        |service| service,
+        |server| server.header_timeout(Duration::from_millis(100)),
+    )
+    .await;
+    let head = HEAD.replace("Host: localhost\r\n", "");
+    for noise in [
+        "\0\0\0\0\r\n\r\n",
+        "POST /api/v1/hitl/approve HTTP/1.1\r\nA b\r\n\r\n",
+        &format!("{HEAD}Content-Length: 2\r\n\r\nxx"),
+        &format!("{HEAD}Transfer-Encoding: gzip, chunked\r\n\r\n"),
+        &format!("{head}\r\n"),
+        "GET /livez HT",
+        "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x09\0\0\0\0\0",
+    ] {
+        raw(server.addr, noise).await;
+    }
+    assert_eq!(log.lines(), Vec::<String>::new());
+    // Even what is a fault of the server is said once.
+    store.set(Mood::Panics);
+    for _ in 0..5 {
+        assert!(server.approve("k").try_send().await.is_err());
+    }
+    store.set(Mood::Well);
+    server.still_answers().await;
+    let lines = log.lines();
+    assert!(lines.len() == 1 && lines[0].contains("ERROR"), "{lines:?}");
+}
+
 /// The beginnings of a connection that never get to a request.
 const STALLS: [(&str, &[u8]); 6] = [
     ("nothing at all", b""),
@@ -619,9 +793,63 @@ async fn a_slow_second_request_is_cut_off_too() {
         |server| server.header_timeout(Duration::from_millis(200)),
     )
     .await;
-    let (answer, took) = raw_until_closed(server.addr, "GET /livez HTTP/1.1\r\n\r\nGET /li").await;
+    let (answer, took) =
+        raw_until_closed(server.addr, "GET /livez HTTP/1.1\r\nHost: h\r\n\r\nGET /li").await;
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
     assert!(took < Duration::from_secs(5), "{took:?}");
+}
+
+#[tokio::test]
+async fn an_http_2_connection_without_requests_is_closed_as_one_of_http_1_is() {
+    let server = start_with(
+        Disk::default(),
+        |service| service,
+        |server| server.header_timeout(Duration::from_millis(300)),
+    )
+    .await;
+    let mut client = H2::connect(server.addr, 65_535).await;
+    client.get("/livez", &[]).await;
+    // It answers every ping, and is told why it has to go.
+    client.until(h2::DATA).await;
+    let kinds = client.until_closed(Duration::from_secs(15)).await;
+    assert_eq!(kinds, [h2::GOAWAY, h2::GOAWAY]);
+}
+
+#[tokio::test]
+async fn an_http_2_connection_with_a_request_is_not_idle() {
+    let store = Disk::default();
+    let server = start_with(
+        store.clone(),
+        |service| service,
+        |server| server.header_timeout(Duration::from_millis(200)),
+    )
+    .await;
+    let id = server.submit("k").send().await.request_id();
+    let mut client = H2::connect(server.addr, 65_535).await;
+    let path = format!("/api/v1/hitl/status/{id}");
+    client.get(&path, &[("prefer", "wait=2")]).await;
+    client.until(h2::DATA).await;
+    client.until_closed(Duration::from_secs(15)).await;
+}
+
+#[tokio::test]
+async fn half_a_header_block_is_cut_off() {
+    let server = start_with(
+        Disk::default(),
+        |service| service,
+        |server| server.header_timeout(Duration::from_millis(200)),
+    )
+    .await;
+    for asked in [false, true] {
+        let mut client = H2::connect(server.addr, 65_535).await;
+        if asked {
+            client.get("/livez", &[]).await;
+            client.until(h2::DATA).await;
+        }
+        client.begin(h2::END_STREAM, "/livez", &[]).await;
+        client.until_closed(Duration::from_secs(15)).await;
+    }
+    server.still_answers().await;
 }
 
 #[tokio::test]

@@ -273,7 +273,7 @@ fn other_failures_exit_with_1() {
     unreachable.env("AEGIS_URL", url);
     let unreachable = run(unreachable).expect(1);
     assert!(
-        unreachable.stderr.contains("could not be reached"),
+        unreachable.stderr.contains("could not be sent"),
         "{unreachable:?}"
     );
 }

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod binary;
 mod support;
 
 use std::time::Duration;
@@ -9,7 +10,8 @@ use std::time::Duration;
 use aegis_hitl::ApiKey;
 use aegis_hitl::server::{Auth, HitlService, Keys, Server, Shutdown};
 use aegis_hitl::store::Store;
-use support::{Disk, Faulty, HANG, Mood, start, start_with};
+use support::h2::{self, H2};
+use support::{Disk, Faulty, HANG, Log, Mood, start, start_with};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -201,6 +203,127 @@ async fn a_client_that_reads_no_answer_is_cut_off() {
     assert_eq!(next.await.unwrap().status, 202);
 }
 
+/// Far below the 20 s after which a silent peer is cut off, and far beyond what any step takes.
+const SOON: Duration = Duration::from_secs(15);
+
+#[tokio::test]
+async fn an_http_2_client_that_takes_no_answer_is_cut_off() {
+    // With a window of 1 the first byte of each answer is let through, and nothing else.
+    for window in [0, 1] {
+        let server = start_with(
+            Disk::default(),
+            |service| service,
+            |server| server.write_timeout(Duration::from_millis(200)),
+        )
+        .await;
+        let mut client = H2::connect(server.addr, window).await;
+        for _ in 0..128 {
+            client.get("/livez", &[]).await;
+        }
+        let kinds = client.until_closed(SOON).await;
+        let headers = kinds.iter().filter(|kind| **kind == h2::HEADERS).count();
+        assert_eq!(headers, 128, "{kinds:?}");
+        server.still_answers().await;
+    }
+}
+
+#[tokio::test]
+async fn an_http_2_client_that_takes_its_answer_slowly_gets_all_of_it() {
+    let server = start_with(
+        Disk::default(),
+        |service| service,
+        |server| {
+            let server = server.write_timeout(Duration::from_secs(2));
+            server.header_timeout(Duration::from_millis(100))
+        },
+    )
+    .await;
+    let mut client = H2::connect(server.addr, 0).await;
+    let stream = client.get("/livez", &[]).await;
+    client.until(h2::HEADERS).await;
+    let mut body = Vec::new();
+    loop {
+        // For the whole answer that takes longer than the client may do nothing.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        client
+            .write(h2::WINDOW_UPDATE, 0, stream, &1_u32.to_be_bytes())
+            .await;
+        let frame = client.until(h2::DATA).await;
+        body.extend(frame.payload);
+        if frame.flags & h2::END_STREAM != 0 {
+            break;
+        }
+    }
+    assert_eq!(body, br#"{"status":"ok"}"#);
+}
+
+#[tokio::test]
+async fn a_drain_does_not_wait_for_clients_that_do_nothing() {
+    let store = Disk::default();
+    let server = start(store.clone()).await;
+    // One takes no answer, one is idle and lets the server's farewell go by, and one has sent half a request.
+    let mut stalled = H2::connect(server.addr, 0).await;
+    stalled.get("/livez", &[]).await;
+    stalled.until(h2::HEADERS).await;
+    let mut deaf = H2::connect(server.addr, 65_535).await;
+    deaf.get("/livez", &[]).await;
+    deaf.until(h2::DATA).await;
+    let mut half = TcpStream::connect(server.addr).await.unwrap();
+    half.write_all(b"GET /livez HTTP/1.1\r\nHost: h\r\n")
+        .await
+        .unwrap();
+    let mut half_headers = H2::connect(server.addr, 65_535).await;
+    half_headers.get("/livez", &[]).await;
+    half_headers.until(h2::DATA).await;
+    half_headers.begin(h2::END_STREAM, "/livez", &[]).await;
+    server.still_answers().await;
+    let ended = timeout(SOON, server.stop()).await;
+    assert_eq!(ended.unwrap(), Shutdown::Drained);
+}
+
+#[tokio::test]
+async fn a_drain_does_not_wait_for_half_a_body() {
+    let server = start_with(
+        Disk::default(),
+        |service| service.body_timeout(HANG),
+        |server| server,
+    )
+    .await;
+    let mut half = TcpStream::connect(server.addr).await.unwrap();
+    let head = "POST /api/v1/hitl/approve HTTP/1.1\r\nHost: localhost\r\nTenant-Id: t\r\nThread-Id: h\r\n\
+                Idempotency-Key: k\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\
+                Expect: 100-continue\r\n\r\n";
+    half.write_all(head.as_bytes()).await.unwrap();
+    // It is waited for: the request is in flight.
+    read_until(&mut half, "Continue\r\n\r\n").await;
+    half.write_all(b"{").await.unwrap();
+    let ended = timeout(SOON, server.stop()).await;
+    assert_eq!(ended.unwrap(), Shutdown::Drained);
+    let answer = read_until(&mut half, "}").await;
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+}
+
+#[tokio::test]
+async fn a_terminated_server_ends_well_whatever_its_clients_do() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let served = binary::Served::start(binary::serve(&folder.path().join("aegis.db")));
+    let mut stalled = H2::connect(served.addr, 0).await;
+    stalled.get("/livez", &[]).await;
+    stalled.until(h2::HEADERS).await;
+    let mut idle = H2::connect(served.addr, 65_535).await;
+    idle.get("/livez", &[]).await;
+    idle.until(h2::DATA).await;
+    let mut half = TcpStream::connect(served.addr).await.unwrap();
+    half.write_all(b"GET /livez HTTP/1.1\r\nHost: h\r\n")
+        .await
+        .unwrap();
+    let asked = std::time::Instant::now();
+    let ended = tokio::task::spawn_blocking(|| served.stop()).await.unwrap();
+    ended.expect(0);
+    // By default a drain may last 30 s.
+    assert!(asked.elapsed() < SOON, "{:?}", asked.elapsed());
+}
+
 #[tokio::test]
 async fn health_says_whether_the_store_takes_a_write() {
     let store = Faulty::new(Disk::default(), Mood::Fails);
@@ -217,6 +340,20 @@ async fn health_says_whether_the_store_takes_a_write() {
     let head = server.get("/readyz").method("HEAD").send().await;
     assert_eq!((head.status, head.body.len()), (200, 0));
     assert_eq!(server.get("/api/v1/livez").send().await.status, 404);
+}
+
+#[tokio::test]
+async fn a_store_that_fails_is_logged_once_whoever_asks() {
+    let log = Log::capture();
+    let store = Faulty::new(Disk::default(), Mood::Fails);
+    let server = start(store.clone()).await;
+    for _ in 0..20 {
+        assert_eq!(server.approve("k").send().await.status, 503);
+        assert_eq!(server.get("/readyz").send().await.status, 503);
+    }
+    let lines = log.lines();
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert!(lines[0].contains("WARN") && lines[0].contains("the store cannot answer"));
 }
 
 #[tokio::test]

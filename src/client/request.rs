@@ -29,22 +29,22 @@ pub(super) struct Limits {
 
 /// The setters of a call's own limits, on each type that has some.
 macro_rules! limit_setters {
-    () => {
+    ($(#[$attribute:meta])*) => {
         /// Sets how long this call may take in all, in place of the service's deadline.
-        #[must_use]
+        $(#[$attribute])*
         pub fn deadline(self, deadline: Duration) -> Self {
             self.limit(|limits| limits.deadline = Some(deadline))
         }
 
         /// Sets how many retries this call may take, in place of the service's number.
-        #[must_use]
+        $(#[$attribute])*
         pub fn max_retries(self, retries: u32) -> Self {
             self.limit(|limits| limits.max_retries = Some(retries))
         }
 
         /// Sets how long one attempt of this call may take, in place of the service's timeout. A wait for a decision, if one is
         /// asked for, is added to it.
-        #[must_use]
+        $(#[$attribute])*
         pub fn timeout(self, timeout: Duration) -> Self {
             self.limit(|limits| limits.timeout = Some(timeout))
         }
@@ -116,7 +116,7 @@ impl DecisionRequest {
         self
     }
 
-    limit_setters!();
+    limit_setters!(#[must_use]);
 
     fn limit(mut self, set: impl FnOnce(&mut Limits)) -> Self {
         set(&mut self.limits);

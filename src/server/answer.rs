@@ -133,6 +133,14 @@ impl Refusal {
         refusal
     }
 
+    /// Says what is wrong by a status of its own, where the code stands for several.
+    pub(super) fn with_status(mut self, status: StatusCode, title: &'static str) -> Self {
+        self.0.status = status;
+        self.0.problem.status = status.as_u16();
+        self.0.problem.title = title.into();
+        self
+    }
+
     /// Adds the action on record and where to look at it.
     pub(super) fn with_action(mut self, action: Action, location: Option<HeaderValue>) -> Self {
         self.0.problem = self.0.problem.with_action(action);

@@ -1,8 +1,14 @@
 //! The one signal by which everything learns that the server is to end.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::sleep;
+
+/// How long a client that the server waits for may do nothing once its connection is to be closed. One that is alive needs
+/// less, and what it had to say can be said again.
+pub(super) const FAREWELL: Duration = Duration::from_secs(2);
 
 /// Whether the server is to end. Clones share it.
 #[derive(Debug, Clone)]
@@ -25,5 +31,11 @@ impl Drain {
     pub(super) async fn started(&self) {
         // The sender lives in `self`, so the wait cannot end in an error.
         _ = self.0.subscribe().wait_for(|started| *started).await;
+    }
+
+    /// Waits until clients have had the time to send the rest of what they were sending when it started.
+    pub(super) async fn has_waited(&self) {
+        self.started().await;
+        sleep(FAREWELL).await;
     }
 }

@@ -2,14 +2,14 @@
 
 use std::convert::Infallible;
 use std::net::IpAddr;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::future::Either;
 use http::request::Parts;
-use http::{Method, Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode, Version};
 use http_body::Body;
 use serde::Serialize;
 use tokio::sync::Mutex;
@@ -17,7 +17,11 @@ use tokio::time::{Instant, timeout};
 use tower_service::Service;
 
 use super::answer::{self, Answer, Refusal, ResponseBody};
-use super::service::{HitlService, ResponseFuture, warn_of};
+use super::body::Upload;
+use super::head;
+use super::request;
+use super::service::{HitlService, ResponseFuture, shutting_down};
+use crate::protocol::X_REQUEST_ID;
 use crate::store::Store;
 
 /// How long the store may take to show that it takes a write.
@@ -90,7 +94,7 @@ impl<St: Store> WithHealth<St> {
         let shared = self.service.shared();
         shared.admit(parts, Some(self.address))?;
         if shared.drain.has_started() {
-            return Err(Refusal::unavailable("the server is shutting down"));
+            return Err(shutting_down());
         }
         let check = async {
             // One at a time: those who wait take the result of the one before them, if it is good.
@@ -99,20 +103,42 @@ impl<St: Store> WithHealth<St> {
                 return Ok(());
             }
             shared.store.check().await?;
+            shared.store_answers();
             *last_good = Some(Instant::now());
             Ok(())
         };
         match timeout(CHECK_TIMEOUT, check).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => {
-                warn_of(&error);
+                shared.store_failed(&error);
                 Err(Refusal::unavailable("the store takes no writes"))
             }
-            Err(_) => Err(Refusal::unavailable(format!(
-                "the store took no write within {CHECK_TIMEOUT:?}"
-            ))),
+            Err(_) => {
+                shared.store_is_late(CHECK_TIMEOUT);
+                Err(Refusal::unavailable(format!(
+                    "the store took no write within {CHECK_TIMEOUT:?}"
+                )))
+            }
         }
     }
+}
+
+/// Answers a request that is none, and ends its connection: what follows may be no request either.
+async fn refuse<B: Body>(refusal: Refusal, parts: &Parts, body: B) -> Answer {
+    let body = pin!(body);
+    Upload::new(body, &parts.headers).discard().await;
+    let mut answer = refusal.into_answer();
+    // HTTP/2 has streams, and what follows on another one is a request.
+    if parts.version < Version::HTTP_2 {
+        answer::close_after(&mut answer);
+    }
+    if let Some(call_id) = request::echo(&parts.headers) {
+        answer.headers_mut().insert(X_REQUEST_ID, call_id);
+    }
+    if parts.method == Method::HEAD {
+        answer::without_body(&mut answer);
+    }
+    answer
 }
 
 impl<St, B> Service<Request<B>> for WithHealth<St>
@@ -132,6 +158,13 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
+        let (parts, body) = request.into_parts();
+        if let Err(refusal) = head::check(&parts) {
+            return Either::Right(Box::pin(
+                async move { Ok(refuse(refusal, &parts, body).await) },
+            ));
+        }
+        let request = Request::from_parts(parts, body);
         let check = match request.uri().path() {
             "/livez" | "/livez/" => Check::Live,
             "/readyz" | "/readyz/" => Check::Ready,

@@ -23,15 +23,20 @@
 //! Nothing here logs a key, a payload or a tenant.
 
 mod accept;
+mod activity;
 mod answer;
 mod auth;
 mod body;
+mod connection;
 mod decide;
+mod descriptors;
 mod drain;
+mod head;
 mod health;
 mod host;
 mod keys;
-mod patience;
+mod outage;
+mod places;
 mod request;
 mod route;
 mod serve;

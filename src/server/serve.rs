@@ -9,21 +9,26 @@ use std::time::Duration;
 
 use tokio::net::{TcpListener, ToSocketAddrs};
 
-use super::accept::{self, Limits};
+use super::accept;
+use super::activity::Patience;
 use super::auth::Auth;
+use super::descriptors;
 use super::health::WithHealth;
+use super::places::{Bounds, Places};
 use super::service::HitlService;
 use crate::store::Store;
 
 /// Serves a [`HitlService`] over HTTP/1.1 and HTTP/2 (with prior knowledge), with `GET /livez` and `GET /readyz` beside it.
 ///
-/// Connections on which no request has started within [`header_timeout`](Self::header_timeout) are closed, and the number of
-/// connections, the size and number of headers and the number of streams are limited.
+/// Connections without a request in flight for the [`header_timeout`](Self::header_timeout) are closed, and the number of
+/// connections, the size and number of headers and the number of streams are limited. When there are as many connections as
+/// there may be, a new one takes the place of the one that has been idle longest.
 #[derive(Debug)]
 #[must_use]
 pub struct Server {
     listener: TcpListener,
-    limits: Limits,
+    patience: Patience,
+    bounds: Bounds,
     drain_timeout: Duration,
     trust_tenant_header: bool,
 }
@@ -42,7 +47,11 @@ impl Server {
     pub fn from_listener(listener: TcpListener) -> Self {
         Self {
             listener,
-            limits: Limits::default(),
+            patience: Patience {
+                idle: Duration::from_secs(8),
+                write: Duration::from_secs(30),
+            },
+            bounds: Bounds::default(),
             drain_timeout: Duration::from_secs(30),
             trust_tenant_header: false,
         }
@@ -57,17 +66,21 @@ impl Server {
         self.listener.local_addr()
     }
 
-    /// Sets how long a client may take to send a request's headers, and how long an HTTP/1.1 connection may be idle before
-    /// they begin. The default is 8 s.
+    /// Sets how long a connection may have no request in flight, and how long a client may take to send a request's headers.
+    /// The default is 8 s.
+    ///
+    /// An HTTP/2 client is then told to go (`GOAWAY`) and cut off 2 s later; pings keep no connection open.
     pub fn header_timeout(mut self, timeout: Duration) -> Self {
-        self.limits.header_timeout = timeout;
+        self.patience.idle = timeout;
         self
     }
 
-    /// Sets how long a client may leave an answer unread, with all buffers full, before its connection is closed. The
-    /// default is 30 s.
+    /// Sets how long an answer may make no progress, as the client does not read or gives it no window of HTTP/2. The default
+    /// is 30 s, and 2 s at most while the server drains.
+    ///
+    /// The connection then takes no further requests, and is cut off after 2 s without progress.
     pub fn write_timeout(mut self, timeout: Duration) -> Self {
-        self.limits.write_timeout = timeout;
+        self.patience.write = timeout;
         self
     }
 
@@ -77,9 +90,23 @@ impl Server {
         self
     }
 
-    /// Sets the most connections at a time, at least 1; further ones wait to be accepted. The default is 4096.
+    /// Sets the most connections at a time, at least 1. The default is 4096, or what the limit of open files leaves beside a
+    /// reserve of 128 for the store, whichever is less; more than that there are never.
+    ///
+    /// A further client takes the place of the connection that has been idle longest, or waits until one is idle.
     pub fn max_connections(mut self, connections: usize) -> Self {
-        self.limits.max_connections = connections;
+        self.bounds.connections = Some(connections);
+        self
+    }
+
+    /// Sets the most connections at a time of one address, at least 1; of IPv6, of one `/64` network. The default is a
+    /// quarter of the most connections, and none for loopback, as a proxy on this machine speaks for many clients.
+    ///
+    /// Behind a proxy on another machine, set it to as many as [`max_connections`](Self::max_connections): all connections
+    /// come from the proxy. What is set here is valid for loopback too. A further client of the address takes the place of
+    /// its own connection that has been idle longest, and is turned away if none is.
+    pub fn max_connections_per_peer(mut self, connections: usize) -> Self {
+        self.bounds.per_peer = Some(connections);
         self
     }
 
@@ -95,27 +122,32 @@ impl Server {
     /// # Errors
     ///
     /// If it trusts the `Tenant-Id` header, the address is not loopback, and
-    /// [`trust_tenant_header`](Self::trust_tenant_header) is not set.
+    /// [`trust_tenant_header`](Self::trust_tenant_header) is not set, or if the process may open fewer than 144 files.
     pub fn check(&self, auth: &Auth) -> Result<(), ServeError> {
         let address = self.local_addr().map_err(ServeError::io)?;
         let loopback = address.ip().to_canonical().is_loopback();
         if auth.trusts_tenant_header() && !loopback && !self.trust_tenant_header {
             return Err(ServeError(Kind::Untrusted(address)));
         }
-        Ok(())
+        Self::room().map(|_| ())
+    }
+
+    fn room() -> Result<usize, ServeError> {
+        descriptors::for_connections().map_err(|limit| ServeError(Kind::Descriptors(limit)))
     }
 
     /// Serves until `shutdown` completes, and then until the requests in flight have ended or the drain timeout is over.
     ///
     /// From the moment of the shutdown on no connection is accepted, waits for a decision end with the present state, new
-    /// requests on kept connections are answered 503, and connections are closed behind their last answer. What is then
+    /// requests on kept connections are answered 503, and connections are closed behind their last answer. A client that
+    /// has not sent the rest of a request after 2 s, or takes nothing of its answer for 2 s, is not waited for. What is then
     /// still open at the deadline is cut.
     ///
     /// # Errors
     ///
     /// If the service trusts the `Tenant-Id` header, the address is not loopback, and
     /// [`trust_tenant_header`](Self::trust_tenant_header) is not set: anyone who can reach the server could then speak for
-    /// every tenant. Errors of single connections, or of accepting one, do not end the server.
+    /// every tenant. If the process may open fewer than 144 files. Errors of single connections, or of accepting one, do not end the server.
     pub async fn serve<St: Store>(
         self,
         service: HitlService<St>,
@@ -125,8 +157,10 @@ impl Server {
         let address = self.local_addr().map_err(ServeError::io)?;
         let drain = service.shared().drain.clone();
         let service = WithHealth::new(service, address.ip());
-        let connections = accept::run(self.listener, self.limits, service, drain, shutdown).await;
-        Ok(connections.end(self.drain_timeout).await)
+        let places = Places::new(self.bounds, Self::room()?);
+        let patience = self.patience;
+        let left = accept::run(self.listener, places, patience, service, drain, shutdown).await;
+        Ok(left.end(self.drain_timeout).await)
     }
 }
 
@@ -135,7 +169,7 @@ impl Server {
 #[must_use]
 #[non_exhaustive]
 pub enum Shutdown {
-    /// Every request in flight was answered.
+    /// Every request in flight was answered, as far as its client took the answer.
     Drained,
     /// The drain timeout was over, and the connections that were still open were cut.
     Aborted {
@@ -158,6 +192,7 @@ pub struct ServeError(Kind);
 #[derive(Debug)]
 enum Kind {
     Untrusted(SocketAddr),
+    Descriptors(u64),
     Io(io::Error),
 }
 
@@ -170,6 +205,11 @@ impl ServeError {
     pub fn is_untrusted_address(&self) -> bool {
         matches!(self.0, Kind::Untrusted(_))
     }
+
+    /// Whether the process may open too few files.
+    pub fn is_too_few_descriptors(&self) -> bool {
+        matches!(self.0, Kind::Descriptors(_))
+    }
 }
 
 impl fmt::Display for ServeError {
@@ -180,6 +220,11 @@ impl fmt::Display for ServeError {
                 "{address} is not a loopback address, and without API keys anyone who reaches it could act for every \
                  tenant; configure API keys, or trust the Tenant-Id header explicitly (--trust-tenant-header)"
             ),
+            Kind::Descriptors(limit) => write!(
+                f,
+                "the limit of open files is {limit}, and a server needs at least {}; raise it (ulimit -n, LimitNOFILE=)",
+                descriptors::NEEDED
+            ),
             Kind::Io(_) => f.write_str("the listener has no address"),
         }
     }
@@ -188,7 +233,7 @@ impl fmt::Display for ServeError {
 impl StdError for ServeError {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         match &self.0 {
-            Kind::Untrusted(_) => None,
+            Kind::Untrusted(_) | Kind::Descriptors(_) => None,
             Kind::Io(error) => Some(error),
         }
     }

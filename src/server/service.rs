@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version, request::Parts};
 use http_body::Body;
@@ -18,6 +19,7 @@ use super::auth::Auth;
 use super::body::Upload;
 use super::drain::Drain;
 use super::host::Guard;
+use super::outage::Outage;
 use super::request;
 use super::route::Route;
 use super::settings::{HitlServiceBuilder, Settings};
@@ -50,6 +52,7 @@ pub(super) struct Shared<St> {
     pub(super) store: St,
     pub(super) settings: Settings,
     pub(super) drain: Drain,
+    outage: Outage,
 }
 
 impl<St> Clone for HitlService<St> {
@@ -85,6 +88,7 @@ impl<St: Store> HitlService<St> {
                 store,
                 settings,
                 drain: Drain::new(),
+                outage: Outage::default(),
             }),
         }
     }
@@ -184,7 +188,7 @@ impl<St: Store> Shared<St> {
     ) -> Result<Answer, Refusal> {
         self.admit(parts, listening)?;
         if self.drain.has_started() {
-            return Err(Refusal::unavailable("the server is shutting down"));
+            return Err(shutting_down());
         }
         let route = Route::of(
             self.settings.prefix.as_str(),
@@ -236,9 +240,11 @@ impl<St: Store> Shared<St> {
     ) -> Result<JsonBody, Refusal> {
         request::refuse_encoded(headers)?;
         let settings = &self.settings;
-        let bytes = upload
-            .read(settings.body_limit, settings.body_timeout)
-            .await?;
+        let bytes = tokio::select! {
+            biased;
+            bytes = upload.read(settings.body_limit, settings.body_timeout) => bytes?,
+            () = self.drain.has_waited() => return Err(shutting_down()),
+        };
         if bytes.is_empty() {
             return Ok(JsonBody::default());
         }
@@ -252,21 +258,47 @@ impl<St: Store> Shared<St> {
         future: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, Refusal> {
         match timeout(self.settings.store_timeout, future).await {
-            Ok(Ok(answer)) => Ok(answer),
+            Ok(Ok(answer)) => {
+                self.store_answers();
+                Ok(answer)
+            }
             Ok(Err(error)) => {
-                warn_of(&error);
+                self.store_failed(&error);
                 Err(Refusal::unavailable(
                     "the store cannot answer now, and whether it recorded this request is unknown; send it again with \
                      the same key",
                 ))
             }
             Err(_) => {
-                tracing::warn!(limit = ?self.settings.store_timeout, "the store did not answer in time");
+                self.store_is_late(self.settings.store_timeout);
                 Err(Refusal::unavailable(
                     "this request, or another for the same action, is still being recorded; send it again with the \
                      same key",
                 ))
             }
+        }
+    }
+
+    /// Logs a store's error and what caused it, if it is the first of an outage: every request that comes now has one.
+    pub(super) fn store_failed(&self, error: &StoreError) {
+        if !self.outage.failed() {
+            return;
+        }
+        let chain = ErrorChain(error).to_string();
+        tracing::warn!("the store cannot answer: {}", Escaped::line(&chain));
+    }
+
+    /// Logs that the store did not answer within the limit, if it is the first time in an outage.
+    pub(super) fn store_is_late(&self, limit: Duration) {
+        if self.outage.failed() {
+            tracing::warn!(?limit, "the store did not answer in time");
+        }
+    }
+
+    /// Logs that the store answers, if that is news.
+    pub(super) fn store_answers(&self) {
+        if let Some(failures) = self.outage.succeeded() {
+            tracing::info!(failures, "the store answers again");
         }
     }
 
@@ -295,10 +327,8 @@ pub(super) struct Asked {
     pub(super) body: JsonBody,
 }
 
-/// Logs a store's error and what caused it.
-pub(super) fn warn_of(error: &StoreError) {
-    let chain = ErrorChain(error).to_string();
-    tracing::warn!("the store cannot answer: {}", Escaped::line(&chain));
+pub(super) fn shutting_down() -> Refusal {
+    Refusal::unavailable("the server is shutting down")
 }
 
 /// An action in the shape of an answer to a decision, which repeats neither the payload nor the comment.

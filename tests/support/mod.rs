@@ -5,6 +5,8 @@
 
 mod client;
 mod disk;
+pub mod h2;
+mod log;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -20,6 +22,7 @@ use uuid::Uuid;
 
 pub use self::client::{Call, Reply, raw, raw_until_closed};
 pub use self::disk::{Disk, edit};
+pub use self::log::Log;
 
 /// Far beyond what any step takes; only a hang gets here.
 pub const HANG: Duration = Duration::from_secs(30);

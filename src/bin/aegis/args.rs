@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::fmt;
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -103,6 +104,17 @@ pub(crate) struct Serve {
     /// How long requests in flight may take to end after SIGTERM, in seconds [default: 30].
     #[arg(long, env = "AEGIS_DRAIN_TIMEOUT", value_name = "SECONDS", value_parser = seconds)]
     pub(crate) drain_timeout: Option<Duration>,
+
+    /// The most connections at a time [default: 4096, or what the limit of open files allows].
+    #[arg(long, env = "AEGIS_MAX_CONNECTIONS", value_name = "NUMBER")]
+    pub(crate) max_connections: Option<NonZeroUsize>,
+
+    /// The most connections at a time of one address, or of one /64 network of IPv6 [default: a quarter of the most
+    /// connections, and no limit for this machine itself].
+    ///
+    /// Behind a proxy on another machine, set it to as many as there may be connections.
+    #[arg(long, env = "AEGIS_MAX_CONNECTIONS_PER_PEER", value_name = "NUMBER")]
+    pub(crate) max_connections_per_peer: Option<NonZeroUsize>,
 
     /// What to log to stderr, such as `warn` or `aegis_hitl=debug` [default: info]. SIGHUP reads it again from the
     /// configuration file, unless it is set here or in the environment.

@@ -1,6 +1,7 @@
 //! The configuration file: TOML, with the names of the flags.
 
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use aegis_hitl::server::Host;
@@ -31,6 +32,8 @@ pub(crate) struct Serve {
     pub(crate) host: Vec<Host>,
     pub(crate) require_submission: Option<bool>,
     pub(crate) drain_timeout: Option<f64>,
+    pub(crate) max_connections: Option<NonZeroUsize>,
+    pub(crate) max_connections_per_peer: Option<NonZeroUsize>,
     pub(crate) log: Option<String>,
 }
 

@@ -30,6 +30,7 @@ pub(crate) async fn run(
     let mut signals = Signals::new()?;
     let filter_is_given = args.log.is_some();
     let log = Log::start(args.log.or(config.log).as_deref())?;
+    raise_file_limit();
     let listen = args.listen.or(config.listen).unwrap_or(LISTEN);
     let path = args
         .store
@@ -84,13 +85,27 @@ pub(crate) async fn run(
         Some(timeout) => server.drain_timeout(timeout),
         None => server,
     };
+    let server = match args.max_connections.or(config.max_connections) {
+        Some(connections) => server.max_connections(connections.get()),
+        None => server,
+    };
+    let per_peer = args
+        .max_connections_per_peer
+        .or(config.max_connections_per_peer);
+    let server = match per_peer {
+        Some(connections) => server.max_connections_per_peer(connections.get()),
+        None => server,
+    };
     let address = server
         .local_addr()
         .map_err(|error| Failure::other("the listener has no address").because(error))?;
     // Before there is a database file that nobody asked for.
     server
         .check(&auth)
-        .map_err(|error| Failure::usage(error.to_string()))?;
+        .map_err(|error| match error.is_untrusted_address() {
+            true => Failure::usage(error.to_string()),
+            false => Failure::other(error.to_string()),
+        })?;
 
     let store = Embedded::open(&path)
         .map_err(|error| Failure::other("cannot open the store").because(error))?;
@@ -138,5 +153,21 @@ pub(crate) async fn run(
         _ => Err(Failure::other(
             "requests were still in flight when the drain timeout was over",
         )),
+    }
+}
+
+/// Lets the process open as many files as it may: the usual limit is low for the sake of programs that call `select`.
+fn raise_file_limit() {
+    #[cfg(unix)]
+    {
+        use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+        let limit = getrlimit(Resource::Nofile);
+        let raised = Rlimit {
+            current: limit.maximum,
+            ..limit
+        };
+        // Where the system refuses, there are fewer connections.
+        let _ = setrlimit(Resource::Nofile, raised);
     }
 }

@@ -1,0 +1,135 @@
+//! What HTTP asks of the head of every request, as far as hyper leaves it to a server.
+
+use http::header::{HOST, TRANSFER_ENCODING};
+use http::{HeaderMap, StatusCode, Version, request::Parts};
+
+use super::answer::Refusal;
+
+/// The most bytes of a request's head.
+pub(super) const MAX_BYTES: usize = 32 * 1024;
+
+/// Refuses a head that is malformed, too large, or in a transfer coding that nobody here knows.
+pub(super) fn check(parts: &Parts) -> Result<(), Refusal> {
+    size(parts)?;
+    host(parts.version, &parts.headers)?;
+    transfer_coding(&parts.headers)
+}
+
+fn size(parts: &Parts) -> Result<(), Refusal> {
+    // A colon, a space and the end of the line, or what HTTP/2 has in their place.
+    let fields = parts.headers.iter();
+    let fields = fields.map(|(name, value)| name.as_str().len() + value.len() + 4);
+    let target = parts.uri.path_and_query().map_or("", |it| it.as_str());
+    if target.len() + fields.sum::<usize>() <= MAX_BYTES {
+        return Ok(());
+    }
+    Err(Refusal::invalid(format!(
+        "the target and the headers have too many bytes; allowed are {MAX_BYTES}"
+    ))
+    .with_status(
+        StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+        "The headers are too large",
+    ))
+}
+
+/// RFC 9112, section 3.2: HTTP/1.1 has one `Host`, and it is a host.
+fn host(version: Version, headers: &HeaderMap) -> Result<(), Refusal> {
+    let mut values = headers.get_all(HOST).iter();
+    let Some(value) = values.next() else {
+        return match version {
+            Version::HTTP_11 => Err(Refusal::invalid(
+                "the Host header is missing; allowed is one",
+            )),
+            _ => Ok(()),
+        };
+    };
+    if values.next().is_some() {
+        return Err(Refusal::invalid(
+            "the Host header is repeated; allowed is one",
+        ));
+    }
+    if is_host(value.as_bytes()) {
+        return Ok(());
+    }
+    Err(Refusal::invalid(
+        "the Host header is no host; allowed is a name or an address, with or without a port",
+    ))
+}
+
+/// Whether this is a name, or an address that is in brackets if it is of IPv6, with or without a port (RFC 3986, section
+/// 3.2.2). A name has no commas here: two hosts are none.
+fn is_host(value: &[u8]) -> bool {
+    let (host, port) = match value.iter().rposition(|byte| *byte == b']') {
+        Some(end) => value.split_at(end + 1),
+        None => value.split_at(
+            value
+                .iter()
+                .position(|byte| *byte == b':')
+                .unwrap_or(value.len()),
+        ),
+    };
+    let is_address = |byte: &u8| byte.is_ascii_hexdigit() || b":.".contains(byte);
+    let is_name = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+;=".contains(byte);
+    let is_host = match host.strip_prefix(b"[") {
+        Some(rest) => rest
+            .strip_suffix(b"]")
+            .is_some_and(|address| !address.is_empty() && address.iter().all(is_address)),
+        None => !host.is_empty() && host.iter().all(is_name),
+    };
+    let is_port = match port.split_first() {
+        Some((colon, digits)) => *colon == b':' && digits.iter().all(u8::is_ascii_digit),
+        None => true,
+    };
+    is_host && is_port
+}
+
+/// RFC 9112, section 6.1. hyper sees to it that the last coding is `chunked`, and reads on as if it were the only one.
+fn transfer_coding(headers: &HeaderMap) -> Result<(), Refusal> {
+    let mut chunked = 0;
+    for value in headers.get_all(TRANSFER_ENCODING) {
+        for coding in value.as_bytes().split(|byte| *byte == b',') {
+            let coding = coding.trim_ascii();
+            if coding.eq_ignore_ascii_case(b"chunked") {
+                chunked += 1;
+            } else if !coding.is_empty() {
+                return Err(Refusal::invalid(
+                    "the body has a transfer coding that is not known here; allowed is 'chunked'",
+                )
+                .with_status(
+                    StatusCode::NOT_IMPLEMENTED,
+                    "The transfer coding is not known",
+                ));
+            }
+        }
+    }
+    if chunked > 1 {
+        return Err(Refusal::invalid(
+            "the transfer coding 'chunked' is repeated; allowed is one",
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_a_name_or_an_address_with_or_without_a_port() {
+        for good in [
+            "h",
+            "a.example:80",
+            "127.0.0.1",
+            "[::1]",
+            "[::1]:8000",
+            "h:",
+        ] {
+            assert!(is_host(good.as_bytes()), "{good}");
+        }
+        for bad in [
+            "", ":80", "a b", "u@h", "h/x", "h,g", "h:x", "h:1:2", "::1", "[::1",
+        ] {
+            assert!(!is_host(bad.as_bytes()), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! Says once that something began to fail, and once that it is over: whoever causes failures does not fill the log.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// How long nothing may have failed before it is over. What fails now and then is one outage, not many.
+const QUIET: Duration = Duration::from_secs(10);
+
+/// Something that fails at times.
+#[derive(Debug, Default)]
+pub(super) struct Outage(Mutex<Option<Ongoing>>);
+
+#[derive(Debug)]
+struct Ongoing {
+    failures: u64,
+    last: Instant,
+}
+
+impl Outage {
+    /// Counts a failure. Returns whether it is the first, which is the one to warn of.
+    pub(super) fn failed(&self) -> bool {
+        let mut ongoing = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let failures = ongoing.as_ref().map_or(0, |outage| outage.failures);
+        *ongoing = Some(Ongoing {
+            failures: failures + 1,
+            last: Instant::now(),
+        });
+        failures == 0
+    }
+
+    /// Takes note of a success. Returns how many failures there were, if the outage ends with it.
+    pub(super) fn succeeded(&self) -> Option<u64> {
+        let mut ongoing = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let over = ongoing.take_if(|outage| outage.last.elapsed() >= QUIET);
+        over.map(|outage| outage.failures)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_outage_begins_once_and_ends_once() {
+        let outage = Outage::default();
+        assert_eq!(outage.succeeded(), None);
+        assert!(outage.failed());
+        // Successes in between end nothing.
+        for _ in 0..5 {
+            tokio::time::advance(QUIET / 2).await;
+            assert_eq!(outage.succeeded(), None);
+            assert!(!outage.failed());
+        }
+        tokio::time::advance(QUIET).await;
+        assert_eq!(outage.succeeded(), Some(6));
+        assert_eq!(outage.succeeded(), None);
+        assert!(outage.failed());
+    }
+}

@@ -1,0 +1,256 @@
+//! The places for connections: how many there are, who has them, and who goes when a newcomer finds none.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
+use tokio::time::{sleep, timeout};
+
+use super::activity::Activity;
+use super::outage::Outage;
+use super::serve::Shutdown;
+
+/// The most connections, unless set otherwise or the limit of open files is lower.
+const CONNECTIONS: usize = 4096;
+
+/// How often a newcomer looks for a connection that has become idle, while all have requests in flight.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// How many connections there may be, as far as it was set.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Bounds {
+    pub(super) connections: Option<usize>,
+    pub(super) per_peer: Option<usize>,
+}
+
+impl Bounds {
+    /// The most connections, where there is room for this many.
+    fn connections(self, room: usize) -> usize {
+        self.connections.unwrap_or(CONNECTIONS).min(room).max(1)
+    }
+}
+
+/// Where connections come from: an address, or the network that an IPv6 host has to itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Peer(IpAddr);
+
+impl Peer {
+    pub(super) fn of(address: IpAddr) -> Self {
+        Self(match address.to_canonical() {
+            IpAddr::V6(address) => {
+                let network = address.to_bits() & !u128::from(u64::MAX);
+                // Loopback is one address and no network.
+                let loopback = address.is_loopback();
+                let network = Ipv6Addr::from_bits(network);
+                IpAddr::V6(if loopback { address } else { network })
+            }
+            address => address,
+        })
+    }
+}
+
+#[derive(Debug)]
+struct Place {
+    peer: Peer,
+    activity: Arc<Activity>,
+    task: AbortHandle,
+}
+
+/// The connections that are open.
+pub(super) struct Places {
+    tasks: JoinSet<()>,
+    taken: HashMap<Id, Place>,
+    by_peer: HashMap<Peer, usize>,
+    connections: usize,
+    per_peer: usize,
+    /// Whether connections of this machine are bounded by peer: a proxy here speaks for many.
+    loopback_counts: bool,
+    crowded: Outage,
+    panicked: Outage,
+}
+
+impl Places {
+    pub(super) fn new(bounds: Bounds, room: usize) -> Self {
+        let connections = bounds.connections(room);
+        if let Some(wanted) = bounds.connections
+            && wanted > connections
+        {
+            tracing::warn!(
+                wanted,
+                connections,
+                "there may be fewer connections than configured, by the limit of open files"
+            );
+        }
+        Self {
+            tasks: JoinSet::new(),
+            taken: HashMap::new(),
+            by_peer: HashMap::new(),
+            connections,
+            per_peer: bounds.per_peer.unwrap_or(connections / 4).max(1),
+            loopback_counts: bounds.per_peer.is_some(),
+            crowded: Outage::default(),
+            panicked: Outage::default(),
+        }
+    }
+
+    /// Waits for room for one more connection. Returns whether there is any: not if the peer has all of its own places, and
+    /// a request in flight on each.
+    pub(super) async fn room_for(&mut self, peer: Peer) -> bool {
+        let mut counted = false;
+        loop {
+            let theirs = self.by_peer.get(&peer).copied().unwrap_or_default();
+            let bounded = self.loopback_counts || !peer.0.is_loopback();
+            let whose = if bounded && theirs >= self.per_peer {
+                Some(peer)
+            } else if self.taken.len() >= self.connections {
+                None
+            } else {
+                if !counted && let Some(newcomers) = self.crowded.succeeded() {
+                    tracing::info!(newcomers, "there is room for connections again");
+                }
+                return true;
+            };
+            if !std::mem::replace(&mut counted, true) && self.crowded.failed() {
+                tracing::warn!(
+                    connections = self.taken.len(),
+                    peer = %peer.0,
+                    peers_connections = theirs,
+                    "there is no room for a connection; idle ones are closed for new ones"
+                );
+            }
+            match self.evict_idlest(whose) {
+                // It is gone in a moment.
+                Some(evicted) => {
+                    while self.taken.contains_key(&evicted) {
+                        self.ended().await;
+                    }
+                }
+                None if whose.is_some() => return false,
+                None => tokio::select! {
+                    () = self.ended() => {}
+                    () = sleep(LOOK) => {}
+                },
+            }
+        }
+    }
+
+    /// Cuts off the connection that has been idle longest, of this peer or of all, if one is idle.
+    pub(super) fn evict_idlest(&self, of: Option<Peer>) -> Option<Id> {
+        let places = self.taken.values();
+        let candidates = places.filter(|place| of.is_none_or(|peer| place.peer == peer));
+        let (_, idlest) = candidates
+            .filter_map(|place| Some((place.activity.idle_since()?, place)))
+            .min_by_key(|(since, _)| *since)?;
+        // A request may have begun since, and is not to be lost.
+        if !idlest.activity.evict() {
+            return None;
+        }
+        tracing::debug!("an idle connection was closed for a new one");
+        idlest.task.abort();
+        Some(idlest.task.id())
+    }
+
+    /// Takes a place for a connection.
+    pub(super) fn take(
+        &mut self,
+        peer: Peer,
+        activity: Arc<Activity>,
+        connection: impl Future<Output = ()> + Send + 'static,
+    ) {
+        let task = self.tasks.spawn(connection);
+        *self.by_peer.entry(peer).or_default() += 1;
+        let id = task.id();
+        let place = Place {
+            peer,
+            activity,
+            task,
+        };
+        self.taken.insert(id, place);
+    }
+
+    /// Waits until a connection has ended, and frees its place; for ever if there is none.
+    pub(super) async fn ended(&mut self) {
+        match self.tasks.join_next_with_id().await {
+            Some(ended) => self.free(ended),
+            None => std::future::pending().await,
+        }
+    }
+
+    fn free(&mut self, ended: Result<(Id, ()), JoinError>) {
+        let id = match &ended {
+            Ok((id, ())) => *id,
+            Err(error) => error.id(),
+        };
+        // A panic ends its own connection. The hook that printed it is the process's business.
+        if ended.is_err_and(|error| error.is_panic()) {
+            if self.panicked.failed() {
+                tracing::error!("a connection was closed by a panic");
+            }
+        } else if let Some(panics) = self.panicked.succeeded() {
+            tracing::info!(panics, "connections end without panics again");
+        }
+        let Some(place) = self.taken.remove(&id) else {
+            return;
+        };
+        if let Some(count) = self.by_peer.get_mut(&place.peer) {
+            *count -= 1;
+            if *count == 0 {
+                self.by_peer.remove(&place.peer);
+            }
+        }
+    }
+
+    /// Waits for all connections to end, and cuts those that have not at the deadline.
+    pub(super) async fn end(mut self, deadline: Duration) -> Shutdown {
+        let all = async {
+            while let Some(ended) = self.tasks.join_next_with_id().await {
+                self.free(ended);
+            }
+        };
+        if timeout(deadline, all).await.is_ok() {
+            return Shutdown::Drained;
+        }
+        let connections = self.tasks.len();
+        self.tasks.shutdown().await;
+        tracing::warn!(
+            connections,
+            "the drain timeout is over; connections were cut"
+        );
+        Shutdown::Aborted { connections }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer(address: &str) -> Peer {
+        Peer::of(address.parse().unwrap())
+    }
+
+    #[test]
+    fn an_ipv6_host_is_one_peer_whatever_addresses_it_takes() {
+        assert_eq!(peer("2001:db8::1"), peer("2001:db8:0:0:ffff:ffff:1:2"));
+        assert_ne!(peer("2001:db8::1"), peer("2001:db8:0:1::1"));
+        assert_eq!(peer("::ffff:192.0.2.1"), peer("192.0.2.1"));
+        assert_ne!(peer("192.0.2.1"), peer("192.0.2.2"));
+        assert!(peer("::1").0.is_loopback() && peer("::ffff:127.0.0.1").0.is_loopback());
+    }
+
+    #[test]
+    fn connections_are_as_many_as_descriptors_allow() {
+        let bounds = |connections| Bounds {
+            connections,
+            per_peer: None,
+        };
+        assert_eq!(bounds(None).connections(1_000_000), CONNECTIONS);
+        assert_eq!(bounds(None).connections(800), 800);
+        assert_eq!(bounds(Some(9000)).connections(1_000_000), 9000);
+        assert_eq!(bounds(Some(9000)).connections(800), 800);
+        assert_eq!(bounds(Some(0)).connections(800), 1);
+        assert_eq!(Places::new(bounds(Some(100)), 800).per_peer, 25);
+        assert_eq!(Places::new(bounds(Some(1)), 800).per_peer, 1);
+    }
+}
