@@ -59,13 +59,16 @@ pub(super) enum Step {
 
 impl Checkpointer {
     pub(super) fn spawn(location: Arc<Location>) -> Result<Self, StoreError> {
+        let connection = connection::checkpointer(&location).map_err(|error| {
+            StoreError::unavailable("the database cannot be opened").with_source(error)
+        })?;
         let (kick, kicks) = mpsc::sync_channel(1);
         let shared = Arc::new(Shared::default());
         let thread = thread::Builder::new()
             .name("aegis-checkpoint".to_owned())
             .spawn({
                 let shared = shared.clone();
-                move || shared.run(&kicks, &location)
+                move || shared.run(&kicks, &connection, &location)
             })
             .map_err(|error| {
                 StoreError::unavailable("the checkpoint thread cannot be started")
@@ -88,11 +91,11 @@ impl Checkpointer {
             self.start_over();
         }
         self.seen = log;
-        if log < self.due || self.shared.is_running.load(Ordering::Acquire) {
-            return Step::Nothing;
-        }
         if let Some(cause) = self.shared.broken().take() {
             return Step::Fail(cause);
+        }
+        if log < self.due || self.shared.is_running.load(Ordering::Acquire) {
+            return Step::Nothing;
         }
         let done = self.shared.done.load(Ordering::Acquire);
         match self.done_before {
@@ -133,6 +136,18 @@ impl Checkpointer {
 
 impl Drop for Checkpointer {
     fn drop(&mut self) {
+        self.join();
+    }
+}
+
+impl Checkpointer {
+    /// Ends the thread, and returns what put the disk in doubt, if anything did.
+    pub(super) fn end(mut self) -> Option<Cause> {
+        self.join();
+        self.shared.broken().take()
+    }
+
+    fn join(&mut self) {
         self.kick = None;
         if let Some(thread) = self.thread.take() {
             // A panic there has ended the thread; what it held is released.
@@ -142,10 +157,9 @@ impl Drop for Checkpointer {
 }
 
 impl Shared {
-    fn run(&self, kicks: &Receiver<()>, location: &Location) {
-        let mut open = None;
+    fn run(&self, kicks: &Receiver<()>, connection: &Connection, location: &Location) {
         for () in kicks {
-            match pass(&mut open, location) {
+            match pass(connection, location) {
                 Ok(done) => self.done.store(done, Ordering::Release),
                 Err(Fault::Busy(_)) => {}
                 Err(Fault::Full(error)) => {
@@ -165,11 +179,7 @@ impl Shared {
 }
 
 /// Copies what is in the log, and syncs it, so that little is left to sync for the writer.
-fn pass(open: &mut Option<Connection>, location: &Location) -> Result<u32, Fault> {
-    let connection = match open {
-        Some(connection) => connection,
-        None => open.insert(connection::checkpointer(location)?),
-    };
+fn pass(connection: &Connection, location: &Location) -> Result<u32, Fault> {
     let progress = connection::checkpoint(connection, "PASSIVE")?;
     let synced = location.file.sync_data();
     synced.map_err(|error| Fault::Broken(Cause::Sync(error)))?;

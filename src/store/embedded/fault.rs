@@ -9,7 +9,7 @@ use rusqlite::ErrorCode;
 #[derive(Debug)]
 pub(super) enum Fault {
     /// Another program holds a lock. The connection is sound; the caller may ask again.
-    Busy(rusqlite::Error),
+    Busy(Cause),
     /// The disk is full. Nothing that was fsynced is in doubt, but nothing can be written.
     Full(rusqlite::Error),
     /// What is on the disk is in doubt: a write or an fsync failed, or the file is damaged.
@@ -24,7 +24,7 @@ impl Fault {
                 ErrorCode::DatabaseBusy
                 | ErrorCode::DatabaseLocked
                 | ErrorCode::FileLockingProtocolFailed,
-            ) => Self::Busy(error),
+            ) => Self::Busy(Cause::Database(error)),
             Some(ErrorCode::DiskFull) => Self::Full(error),
             _ => Self::Broken(Cause::Database(error)),
         }
@@ -32,8 +32,8 @@ impl Fault {
 
     pub(super) fn cause(self) -> Cause {
         match self {
-            Self::Busy(error) | Self::Full(error) => Cause::Database(error),
-            Self::Broken(cause) => cause,
+            Self::Full(error) => Cause::Database(error),
+            Self::Busy(cause) | Self::Broken(cause) => cause,
         }
     }
 }
@@ -43,6 +43,10 @@ impl Fault {
 pub(super) enum Cause {
     Database(rusqlite::Error),
     Sync(io::Error),
+    /// The wal-index could not be given up.
+    Index(io::Error),
+    /// Another program's read keeps the log from being emptied.
+    Reader,
 }
 
 impl fmt::Display for Cause {
@@ -50,6 +54,10 @@ impl fmt::Display for Cause {
         match self {
             Self::Database(error) => error.fmt(f),
             Self::Sync(error) => write!(f, "the database file cannot be synced: {error}"),
+            Self::Index(error) => write!(f, "the wal-index cannot be written: {error}"),
+            Self::Reader => f.write_str(
+                "another program is in the middle of a read, which must end before the log can be emptied",
+            ),
         }
     }
 }
@@ -58,7 +66,8 @@ impl Error for Cause {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
             Self::Database(error) => error.source(),
-            Self::Sync(error) => error.source(),
+            Self::Sync(error) | Self::Index(error) => error.source(),
+            Self::Reader => None,
         }
     }
 }

@@ -16,6 +16,19 @@ pub(super) struct Location {
     pub(super) file: File,
 }
 
+impl Location {
+    /// The path of a file that belongs to the database, by what is put behind the database's own.
+    pub(super) fn beside(&self, suffix: &str) -> PathBuf {
+        beside(&self.path, suffix)
+    }
+}
+
+fn beside(database: &Path, suffix: &str) -> PathBuf {
+    let mut path = database.as_os_str().to_owned();
+    path.push(suffix);
+    path.into()
+}
+
 /// Holds the database against every other server, and against a second one in this process.
 #[derive(Debug)]
 pub(super) struct Lock {
@@ -78,9 +91,7 @@ fn private(options: &mut OpenOptions) -> &mut OpenOptions {
 
 impl Lock {
     fn acquire(database: &Path) -> Result<Self, StoreError> {
-        let mut path = database.as_os_str().to_owned();
-        path.push(".lock");
-        let path = PathBuf::from(path);
+        let path = beside(database, ".lock");
         let refused = |error: std::io::Error| {
             StoreError::incompatible(format!(
                 "the lock file {} cannot be written; allowed is a folder that this user may write and that takes locks",

@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 
 use super::calls::Calls;
 use super::checkpoint::{Checkpointer, Step};
-use super::fault::{Cause, Fault, is_fatal};
+use super::fault::{Fault, is_fatal};
 use super::lock::{Location, Lock};
 use super::read::Readers;
 use super::state::{self, State};
@@ -70,9 +70,9 @@ pub(super) struct Writer {
     state: Arc<State>,
     readers: Arc<Readers>,
     watchers: Watchers,
-    /// Whether a fault left doubt about what is on the disk.
-    in_doubt: bool,
     recover_at: Instant,
+    /// Why the last recovery came to nothing, as far as the log has it.
+    obstacle: Option<String>,
     location: Arc<Location>,
     /// Last: released when everything else is closed.
     lock: Option<Lock>,
@@ -102,8 +102,8 @@ impl Writer {
             state: parts.state,
             readers: parts.readers,
             watchers: parts.watchers,
-            in_doubt: false,
             recover_at: Instant::now(),
+            obstacle: None,
             location: parts.location,
             lock: Some(parts.lock),
         };
@@ -193,62 +193,74 @@ impl Writer {
     /// The connection, opened again if that is due and possible.
     fn ready(&mut self) -> Option<&Connection> {
         if self.connection.is_none() && self.recover_at <= Instant::now() {
+            let begun = Instant::now();
             match self.recover() {
                 Ok(()) => {
                     tracing::info!(path = %self.path().display(), "the store is ready again");
-                    self.in_doubt = false;
+                    self.obstacle = None;
                     self.state.set_ready();
                 }
-                Err(error) => {
-                    tracing::debug!(path = %self.path().display(), %error, "the store is still unready");
-                    self.connection = None;
+                Err(obstacle) => {
+                    // Once for each obstacle, not four times a second.
+                    if self.obstacle.as_ref() != Some(&obstacle) {
+                        tracing::warn!(path = %self.path().display(), obstacle, "the store is still unready");
+                        self.obstacle = Some(obstacle);
+                    }
                     self.checkpointer = None;
+                    self.connection = None;
                 }
             }
-            self.recover_at = Instant::now() + RECOVERY_PAUSE;
+            // It may have read a long log.
+            self.recover_at = Instant::now() + RECOVERY_PAUSE.max(begun.elapsed());
         }
         self.connection.as_ref()
     }
 
-    fn recover(&mut self) -> Result<(), StoreError> {
-        let failed = |cause: Cause| {
-            StoreError::unavailable("the database cannot be opened again").with_source(cause)
-        };
+    /// Opens the database again, or says what is in the way.
+    fn recover(&mut self) -> Result<(), String> {
         self.readers.clear();
         if !self.readers.is_empty() {
-            return Err(StoreError::unavailable("a read is not finished"));
+            return Err("a read is not finished".to_owned());
         }
-        let connection = connection::recovered_writer(&self.location, &self.calls, self.in_doubt)
-            .map_err(|fault| failed(fault.cause()))?;
+        let connection = connection::recovered_writer(&self.location, &self.calls)
+            .map_err(|fault| fault.cause().to_string())?;
         self.install(connection)
-            .map_err(|error| failed(Cause::Database(error)))?;
-        self.checkpointer = Some(Checkpointer::spawn(self.location.clone())?);
+            .map_err(|error| error.to_string())?;
+        let checkpointer = Checkpointer::spawn(self.location.clone());
+        self.checkpointer = Some(checkpointer.map_err(|error| error.to_string())?);
         Ok(())
     }
 
     /// Takes note of a fault, and returns what to answer.
     fn fail(&mut self, fault: Fault) -> StoreError {
-        let in_doubt = match fault {
-            Fault::Busy(error) => {
-                tracing::warn!(path = %self.path().display(), %error, "another program holds the database");
-                let error = StoreError::unavailable("another program holds the database")
-                    .with_source(error);
-                // Who waited behind this batch has waited as long, and would wait once more.
-                refuse(self.commands.try_iter().take(super::QUEUE), &error);
-                return error;
-            }
-            Fault::Full(_) => false,
-            Fault::Broken(_) => true,
-        };
+        if let Fault::Busy(error) = fault {
+            tracing::warn!(path = %self.path().display(), %error, "another program holds the database");
+            let error =
+                StoreError::unavailable("another program holds the database").with_source(error);
+            // Who waited behind this batch has waited as long, and would wait once more.
+            refuse(self.commands.try_iter().take(super::QUEUE), &error);
+            return error;
+        }
         let error = fault.cause();
         tracing::warn!(path = %self.path().display(), %error, "the store is unready");
-        self.in_doubt |= in_doubt;
         self.state.set_unready();
-        self.readers.clear();
-        self.connection = None;
-        self.checkpointer = None;
+        self.abandon();
         self.recover_at = Instant::now() + RECOVERY_PAUSE;
         StoreError::unavailable("the database takes no writes").with_source(error)
+    }
+
+    /// Closes everything after a fault, and keeps other programs from relying on what is in doubt. If a read is still under way,
+    /// the recovery does that.
+    fn abandon(&mut self) {
+        self.readers.clear();
+        self.checkpointer = None;
+        self.connection = None;
+        if self.readers.is_empty()
+            && let Err(fault) = connection::forget_index(&self.location)
+        {
+            let error = fault.cause();
+            tracing::warn!(path = %self.path().display(), %error, "the wal-index is left as it is");
+        }
     }
 
     /// Keeps the log bounded.
@@ -288,12 +300,19 @@ impl Drop for Writer {
         self.state.set_closing();
         refuse(self.commands.try_iter(), &state::closed());
         self.readers.clear();
-        self.checkpointer = None;
-        if let Some(connection) = self.connection.take()
-            && let Err(fault) = connection::close(connection)
-        {
+        let broken = self.checkpointer.take().and_then(Checkpointer::end);
+        let closed = match (broken, self.connection.take()) {
+            (Some(cause), connection) => {
+                drop(connection);
+                Err(Fault::Broken(cause))
+            }
+            (None, Some(connection)) => connection::close(connection),
+            (None, None) => Ok(()),
+        };
+        if let Err(fault) = closed {
             let error = fault.cause();
             tracing::info!(path = %self.path().display(), %error, "the log is left for the next start");
+            self.abandon();
         }
         self.lock = None;
         self.state.set_closed();
