@@ -3,6 +3,7 @@
 #![allow(clippy::panic, clippy::print_stderr, clippy::unwrap_used)]
 
 mod other;
+mod place;
 mod sync;
 
 use std::collections::HashSet;

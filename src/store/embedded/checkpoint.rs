@@ -11,9 +11,9 @@ use std::thread::{self, JoinHandle};
 
 use rusqlite::Connection;
 
+use super::connection;
 use super::fault::{Cause, Fault};
 use super::lock::Location;
-use super::{StoreError, connection};
 
 /// Pages (of 4 KiB) in the log from which on it is copied. The more, the more often a page that changes all the time is
 /// copied once for many changes, and the fewer requests wait while a copy is synced: with so many it is less than one in a
@@ -58,10 +58,8 @@ pub(super) enum Step {
 }
 
 impl Checkpointer {
-    pub(super) fn spawn(location: Arc<Location>) -> Result<Self, StoreError> {
-        let connection = connection::checkpointer(&location).map_err(|error| {
-            StoreError::unavailable("the database cannot be opened").with_source(error)
-        })?;
+    pub(super) fn spawn(location: Arc<Location>) -> Result<Self, Fault> {
+        let connection = connection::checkpointer(&location)?;
         let (kick, kicks) = mpsc::sync_channel(1);
         let shared = Arc::new(Shared::default());
         let thread = thread::Builder::new()
@@ -70,10 +68,7 @@ impl Checkpointer {
                 let shared = shared.clone();
                 move || shared.run(&kicks, &connection, &location)
             })
-            .map_err(|error| {
-                StoreError::unavailable("the checkpoint thread cannot be started")
-                    .with_source(error)
-            })?;
+            .map_err(|error| Fault::Busy(Cause::Thread(error)))?;
         Ok(Self {
             kick: Some(kick),
             thread: Some(thread),
@@ -167,7 +162,7 @@ impl Shared {
                     let path = location.path.display();
                     tracing::warn!(%path, %error, "a checkpoint found no room");
                 }
-                Err(Fault::Broken(cause)) => *self.broken() = Some(cause),
+                Err(fault) => *self.broken() = Some(fault.cause()),
             }
             self.is_running.store(false, Ordering::Release);
         }
@@ -181,7 +176,7 @@ impl Shared {
 /// Copies what is in the log, and syncs it, so that little is left to sync for the writer.
 fn pass(connection: &Connection, location: &Location) -> Result<u32, Fault> {
     let progress = connection::checkpoint(connection, "PASSIVE")?;
-    let synced = location.file.sync_data();
+    let synced = location.file.sync();
     synced.map_err(|error| Fault::Broken(Cause::Sync(error)))?;
     Ok(progress.done)
 }

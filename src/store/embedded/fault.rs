@@ -14,6 +14,8 @@ pub(super) enum Fault {
     Full(rusqlite::Error),
     /// What is on the disk is in doubt: a write or an fsync failed, or the file is damaged.
     Broken(Cause),
+    /// The files that are open are no longer those that the path leads to. What is written there is lost to the next start.
+    Uprooted(&'static str),
 }
 
 impl Fault {
@@ -34,6 +36,7 @@ impl Fault {
         match self {
             Self::Full(error) => Cause::Database(error),
             Self::Busy(cause) | Self::Broken(cause) => cause,
+            Self::Uprooted(how) => Cause::Uprooted(how),
         }
     }
 }
@@ -47,6 +50,13 @@ pub(super) enum Cause {
     Index(io::Error),
     /// Another program's read keeps the log from being emptied.
     Reader,
+    /// A read of this store does.
+    OwnReader,
+    /// A thread cannot be started.
+    Thread(io::Error),
+    /// The files cannot be looked at.
+    Place(io::Error),
+    Uprooted(&'static str),
 }
 
 impl fmt::Display for Cause {
@@ -55,6 +65,10 @@ impl fmt::Display for Cause {
             Self::Database(error) => error.fmt(f),
             Self::Sync(error) => write!(f, "the database file cannot be synced: {error}"),
             Self::Index(error) => write!(f, "the wal-index cannot be written: {error}"),
+            Self::OwnReader => f.write_str("a read is not finished"),
+            Self::Thread(error) => write!(f, "a thread cannot be started: {error}"),
+            Self::Place(error) => write!(f, "the database cannot be found: {error}"),
+            Self::Uprooted(how) => f.write_str(how),
             Self::Reader => f.write_str(
                 "another program is in the middle of a read, which must end before the log can be emptied",
             ),
@@ -66,8 +80,10 @@ impl Error for Cause {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
             Self::Database(error) => error.source(),
-            Self::Sync(error) | Self::Index(error) => error.source(),
-            Self::Reader => None,
+            Self::Sync(error) | Self::Index(error) | Self::Thread(error) | Self::Place(error) => {
+                error.source()
+            }
+            Self::Reader | Self::OwnReader | Self::Uprooted(_) => None,
         }
     }
 }

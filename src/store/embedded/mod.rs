@@ -45,7 +45,9 @@ const QUEUE: usize = 4096;
 /// long write transaction makes requests fail, a long read transaction makes the log (`-wal`) grow for as long as it lasts.
 ///
 /// A file `.lock` beside the database keeps a second server out. It stays behind when the store is closed, as removing it
-/// would let two servers lock two files.
+/// would let two servers lock two files. On Linux the database file itself is locked too, so that no other name for it (a hard
+/// link, a mount) lets a second server in. If the file or its log (`-wal`) is renamed, removed or replaced while the store is open,
+/// the store refuses everything from then on: what it recorded would be lost to the next start.
 ///
 /// When the disk is full or fails, every request is answered with an error and nothing is acknowledged; the store tries to
 /// recover as requests or [checks](Store::check) come in, four times a second at most. After a failed sync nothing that was
@@ -89,7 +91,9 @@ impl Embedded {
             commands: queue,
             connection,
             calls: calls.clone(),
-            checkpointer: Checkpointer::spawn(location.clone())?,
+            checkpointer: Checkpointer::spawn(location.clone()).map_err(|fault| {
+                StoreError::unavailable("the database cannot be opened").with_source(fault.cause())
+            })?,
             state: state.clone(),
             readers: readers.clone(),
             watchers: watchers.clone(),

@@ -1,9 +1,10 @@
 //! The writer: one thread, one connection, group commit.
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
@@ -11,8 +12,8 @@ use tokio::sync::oneshot;
 
 use super::calls::Calls;
 use super::checkpoint::{Checkpointer, Step};
-use super::fault::{Fault, is_fatal};
-use super::lock::{Location, Lock};
+use super::fault::{Cause, Fault, is_fatal};
+use super::lock::{Location, Lock, Log};
 use super::read::Readers;
 use super::state::{self, State};
 use super::transition::Transaction;
@@ -28,6 +29,9 @@ const RECOVERY_PAUSE: Duration = Duration::from_millis(250);
 
 /// How long the writer waits for readers that keep the log from starting again.
 const REST_TIMEOUT: Duration = Duration::from_millis(50);
+
+/// How often the writer makes sure that its files are in their place when it has nothing else to do.
+const LOOK_AROUND: Duration = Duration::from_secs(1);
 
 type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
 
@@ -63,6 +67,10 @@ impl<Q, A> Call<Q, A> {
 pub(super) struct Writer {
     commands: Receiver<Command>,
     connection: Option<Connection>,
+    /// The connection's log.
+    log_file: Option<Log>,
+    /// Why this store will never take a write again.
+    uprooted: Option<StoreError>,
     calls: Arc<Calls>,
     checkpointer: Option<Checkpointer>,
     /// Pages in the log, as of the last commit.
@@ -96,6 +104,8 @@ impl Writer {
         let mut writer = Self {
             commands: parts.commands,
             connection: None,
+            log_file: None,
+            uprooted: None,
             calls: parts.calls,
             checkpointer: Some(parts.checkpointer),
             log: Arc::default(),
@@ -107,13 +117,13 @@ impl Writer {
             location: parts.location,
             lock: Some(parts.lock),
         };
-        writer.install(parts.connection).map_err(|error| {
-            StoreError::unavailable("the database cannot be opened").with_source(error)
+        writer.install(parts.connection).map_err(|fault| {
+            StoreError::unavailable("the database cannot be opened").with_source(fault.cause())
         })?;
         Ok(writer)
     }
 
-    fn install(&mut self, mut connection: Connection) -> rusqlite::Result<()> {
+    fn install(&mut self, mut connection: Connection) -> Result<(), Fault> {
         let log = self.log.clone();
         log.store(0, Ordering::Relaxed);
         connection.wal_hook(Some(move |_: &mut _, pages| {
@@ -121,18 +131,43 @@ impl Writer {
             Ok(())
         }))?;
         self.connection = Some(connection);
-        Ok(())
+        self.log_file = Some(Log::of(&self.location).map_err(missed)?);
+        // SQLite opens its files by their path, and has opened what was there.
+        self.look_around()
+    }
+
+    /// Makes sure that the path leads to the files that are open.
+    fn look_around(&self) -> Result<(), Fault> {
+        if !self.location.is_in_place().map_err(missed)? {
+            return Err(Fault::Uprooted(
+                "the database file was renamed, removed or replaced while it was open",
+            ));
+        }
+        match &self.log_file {
+            Some(log) if !log.is_in_place().map_err(missed)? => Err(Fault::Uprooted(
+                "the database's log was renamed, removed or replaced while it was open",
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// Serves until the store is closed or dropped.
     pub(super) fn run(mut self) {
         let mut batch = Vec::with_capacity(MAX_BATCH);
         while !self.state.is_closing() {
-            // An error means that all handles are gone and the queue is empty.
-            let Ok(first) = self.commands.recv() else {
-                break;
-            };
-            batch.push(first);
+            match self.commands.recv_timeout(LOOK_AROUND) {
+                Ok(first) => batch.push(first),
+                Err(RecvTimeoutError::Timeout) => {
+                    if self.uprooted.is_none()
+                        && let Err(fault @ Fault::Uprooted(_)) = self.look_around()
+                    {
+                        self.fail(fault);
+                    }
+                    continue;
+                }
+                // All handles are gone and the queue is empty.
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
             self.fill(&mut batch);
             self.serve(&mut batch);
         }
@@ -156,11 +191,14 @@ impl Writer {
         }
         let calls = self.calls.clone();
         let Some(connection) = self.ready() else {
-            refuse(batch.drain(..), &unready());
+            let error = self.uprooted.clone().unwrap_or_else(unready);
+            refuse(batch.drain(..), &error);
             return;
         };
         let begun = Instant::now();
-        match transact(connection, &calls, batch) {
+        let done = transact(connection, &calls, batch);
+        // Before anything is acknowledged: it might be recorded where nobody will look.
+        match done.and_then(|()| self.look_around().map_err(Stop::Fault)) {
             Ok(()) => {
                 if batch.iter().any(Command::has_written) {
                     self.state.set_written(begun);
@@ -192,7 +230,8 @@ impl Writer {
 
     /// The connection, opened again if that is due and possible.
     fn ready(&mut self) -> Option<&Connection> {
-        if self.connection.is_none() && self.recover_at <= Instant::now() {
+        let is_due = self.recover_at <= Instant::now();
+        if self.connection.is_none() && self.uprooted.is_none() && is_due {
             let begun = Instant::now();
             match self.recover() {
                 Ok(()) => {
@@ -200,14 +239,17 @@ impl Writer {
                     self.obstacle = None;
                     self.state.set_ready();
                 }
-                Err(obstacle) => {
+                Err(fault @ Fault::Uprooted(_)) => {
+                    self.fail(fault);
+                }
+                Err(fault) => {
+                    let obstacle = fault.cause().to_string();
                     // Once for each obstacle, not four times a second.
                     if self.obstacle.as_ref() != Some(&obstacle) {
                         tracing::warn!(path = %self.path().display(), obstacle, "the store is still unready");
                         self.obstacle = Some(obstacle);
                     }
-                    self.checkpointer = None;
-                    self.connection = None;
+                    self.close_all();
                 }
             }
             // It may have read a long log.
@@ -216,18 +258,15 @@ impl Writer {
         self.connection.as_ref()
     }
 
-    /// Opens the database again, or says what is in the way.
-    fn recover(&mut self) -> Result<(), String> {
+    fn recover(&mut self) -> Result<(), Fault> {
+        self.look_around()?;
         self.readers.clear();
         if !self.readers.is_empty() {
-            return Err("a read is not finished".to_owned());
+            return Err(Fault::Busy(Cause::OwnReader));
         }
-        let connection = connection::recovered_writer(&self.location, &self.calls)
-            .map_err(|fault| fault.cause().to_string())?;
-        self.install(connection)
-            .map_err(|error| error.to_string())?;
-        let checkpointer = Checkpointer::spawn(self.location.clone());
-        self.checkpointer = Some(checkpointer.map_err(|error| error.to_string())?);
+        let connection = connection::recovered_writer(&self.location, &self.calls)?;
+        self.install(connection)?;
+        self.checkpointer = Some(Checkpointer::spawn(self.location.clone())?);
         Ok(())
     }
 
@@ -241,9 +280,19 @@ impl Writer {
             refuse(self.commands.try_iter().take(super::QUEUE), &error);
             return error;
         }
+        self.state.set_unready();
+        if let Fault::Uprooted(how) = fault {
+            tracing::error!(
+                path = %self.path().display(),
+                "{how}; the store takes nothing any more until it is opened again"
+            );
+            let error = StoreError::unavailable(how);
+            self.uprooted = Some(error.clone());
+            self.give_up();
+            return error;
+        }
         let error = fault.cause();
         tracing::warn!(path = %self.path().display(), %error, "the store is unready");
-        self.state.set_unready();
         self.abandon();
         self.recover_at = Instant::now() + RECOVERY_PAUSE;
         StoreError::unavailable("the database takes no writes").with_source(error)
@@ -252,15 +301,39 @@ impl Writer {
     /// Closes everything after a fault, and keeps other programs from relying on what is in doubt. If a read is still under way,
     /// the recovery does that.
     fn abandon(&mut self) {
-        self.readers.clear();
-        self.checkpointer = None;
-        self.connection = None;
+        self.close_all();
         if self.readers.is_empty()
             && let Err(fault) = connection::forget_index(&self.location)
         {
             let error = fault.cause();
             tracing::warn!(path = %self.path().display(), %error, "the wal-index is left as it is");
         }
+    }
+
+    /// Leaves one file behind.
+    fn close(&mut self) -> Result<(), Fault> {
+        if self.connection.is_some() {
+            self.look_around()?;
+        }
+        self.connection.take().map_or(Ok(()), connection::close)
+    }
+
+    fn close_all(&mut self) {
+        self.readers.clear();
+        self.checkpointer = None;
+        self.connection = None;
+        self.log_file = None;
+    }
+
+    /// Brings what was acknowledged from the log into the database file, wherever both are now, and leaves their names alone.
+    fn give_up(&mut self) {
+        if let Some(connection) = &self.connection
+            && let Err(fault) = connection::checkpoint(connection, "TRUNCATE")
+        {
+            let error = fault.cause();
+            tracing::warn!(path = %self.path().display(), %error, "the log was not copied");
+        }
+        self.close_all();
     }
 
     /// Keeps the log bounded.
@@ -301,18 +374,18 @@ impl Drop for Writer {
         refuse(self.commands.try_iter(), &state::closed());
         self.readers.clear();
         let broken = self.checkpointer.take().and_then(Checkpointer::end);
-        let closed = match (broken, self.connection.take()) {
-            (Some(cause), connection) => {
-                drop(connection);
-                Err(Fault::Broken(cause))
-            }
-            (None, Some(connection)) => connection::close(connection),
-            (None, None) => Ok(()),
+        let closed = match broken {
+            Some(cause) => Err(Fault::Broken(cause)),
+            None => self.close(),
         };
-        if let Err(fault) = closed {
-            let error = fault.cause();
-            tracing::info!(path = %self.path().display(), %error, "the log is left for the next start");
-            self.abandon();
+        match closed {
+            Ok(()) => {}
+            Err(Fault::Uprooted(_)) => self.give_up(),
+            Err(fault) => {
+                let error = fault.cause();
+                tracing::info!(path = %self.path().display(), %error, "the log is left for the next start");
+                self.abandon();
+            }
         }
         self.lock = None;
         self.state.set_closed();
@@ -382,6 +455,10 @@ fn copy_the_rest(connection: &Connection) -> Result<bool, Fault> {
         connection::checkpoint(connection, "RESTART")
     })?;
     Ok(!progress.is_held_up)
+}
+
+fn missed(error: io::Error) -> Fault {
+    Fault::Broken(Cause::Place(error))
 }
 
 fn unready() -> StoreError {
