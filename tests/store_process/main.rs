@@ -2,6 +2,7 @@
 #![cfg(all(feature = "server", feature = "test-util", target_os = "linux"))]
 #![allow(clippy::panic, clippy::print_stderr, clippy::unwrap_used)]
 
+mod descriptors;
 mod other;
 mod place;
 mod sync;
@@ -11,6 +12,7 @@ use std::env;
 use std::io::Read;
 use std::path::Path;
 use std::process::Command;
+use std::sync::LazyLock;
 use std::thread;
 use std::time::Duration;
 
@@ -53,6 +55,7 @@ async fn child() {
         "load" => load(store).await,
         "insist" => insist(store).await,
         "obey" => obey(store).await,
+        "starve" => descriptors::starve(store).await,
         other => panic!("unknown role {other}"),
     }
 }
@@ -103,8 +106,11 @@ async fn insist(store: Embedded) {
 
 /// A payload that fills a small disk soon.
 fn large() -> Fingerprinted {
-    let payload = Payload::from_json(&format!(r#"{{"text": "{}"}}"#, "x".repeat(100_000)));
-    Fingerprinted::new(payload.unwrap()).unwrap()
+    static LARGE: LazyLock<Fingerprinted> = LazyLock::new(|| {
+        let payload = Payload::from_json(&format!(r#"{{"text": "{}"}}"#, "x".repeat(100_000)));
+        Fingerprinted::new(payload.unwrap()).unwrap()
+    });
+    LARGE.clone()
 }
 
 /// Decides for ever, and names each key after its decision was acknowledged.

@@ -68,7 +68,7 @@ impl Checkpointer {
                 let shared = shared.clone();
                 move || shared.run(&kicks, &connection, &location)
             })
-            .map_err(|error| Fault::Busy(Cause::Thread(error)))?;
+            .map_err(|error| Fault::Passing(Cause::Thread(error)))?;
         Ok(Self {
             kick: Some(kick),
             thread: Some(thread),
@@ -156,7 +156,7 @@ impl Shared {
         for () in kicks {
             match pass(connection, location) {
                 Ok(done) => self.done.store(done, Ordering::Release),
-                Err(Fault::Busy(_)) => {}
+                Err(Fault::Passing(_)) => {}
                 Err(Fault::Full(error)) => {
                     // The log has what was acknowledged, and takes more for as long as it finds room.
                     let path = location.path.display();

@@ -68,6 +68,9 @@ fn open(location: &Location, mode: OpenFlags) -> rusqlite::Result<Connection> {
     // Checkpoints are the checkpointer's business.
     let _: i64 =
         connection.pragma_update_and_check(None, "wal_autocheckpoint", 0, |row| row.get(0))?;
+    // The first read opens the log. From then on a connection needs no further descriptor.
+    let _: i64 =
+        connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
     Ok(connection)
 }
 
@@ -154,7 +157,7 @@ pub(super) fn forget_index(location: &Location) -> Result<(), Fault> {
 /// is written behind them, as it would be lost with them.
 fn settle(connection: &Connection) -> Result<(), Fault> {
     if checkpoint(connection, "TRUNCATE")?.is_held_up {
-        return Err(Fault::Busy(Cause::Reader));
+        return Err(Fault::Passing(Cause::Reader));
     }
     Ok(())
 }

@@ -8,8 +8,8 @@ use rusqlite::ErrorCode;
 /// Why a transaction came to nothing.
 #[derive(Debug)]
 pub(super) enum Fault {
-    /// Another program holds a lock. The connection is sound; the caller may ask again.
-    Busy(Cause),
+    /// Another program holds a lock, or the process has no descriptor left. What is open is sound; the caller may ask again.
+    Passing(Cause),
     /// The disk is full. Nothing that was fsynced is in doubt, but nothing can be written.
     Full(rusqlite::Error),
     /// What is on the disk is in doubt: a write or an fsync failed, or the file is damaged.
@@ -25,8 +25,10 @@ impl Fault {
             Some(
                 ErrorCode::DatabaseBusy
                 | ErrorCode::DatabaseLocked
-                | ErrorCode::FileLockingProtocolFailed,
-            ) => Self::Busy(Cause::Database(error)),
+                | ErrorCode::FileLockingProtocolFailed
+                // To open a file writes nothing, so nothing is in doubt.
+                | ErrorCode::CannotOpen,
+            ) => Self::Passing(Cause::Database(error)),
             Some(ErrorCode::DiskFull) => Self::Full(error),
             _ => Self::Broken(Cause::Database(error)),
         }
@@ -35,7 +37,7 @@ impl Fault {
     pub(super) fn cause(self) -> Cause {
         match self {
             Self::Full(error) => Cause::Database(error),
-            Self::Busy(cause) | Self::Broken(cause) => cause,
+            Self::Passing(cause) | Self::Broken(cause) => cause,
             Self::Uprooted(how) => Cause::Uprooted(how),
         }
     }

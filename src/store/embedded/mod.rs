@@ -27,6 +27,7 @@ use uuid::Uuid;
 
 use self::calls::Calls;
 use self::checkpoint::Checkpointer;
+use self::fault::Fault;
 use self::lock::Location;
 use self::read::Readers;
 use self::state::State;
@@ -86,14 +87,17 @@ impl Embedded {
         let (commands, queue) = mpsc::sync_channel(QUEUE);
         let state = Arc::new(State::new());
         let readers = Arc::new(Readers::new(location.clone(), state.clone()));
+        let unopened = |fault: Fault| {
+            StoreError::unavailable("the database cannot be opened").with_source(fault.cause())
+        };
+        readers.fill().map_err(|error| unopened(error.into()))?;
+        let checkpointer = Checkpointer::spawn(location.clone()).map_err(unopened)?;
         let watchers = Watchers::new();
         let writer = Writer::new(Parts {
             commands: queue,
             connection,
             calls: calls.clone(),
-            checkpointer: Checkpointer::spawn(location.clone()).map_err(|fault| {
-                StoreError::unavailable("the database cannot be opened").with_source(fault.cause())
-            })?,
+            checkpointer,
             state: state.clone(),
             readers: readers.clone(),
             watchers: watchers.clone(),

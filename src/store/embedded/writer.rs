@@ -262,20 +262,21 @@ impl Writer {
         self.look_around()?;
         self.readers.clear();
         if !self.readers.is_empty() {
-            return Err(Fault::Busy(Cause::OwnReader));
+            return Err(Fault::Passing(Cause::OwnReader));
         }
         let connection = connection::recovered_writer(&self.location, &self.calls)?;
         self.install(connection)?;
         self.checkpointer = Some(Checkpointer::spawn(self.location.clone())?);
+        self.readers.fill()?;
         Ok(())
     }
 
     /// Takes note of a fault, and returns what to answer.
     fn fail(&mut self, fault: Fault) -> StoreError {
-        if let Fault::Busy(error) = fault {
-            tracing::warn!(path = %self.path().display(), %error, "another program holds the database");
+        if let Fault::Passing(error) = fault {
+            tracing::warn!(path = %self.path().display(), %error, "the database takes no writes now");
             let error =
-                StoreError::unavailable("another program holds the database").with_source(error);
+                StoreError::unavailable("the database takes no writes now").with_source(error);
             // Who waited behind this batch has waited as long, and would wait once more.
             refuse(self.commands.try_iter().take(super::QUEUE), &error);
             return error;
@@ -351,7 +352,7 @@ impl Writer {
                     self.log.store(0, Ordering::Relaxed);
                     return;
                 }
-                Ok(false) | Err(Fault::Busy(_) | Fault::Full(_)) => {
+                Ok(false) | Err(Fault::Passing(_) | Fault::Full(_)) => {
                     checkpointer.put_off(log);
                     return;
                 }
