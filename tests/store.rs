@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use aegis_hitl::store::{
-    Actor, Decide, Decided, Embedded, Fingerprinted, Identity, Memory, Store, StoreError,
+    Actor, Decide, Decided, Embedded, Fingerprinted, Identity, Memory, Store, StoreError, Submit,
     conformance,
 };
 use aegis_hitl::{Action, Decision, Execution, IdempotencyKey, Payload, RequestId, Status};
@@ -360,6 +360,75 @@ async fn an_operators_lock_makes_requests_fail_and_reads_go_on() {
     let totals = store.totals().await.unwrap();
     assert_eq!((totals.decisions, totals.events), (decided, decided));
     record(&store, approval("k-0")).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_that_wait_take_no_more_than_64_mib() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("aegis.db");
+    let store = Embedded::open(&path).unwrap();
+    record(&store, approval("k")).await;
+    let operator = Connection::open(&path).unwrap();
+    operator.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let text = format!(r#"{{"text": "{}"}}"#, "x".repeat(255 * 1024));
+    let payload = Fingerprinted::new(Payload::from_json(&text).unwrap()).unwrap();
+    let large = |key: usize| Decide {
+        payload: Some(payload.clone()),
+        ..approval(&format!("k-{key}"))
+    };
+    let mut waiting = Vec::new();
+    let mut refused = Vec::new();
+    for key in 0..400 {
+        let mut asked = tokio_test::task::spawn({
+            let (store, request) = (store.clone(), large(key));
+            async move { store.decide(request).await }
+        });
+        match asked.poll() {
+            std::task::Poll::Pending => waiting.push(asked),
+            std::task::Poll::Ready(answer) => refused.push((key, answer.unwrap_err())),
+        }
+    }
+    operator.execute_batch("ROLLBACK").unwrap();
+    assert!((200..=256).contains(&waiting.len()), "{}", waiting.len());
+    for (_, error) in &refused {
+        assert!(error.is_unavailable(), "{error}");
+        assert!(error.to_string().contains("64 MiB"), "{error}");
+    }
+    let mut recorded = 1;
+    for asked in waiting {
+        // One that the operator kept waiting for too long may be refused, but each has its answer.
+        recorded += u64::from(asked.await.is_ok());
+    }
+    assert_eq!(store.totals().await.unwrap().decisions, recorded);
+    // There is room again, and what was refused is on record nowhere.
+    for (key, _) in refused {
+        record(&store, large(key)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_decision_is_not_before_its_action_where_the_clock_steps_back() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("aegis.db");
+    let store = Embedded::open(&path).unwrap();
+    let request = approval("k");
+    let submit = Submit {
+        identity: request.identity.clone(),
+        call_id: None,
+        payload: None,
+        actor: Actor::new("agent"),
+    };
+    store.submit(submit).await.unwrap();
+    // As if the clock had been an hour ahead.
+    let operator = Connection::open(&path).unwrap();
+    let ahead = "UPDATE action SET created_at = created_at + 3600000000";
+    operator.execute(ahead, []).unwrap();
+    let action = record(&store, request).await;
+    assert!(action.decided_at.unwrap() >= action.created_at.unwrap());
+    assert_eq!(store.find(id(&action)).await.unwrap(), Some(action));
+    let is_after = "SELECT max(at) >= (SELECT created_at FROM action) FROM event";
+    let is_after: bool = operator.query_row(is_after, [], |row| row.get(0)).unwrap();
+    assert!(is_after);
 }
 
 #[tokio::test]

@@ -140,7 +140,7 @@ impl Records {
         }
         record.action.status = Status::Committed;
         record.action.decision = Some(request.decision);
-        record.action.decided_at = Some(now());
+        record.action.decided_at = record.action.created_at.max(Some(now()));
         record.action.comment = request.comment;
         record.call_id = canonical.map(Into::into);
         record.fill_in(request.payload);

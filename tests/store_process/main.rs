@@ -2,9 +2,15 @@
 #![cfg(all(feature = "server", feature = "test-util", target_os = "linux"))]
 #![allow(clippy::panic, clippy::print_stderr, clippy::unwrap_used)]
 
+#[cfg(feature = "cli")]
+#[path = "../binary/mod.rs"]
+mod binary;
 mod descriptors;
 mod other;
+mod panic;
 mod place;
+#[cfg(feature = "cli")]
+mod server;
 mod sync;
 
 use std::collections::HashSet;
@@ -54,6 +60,7 @@ async fn child() {
         "hold" => until_told(),
         "load" => load(store).await,
         "insist" => insist(store).await,
+        "mourn" => mourn(store).await,
         "obey" => obey(store).await,
         "starve" => descriptors::starve(store).await,
         other => panic!("unknown role {other}"),
@@ -102,6 +109,29 @@ async fn insist(store: Embedded) {
     for task in tasks {
         task.await.unwrap();
     }
+}
+
+/// Decides until the store has failed, which is then all it says.
+async fn mourn(store: Embedded) {
+    for count in 0.. {
+        match store.decide(approval(&format!("k-{count}"))).await {
+            Ok(_) => eprintln!("ack k-{count}"),
+            Err(error) => {
+                assert!(error.is_unavailable(), "{error}");
+                break;
+            }
+        }
+    }
+    store.failed().await;
+    for error in [
+        store.check().await.unwrap_err(),
+        store.decide(approval("k")).await.unwrap_err(),
+        store.totals().await.unwrap_err(),
+    ] {
+        assert_eq!(error.to_string(), "the store's writer has failed");
+    }
+    store.close().await;
+    eprintln!("failed");
 }
 
 /// A payload that fills a small disk soon.

@@ -43,7 +43,7 @@ pub(crate) fn library(folder: &Path) -> Option<PathBuf> {
 }
 
 impl Faulty {
-    fn start(folder: &Path, role: &str, database: &Path) -> Option<Self> {
+    pub(crate) fn start(folder: &Path, role: &str, database: &Path) -> Option<Self> {
         let order = folder.join("order");
         let mut command = Command::new(env::current_exe().unwrap());
         command
@@ -56,7 +56,7 @@ impl Faulty {
         })
     }
 
-    fn order(&self, order: &str) {
+    pub(crate) fn order(&self, order: &str) {
         // In one piece: the other process may read at any time.
         let draft = self.order.with_extension("draft");
         fs::write(&draft, order).unwrap();
@@ -77,7 +77,7 @@ impl Faulty {
         }
     }
 
-    fn until_acknowledged(&mut self, times: usize) {
+    pub(crate) fn until_acknowledged(&mut self, times: usize) {
         let enough = self.acknowledged.len() + times;
         let mut refused = 0;
         while self.acknowledged.len() < enough {
@@ -96,7 +96,7 @@ impl Faulty {
     }
 
     /// Kills it, and returns what it acknowledged.
-    fn kill(mut self) -> HashSet<String> {
+    pub(crate) fn kill(mut self) -> HashSet<String> {
         let acknowledged = &mut self.acknowledged;
         for line in self.other.kill() {
             if let Some(key) = line.strip_prefix("ack ") {

@@ -87,13 +87,17 @@ pub(crate) async fn run(args: args::Serve, config: config::Serve) -> Result<(), 
         "listening on http://{address}, store {}",
         path.display()
     ));
+    let failed =
+        || Failure::other("the store's writer has failed; the server must be started again");
     let ended = tokio::select! {
         ended = &mut serving => ended,
+        () = store.failed() => return Err(failed()),
         () = signals.next() => {
             say("draining");
             let _ = stop.send(());
             tokio::select! {
                 ended = &mut serving => ended,
+                () = store.failed() => return Err(failed()),
                 () = signals.next() => return Err(Failure::other("ended by a second signal")),
             }
         }

@@ -4,6 +4,7 @@
 //! checkpoint beside the writer never catches up with it, and the log would grow without bound. So the thread here does
 //! the bulk of the work, and when little is left the writer does the rest itself, between two batches.
 
+use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -88,6 +89,11 @@ impl Checkpointer {
         self.seen = log;
         if let Some(cause) = self.shared.broken().take() {
             return Step::Fail(cause);
+        }
+        // It panicked: only dropping the sender ends it otherwise.
+        if self.thread.as_ref().is_none_or(JoinHandle::is_finished) {
+            let ended = io::Error::other("the checkpoint thread has failed");
+            return Step::Fail(Cause::Thread(ended));
         }
         if log < self.due || self.shared.is_running.load(Ordering::Acquire) {
             return Step::Nothing;

@@ -54,7 +54,7 @@ pub(super) enum Cause {
     Reader,
     /// A read of this store does.
     OwnReader,
-    /// A thread cannot be started.
+    /// A thread cannot be started, or has failed.
     Thread(io::Error),
     /// The files cannot be looked at.
     Place(io::Error),
@@ -68,7 +68,7 @@ impl fmt::Display for Cause {
             Self::Sync(error) => write!(f, "the database file cannot be synced: {error}"),
             Self::Index(error) => write!(f, "the wal-index cannot be written: {error}"),
             Self::OwnReader => f.write_str("a read is not finished"),
-            Self::Thread(error) => write!(f, "a thread cannot be started: {error}"),
+            Self::Thread(error) => write!(f, "a thread does not run: {error}"),
             Self::Place(error) => write!(f, "the database cannot be found: {error}"),
             Self::Uprooted(how) => f.write_str(how),
             Self::Reader => f.write_str(

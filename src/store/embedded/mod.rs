@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, SyncSender, TrySendError};
 use std::thread;
 
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use uuid::Uuid;
 
 use self::calls::Calls;
@@ -32,15 +32,25 @@ use self::lock::Location;
 use self::read::Readers;
 use self::state::State;
 use self::writer::{Call, Command, Parts, Writer};
-use super::{Decide, Decided, Store, StoreError, Submit, Submitted, Totals, Watch, Watchers};
+use super::{
+    Decide, Decided, Fingerprinted, Store, StoreError, Submit, Submitted, Totals, Watch, Watchers,
+};
 use crate::protocol::Action;
 
 /// The most requests that wait for the writer.
 const QUEUE: usize = 4096;
 
+/// The room for requests that are not answered yet, in KiB: what they say, and [`OVERHEAD`] for each.
+const ROOM: usize = 64 * 1024;
+
+/// What a request takes beside payload and comment, in bytes: at most, as its names are bounded.
+const OVERHEAD: usize = 1024;
+
 /// A store in one SQLite file, in this process.
 ///
-/// Requests that arrive while a commit is under way share the next one, so the cost of an fsync is spread over them.
+/// Requests that arrive while a commit is under way share the next one, so the cost of an fsync is spread over them. Up to 4096
+/// of them may wait, and up to 64 MiB; more are refused as unavailable, and nothing of them is recorded.
+///
 /// The file is in WAL mode and no exclusive lock is held on it: `sqlite3` can query it and back it up (`.backup`,
 /// `VACUUM INTO`) while the store is open. The view `readable_action` has ids and times as text. Another program's
 /// long write transaction makes requests fail, a long read transaction makes the log (`-wal`) grow for as long as it lasts.
@@ -60,6 +70,7 @@ const QUEUE: usize = 4096;
 #[derive(Clone)]
 pub struct Embedded {
     commands: SyncSender<Command>,
+    room: Arc<Semaphore>,
     readers: Arc<Readers>,
     watchers: Watchers,
     state: Arc<State>,
@@ -112,6 +123,7 @@ impl Embedded {
             })?;
         Ok(Self {
             commands,
+            room: Arc::new(Semaphore::new(ROOM)),
             readers,
             watchers,
             state,
@@ -129,32 +141,63 @@ impl Embedded {
         self.state.closed().await;
     }
 
+    /// Completes if the store can never answer again because its writer panicked. Everything is refused as unavailable then,
+    /// and a new process is the way out: what ended the writer may have left others in a state that nobody knows.
+    ///
+    /// While the store is open, and after it was [closed](Self::close), this is pending.
+    pub async fn failed(&self) {
+        self.state.failed().await;
+    }
+
+    /// Takes room for a request.
+    fn room(
+        &self,
+        payload: Option<&Fingerprinted>,
+        comment: Option<&str>,
+    ) -> Result<OwnedSemaphorePermit, StoreError> {
+        let payload = payload.map_or(0, |payload| payload.payload().as_str().len());
+        let bytes = payload + comment.map_or(0, str::len) + OVERHEAD;
+        // One that is too large for all of the room is let in alone.
+        let room = bytes.div_ceil(1024).min(ROOM) as u32;
+        let taken = self.room.clone().try_acquire_many_owned(room);
+        taken.map_err(|_| {
+            StoreError::unavailable(format!(
+                "{} MiB of requests are waiting for the store already",
+                ROOM / 1024
+            ))
+        })
+    }
+
     async fn ask<T>(
         &self,
         command: impl FnOnce(oneshot::Sender<Result<T, StoreError>>) -> Command,
     ) -> Result<T, StoreError> {
         if self.state.is_closing() {
-            return Err(state::closed());
+            return Err(self.state.closed_error());
         }
         let (reply, answer) = oneshot::channel();
         match self.commands.try_send(command(reply)) {
-            Ok(()) => answer.await.unwrap_or_else(|_| Err(state::closed())),
+            Ok(()) => answer
+                .await
+                .unwrap_or_else(|_| Err(self.state.closed_error())),
             Err(TrySendError::Full(_)) => Err(StoreError::unavailable(format!(
                 "{QUEUE} requests are waiting for the store already"
             ))),
-            Err(TrySendError::Disconnected(_)) => Err(state::closed()),
+            Err(TrySendError::Disconnected(_)) => Err(self.state.closed_error()),
         }
     }
 }
 
 impl Store for Embedded {
     async fn decide(&self, request: Decide) -> Result<Decided, StoreError> {
-        self.ask(|reply| Command::Decide(Call::new(request, reply)))
+        let room = self.room(request.payload.as_ref(), request.comment.as_deref())?;
+        self.ask(|reply| Command::Decide(Call::new(request, room, reply)))
             .await
     }
 
     async fn submit(&self, request: Submit) -> Result<Submitted, StoreError> {
-        self.ask(|reply| Command::Submit(Call::new(request, reply)))
+        let room = self.room(request.payload.as_ref(), None)?;
+        self.ask(|reply| Command::Submit(Call::new(request, room, reply)))
             .await
     }
 

@@ -8,7 +8,7 @@ use tokio::sync::Semaphore;
 use tokio::task;
 
 use super::lock::Location;
-use super::state::{self, State};
+use super::state::State;
 use super::{StoreError, connection};
 
 /// How many reads run at once.
@@ -65,7 +65,7 @@ impl Readers {
         read: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, StoreError> {
         let permit = self.permits.clone().acquire_owned().await;
-        let permit = permit.map_err(|_| state::closed())?;
+        let permit = permit.map_err(|_| self.state.closed_error())?;
         let readers = self.clone();
         // The permit goes along: dropping the future does not stop the read.
         task::spawn_blocking(move || {

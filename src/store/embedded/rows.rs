@@ -172,10 +172,17 @@ impl ToSql for CallId<'_> {
 
 /// Now, in the resolution that is kept.
 pub(super) fn now() -> i64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+    micros(SystemTime::now())
+}
+
+/// A time as it is kept: in microseconds since 1970.
+pub(super) fn micros(time: SystemTime) -> i64 {
+    match time.duration_since(UNIX_EPOCH) {
+        Ok(since) => i64::try_from(since.as_micros()).unwrap_or(i64::MAX),
+        Err(before) => {
+            i64::try_from(before.duration().as_micros()).map_or(i64::MIN, i64::wrapping_neg)
+        }
+    }
 }
 
 pub(super) fn from_micros(micros: i64) -> SystemTime {

@@ -145,7 +145,9 @@ impl<'a> Transaction<'a> {
     }
 
     fn update(&mut self, record: Record, request: &Decide) -> rusqlite::Result<Action> {
-        let at = rows::now();
+        // A clock that was set back does not put the decision before what it is on.
+        let created_at = record.action.created_at.map_or(0, rows::micros);
+        let at = rows::now().max(created_at);
         self.connection
         .prepare_cached(
             "UPDATE action SET status = 'COMMITTED', decision = ?2, execution = NULL, closed = NULL, decided_at = ?3, \

@@ -5,17 +5,18 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::calls::Calls;
 use super::checkpoint::{Checkpointer, Step};
 use super::fault::{Cause, Fault, is_fatal};
 use super::lock::{Location, Lock, Log};
 use super::read::Readers;
-use super::state::{self, State};
+use super::state::State;
 use super::transition::Transaction;
 use super::{StoreError, connection};
 use crate::protocol::Action;
@@ -51,14 +52,17 @@ pub(super) struct Call<Q, A> {
     request: Q,
     answer: Option<A>,
     reply: Reply<A>,
+    /// The room that the request takes, until it is answered.
+    _room: OwnedSemaphorePermit,
 }
 
 impl<Q, A> Call<Q, A> {
-    pub(super) fn new(request: Q, reply: Reply<A>) -> Box<Self> {
+    pub(super) fn new(request: Q, room: OwnedSemaphorePermit, reply: Reply<A>) -> Box<Self> {
         Box::new(Self {
             request,
             answer: None,
             reply,
+            _room: room,
         })
     }
 }
@@ -371,8 +375,12 @@ impl Writer {
 impl Drop for Writer {
     /// Also runs if the thread panics: whatever happens, callers are told and the lock is released.
     fn drop(&mut self) {
+        if thread::panicking() {
+            tracing::error!(path = %self.path().display(), "the store's writer has failed");
+            self.state.set_failed();
+        }
         self.state.set_closing();
-        refuse(self.commands.try_iter(), &state::closed());
+        refuse(self.commands.try_iter(), &self.state.closed_error());
         self.readers.clear();
         let broken = self.checkpointer.take().and_then(Checkpointer::end);
         let closed = match broken {
