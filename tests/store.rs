@@ -104,7 +104,10 @@ async fn what_was_recorded_is_there_after_reopening() {
     store.close().await;
 
     let store = Embedded::open(&path).unwrap();
-    assert_eq!(store.find(id(&recorded)).await.unwrap(), Some(recorded));
+    assert_eq!(
+        store.find(id(&recorded), None).await.unwrap(),
+        Some(recorded)
+    );
     let decided = store.decide(request).await.unwrap();
     assert!(matches!(decided, Decided::Replayed(_)), "{decided:?}");
 }
@@ -120,7 +123,7 @@ async fn a_closed_store_refuses_and_leaves_one_file_and_its_lock() {
     store.close().await;
     for error in [
         other_handle.decide(approval("k")).await.unwrap_err(),
-        other_handle.find(Uuid::new_v4()).await.unwrap_err(),
+        other_handle.find(Uuid::new_v4(), None).await.unwrap_err(),
         other_handle.totals().await.unwrap_err(),
         other_handle.check().await.unwrap_err(),
     ] {
@@ -267,7 +270,7 @@ async fn a_failed_action_is_decided_again_with_its_own_event() {
             [],
         )
         .unwrap();
-    let failed = store.find(id(&approved)).await.unwrap().unwrap();
+    let failed = store.find(id(&approved), None).await.unwrap().unwrap();
     assert_eq!(failed.status, Status::Failed);
     assert_eq!(failed.execution, Some(Execution::Unknown));
 
@@ -275,10 +278,10 @@ async fn a_failed_action_is_decided_again_with_its_own_event() {
     assert_eq!(again.request_id, approved.request_id);
     assert_eq!(again.decision, Some(Decision::Reject));
     assert_eq!(again.execution, None);
-    assert_eq!(store.find(id(&approved)).await.unwrap(), Some(again));
+    assert_eq!(store.find(id(&approved), None).await.unwrap(), Some(again));
     // Both calls made a transition of this action, so both name it.
     let call = first.call_id.as_ref().unwrap().as_uuid_v4().unwrap();
-    assert!(store.find(call).await.unwrap().is_some());
+    assert!(store.find(call, None).await.unwrap().is_some());
     let decided = store.decide(first).await.unwrap();
     assert!(matches!(decided, Decided::Conflict(_)), "{decided:?}");
 
@@ -341,7 +344,7 @@ async fn an_operators_lock_makes_requests_fail_and_reads_go_on() {
             tokio::spawn(async move { store.decide(approval(&format!("k-{key}"))).await })
         })
         .collect();
-    assert!(store.find(id(&recorded)).await.unwrap().is_some());
+    assert!(store.find(id(&recorded), None).await.unwrap().is_some());
     let mut errors = 0;
     let mut decided = 1;
     for asked in asked {
@@ -425,7 +428,7 @@ async fn a_decision_is_not_before_its_action_where_the_clock_steps_back() {
     operator.execute(ahead, []).unwrap();
     let action = record(&store, request).await;
     assert!(action.decided_at.unwrap() >= action.created_at.unwrap());
-    assert_eq!(store.find(id(&action)).await.unwrap(), Some(action));
+    assert_eq!(store.find(id(&action), None).await.unwrap(), Some(action));
     let is_after = "SELECT max(at) >= (SELECT created_at FROM action) FROM event";
     let is_after: bool = operator.query_row(is_after, [], |row| row.get(0)).unwrap();
     assert!(is_after);

@@ -26,7 +26,7 @@ pub(crate) async fn starve(store: Embedded) {
         let reads: Vec<_> = (0..8)
             .map(|_| {
                 let store = store.clone();
-                tokio::spawn(async move { store.find(Uuid::new_v4()).await })
+                tokio::spawn(async move { store.find(Uuid::new_v4(), None).await })
             })
             .collect();
         for read in reads {

@@ -35,7 +35,7 @@ use self::writer::{Call, Command, Parts, Writer};
 use super::{
     Decide, Decided, Fingerprinted, Store, StoreError, Submit, Submitted, Totals, Watch, Watchers,
 };
-use crate::protocol::Action;
+use crate::protocol::{Action, TenantId};
 
 /// The most requests that wait for the writer.
 const QUEUE: usize = 4096;
@@ -64,6 +64,8 @@ const OVERHEAD: usize = 1024;
 /// recover as requests or [checks](Store::check) come in, four times a second at most. After a failed sync nothing that was
 /// written since the last good one is relied on: it is written again from the log. Other programs may have the database open
 /// meanwhile; only one in the middle of a read, at the start or during a recovery, is waited for.
+///
+/// Of the calls that changed nothing (duplicates) it remembers the ids of the newest 16,384, until it is closed.
 ///
 /// Dropping the last handle closes the store in the background: what was asked for is still recorded. [`close`](Self::close)
 /// waits for that. Reads run on tokio's blocking threads, so the store must be used within a tokio runtime.
@@ -201,11 +203,16 @@ impl Store for Embedded {
             .await
     }
 
-    async fn find(&self, id: Uuid) -> Result<Option<Action>, StoreError> {
+    async fn find(
+        &self,
+        id: Uuid,
+        tenant: Option<&TenantId>,
+    ) -> Result<Option<Action>, StoreError> {
         let calls = self.calls.clone();
+        let tenant = tenant.cloned();
         let record = self
             .readers
-            .read(move |connection| rows::by_id(connection, &calls, id))
+            .read(move |connection| rows::by_id(connection, &calls, id, tenant.as_ref()))
             .await?;
         Ok(record.map(|record| record.action))
     }
