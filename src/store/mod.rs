@@ -23,7 +23,7 @@ use crate::protocol::{
     Action, Decision, Fingerprint, IdempotencyKey, Payload, RequestId, TenantId, ThreadId,
 };
 
-pub use self::embedded::Embedded;
+pub use self::embedded::{Embedded, Verified};
 pub use self::error::StoreError;
 #[cfg(feature = "test-util")]
 pub use self::memory::Memory;

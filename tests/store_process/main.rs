@@ -3,6 +3,8 @@
 #![allow(clippy::panic, clippy::print_stderr, clippy::unwrap_used)]
 
 #[cfg(feature = "cli")]
+mod backup;
+#[cfg(feature = "cli")]
 #[path = "../binary/mod.rs"]
 mod binary;
 mod descriptors;

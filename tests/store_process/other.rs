@@ -3,7 +3,7 @@
 use std::env;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
-use std::process::{Child, ChildStderr, ChildStdin, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 
 pub(crate) const ROLE: &str = "AEGIS_TEST_ROLE";
 pub(crate) const DATABASE: &str = "AEGIS_TEST_DATABASE";
@@ -12,7 +12,7 @@ pub(crate) const DATABASE: &str = "AEGIS_TEST_DATABASE";
 pub(crate) struct Other {
     pub(crate) child: Child,
     input: Option<ChildStdin>,
-    pub(crate) output: BufReader<ChildStderr>,
+    pub(crate) output: Box<dyn BufRead + Send>,
 }
 
 impl Other {
@@ -28,7 +28,7 @@ impl Other {
             .unwrap();
         let mut other = Self {
             input: child.stdin.take(),
-            output: BufReader::new(child.stderr.take().unwrap()),
+            output: Box::new(BufReader::new(child.stderr.take().unwrap())),
             child,
         };
         assert_eq!(other.line(), "open");
@@ -44,6 +44,13 @@ impl Other {
         let mut line = String::new();
         self.output.read_line(&mut line).unwrap();
         line.trim_end().to_owned()
+    }
+
+    /// Reads what it says without looking at it, so that it need not wait for anybody to do so.
+    pub(crate) fn read_on(&mut self) {
+        let mut output = std::mem::replace(&mut self.output, Box::new(std::io::empty()));
+        // It ends with the process.
+        std::thread::spawn(move || std::io::copy(&mut output, &mut std::io::sink()));
     }
 
     pub(crate) fn ask(&mut self, line: &str) -> String {

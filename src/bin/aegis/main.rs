@@ -1,6 +1,7 @@
 //! `aegis`: arguments in, the library does it, an exit code out.
 
 mod args;
+mod backup;
 mod call;
 mod config;
 mod failure;
@@ -38,6 +39,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Serve(args) => serve::run(args, config.serve).await,
             Command::Status(args) => call::status(args, &config.client).await,
             Command::Keys(Keys::New(args)) => keys::new(&args),
+            Command::Backup(args) => backup::run(args, config.serve),
+            Command::Check(args) => backup::check(&args),
             Command::Approve(args) => call::decide(Decision::Approve, args, &config.client).await,
             Command::Reject(args) => call::decide(Decision::Reject, args, &config.client).await,
         }

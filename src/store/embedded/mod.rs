@@ -1,5 +1,6 @@
 //! The embedded store: SQLite in this process.
 
+mod backup;
 mod calls;
 mod checkpoint;
 mod connection;
@@ -11,6 +12,7 @@ mod schema;
 mod secret;
 mod state;
 mod transition;
+mod verify;
 mod writer;
 
 #[cfg(test)]
@@ -22,6 +24,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, SyncSender, TrySendError};
 use std::thread;
 
+use rusqlite::Connection;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use uuid::Uuid;
 
@@ -31,6 +34,7 @@ use self::fault::Fault;
 use self::lock::Location;
 use self::read::Readers;
 use self::state::State;
+pub use self::verify::Verified;
 use self::writer::{Call, Command, Parts, Writer};
 use super::{
     Decide, Decided, Fingerprinted, Store, StoreError, Submit, Submitted, Totals, Watch, Watchers,
@@ -134,6 +138,37 @@ impl Embedded {
         })
     }
 
+    /// Copies the database at `database`, as it is at one moment, to a file that does not exist yet: `to`. A server may have it
+    /// open and goes on writing; its log grows for as long as the copy takes.
+    ///
+    /// The copy is one file, readable by this user alone, and has its name only when it was [verified](Self::verify) and synced:
+    /// a file of that name is whole. It is opened as any database. This blocks.
+    ///
+    /// # Errors
+    ///
+    /// - [Incompatible](StoreError::is_incompatible), if there is no database of this application, or `to` or a log of that name
+    ///   exists.
+    /// - [Unavailable](StoreError::is_unavailable), if the disk is full or fails, or the database is not sound.
+    pub fn back_up(
+        database: impl AsRef<Path>,
+        to: impl AsRef<Path>,
+    ) -> Result<Verified, StoreError> {
+        backup::back_up(database.as_ref(), to.as_ref())
+    }
+
+    /// Looks at all of the database at `database`, and leaves it as it is. A server may have it open.
+    ///
+    /// SQLite checks its structure. Then each action must be the one that its ids, its digest and its events say. This blocks, and
+    /// reads every row.
+    ///
+    /// # Errors
+    ///
+    /// - [Incompatible](StoreError::is_incompatible), if there is no database of this application, or one of another version.
+    /// - [Unavailable](StoreError::is_unavailable), if it cannot be read.
+    pub fn verify(database: impl AsRef<Path>) -> Result<Verified, StoreError> {
+        verify::verify(database.as_ref())
+    }
+
     /// Closes the store for all of its handles, and waits until everything that was asked for is durable and the lock is
     /// released. What is asked for afterwards is refused as unavailable.
     pub async fn close(&self) {
@@ -229,23 +264,23 @@ impl Store for Embedded {
     }
 
     async fn totals(&self) -> Result<Totals, StoreError> {
-        self.readers
-            .read(|connection| {
-                connection
-                    .prepare_cached(
-                        "SELECT (SELECT count(*) FROM action), (SELECT count(decision) FROM action), \
-                         (SELECT count(*) FROM event)",
-                    )?
-                    .query_row([], |row| {
-                        Ok(Totals {
-                            actions: row.get::<_, i64>(0)?.unsigned_abs(),
-                            decisions: row.get::<_, i64>(1)?.unsigned_abs(),
-                            events: row.get::<_, i64>(2)?.unsigned_abs(),
-                        })
-                    })
-            })
-            .await
+        self.readers.read(totals).await
     }
+}
+
+fn totals(connection: &Connection) -> rusqlite::Result<Totals> {
+    connection
+        .prepare_cached(
+            "SELECT (SELECT count(*) FROM action), (SELECT count(decision) FROM action), \
+             (SELECT count(*) FROM event)",
+        )?
+        .query_row([], |row| {
+            Ok(Totals {
+                actions: row.get::<_, i64>(0)?.unsigned_abs(),
+                decisions: row.get::<_, i64>(1)?.unsigned_abs(),
+                events: row.get::<_, i64>(2)?.unsigned_abs(),
+            })
+        })
 }
 
 impl fmt::Debug for Embedded {

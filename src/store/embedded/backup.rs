@@ -1,0 +1,96 @@
+//! Copies of a database that a server may have open.
+
+use std::error::Error;
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use uuid::Uuid;
+
+use super::StoreError;
+use super::lock::{beside, private};
+use super::verify::{self, Verified};
+
+/// Copies a database as it is at one moment, and gives the copy its name when it is sound and on the disk.
+pub(super) fn back_up(database: &Path, to: &Path) -> Result<Verified, StoreError> {
+    for taken in [to.to_owned(), beside(to, "-wal"), beside(to, "-journal")] {
+        if fs::symlink_metadata(&taken).is_ok() {
+            return Err(StoreError::incompatible(format!(
+                "{} is there already; allowed is a name that is free",
+                taken.display()
+            )));
+        }
+    }
+    let source = verify::open(database)?;
+    let draft = Draft::create(to).map_err(|error| failed(database, error))?;
+    let path = draft.path.to_str().ok_or_else(|| {
+        StoreError::incompatible(format!(
+            "{} cannot be the name of a copy; allowed is a path in UTF-8",
+            to.display()
+        ))
+    })?;
+    source
+        .execute("VACUUM main INTO ?1", [path])
+        .map_err(|error| failed(database, error))?;
+    drop(source);
+    let verified = verify::verify(&draft.path)?;
+    if let Some(fault) = verified.faults.first() {
+        return Err(StoreError::unavailable(format!(
+            "the copy of {} is not sound: {fault}",
+            database.display()
+        )));
+    }
+    draft.keep(to).map_err(|error| failed(database, error))?;
+    Ok(verified)
+}
+
+fn failed(database: &Path, error: impl Error + Send + Sync + 'static) -> StoreError {
+    StoreError::unavailable(format!("{} cannot be backed up", database.display()))
+        .with_source(error)
+}
+
+/// A copy that is not finished. Dropping it removes it.
+struct Draft {
+    path: PathBuf,
+    folder: PathBuf,
+}
+
+impl Draft {
+    fn create(to: &Path) -> std::io::Result<Self> {
+        let folder = match to.parent() {
+            Some(folder) if folder != Path::new("") => folder,
+            _ => Path::new("."),
+        };
+        // Without a relative part, which could look like a URI to SQLite.
+        let folder = fs::canonicalize(folder)?;
+        let mut name = OsString::from(".");
+        name.push(to.file_name().unwrap_or_default());
+        name.push(format!(".{}.tmp", Uuid::new_v4().simple()));
+        let path = folder.join(name);
+        let mut options = File::options();
+        private(options.write(true).create_new(true)).open(&path)?;
+        Ok(Self { path, folder })
+    }
+
+    fn keep(self, to: &Path) -> std::io::Result<()> {
+        File::options()
+            .read(true)
+            .write(true)
+            .open(&self.path)?
+            .sync_all()?;
+        fs::rename(&self.path, to)?;
+        // The name is to last, too. Only Unix lets a folder be opened.
+        if cfg!(unix) {
+            File::open(&self.folder)?.sync_all()?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        for path in [self.path.clone(), beside(&self.path, "-journal")] {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
