@@ -6,7 +6,7 @@ mod support;
 
 use std::time::Duration;
 
-use support::{Disk, Faulty, Mood, Running, start, start_with};
+use support::{Call, Disk, Faulty, Mood, Running, start, start_with};
 use tokio::time::timeout;
 use uuid::Uuid;
 
@@ -247,4 +247,36 @@ async fn malformed_headers_of_a_status_request_are_refused() {
     }
     let credential = server.status(&id).header("Authorization", "Bearer x");
     assert_eq!(credential.send().await.status, 401);
+}
+
+#[tokio::test]
+async fn a_tenant_finds_its_action_whatever_other_tenants_call_theirs() {
+    let server = start(Disk::default()).await;
+    let call_id = Uuid::new_v4().to_string();
+    let mut ids = Vec::new();
+    for tenant in ["t", "u"] {
+        let call = Call::new(server.addr, "POST", "/api/v1/hitl/approve")
+            .header("Tenant-Id", tenant)
+            .header("Thread-Id", "r")
+            .header("Idempotency-Key", "k")
+            .header("X-Request-Id", &call_id);
+        ids.push(call.send().await.request_id());
+    }
+    for (tenant, id) in ["t", "u"].iter().zip(&ids) {
+        let status = server.status(&call_id).header("Tenant-Id", tenant);
+        let reply = status.send().await;
+        assert_eq!((reply.status, &reply.request_id()), (200, id));
+    }
+    // Without a tenant nobody can tell which of the two is meant.
+    assert_eq!(server.status(&call_id).send().await.status, 404);
+}
+
+#[tokio::test]
+async fn a_duplicates_call_id_finds_the_action_that_it_was_answered_with() {
+    let server = start(Disk::default()).await;
+    let id = server.approve("k").send().await.request_id();
+    let call_id = Uuid::new_v4().to_string();
+    let call = server.approve("k").header("X-Request-Id", &call_id);
+    assert_eq!(call.send().await.status, 409);
+    assert_eq!(server.status(&call_id).send().await.request_id(), id);
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use aegis_hitl::store::{
-    Actor, Decide, Decided, Embedded, Fingerprinted, Identity, Memory, Store, StoreError,
+    Actor, Decide, Decided, Embedded, Fingerprinted, Identity, Memory, Store, StoreError, Submit,
     conformance,
 };
 use aegis_hitl::{Action, Decision, Execution, IdempotencyKey, Payload, RequestId, Status};
@@ -104,7 +104,10 @@ async fn what_was_recorded_is_there_after_reopening() {
     store.close().await;
 
     let store = Embedded::open(&path).unwrap();
-    assert_eq!(store.find(id(&recorded)).await.unwrap(), Some(recorded));
+    assert_eq!(
+        store.find(id(&recorded), None).await.unwrap(),
+        Some(recorded)
+    );
     let decided = store.decide(request).await.unwrap();
     assert!(matches!(decided, Decided::Replayed(_)), "{decided:?}");
 }
@@ -120,7 +123,7 @@ async fn a_closed_store_refuses_and_leaves_one_file_and_its_lock() {
     store.close().await;
     for error in [
         other_handle.decide(approval("k")).await.unwrap_err(),
-        other_handle.find(Uuid::new_v4()).await.unwrap_err(),
+        other_handle.find(Uuid::new_v4(), None).await.unwrap_err(),
         other_handle.totals().await.unwrap_err(),
         other_handle.check().await.unwrap_err(),
     ] {
@@ -267,7 +270,7 @@ async fn a_failed_action_is_decided_again_with_its_own_event() {
             [],
         )
         .unwrap();
-    let failed = store.find(id(&approved)).await.unwrap().unwrap();
+    let failed = store.find(id(&approved), None).await.unwrap().unwrap();
     assert_eq!(failed.status, Status::Failed);
     assert_eq!(failed.execution, Some(Execution::Unknown));
 
@@ -275,10 +278,10 @@ async fn a_failed_action_is_decided_again_with_its_own_event() {
     assert_eq!(again.request_id, approved.request_id);
     assert_eq!(again.decision, Some(Decision::Reject));
     assert_eq!(again.execution, None);
-    assert_eq!(store.find(id(&approved)).await.unwrap(), Some(again));
+    assert_eq!(store.find(id(&approved), None).await.unwrap(), Some(again));
     // Both calls made a transition of this action, so both name it.
     let call = first.call_id.as_ref().unwrap().as_uuid_v4().unwrap();
-    assert!(store.find(call).await.unwrap().is_some());
+    assert!(store.find(call, None).await.unwrap().is_some());
     let decided = store.decide(first).await.unwrap();
     assert!(matches!(decided, Decided::Conflict(_)), "{decided:?}");
 
@@ -341,7 +344,7 @@ async fn an_operators_lock_makes_requests_fail_and_reads_go_on() {
             tokio::spawn(async move { store.decide(approval(&format!("k-{key}"))).await })
         })
         .collect();
-    assert!(store.find(id(&recorded)).await.unwrap().is_some());
+    assert!(store.find(id(&recorded), None).await.unwrap().is_some());
     let mut errors = 0;
     let mut decided = 1;
     for asked in asked {
@@ -360,6 +363,75 @@ async fn an_operators_lock_makes_requests_fail_and_reads_go_on() {
     let totals = store.totals().await.unwrap();
     assert_eq!((totals.decisions, totals.events), (decided, decided));
     record(&store, approval("k-0")).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_that_wait_take_no_more_than_64_mib() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("aegis.db");
+    let store = Embedded::open(&path).unwrap();
+    record(&store, approval("k")).await;
+    let operator = Connection::open(&path).unwrap();
+    operator.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let text = format!(r#"{{"text": "{}"}}"#, "x".repeat(255 * 1024));
+    let payload = Fingerprinted::new(Payload::from_json(&text).unwrap()).unwrap();
+    let large = |key: usize| Decide {
+        payload: Some(payload.clone()),
+        ..approval(&format!("k-{key}"))
+    };
+    let mut waiting = Vec::new();
+    let mut refused = Vec::new();
+    for key in 0..400 {
+        let mut asked = tokio_test::task::spawn({
+            let (store, request) = (store.clone(), large(key));
+            async move { store.decide(request).await }
+        });
+        match asked.poll() {
+            std::task::Poll::Pending => waiting.push(asked),
+            std::task::Poll::Ready(answer) => refused.push((key, answer.unwrap_err())),
+        }
+    }
+    operator.execute_batch("ROLLBACK").unwrap();
+    assert!((200..=256).contains(&waiting.len()), "{}", waiting.len());
+    for (_, error) in &refused {
+        assert!(error.is_unavailable(), "{error}");
+        assert!(error.to_string().contains("64 MiB"), "{error}");
+    }
+    let mut recorded = 1;
+    for asked in waiting {
+        // One that the operator kept waiting for too long may be refused, but each has its answer.
+        recorded += u64::from(asked.await.is_ok());
+    }
+    assert_eq!(store.totals().await.unwrap().decisions, recorded);
+    // There is room again, and what was refused is on record nowhere.
+    for (key, _) in refused {
+        record(&store, large(key)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_decision_is_not_before_its_action_where_the_clock_steps_back() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("aegis.db");
+    let store = Embedded::open(&path).unwrap();
+    let request = approval("k");
+    let submit = Submit {
+        identity: request.identity.clone(),
+        call_id: None,
+        payload: None,
+        actor: Actor::new("agent"),
+    };
+    store.submit(submit).await.unwrap();
+    // As if the clock had been an hour ahead.
+    let operator = Connection::open(&path).unwrap();
+    let ahead = "UPDATE action SET created_at = created_at + 3600000000";
+    operator.execute(ahead, []).unwrap();
+    let action = record(&store, request).await;
+    assert!(action.decided_at.unwrap() >= action.created_at.unwrap());
+    assert_eq!(store.find(id(&action), None).await.unwrap(), Some(action));
+    let is_after = "SELECT max(at) >= (SELECT created_at FROM action) FROM event";
+    let is_after: bool = operator.query_row(is_after, [], |row| row.get(0)).unwrap();
+    assert!(is_after);
 }
 
 #[tokio::test]

@@ -53,7 +53,9 @@ impl<St: Store> Shared<St> {
         let nothing = || Refusal::not_found("there is no such action");
         let id = RequestId::new(id).ok().and_then(|id| id.as_uuid_v4());
         let id = id.ok_or_else(nothing)?;
-        let action = self.ask(self.store.find(id)).await?.ok_or_else(nothing)?;
+        let tenant = caller.as_ref().map(|caller| &caller.tenant_id);
+        let found = self.ask(self.store.find(id, tenant)).await?;
+        let action = found.ok_or_else(nothing)?;
         if let Some(caller) = &caller
             && action.tenant_id.as_ref() != Some(&caller.tenant_id)
         {
@@ -86,7 +88,7 @@ impl<St: Store> Shared<St> {
         // Subscribe, then read, then wait: a decision between the reads wakes this one.
         let mut watch = self.store.watch(id);
         loop {
-            let Some(now) = self.ask(self.store.find(id)).await? else {
+            let Some(now) = self.ask(self.store.find(id, None)).await? else {
                 return Ok(action);
             };
             if now.status != Status::Pending || self.drain.has_started() {

@@ -80,6 +80,7 @@ where
         a_payload_is_kept_as_it_was_sent,
         tenants_threads_and_keys_do_not_meet,
         a_call_id_finds_the_one_action_that_it_names,
+        a_tenants_call_id_is_its_own,
         a_call_id_that_is_no_uuid_v4_still_tells_a_retry,
         a_decision_wakes_who_waits_for_it,
         of_many_calls_one_is_recorded,
@@ -106,7 +107,10 @@ impl<S: Store> Stores<S> {
     }
 
     async fn find(&self, index: usize, id: Uuid) -> Option<Action> {
-        self.at(index).find(id).await.expect("a read was answered")
+        self.at(index)
+            .find(id, None)
+            .await
+            .expect("a read was answered")
     }
 
     async fn totals(&self) -> Totals {
@@ -413,13 +417,24 @@ async fn a_call_id_finds_the_one_action_that_it_names<S: Store>(stores: &Stores<
         assert_eq!(stores.find(2, id).await.as_ref(), Some(&action));
     }
 
-    // What was only a duplicate is not on record, and does not make an id name it.
-    let duplicate = Decide {
-        call_id: call(twice),
-        ..request
+    // A call that changed nothing names its action too, where it was answered.
+    let [confirmed, existing] = [Uuid::new_v4(), Uuid::new_v4()];
+    for call_id in [call(confirmed), call(twice)] {
+        let duplicate = Decide {
+            call_id,
+            ..request.clone()
+        };
+        unwrap_variant!(stores.decide(0, duplicate).await, Decided::Duplicate);
+    }
+    let again = Submit {
+        call_id: call(existing),
+        ..submission("k")
     };
-    unwrap_variant!(stores.decide(0, duplicate).await, Decided::Duplicate);
-    assert_eq!(stores.find(1, twice).await, None);
+    unwrap_variant!(stores.submit(0, again).await, Submitted::Existing);
+    for id in [confirmed, existing, twice] {
+        assert_eq!(stores.find(0, id).await.as_ref(), Some(&action));
+    }
+    // It does not count beside what is on record.
 
     for (key, found) in [("k-1", true), ("k-2", false)] {
         let request = Decide {
@@ -427,7 +442,9 @@ async fn a_call_id_finds_the_one_action_that_it_names<S: Store>(stores: &Stores<
             ..decision(key, Reject)
         };
         unwrap_variant!(stores.decide(2, request).await, Decided::Recorded);
-        assert_eq!(stores.find(0, twice).await.is_some(), found, "{key}");
+        let named = stores.find(0, twice).await;
+        let named = named.map(|action| action.idempotency_key.unwrap().as_str() == key);
+        assert_eq!(named, found.then_some(true), "{key}");
     }
 
     // The store's own id comes first: nobody hides an action behind a call id.
@@ -437,6 +454,39 @@ async fn a_call_id_finds_the_one_action_that_it_names<S: Store>(stores: &Stores<
     };
     unwrap_variant!(stores.decide(1, request).await, Decided::Recorded);
     assert_eq!(stores.find(2, id(&action)).await, Some(action));
+}
+
+async fn a_tenants_call_id_is_its_own<S: Store>(stores: &Stores<S>) {
+    let [recorded, confirmed] = [Uuid::new_v4(), Uuid::new_v4()];
+    let mut actions = Vec::new();
+    for tenant in ["tenant-1", "tenant-2"] {
+        let request = |key: &str, call: Uuid| Decide {
+            identity: identity(tenant, "thread", key),
+            call_id: Some(RequestId::from(call)),
+            ..decision(key, Approve)
+        };
+        let decided = stores.decide(0, request("k", recorded)).await;
+        let action = unwrap_variant!(decided, Decided::Recorded);
+        let decided = stores.decide(0, request("k", confirmed)).await;
+        unwrap_variant!(decided, Decided::Duplicate);
+        actions.push(action);
+    }
+    for (action, other) in [(&actions[0], &actions[1]), (&actions[1], &actions[0])] {
+        let tenant = action.tenant_id.as_ref();
+        for call in [recorded, confirmed, id(action)] {
+            let found = stores.at(0).find(call, tenant).await.unwrap();
+            assert_eq!(found.as_ref(), Some(action));
+        }
+        // Another tenant's id finds nothing.
+        assert_eq!(stores.at(1).find(id(other), tenant).await.unwrap(), None);
+    }
+    let stranger = "tenant-3".parse().unwrap();
+    for call in [recorded, confirmed] {
+        // Who is of no tenant cannot tell which of the two is meant.
+        assert_eq!(stores.find(0, call).await, None);
+        let found = stores.at(0).find(call, Some(&stranger)).await;
+        assert_eq!(found.unwrap(), None);
+    }
 }
 
 async fn a_call_id_that_is_no_uuid_v4_still_tells_a_retry<S: Store>(stores: &Stores<S>) {
@@ -482,7 +532,7 @@ async fn a_decision_wakes_who_waits_for_it<S: Store>(stores: &Stores<S>) {
         let mut watch = store.watch(id);
         waiting.push(tokio::spawn(async move {
             watch.changed().await;
-            store.find(id).await.unwrap().unwrap()
+            store.find(id, None).await.unwrap().unwrap()
         }));
     }
     // Through another one it may be lost, and a poll stands behind it.
@@ -491,7 +541,7 @@ async fn a_decision_wakes_who_waits_for_it<S: Store>(stores: &Stores<S>) {
     let far = tokio::spawn(async move {
         loop {
             let mut watch = elsewhere.watch(far_id);
-            let action = elsewhere.find(far_id).await.unwrap().unwrap();
+            let action = elsewhere.find(far_id, None).await.unwrap().unwrap();
             if action.decision.is_some() {
                 return action;
             }

@@ -13,7 +13,7 @@ use super::{
     Decide, Decided, Fingerprinted, Identity, Store, StoreError, Submit, Submitted, Totals, Watch,
     Watchers,
 };
-use crate::protocol::{Action, RequestId, Status};
+use crate::protocol::{Action, RequestId, Status, TenantId};
 
 /// A store in memory, for tests: it rules as every store does, and forgets all with its last handle.
 #[derive(Clone, Default)]
@@ -32,8 +32,10 @@ struct Shared {
 struct Records {
     actions: HashMap<Uuid, Record>,
     identities: HashMap<Identity, Uuid>,
-    /// The action that a call id names, or `None` if it names several.
-    calls: HashMap<Uuid, Option<Uuid>>,
+    /// The actions that a call id names, by calls that made a transition.
+    calls: HashMap<Uuid, Vec<Uuid>>,
+    /// The same, by calls that changed nothing.
+    confirmed: HashMap<Uuid, Vec<Uuid>>,
     transitions: u64,
 }
 
@@ -93,11 +95,25 @@ impl Records {
 
     fn note(&mut self, id: Uuid, call_id: Option<&RequestId>) {
         self.transitions += 1;
-        if let Some(call) = call_id.and_then(RequestId::as_uuid_v4) {
-            let named = self.calls.entry(call).or_insert(Some(id));
-            if *named != Some(id) {
-                *named = None;
-            }
+        name(&mut self.calls, call_id, id);
+    }
+
+    /// The one action that a call id names, of a tenant or of all.
+    fn named(&self, call: Uuid, tenant: Option<&TenantId>) -> Option<&Record> {
+        let of = |calls: &HashMap<Uuid, Vec<Uuid>>| -> Vec<&Record> {
+            let named = calls.get(&call).into_iter().flatten();
+            let named = named.filter_map(|id| self.actions.get(id));
+            named.filter(|record| record.is_of(tenant)).collect()
+        };
+        let recorded = of(&self.calls);
+        let named = if recorded.is_empty() {
+            of(&self.confirmed)
+        } else {
+            recorded
+        };
+        match *named {
+            [one] => Some(one),
+            _ => None,
         }
     }
 
@@ -133,14 +149,18 @@ impl Records {
                 action.replayed = true;
                 return Decided::Replayed(action);
             }
-            Ruling::Duplicate => return Decided::Duplicate(record.action.clone()),
+            Ruling::Duplicate => {
+                let action = record.action.clone();
+                name(&mut self.confirmed, call_id, id);
+                return Decided::Duplicate(action);
+            }
             Ruling::Conflict => return Decided::Conflict(record.action.clone()),
             Ruling::PayloadMismatch => return Decided::PayloadMismatch(record.action.clone()),
             Ruling::Closed => return Decided::Closed(record.action.clone()),
         }
         record.action.status = Status::Committed;
         record.action.decision = Some(request.decision);
-        record.action.decided_at = Some(now());
+        record.action.decided_at = record.action.created_at.max(Some(now()));
         record.action.comment = request.comment;
         record.call_id = canonical.map(Into::into);
         record.fill_in(request.payload);
@@ -150,14 +170,17 @@ impl Records {
     }
 
     fn submit(&mut self, request: Submit) -> Submitted {
-        let on_record = self.identities.get(&request.identity);
-        if let Some(record) = on_record.and_then(|id| self.actions.get(id)) {
+        let on_record = self.identities.get(&request.identity).copied();
+        if let Some(id) = on_record
+            && let Some(record) = self.actions.get(&id)
+        {
             let asked = request.payload.as_ref().map(Fingerprinted::digest);
-            return if payloads_differ(record.digest.as_ref(), asked) {
-                Submitted::PayloadMismatch(record.action.clone())
-            } else {
-                Submitted::Existing(record.action.clone())
-            };
+            let action = record.action.clone();
+            if payloads_differ(record.digest.as_ref(), asked) {
+                return Submitted::PayloadMismatch(action);
+            }
+            name(&mut self.confirmed, request.call_id.as_ref(), id);
+            return Submitted::Existing(action);
         }
         let (id, record) = self.insert(request.identity, request.payload);
         let action = record.action.clone();
@@ -166,7 +189,21 @@ impl Records {
     }
 }
 
+/// Takes note that a call names an action.
+fn name(calls: &mut HashMap<Uuid, Vec<Uuid>>, call_id: Option<&RequestId>, id: Uuid) {
+    if let Some(call) = call_id.and_then(RequestId::as_uuid_v4) {
+        let named = calls.entry(call).or_default();
+        if !named.contains(&id) {
+            named.push(id);
+        }
+    }
+}
+
 impl Record {
+    fn is_of(&self, tenant: Option<&TenantId>) -> bool {
+        tenant.is_none() || self.action.tenant_id.as_ref() == tenant
+    }
+
     fn fill_in(&mut self, payload: Option<Fingerprinted>) {
         if let (None, Some(payload)) = (&self.digest, payload) {
             self.digest = Some(*payload.digest());
@@ -192,11 +229,15 @@ impl Store for Memory {
         Ok(submitted)
     }
 
-    async fn find(&self, id: Uuid) -> Result<Option<Action>, StoreError> {
+    async fn find(
+        &self,
+        id: Uuid,
+        tenant: Option<&TenantId>,
+    ) -> Result<Option<Action>, StoreError> {
         let records = self.records()?;
-        let named = records.calls.get(&id).copied().flatten();
         let found = records.actions.get(&id);
-        let found = found.or_else(|| records.actions.get(&named?));
+        let found = found.filter(|record| record.is_of(tenant));
+        let found = found.or_else(|| records.named(id, tenant));
         Ok(found.map(|record| record.action.clone()))
     }
 

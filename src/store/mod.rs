@@ -23,7 +23,7 @@ use crate::protocol::{
     Action, Decision, Fingerprint, IdempotencyKey, Payload, RequestId, TenantId, ThreadId,
 };
 
-pub use self::embedded::Embedded;
+pub use self::embedded::{Embedded, Verified};
 pub use self::error::StoreError;
 #[cfg(feature = "test-util")]
 pub use self::memory::Memory;
@@ -213,10 +213,21 @@ pub trait Store: Clone + Send + Sync + 'static {
 
     /// Finds an action by the id that the store gave it, or else by a call id (`X-Request-Id`) that names one action only.
     ///
+    /// With a tenant, no other tenant's action is found, and none keeps a call id from naming one of this tenant's. Without, a call
+    /// id must name one action of all.
+    ///
+    /// The ids of calls that made a transition are on record. Those of calls that were answered [`Decided::Duplicate`] or
+    /// [`Submitted::Existing`] changed nothing, and a write for each would let a caller who repeats itself fill the disk: a store
+    /// remembers some, and may forget them when it is closed. Such an id never hides one that is on record.
+    ///
     /// # Errors
     ///
     /// If the store is unavailable.
-    fn find(&self, id: Uuid) -> impl Future<Output = Result<Option<Action>, StoreError>> + Send;
+    fn find(
+        &self,
+        id: Uuid,
+        tenant: Option<&TenantId>,
+    ) -> impl Future<Output = Result<Option<Action>, StoreError>> + Send;
 
     /// Subscribes to an action, by the id that the store gave it.
     ///

@@ -4,10 +4,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aegis_hitl::Action;
 use aegis_hitl::store::{
     Decide, Decided, Embedded, Store, StoreError, Submit, Submitted, Totals, Watch, Watchers,
 };
+use aegis_hitl::{Action, TenantId};
 use rusqlite::{Connection, OpenFlags};
 use tempfile::TempDir;
 use uuid::Uuid;
@@ -77,8 +77,12 @@ impl Store for Disk {
         self.store.submit(request).await
     }
 
-    async fn find(&self, id: Uuid) -> Result<Option<Action>, StoreError> {
-        self.store.find(id).await
+    async fn find(
+        &self,
+        id: Uuid,
+        tenant: Option<&TenantId>,
+    ) -> Result<Option<Action>, StoreError> {
+        self.store.find(id, tenant).await
     }
 
     fn watch(&self, id: Uuid) -> Watch {

@@ -13,9 +13,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use aegis_hitl::Action;
 use aegis_hitl::server::{HitlService, HitlServiceBuilder, ServeError, Server, Shutdown};
 use aegis_hitl::store::{Decide, Decided, Store, StoreError, Submit, Submitted, Totals, Watch};
+use aegis_hitl::{Action, TenantId};
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
 use uuid::Uuid;
@@ -189,9 +189,13 @@ impl<St: Store> Store for Faulty<St> {
         self.store.submit(request).await
     }
 
-    async fn find(&self, id: Uuid) -> Result<Option<Action>, StoreError> {
+    async fn find(
+        &self,
+        id: Uuid,
+        tenant: Option<&TenantId>,
+    ) -> Result<Option<Action>, StoreError> {
         self.pass().await?;
-        self.store.find(id).await
+        self.store.find(id, tenant).await
     }
 
     fn watch(&self, id: Uuid) -> Watch {

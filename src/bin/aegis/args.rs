@@ -39,7 +39,7 @@ impl Cli {
         let connect = match &mut cli.command {
             Command::Approve(args) | Command::Reject(args) => Some(&mut args.connect),
             Command::Status(args) => Some(&mut args.connect),
-            Command::Serve(_) | Command::Backup(_) | Command::Keys(_) => None,
+            Command::Serve(_) | Command::Keys(_) | Command::Backup(_) | Command::Check(_) => None,
         };
         if let (Some(connect), Some((_, matches))) = (connect, matches.subcommand()) {
             connect.keep_the_closer_credential(matches);
@@ -58,11 +58,39 @@ pub(crate) enum Command {
     Reject(Decide),
     /// Shows where an action stands.
     Status(Status),
-    /// Copies the database into a new file, also while a server has it open.
-    Backup(Backup),
     /// Makes API keys for the server's key file.
     #[command(subcommand)]
     Keys(Keys),
+    /// Copies a database to a new file, while a server runs on it or not.
+    Backup(Backup),
+    /// Looks at all of a database file, and says whether it is sound (exit code 0) or not (1).
+    Check(Check),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Backup {
+    /// The database file [default: aegis.db].
+    #[arg(long, env = "AEGIS_STORE", value_name = "FILE")]
+    pub(crate) store: Option<PathBuf>,
+
+    /// The copy, a file that does not exist yet. It gets this name when it is whole, verified and synced.
+    #[arg(value_name = "TO")]
+    pub(crate) to: PathBuf,
+
+    /// Prints JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Check {
+    /// The database file; a server may run on it.
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+
+    /// Prints JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -235,17 +263,6 @@ pub(crate) struct Status {
 
     #[command(flatten)]
     pub(crate) connect: Connect,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Backup {
-    /// The new file. It is complete once the command has ended well.
-    #[arg(value_name = "FILE")]
-    pub(crate) to: PathBuf,
-
-    /// The database file [default: aegis.db].
-    #[arg(long, env = "AEGIS_STORE", value_name = "FILE")]
-    pub(crate) store: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -44,9 +44,10 @@ fn run(cli: Cli) -> Result<(), Failure> {
     runtime.block_on(async {
         match cli.command {
             Command::Serve(args) => serve::run(args, config.serve, cli.config).await,
-            Command::Backup(args) => backup::run(args, config.serve),
             Command::Status(args) => call::status(args, &config.client).await,
             Command::Keys(Keys::New(args)) => keys::new(&args),
+            Command::Backup(args) => backup::run(args, config.serve),
+            Command::Check(args) => backup::check(&args),
             Command::Approve(args) => call::decide(Decision::Approve, args, &config.client).await,
             Command::Reject(args) => call::decide(Decision::Reject, args, &config.client).await,
         }

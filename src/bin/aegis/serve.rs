@@ -129,9 +129,12 @@ pub(crate) async fn run(
         "listening on http://{address}, store {}",
         path.display()
     ));
+    let failed =
+        || Failure::other("the store's writer has failed; the server must be started again");
     let ended = loop {
         tokio::select! {
             ended = &mut serving => break ended,
+            () = store.failed() => return Err(failed()),
             signal = signals.next() => match signal {
                 Signal::Reload => reload.run(),
                 Signal::End => {
@@ -139,6 +142,7 @@ pub(crate) async fn run(
                     let _ = stop.send(());
                     tokio::select! {
                         ended = &mut serving => break ended,
+                        () = store.failed() => return Err(failed()),
                         () = signals.end() => return Err(Failure::other("ended by a second signal")),
                     }
                 }

@@ -1,79 +1,96 @@
-//! Copying a database that is in use.
+//! Copies of a database that a server may have open.
 
-use std::fs::{self, File, OpenOptions};
-use std::path::Path;
-use std::time::Duration;
+use std::error::Error;
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
 
-use rusqlite::{Connection, OpenFlags};
+use uuid::Uuid;
 
-use super::schema::{self, Version};
-use super::{Embedded, StoreError};
+use super::StoreError;
+use super::lock::{beside, private};
+use super::verify::{self, Verified};
 
-const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
-
-impl Embedded {
-    /// Copies the database at `path` into the new file `to`, readable by this user alone, while a server has it open or not.
-    ///
-    /// The copy is the database as of one moment, in one file, and durable when this returns. Whoever copies the file by other
-    /// means must copy the log beside it (`-wal`) too, in the same moment: what was acknowledged last is there and nowhere else.
-    ///
-    /// This blocks for as long as it takes to write the file. The log of a server that runs grows meanwhile.
-    ///
-    /// # Errors
-    ///
-    /// - [Incompatible](StoreError::is_incompatible), if `path` is no database of this application, or one of a newer version,
-    ///   or if `to` exists.
-    /// - [Unavailable](StoreError::is_unavailable), if the disk is full or fails.
-    ///
-    /// Nothing is left at `to` then, unless it existed.
-    pub fn backup(path: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<(), StoreError> {
-        let (path, to) = (path.as_ref(), to.as_ref());
-        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let database = Connection::open_with_flags(path, flags)
-            .map_err(|error| schema::unreadable(path, error))?;
-        database
-            .busy_timeout(BUSY_TIMEOUT)
-            .map_err(|error| schema::unreadable(path, error))?;
-        if matches!(schema::version(&database, path)?, Version::Older(0)) {
+/// Copies a database as it is at one moment, and gives the copy its name when it is sound and on the disk.
+pub(super) fn back_up(database: &Path, to: &Path) -> Result<Verified, StoreError> {
+    for taken in [to.to_owned(), beside(to, "-wal"), beside(to, "-journal")] {
+        if fs::symlink_metadata(&taken).is_ok() {
             return Err(StoreError::incompatible(format!(
-                "the database {} is empty",
-                path.display()
+                "{} is there already; allowed is a name that is free",
+                taken.display()
             )));
         }
-        // An empty file takes the name, and gives the copy its mode.
-        let mut new = OpenOptions::new();
-        new.write(true).create_new(true);
-        #[cfg(unix)]
-        std::os::unix::fs::OpenOptionsExt::mode(&mut new, 0o600);
-        let file = new.open(to).map_err(|error| {
-            StoreError::incompatible(format!(
-                "{} cannot be made; allowed is a new file in a folder that exists",
-                to.display()
-            ))
-            .with_source(error)
-        })?;
-        copy(&database, &file, to).inspect_err(|_| {
-            let _ = fs::remove_file(to);
-        })
+    }
+    let source = verify::open(database)?;
+    let draft = Draft::create(to).map_err(|error| failed(database, error))?;
+    let path = draft.path.to_str().ok_or_else(|| {
+        StoreError::incompatible(format!(
+            "{} cannot be the name of a copy; allowed is a path in UTF-8",
+            to.display()
+        ))
+    })?;
+    source
+        .execute("VACUUM main INTO ?1", [path])
+        .map_err(|error| failed(database, error))?;
+    drop(source);
+    let verified = verify::verify(&draft.path)?;
+    if let Some(fault) = verified.faults.first() {
+        return Err(StoreError::unavailable(format!(
+            "the copy of {} is not sound: {fault}",
+            database.display()
+        )));
+    }
+    draft.keep(to).map_err(|error| failed(database, error))?;
+    Ok(verified)
+}
+
+fn failed(database: &Path, error: impl Error + Send + Sync + 'static) -> StoreError {
+    StoreError::unavailable(format!("{} cannot be backed up", database.display()))
+        .with_source(error)
+}
+
+/// A copy that is not finished. Dropping it removes it.
+struct Draft {
+    path: PathBuf,
+    folder: PathBuf,
+}
+
+impl Draft {
+    fn create(to: &Path) -> std::io::Result<Self> {
+        let folder = match to.parent() {
+            Some(folder) if folder != Path::new("") => folder,
+            _ => Path::new("."),
+        };
+        // Without a relative part, which could look like a URI to SQLite.
+        let folder = fs::canonicalize(folder)?;
+        let mut name = OsString::from(".");
+        name.push(to.file_name().unwrap_or_default());
+        name.push(format!(".{}.tmp", Uuid::new_v4().simple()));
+        let path = folder.join(name);
+        let mut options = File::options();
+        private(options.write(true).create_new(true)).open(&path)?;
+        Ok(Self { path, folder })
+    }
+
+    fn keep(self, to: &Path) -> std::io::Result<()> {
+        File::options()
+            .read(true)
+            .write(true)
+            .open(&self.path)?
+            .sync_all()?;
+        fs::rename(&self.path, to)?;
+        // The name is to last, too. Only Unix lets a folder be opened.
+        if cfg!(unix) {
+            File::open(&self.folder)?.sync_all()?;
+        }
+        Ok(())
     }
 }
 
-fn copy(database: &Connection, file: &File, to: &Path) -> Result<(), StoreError> {
-    let failed = || StoreError::unavailable(format!("{} cannot be written", to.display()));
-    let absolute = fs::canonicalize(to).map_err(|error| failed().with_source(error))?;
-    let name = absolute
-        .to_str()
-        .ok_or_else(|| StoreError::incompatible(format!("{} is no name in UTF-8", to.display())))?;
-    database
-        .execute("VACUUM INTO ?1", [name])
-        .map_err(|error| failed().with_source(error))?;
-    // SQLite leaves it to the system when the copy gets to the disk.
-    file.sync_all()
-        .map_err(|error| failed().with_source(error))?;
-    #[cfg(unix)]
-    if let Some(folder) = absolute.parent() {
-        let folder = File::open(folder).and_then(|folder| folder.sync_all());
-        folder.map_err(|error| failed().with_source(error))?;
+impl Drop for Draft {
+    fn drop(&mut self) {
+        for path in [self.path.clone(), beside(&self.path, "-journal")] {
+            let _ = fs::remove_file(path);
+        }
     }
-    Ok(())
 }

@@ -4,7 +4,11 @@
 //! of the newest events are kept in memory, and every [`BLOCK`] events they are written as one block: short tags, sorted,
 //! in [`BUCKETS`] rows. The rows of one bucket lie side by side, and a look-up reads one row for each block. A tag only leads to
 //! an event, whose whole call id is compared.
+//!
+//! A call that changed nothing has no event. To write one for each would let a caller who repeats itself fill the disk, so the newest
+//! [`CONFIRMED`] of them are kept in memory alone.
 
+use std::collections::{HashSet, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rusqlite::{Connection, OptionalExtension, params};
@@ -21,6 +25,9 @@ const BUCKETS: i64 = 256;
 /// The bits of a row's number below its bucket; they hold the sequence number at which the block ends.
 const END: u32 = 48;
 
+/// The most calls that changed nothing and are remembered: about 1 MiB of them.
+pub(super) const CONFIRMED: usize = if cfg!(test) { 64 } else { 16_384 };
+
 /// One call id of one event.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Named {
@@ -34,6 +41,57 @@ pub(super) struct Named {
 pub(super) struct Calls {
     secret: Secret,
     recent: Mutex<Recent>,
+    confirmed: Mutex<Confirmed>,
+}
+
+/// A call that changed nothing, and the row of the action that it was answered with.
+pub(super) type Confirmation = (Uuid, i64);
+
+/// The newest calls that changed nothing, each once.
+#[derive(Debug, Default)]
+struct Confirmed {
+    order: VecDeque<Confirmation>,
+    known: HashSet<Confirmation>,
+}
+
+impl Confirmed {
+    fn add(&mut self, confirmation: Confirmation) {
+        if !self.known.insert(confirmation) {
+            return;
+        }
+        if self.order.len() == CONFIRMED
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.known.remove(&oldest);
+        }
+        self.order.push_back(confirmation);
+    }
+
+    fn of(&self, call: Uuid) -> Vec<i64> {
+        let of = self.order.iter().filter(|(named, _)| *named == call);
+        of.map(|(_, action)| *action).collect()
+    }
+}
+
+/// What a call id was found to name.
+#[derive(Debug, Clone, Copy)]
+enum Found {
+    Nothing,
+    One(i64),
+    Several,
+}
+
+impl Found {
+    /// Takes one more action into account, and says whether it still is one at most.
+    fn is_only(&mut self, action: Option<i64>) -> bool {
+        match (*self, action) {
+            (_, None) => {}
+            (Self::Nothing, Some(action)) => *self = Self::One(action),
+            (Self::One(one), Some(other)) if one == other => {}
+            (Self::One(_) | Self::Several, Some(_)) => *self = Self::Several,
+        }
+        !matches!(self, Self::Several)
+    }
 }
 
 /// What no block has.
@@ -49,6 +107,7 @@ impl Calls {
         Ok(Self {
             secret,
             recent: Mutex::new(Recent::load(connection, secret)?),
+            confirmed: Mutex::default(),
         })
     }
 
@@ -114,12 +173,43 @@ impl Calls {
         }
     }
 
-    /// The row of the action that a call id names, if it names one action only.
+    /// Takes note of calls that changed nothing.
+    pub(super) fn confirm(&self, calls: &[Confirmation]) {
+        if !calls.is_empty() {
+            let mut confirmed = self.confirmed();
+            calls.iter().for_each(|call| confirmed.add(*call));
+        }
+    }
+
+    /// The row of the action that a call id names, if it names one action only: of a tenant, or of all.
     pub(super) fn find(
         &self,
         connection: &Connection,
         call: Uuid,
+        tenant: Option<&str>,
     ) -> rusqlite::Result<Option<i64>> {
+        let mut found = self.find_recorded(connection, call, tenant)?;
+        // What is on record comes first, so that no repeated call takes it away.
+        if matches!(found, Found::Nothing) {
+            let confirmed = self.confirmed().of(call);
+            for action in confirmed {
+                if !found.is_only(action_of(connection, action, tenant)?) {
+                    break;
+                }
+            }
+        }
+        Ok(match found {
+            Found::One(action) => Some(action),
+            Found::Nothing | Found::Several => None,
+        })
+    }
+
+    fn find_recorded(
+        &self,
+        connection: &Connection,
+        call: Uuid,
+        tenant: Option<&str>,
+    ) -> rusqlite::Result<Found> {
         let tag = self.secret.tag(call);
         // Before the blocks: what is moved from here to there meanwhile is found twice, and not missed.
         let recent: Vec<i64> = {
@@ -127,10 +217,10 @@ impl Calls {
             let found = recent.named.iter().filter(|named| named.tag == tag);
             found.map(|named| named.seq).collect()
         };
-        let mut action = None;
+        let mut found = Found::Nothing;
         for seq in recent {
-            if !is_only(&mut action, named_action(connection, seq, call)?) {
-                return Ok(None);
+            if !found.is_only(named_action(connection, seq, call, tenant)?) {
+                return Ok(found);
             }
         }
         let mut blocks = connection
@@ -144,12 +234,18 @@ impl Calls {
             let entries = entries[at..].iter().map(|entry| u64::from_be_bytes(*entry));
             for entry in entries.take_while(|entry| entry >> 16 == tag) {
                 let seq = end - (entry & 0xffff) as i64;
-                if !is_only(&mut action, named_action(connection, seq, call)?) {
-                    return Ok(None);
+                if !found.is_only(named_action(connection, seq, call, tenant)?) {
+                    return Ok(found);
                 }
             }
         }
-        Ok(action)
+        Ok(found)
+    }
+
+    fn confirmed(&self) -> MutexGuard<'_, Confirmed> {
+        self.confirmed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn recent(&self) -> MutexGuard<'_, Recent> {
@@ -189,22 +285,30 @@ impl Named {
     }
 }
 
-/// Whether no other action was found before.
-fn is_only(action: &mut Option<i64>, found: Option<i64>) -> bool {
-    match (&action, found) {
-        (Some(one), Some(other)) => *one == other,
-        (None, Some(_)) => {
-            *action = found;
-            true
-        }
-        (_, None) => true,
-    }
+/// The action of an event, if that has this call id and the action is this tenant's.
+fn named_action(
+    connection: &Connection,
+    seq: i64,
+    call: Uuid,
+    tenant: Option<&str>,
+) -> rusqlite::Result<Option<i64>> {
+    connection
+        .prepare_cached(
+            "SELECT action.id FROM event JOIN action ON action.id = event.action \
+             WHERE seq = ?1 AND event.call_id = ?2 AND (?3 IS NULL OR tenant_id = ?3)",
+        )?
+        .query_row(params![seq, call.as_bytes(), tenant], |row| row.get(0))
+        .optional()
 }
 
-/// The action of an event, if that has this call id.
-fn named_action(connection: &Connection, seq: i64, call: Uuid) -> rusqlite::Result<Option<i64>> {
+/// An action, if it is this tenant's.
+fn action_of(
+    connection: &Connection,
+    action: i64,
+    tenant: Option<&str>,
+) -> rusqlite::Result<Option<i64>> {
     connection
-        .prepare_cached("SELECT action FROM event WHERE seq = ?1 AND call_id = ?2")?
-        .query_row(params![seq, call.as_bytes()], |row| row.get(0))
+        .prepare_cached("SELECT id FROM action WHERE id = ?1 AND (?2 IS NULL OR tenant_id = ?2)")?
+        .query_row(params![action, tenant], |row| row.get(0))
         .optional()
 }

@@ -4,6 +4,7 @@
 //! checkpoint beside the writer never catches up with it, and the log would grow without bound. So the thread here does
 //! the bulk of the work, and when little is left the writer does the rest itself, between two batches.
 
+use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,9 +12,9 @@ use std::thread::{self, JoinHandle};
 
 use rusqlite::Connection;
 
+use super::connection;
 use super::fault::{Cause, Fault};
 use super::lock::Location;
-use super::{StoreError, connection};
 
 /// Pages (of 4 KiB) in the log from which on it is copied. The more, the more often a page that changes all the time is
 /// copied once for many changes, and the fewer requests wait while a copy is synced: with so many it is less than one in a
@@ -58,19 +59,17 @@ pub(super) enum Step {
 }
 
 impl Checkpointer {
-    pub(super) fn spawn(location: Arc<Location>) -> Result<Self, StoreError> {
+    pub(super) fn spawn(location: Arc<Location>) -> Result<Self, Fault> {
+        let connection = connection::checkpointer(&location)?;
         let (kick, kicks) = mpsc::sync_channel(1);
         let shared = Arc::new(Shared::default());
         let thread = thread::Builder::new()
             .name("aegis-checkpoint".to_owned())
             .spawn({
                 let shared = shared.clone();
-                move || shared.run(&kicks, &location)
+                move || shared.run(&kicks, &connection, &location)
             })
-            .map_err(|error| {
-                StoreError::unavailable("the checkpoint thread cannot be started")
-                    .with_source(error)
-            })?;
+            .map_err(|error| Fault::Passing(Cause::Thread(error)))?;
         Ok(Self {
             kick: Some(kick),
             thread: Some(thread),
@@ -88,11 +87,16 @@ impl Checkpointer {
             self.start_over();
         }
         self.seen = log;
-        if log < self.due || self.shared.is_running.load(Ordering::Acquire) {
-            return Step::Nothing;
-        }
         if let Some(cause) = self.shared.broken().take() {
             return Step::Fail(cause);
+        }
+        // It panicked: only dropping the sender ends it otherwise.
+        if self.thread.as_ref().is_none_or(JoinHandle::is_finished) {
+            let ended = io::Error::other("the checkpoint thread has failed");
+            return Step::Fail(Cause::Thread(ended));
+        }
+        if log < self.due || self.shared.is_running.load(Ordering::Acquire) {
+            return Step::Nothing;
         }
         let done = self.shared.done.load(Ordering::Acquire);
         match self.done_before {
@@ -133,6 +137,18 @@ impl Checkpointer {
 
 impl Drop for Checkpointer {
     fn drop(&mut self) {
+        self.join();
+    }
+}
+
+impl Checkpointer {
+    /// Ends the thread, and returns what put the disk in doubt, if anything did.
+    pub(super) fn end(mut self) -> Option<Cause> {
+        self.join();
+        self.shared.broken().take()
+    }
+
+    fn join(&mut self) {
         self.kick = None;
         if let Some(thread) = self.thread.take() {
             // A panic there has ended the thread; what it held is released.
@@ -142,18 +158,17 @@ impl Drop for Checkpointer {
 }
 
 impl Shared {
-    fn run(&self, kicks: &Receiver<()>, location: &Location) {
-        let mut open = None;
+    fn run(&self, kicks: &Receiver<()>, connection: &Connection, location: &Location) {
         for () in kicks {
-            match pass(&mut open, location) {
+            match pass(connection, location) {
                 Ok(done) => self.done.store(done, Ordering::Release),
-                Err(Fault::Busy(_)) => {}
+                Err(Fault::Passing(_)) => {}
                 Err(Fault::Full(error)) => {
                     // The log has what was acknowledged, and takes more for as long as it finds room.
                     let path = location.path.display();
                     tracing::warn!(%path, %error, "a checkpoint found no room");
                 }
-                Err(Fault::Broken(cause)) => *self.broken() = Some(cause),
+                Err(fault) => *self.broken() = Some(fault.cause()),
             }
             self.is_running.store(false, Ordering::Release);
         }
@@ -165,13 +180,9 @@ impl Shared {
 }
 
 /// Copies what is in the log, and syncs it, so that little is left to sync for the writer.
-fn pass(open: &mut Option<Connection>, location: &Location) -> Result<u32, Fault> {
-    let connection = match open {
-        Some(connection) => connection,
-        None => open.insert(connection::checkpointer(location)?),
-    };
+fn pass(connection: &Connection, location: &Location) -> Result<u32, Fault> {
     let progress = connection::checkpoint(connection, "PASSIVE")?;
-    let synced = location.file.sync_data();
+    let synced = location.file.sync();
     synced.map_err(|error| Fault::Broken(Cause::Sync(error)))?;
     Ok(progress.done)
 }

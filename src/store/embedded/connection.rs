@@ -1,5 +1,7 @@
 //! Opening the database, and making sure of what is in it.
 
+use std::fs::OpenOptions;
+use std::io::{self, ErrorKind, Write};
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
@@ -7,13 +9,20 @@ use rusqlite::{Connection, OpenFlags};
 
 use super::StoreError;
 use super::calls::Calls;
-use super::fault::Fault;
+use super::fault::{Cause, Fault};
 use super::lock::Location;
 use super::schema::{self, Version};
 use super::transition::Transaction;
 
 /// How long an operator's lock is waited for.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What the wal-index begins with: its header, twice, and the number of frames that are in the database file
+/// (<https://sqlite.org/walformat.html>, "WAL-Index File Format").
+const INDEX_HEADER: usize = 100;
+
+/// How long a recovery waits for it, while requests wait for the recovery.
+const RECOVERY_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// In KiB. Every new action touches a page of the index of identities, anywhere. More would keep more of these, but SQLite looks
 /// through the whole cache at the end of every transaction that split a page, which costs more than to read pages again.
@@ -46,7 +55,7 @@ fn open(location: &Location, mode: OpenFlags) -> rusqlite::Result<Connection> {
     let flags = mode | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(&location.path, flags)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
-    // A checkpoint on close would count pages as written that a failed fsync lost. See `rewrite`.
+    // A checkpoint on close would count pages as written that a failed fsync lost. See `settle`.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     connection.pragma_update(None, "foreign_keys", true)?;
     connection.pragma_update(None, "trusted_schema", false)?;
@@ -59,6 +68,9 @@ fn open(location: &Location, mode: OpenFlags) -> rusqlite::Result<Connection> {
     // Checkpoints are the checkpointer's business.
     let _: i64 =
         connection.pragma_update_and_check(None, "wal_autocheckpoint", 0, |row| row.get(0))?;
+    // The first read opens the log. From then on a connection needs no further descriptor.
+    let _: i64 =
+        connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
     Ok(connection)
 }
 
@@ -70,17 +82,21 @@ pub(super) fn first_writer(location: &Location) -> Result<(Connection, Calls), S
             .with_source(fault.cause())
     };
     // Nothing is written before it is certain that this is not somebody else's file.
-    let mut connection = writer(location).map_err(|error| schema::unreadable(path, error))?;
-    let version = schema::version(&connection, path)?;
-    if connection
-        .is_readonly("main")
-        .map_err(|error| failed(error.into()))?
-    {
-        return Err(StoreError::incompatible(format!(
-            "the database {} is read-only; allowed is a file that this user may write",
-            path.display()
-        )));
-    }
+    let version = {
+        let connection = writer(location).map_err(|error| schema::unreadable(path, error))?;
+        if connection
+            .is_readonly("main")
+            .map_err(|error| failed(error.into()))?
+        {
+            return Err(StoreError::incompatible(format!(
+                "the database {} is read-only; allowed is a file that this user may write",
+                path.display()
+            )));
+        }
+        schema::version(&connection, path)?
+    };
+    forget_index(location).map_err(failed)?;
+    let mut connection = writer(location).map_err(|error| failed(error.into()))?;
     let mode: String = connection
         .pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))
         .map_err(|error| failed(error.into()))?;
@@ -90,7 +106,6 @@ pub(super) fn first_writer(location: &Location) -> Result<(Connection, Calls), S
             path.display()
         )));
     }
-    // A server that was killed may have left transactions in the log that were never fsynced.
     settle(&connection).map_err(failed)?;
     if let Version::Older(version) = version {
         schema::migrate(&mut connection, version).map_err(failed)?;
@@ -103,43 +118,47 @@ pub(super) fn first_writer(location: &Location) -> Result<(Connection, Calls), S
 }
 
 /// Opens the database for writing again, after a fault.
-pub(super) fn recovered_writer(
-    location: &Location,
-    calls: &Calls,
-    in_doubt: bool,
-) -> Result<Connection, Fault> {
-    if in_doubt {
-        rewrite(location)?;
-    }
+pub(super) fn recovered_writer(location: &Location, calls: &Calls) -> Result<Connection, Fault> {
+    forget_index(location)?;
     let connection = writer(location)?;
-    settle(&connection)?;
+    with_busy_timeout(&connection, RECOVERY_TIMEOUT, settle)?;
     calls.reload(&connection)?;
     probe(&connection, calls)?;
     Ok(connection)
 }
 
-/// Copies the whole log into the database file and empties it, as far as readers of other programs let it.
-fn settle(connection: &Connection) -> Result<(), Fault> {
-    checkpoint(connection, "TRUNCATE")?;
-    Ok(())
-}
-
-/// Writes the log's pages into the database file once more, and syncs that.
+/// Makes whoever uses the database next read its log again from the start, other programs included.
 ///
 /// After a failed fsync the kernel takes the pages it could not write for clean, and the next fsync says that all is well
-/// (<https://wiki.postgresql.org/wiki/Fsync_Errors>). So no page that was written before the failure may be relied on: not
-/// one in the log behind its last good commit, and not one of those that checkpoints have copied since the last good
-/// fsync of the database file. Both are made good by a recovery of the log from its start, which SQLite does if nobody
-/// else has the file open; the exclusive lock makes sure of that.
-fn rewrite(location: &Location) -> Result<(), Fault> {
-    let connection = open(location, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-    let _: String =
-        connection.pragma_update_and_check(None, "locking_mode", "EXCLUSIVE", |row| row.get(0))?;
-    // The log is opened by the first read.
-    let _: i64 =
-        connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
-    checkpoint(&connection, "TRUNCATE")?;
-    connection.close().map_err(|(_, error)| error)?;
+/// (<https://wiki.postgresql.org/wiki/Fsync_Errors>). So no page of the database file may be relied on that a checkpoint has
+/// copied since the last good fsync. The log still has all of them, but the wal-index, which other programs share, counts them as
+/// copied: the next checkpoint would leave them out and give the log up, even one that another program runs as it closes the
+/// database. With its header gone the wal-index is made again from the log, and the count begins at zero. SQLite does
+/// the same after a program died in the middle of a commit, so those who read meanwhile are safe.
+///
+/// No connection of this process may be open: POSIX drops all of a process's locks on a file when any descriptor of it is closed.
+pub(super) fn forget_index(location: &Location) -> Result<(), Fault> {
+    let forget = || -> io::Result<()> {
+        let mut file = match OpenOptions::new().write(true).open(location.beside("-shm")) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            opened => opened?,
+        };
+        if file.metadata()?.len() >= INDEX_HEADER as u64 {
+            file.write_all(&[0; INDEX_HEADER])?;
+        }
+        Ok(())
+    };
+    forget().map_err(|error| Fault::Broken(Cause::Index(error)))
+}
+
+/// Copies the whole log into the database file, syncs that, and empties the log.
+///
+/// The log may end with transactions that were never fsynced: of a server that was killed, or because the fsync failed. Nothing
+/// is written behind them, as it would be lost with them.
+fn settle(connection: &Connection) -> Result<(), Fault> {
+    if checkpoint(connection, "TRUNCATE")?.is_held_up {
+        return Err(Fault::Passing(Cause::Reader));
+    }
     Ok(())
 }
 

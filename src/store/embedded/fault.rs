@@ -8,12 +8,14 @@ use rusqlite::ErrorCode;
 /// Why a transaction came to nothing.
 #[derive(Debug)]
 pub(super) enum Fault {
-    /// Another program holds a lock. The connection is sound; the caller may ask again.
-    Busy(rusqlite::Error),
+    /// Another program holds a lock, or the process has no descriptor left. What is open is sound; the caller may ask again.
+    Passing(Cause),
     /// The disk is full. Nothing that was fsynced is in doubt, but nothing can be written.
     Full(rusqlite::Error),
     /// What is on the disk is in doubt: a write or an fsync failed, or the file is damaged.
     Broken(Cause),
+    /// The files that are open are no longer those that the path leads to. What is written there is lost to the next start.
+    Uprooted(&'static str),
 }
 
 impl Fault {
@@ -23,8 +25,10 @@ impl Fault {
             Some(
                 ErrorCode::DatabaseBusy
                 | ErrorCode::DatabaseLocked
-                | ErrorCode::FileLockingProtocolFailed,
-            ) => Self::Busy(error),
+                | ErrorCode::FileLockingProtocolFailed
+                // To open a file writes nothing, so nothing is in doubt.
+                | ErrorCode::CannotOpen,
+            ) => Self::Passing(Cause::Database(error)),
             Some(ErrorCode::DiskFull) => Self::Full(error),
             _ => Self::Broken(Cause::Database(error)),
         }
@@ -32,8 +36,9 @@ impl Fault {
 
     pub(super) fn cause(self) -> Cause {
         match self {
-            Self::Busy(error) | Self::Full(error) => Cause::Database(error),
-            Self::Broken(cause) => cause,
+            Self::Full(error) => Cause::Database(error),
+            Self::Passing(cause) | Self::Broken(cause) => cause,
+            Self::Uprooted(how) => Cause::Uprooted(how),
         }
     }
 }
@@ -43,6 +48,17 @@ impl Fault {
 pub(super) enum Cause {
     Database(rusqlite::Error),
     Sync(io::Error),
+    /// The wal-index could not be given up.
+    Index(io::Error),
+    /// Another program's read keeps the log from being emptied.
+    Reader,
+    /// A read of this store does.
+    OwnReader,
+    /// A thread cannot be started, or has failed.
+    Thread(io::Error),
+    /// The files cannot be looked at.
+    Place(io::Error),
+    Uprooted(&'static str),
 }
 
 impl fmt::Display for Cause {
@@ -50,6 +66,14 @@ impl fmt::Display for Cause {
         match self {
             Self::Database(error) => error.fmt(f),
             Self::Sync(error) => write!(f, "the database file cannot be synced: {error}"),
+            Self::Index(error) => write!(f, "the wal-index cannot be written: {error}"),
+            Self::OwnReader => f.write_str("a read is not finished"),
+            Self::Thread(error) => write!(f, "a thread does not run: {error}"),
+            Self::Place(error) => write!(f, "the database cannot be found: {error}"),
+            Self::Uprooted(how) => f.write_str(how),
+            Self::Reader => f.write_str(
+                "another program is in the middle of a read, which must end before the log can be emptied",
+            ),
         }
     }
 }
@@ -58,7 +82,10 @@ impl Error for Cause {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
             Self::Database(error) => error.source(),
-            Self::Sync(error) => error.source(),
+            Self::Sync(error) | Self::Index(error) | Self::Thread(error) | Self::Place(error) => {
+                error.source()
+            }
+            Self::Reader | Self::OwnReader | Self::Uprooted(_) => None,
         }
     }
 }

@@ -1,9 +1,11 @@
-//! One server to a database: the lock file beside it, and where both are.
+//! One server to a database: the lock file beside it and the lock on the file itself, and where both are.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use super::StoreError;
 
@@ -11,37 +13,180 @@ use super::StoreError;
 #[derive(Debug)]
 pub(super) struct Location {
     pub(super) path: PathBuf,
-    /// Syncs what checkpoints wrote. POSIX drops all of a process's locks on a file when any descriptor of it is closed, so
-    /// this one lives at least as long as every connection: each of them holds this `Location`.
-    pub(super) file: File,
+    pub(super) file: Arc<DatabaseFile>,
+}
+
+/// The database file's own descriptor.
+///
+/// POSIX drops all of a process's locks on a file when any descriptor of it is closed, so this one lives at least as long as every
+/// connection: each of them holds a [`Location`]. For the same reason a process has no two of one file.
+#[derive(Debug)]
+pub(super) struct DatabaseFile {
+    file: File,
+    id: FileId,
+    is_held: AtomicBool,
+}
+
+/// What tells one file from another, whatever they are called. Where files have no such thing (Windows), a file that is open can be
+/// neither renamed nor removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct FileId(#[cfg(unix)] (u64, u64));
+
+impl FileId {
+    fn of(metadata: &fs::Metadata) -> Self {
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::MetadataExt;
+            Self((metadata.dev(), metadata.ino()))
+        }
+        #[cfg(not(unix))]
+        {
+            let _ = metadata;
+            Self()
+        }
+    }
+
+    /// The file that a path leads to, if it leads to one.
+    fn at(path: &Path) -> io::Result<Option<Self>> {
+        match fs::metadata(path) {
+            Ok(metadata) => Ok(Some(Self::of(&metadata))),
+            Err(error)
+                if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) =>
+            {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// The files that this process has open.
+static OPEN: Mutex<Vec<(FileId, Weak<DatabaseFile>)>> = Mutex::new(Vec::new());
+
+impl DatabaseFile {
+    fn open(path: &Path) -> io::Result<Arc<Self>> {
+        let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        open.retain(|(_, file)| file.strong_count() > 0);
+        if cfg!(unix)
+            && let Some(id) = FileId::at(path)?
+            && let Some((_, file)) = open.iter().find(|(open, _)| *open == id)
+            && let Some(file) = file.upgrade()
+        {
+            return Ok(file);
+        }
+        let file = OpenOptions::new().read(true).write(true).open(path)?;
+        let id = FileId::of(&file.metadata()?);
+        let file = Arc::new(Self {
+            file,
+            id,
+            is_held: AtomicBool::new(false),
+        });
+        open.push((id, Arc::downgrade(&file)));
+        Ok(file)
+    }
+
+    /// Locks the file, and says whether nobody had.
+    ///
+    /// By `flock`, which on Linux knows nothing of the locks that SQLite takes. Elsewhere the two may meet, and the lock beside the
+    /// database is the only one.
+    fn try_hold(&self) -> io::Result<bool> {
+        if self.is_held.swap(true, Ordering::SeqCst) {
+            return Ok(false);
+        }
+        if cfg!(not(any(target_os = "linux", target_os = "android"))) {
+            return Ok(true);
+        }
+        let held = match self.file.try_lock() {
+            Ok(()) => return Ok(true),
+            Err(TryLockError::WouldBlock) => Ok(false),
+            Err(TryLockError::Error(error)) => Err(error),
+        };
+        self.is_held.store(false, Ordering::SeqCst);
+        held
+    }
+
+    fn release(&self) {
+        // A child that is between fork and exec shares the open file, so closing alone might not release the lock.
+        let _ = self.file.unlock();
+        self.is_held.store(false, Ordering::SeqCst);
+    }
+
+    /// Syncs what checkpoints wrote.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+}
+
+impl Location {
+    /// The path of a file that belongs to the database, by what is put behind the database's own.
+    pub(super) fn beside(&self, suffix: &str) -> PathBuf {
+        beside(&self.path, suffix)
+    }
+
+    /// Whether the path still leads to the file that is open.
+    pub(super) fn is_in_place(&self) -> io::Result<bool> {
+        Ok(FileId::at(&self.path)? == Some(self.file.id))
+    }
+}
+
+/// The log that the connections have open.
+#[derive(Debug)]
+pub(super) struct Log {
+    path: PathBuf,
+    id: Option<FileId>,
+}
+
+impl Log {
+    /// Takes note of the log. It must be open: what is there is then not removed by other programs.
+    pub(super) fn of(location: &Location) -> io::Result<Self> {
+        let path = location.beside("-wal");
+        let id = FileId::at(&path)?;
+        Ok(Self { path, id })
+    }
+
+    pub(super) fn is_in_place(&self) -> io::Result<bool> {
+        Ok(FileId::at(&self.path)? == self.id)
+    }
+}
+
+pub(super) fn beside(database: &Path, suffix: &str) -> PathBuf {
+    let mut path = database.as_os_str().to_owned();
+    path.push(suffix);
+    path.into()
 }
 
 /// Holds the database against every other server, and against a second one in this process.
 #[derive(Debug)]
 pub(super) struct Lock {
     file: File,
+    /// By whatever name it is opened.
+    database: Option<Arc<DatabaseFile>>,
 }
 
 /// Finds or creates the database file and locks it.
 pub(super) fn acquire(path: &Path) -> Result<(Location, Lock), StoreError> {
     let path = canonical(path)?;
-    let lock = Lock::acquire(&path)?;
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(&path)
-        .map_err(|error| {
-            StoreError::incompatible(format!(
-                "the database {} cannot be opened; allowed is a file that this user may read and write",
-                path.display()
-            ))
-            .with_source(error)
-        })?;
+    let mut lock = Lock::acquire(&path)?;
+    let refused = |error: io::Error| {
+        StoreError::incompatible(format!(
+            "the database {} cannot be opened; allowed is a file that this user may read and write, and that takes locks",
+            path.display()
+        ))
+        .with_source(error)
+    };
+    let file = DatabaseFile::open(&path).map_err(refused)?;
+    if !file.try_hold().map_err(refused)? {
+        return Err(StoreError::in_use(format!(
+            "the database {} is held under another name or in another folder; one server at a time may hold it",
+            path.display()
+        )));
+    }
+    lock.database = Some(file.clone());
     Ok((Location { path, file }, lock))
 }
 
 fn canonical(path: &Path) -> Result<PathBuf, StoreError> {
-    let refused = |fault: &str, error: std::io::Error| {
+    let refused = |fault: &str, error: io::Error| {
         StoreError::incompatible(format!(
             "the database {} {fault}; allowed is a file in a folder that exists and that this user may write",
             path.display()
@@ -70,7 +215,7 @@ fn canonical(path: &Path) -> Result<PathBuf, StoreError> {
 }
 
 /// Payloads are nobody else's business.
-fn private(options: &mut OpenOptions) -> &mut OpenOptions {
+pub(super) fn private(options: &mut OpenOptions) -> &mut OpenOptions {
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(options, 0o600);
     options
@@ -78,10 +223,8 @@ fn private(options: &mut OpenOptions) -> &mut OpenOptions {
 
 impl Lock {
     fn acquire(database: &Path) -> Result<Self, StoreError> {
-        let mut path = database.as_os_str().to_owned();
-        path.push(".lock");
-        let path = PathBuf::from(path);
-        let refused = |error: std::io::Error| {
+        let path = beside(database, ".lock");
+        let refused = |error: io::Error| {
             StoreError::incompatible(format!(
                 "the lock file {} cannot be written; allowed is a folder that this user may write and that takes locks",
                 path.display()
@@ -96,7 +239,10 @@ impl Lock {
             Err(TryLockError::WouldBlock) => return Err(in_use(database, &mut file)),
             Err(TryLockError::Error(error)) => return Err(refused(error)),
         }
-        let lock = Self { file };
+        let lock = Self {
+            file,
+            database: None,
+        };
         lock.write_pid();
         Ok(lock)
     }
@@ -112,7 +258,10 @@ impl Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // A child that is between fork and exec shares the open file, so closing alone might not release the lock.
+        if let Some(database) = &self.database {
+            database.release();
+        }
+        // As there.
         let _ = self.file.unlock();
     }
 }

@@ -12,6 +12,7 @@ mod schema;
 mod secret;
 mod state;
 mod transition;
+mod verify;
 mod writer;
 
 #[cfg(test)]
@@ -23,39 +24,59 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, SyncSender, TrySendError};
 use std::thread;
 
-use tokio::sync::oneshot;
+use rusqlite::Connection;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use uuid::Uuid;
 
 use self::calls::Calls;
 use self::checkpoint::Checkpointer;
+use self::fault::Fault;
 use self::lock::Location;
 use self::read::Readers;
 use self::state::State;
+pub use self::verify::Verified;
 use self::writer::{Call, Command, Parts, Writer};
-use super::{Decide, Decided, Store, StoreError, Submit, Submitted, Totals, Watch, Watchers};
-use crate::protocol::Action;
+use super::{
+    Decide, Decided, Fingerprinted, Store, StoreError, Submit, Submitted, Totals, Watch, Watchers,
+};
+use crate::protocol::{Action, TenantId};
 
 /// The most requests that wait for the writer.
 const QUEUE: usize = 4096;
 
+/// The room for requests that are not answered yet, in KiB: what they say, and [`OVERHEAD`] for each.
+const ROOM: usize = 64 * 1024;
+
+/// What a request takes beside payload and comment, in bytes: at most, as its names are bounded.
+const OVERHEAD: usize = 1024;
+
 /// A store in one SQLite file, in this process.
 ///
-/// Requests that arrive while a commit is under way share the next one, so the cost of an fsync is spread over them.
+/// Requests that arrive while a commit is under way share the next one, so the cost of an fsync is spread over them. Up to 4096
+/// of them may wait, and up to 64 MiB; more are refused as unavailable, and nothing of them is recorded.
+///
 /// The file is in WAL mode and no exclusive lock is held on it: `sqlite3` can query it and back it up (`.backup`,
 /// `VACUUM INTO`) while the store is open. The view `readable_action` has ids and times as text. Another program's
 /// long write transaction makes requests fail, a long read transaction makes the log (`-wal`) grow for as long as it lasts.
 ///
 /// A file `.lock` beside the database keeps a second server out. It stays behind when the store is closed, as removing it
-/// would let two servers lock two files.
+/// would let two servers lock two files. On Linux the database file itself is locked too, so that no other name for it (a hard
+/// link, a mount) lets a second server in. If the file or its log (`-wal`) is renamed, removed or replaced while the store is open,
+/// the store refuses everything from then on: what it recorded would be lost to the next start.
 ///
 /// When the disk is full or fails, every request is answered with an error and nothing is acknowledged; the store tries to
-/// recover as requests or [checks](Store::check) come in, four times a second at most.
+/// recover as requests or [checks](Store::check) come in, four times a second at most. After a failed sync nothing that was
+/// written since the last good one is relied on: it is written again from the log. Other programs may have the database open
+/// meanwhile; only one in the middle of a read, at the start or during a recovery, is waited for.
+///
+/// Of the calls that changed nothing (duplicates) it remembers the ids of the newest 16,384, until it is closed.
 ///
 /// Dropping the last handle closes the store in the background: what was asked for is still recorded. [`close`](Self::close)
 /// waits for that. Reads run on tokio's blocking threads, so the store must be used within a tokio runtime.
 #[derive(Clone)]
 pub struct Embedded {
     commands: SyncSender<Command>,
+    room: Arc<Semaphore>,
     readers: Arc<Readers>,
     watchers: Watchers,
     state: Arc<State>,
@@ -73,7 +94,8 @@ impl Embedded {
     /// - [In use](StoreError::is_in_use), if another process holds the database, or this one holds it already.
     /// - [Incompatible](StoreError::is_incompatible), if the path is no file that can be written, or the file is no
     ///   database of this application, or one of a newer version.
-    /// - [Unavailable](StoreError::is_unavailable), if the disk is full or fails.
+    /// - [Unavailable](StoreError::is_unavailable), if the disk is full or fails, or another program is in the middle of a read
+    ///   or a write that does not end within 2 s.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, StoreError> {
         let (location, lock) = lock::acquire(path.as_ref())?;
         let location = Arc::new(location);
@@ -82,12 +104,17 @@ impl Embedded {
         let (commands, queue) = mpsc::sync_channel(QUEUE);
         let state = Arc::new(State::new());
         let readers = Arc::new(Readers::new(location.clone(), state.clone()));
+        let unopened = |fault: Fault| {
+            StoreError::unavailable("the database cannot be opened").with_source(fault.cause())
+        };
+        readers.fill().map_err(|error| unopened(error.into()))?;
+        let checkpointer = Checkpointer::spawn(location.clone()).map_err(unopened)?;
         let watchers = Watchers::new();
         let writer = Writer::new(Parts {
             commands: queue,
             connection,
             calls: calls.clone(),
-            checkpointer: Checkpointer::spawn(location.clone())?,
+            checkpointer,
             state: state.clone(),
             readers: readers.clone(),
             watchers: watchers.clone(),
@@ -102,12 +129,44 @@ impl Embedded {
             })?;
         Ok(Self {
             commands,
+            room: Arc::new(Semaphore::new(ROOM)),
             readers,
             watchers,
             state,
             location,
             calls,
         })
+    }
+
+    /// Copies the database at `database`, as it is at one moment, to a file that does not exist yet: `to`. A server may have it
+    /// open and goes on writing; its log grows for as long as the copy takes.
+    ///
+    /// The copy is one file, readable by this user alone, and has its name only when it was [verified](Self::verify) and synced:
+    /// a file of that name is whole. It is opened as any database. This blocks.
+    ///
+    /// # Errors
+    ///
+    /// - [Incompatible](StoreError::is_incompatible), if there is no database of this application, or `to` or a log of that name
+    ///   exists.
+    /// - [Unavailable](StoreError::is_unavailable), if the disk is full or fails, or the database is not sound.
+    pub fn back_up(
+        database: impl AsRef<Path>,
+        to: impl AsRef<Path>,
+    ) -> Result<Verified, StoreError> {
+        backup::back_up(database.as_ref(), to.as_ref())
+    }
+
+    /// Looks at all of the database at `database`, and leaves it as it is. A server may have it open.
+    ///
+    /// SQLite checks its structure. Then each action must be the one that its ids, its digest and its events say. This blocks, and
+    /// reads every row.
+    ///
+    /// # Errors
+    ///
+    /// - [Incompatible](StoreError::is_incompatible), if there is no database of this application, or one of another version.
+    /// - [Unavailable](StoreError::is_unavailable), if it cannot be read.
+    pub fn verify(database: impl AsRef<Path>) -> Result<Verified, StoreError> {
+        verify::verify(database.as_ref())
     }
 
     /// Closes the store for all of its handles, and waits until everything that was asked for is durable and the lock is
@@ -119,40 +178,76 @@ impl Embedded {
         self.state.closed().await;
     }
 
+    /// Completes if the store can never answer again because its writer panicked. Everything is refused as unavailable then,
+    /// and a new process is the way out: what ended the writer may have left others in a state that nobody knows.
+    ///
+    /// While the store is open, and after it was [closed](Self::close), this is pending.
+    pub async fn failed(&self) {
+        self.state.failed().await;
+    }
+
+    /// Takes room for a request.
+    fn room(
+        &self,
+        payload: Option<&Fingerprinted>,
+        comment: Option<&str>,
+    ) -> Result<OwnedSemaphorePermit, StoreError> {
+        let payload = payload.map_or(0, |payload| payload.payload().as_str().len());
+        let bytes = payload + comment.map_or(0, str::len) + OVERHEAD;
+        // One that is too large for all of the room is let in alone.
+        let room = bytes.div_ceil(1024).min(ROOM) as u32;
+        let taken = self.room.clone().try_acquire_many_owned(room);
+        taken.map_err(|_| {
+            StoreError::unavailable(format!(
+                "{} MiB of requests are waiting for the store already",
+                ROOM / 1024
+            ))
+        })
+    }
+
     async fn ask<T>(
         &self,
         command: impl FnOnce(oneshot::Sender<Result<T, StoreError>>) -> Command,
     ) -> Result<T, StoreError> {
         if self.state.is_closing() {
-            return Err(state::closed());
+            return Err(self.state.closed_error());
         }
         let (reply, answer) = oneshot::channel();
         match self.commands.try_send(command(reply)) {
-            Ok(()) => answer.await.unwrap_or_else(|_| Err(state::closed())),
+            Ok(()) => answer
+                .await
+                .unwrap_or_else(|_| Err(self.state.closed_error())),
             Err(TrySendError::Full(_)) => Err(StoreError::unavailable(format!(
                 "{QUEUE} requests are waiting for the store already"
             ))),
-            Err(TrySendError::Disconnected(_)) => Err(state::closed()),
+            Err(TrySendError::Disconnected(_)) => Err(self.state.closed_error()),
         }
     }
 }
 
 impl Store for Embedded {
     async fn decide(&self, request: Decide) -> Result<Decided, StoreError> {
-        self.ask(|reply| Command::Decide(Call::new(request, reply)))
+        let room = self.room(request.payload.as_ref(), request.comment.as_deref())?;
+        self.ask(|reply| Command::Decide(Call::new(request, room, reply)))
             .await
     }
 
     async fn submit(&self, request: Submit) -> Result<Submitted, StoreError> {
-        self.ask(|reply| Command::Submit(Call::new(request, reply)))
+        let room = self.room(request.payload.as_ref(), None)?;
+        self.ask(|reply| Command::Submit(Call::new(request, room, reply)))
             .await
     }
 
-    async fn find(&self, id: Uuid) -> Result<Option<Action>, StoreError> {
+    async fn find(
+        &self,
+        id: Uuid,
+        tenant: Option<&TenantId>,
+    ) -> Result<Option<Action>, StoreError> {
         let calls = self.calls.clone();
+        let tenant = tenant.cloned();
         let record = self
             .readers
-            .read(move |connection| rows::by_id(connection, &calls, id))
+            .read(move |connection| rows::by_id(connection, &calls, id, tenant.as_ref()))
             .await?;
         Ok(record.map(|record| record.action))
     }
@@ -169,23 +264,23 @@ impl Store for Embedded {
     }
 
     async fn totals(&self) -> Result<Totals, StoreError> {
-        self.readers
-            .read(|connection| {
-                connection
-                    .prepare_cached(
-                        "SELECT (SELECT count(*) FROM action), (SELECT count(decision) FROM action), \
-                         (SELECT count(*) FROM event)",
-                    )?
-                    .query_row([], |row| {
-                        Ok(Totals {
-                            actions: row.get::<_, i64>(0)?.unsigned_abs(),
-                            decisions: row.get::<_, i64>(1)?.unsigned_abs(),
-                            events: row.get::<_, i64>(2)?.unsigned_abs(),
-                        })
-                    })
-            })
-            .await
+        self.readers.read(totals).await
     }
+}
+
+fn totals(connection: &Connection) -> rusqlite::Result<Totals> {
+    connection
+        .prepare_cached(
+            "SELECT (SELECT count(*) FROM action), (SELECT count(decision) FROM action), \
+             (SELECT count(*) FROM event)",
+        )?
+        .query_row([], |row| {
+            Ok(Totals {
+                actions: row.get::<_, i64>(0)?.unsigned_abs(),
+                decisions: row.get::<_, i64>(1)?.unsigned_abs(),
+                events: row.get::<_, i64>(2)?.unsigned_abs(),
+            })
+        })
 }
 
 impl fmt::Debug for Embedded {

@@ -8,7 +8,7 @@ use tokio::sync::Semaphore;
 use tokio::task;
 
 use super::lock::Location;
-use super::state::{self, State};
+use super::state::State;
 use super::{StoreError, connection};
 
 /// How many reads run at once.
@@ -65,7 +65,7 @@ impl Readers {
         read: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, StoreError> {
         let permit = self.permits.clone().acquire_owned().await;
-        let permit = permit.map_err(|_| state::closed())?;
+        let permit = permit.map_err(|_| self.state.closed_error())?;
         let readers = self.clone();
         // The permit goes along: dropping the future does not stop the read.
         task::spawn_blocking(move || {
@@ -89,14 +89,8 @@ impl Readers {
         let idle = self.idle().pop();
         let reader = match idle {
             Some(reader) => reader,
-            None => {
-                let _counted = Counted::new(&self.open);
-                Reader {
-                    connection: connection::reader(&self.location).map_err(failed)?,
-                    _counted,
-                    _location: self.location.clone(),
-                }
-            }
+            // The one that was in its place met an error, or a fault.
+            None => self.open().map_err(failed)?,
         };
         let found = read(&reader.connection).map_err(failed)?;
         let mut idle = self.idle();
@@ -110,6 +104,24 @@ impl Readers {
             idle.push(reader);
         }
         Ok(found)
+    }
+
+    fn open(&self) -> rusqlite::Result<Reader> {
+        let _counted = Counted::new(&self.open);
+        Ok(Reader {
+            connection: connection::reader(&self.location)?,
+            _counted,
+            _location: self.location.clone(),
+        })
+    }
+
+    /// Opens all connections, so that no read needs a descriptor that may not be there then.
+    pub(super) fn fill(&self) -> rusqlite::Result<()> {
+        for _ in 0..READERS {
+            let reader = self.open()?;
+            self.idle().push(reader);
+        }
+        Ok(())
     }
 
     /// Closes the connections that nobody uses. In a new epoch, or when closing, those in use are closed after their read.

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use super::calls::Calls;
-use crate::protocol::{Action, Payload, RequestId};
+use crate::protocol::{Action, Payload, RequestId, TenantId};
 use crate::store::Identity;
 
 /// A row of `action`.
@@ -70,20 +70,27 @@ pub(super) fn digest(identity: &Identity) -> [u8; 16] {
     start
 }
 
-/// Finds by the store's id, or else by a call id that names one action only.
+/// Finds by the store's id, or else by a call id that names one action only, of a tenant or of all.
 pub(super) fn by_id(
     connection: &Connection,
     calls: &Calls,
     id: Uuid,
+    tenant: Option<&TenantId>,
 ) -> rusqlite::Result<Option<Record>> {
+    let tenant = tenant.map(TenantId::as_str);
     let found = connection
-        .prepare_cached(select!("id = ?1 AND request_id = ?2"))?
-        .query_row(params![calls.secret().row(id), id.as_bytes()], record)
+        .prepare_cached(select!(
+            "id = ?1 AND request_id = ?2 AND (?3 IS NULL OR tenant_id = ?3)"
+        ))?
+        .query_row(
+            params![calls.secret().row(id), id.as_bytes(), tenant],
+            record,
+        )
         .optional()?;
     if found.is_some() {
         return Ok(found);
     }
-    let Some(action) = calls.find(connection, id)? else {
+    let Some(action) = calls.find(connection, id, tenant)? else {
         return Ok(None);
     };
     connection
@@ -172,10 +179,17 @@ impl ToSql for CallId<'_> {
 
 /// Now, in the resolution that is kept.
 pub(super) fn now() -> i64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+    micros(SystemTime::now())
+}
+
+/// A time as it is kept: in microseconds since 1970.
+pub(super) fn micros(time: SystemTime) -> i64 {
+    match time.duration_since(UNIX_EPOCH) {
+        Ok(since) => i64::try_from(since.as_micros()).unwrap_or(i64::MAX),
+        Err(before) => {
+            i64::try_from(before.duration().as_micros()).map_or(i64::MIN, i64::wrapping_neg)
+        }
+    }
 }
 
 pub(super) fn from_micros(micros: i64) -> SystemTime {

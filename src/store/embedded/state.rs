@@ -17,8 +17,16 @@ pub(super) struct State {
     epoch: AtomicU64,
     /// Whether the store takes no more requests.
     closing: AtomicBool,
-    closed: watch::Sender<bool>,
+    life: watch::Sender<Life>,
     written: Mutex<Option<Instant>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Life {
+    Open,
+    Closed,
+    /// The writer panicked.
+    Failed,
 }
 
 /// A span of time in which the store was ready.
@@ -30,7 +38,7 @@ impl State {
         Self {
             epoch: AtomicU64::new(0),
             closing: AtomicBool::new(false),
-            closed: watch::Sender::new(false),
+            life: watch::Sender::new(Life::Open),
             written: Mutex::new(None),
         }
     }
@@ -42,7 +50,7 @@ impl State {
     /// If the store is not ready.
     pub(super) fn epoch(&self) -> Result<Epoch, StoreError> {
         if self.is_closing() {
-            return Err(closed());
+            return Err(self.closed_error());
         }
         let epoch = self.epoch.load(Ordering::SeqCst);
         if epoch.is_multiple_of(2) {
@@ -92,15 +100,43 @@ impl State {
 
     pub(super) fn set_closed(&self) {
         self.set_closing();
-        self.closed.send_replace(true);
+        self.life.send_if_modified(|life| {
+            let is_open = *life == Life::Open;
+            if is_open {
+                *life = Life::Closed;
+            }
+            is_open
+        });
+    }
+
+    /// Says that the writer panicked.
+    pub(super) fn set_failed(&self) {
+        self.set_closing();
+        self.life.send_replace(Life::Failed);
     }
 
     pub(super) async fn closed(&self) {
         // The sender is in `self`, so this cannot err.
-        let _ = self.closed.subscribe().wait_for(|closed| *closed).await;
+        let _ = self
+            .life
+            .subscribe()
+            .wait_for(|life| *life != Life::Open)
+            .await;
     }
-}
 
-pub(super) fn closed() -> StoreError {
-    StoreError::unavailable("the store is closed")
+    pub(super) async fn failed(&self) {
+        let _ = self
+            .life
+            .subscribe()
+            .wait_for(|life| *life == Life::Failed)
+            .await;
+    }
+
+    /// Why nothing is taken any more.
+    pub(super) fn closed_error(&self) -> StoreError {
+        StoreError::unavailable(match *self.life.borrow() {
+            Life::Failed => "the store's writer has failed",
+            Life::Open | Life::Closed => "the store is closed",
+        })
+    }
 }

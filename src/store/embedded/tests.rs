@@ -5,7 +5,7 @@ use std::time::Duration;
 use rusqlite::Connection;
 use tempfile::TempDir;
 
-use super::calls::BLOCK;
+use super::calls::{BLOCK, CONFIRMED};
 use super::checkpoint::LIMIT;
 use super::*;
 use crate::protocol::{Decision, IdempotencyKey, Payload, RequestId};
@@ -64,7 +64,7 @@ async fn the_log_stays_bounded_under_constant_load() {
         let store = store.clone();
         async move {
             loop {
-                store.find(Uuid::new_v4()).await.unwrap();
+                store.find(Uuid::new_v4(), None).await.unwrap();
             }
         }
     });
@@ -176,9 +176,12 @@ async fn a_call_id_is_found_wherever_the_index_has_it() {
             calls.push((call, action));
         }
         for (call, action) in &calls {
-            assert_eq!(store.find(*call).await.unwrap().as_ref(), Some(action));
+            assert_eq!(
+                store.find(*call, None).await.unwrap().as_ref(),
+                Some(action)
+            );
         }
-        assert_eq!(store.find(Uuid::new_v4()).await.unwrap(), None);
+        assert_eq!(store.find(Uuid::new_v4(), None).await.unwrap(), None);
         store.close().await;
         store = Embedded::open(&path).unwrap();
     }
@@ -195,8 +198,32 @@ async fn a_call_id_is_found_wherever_the_index_has_it() {
     // An id that names a second action names none, however far apart the two are.
     for (call, _) in [&calls[0], &calls[calls.len() - 1]] {
         store.decide(named(*call)).await.unwrap();
-        assert_eq!(store.find(*call).await.unwrap(), None);
+        assert_eq!(store.find(*call, None).await.unwrap(), None);
     }
+}
+
+#[tokio::test]
+async fn the_newest_calls_that_changed_nothing_are_remembered() {
+    let folder = TempDir::new().unwrap();
+    let store = Embedded::open(folder.path().join("aegis.db")).unwrap();
+    let request = approval(None);
+    store.decide(request.clone()).await.unwrap();
+    let calls: Vec<_> = (0..=CONFIRMED).map(|_| Uuid::new_v4()).collect();
+    // A call that is repeated takes no other's place.
+    for call in calls.iter().flat_map(|call| [call, call]) {
+        let again = Decide {
+            call_id: Some(RequestId::from(*call)),
+            ..request.clone()
+        };
+        let decided = store.decide(again).await.unwrap();
+        assert!(matches!(decided, Decided::Duplicate(_)), "{decided:?}");
+    }
+    assert_eq!(store.find(calls[0], None).await.unwrap(), None);
+    for call in &calls[1..] {
+        assert!(store.find(*call, None).await.unwrap().is_some());
+    }
+    let totals = store.totals().await.unwrap();
+    assert_eq!((totals.actions, totals.events), (1, 1));
 }
 
 #[tokio::test]
@@ -209,8 +236,8 @@ async fn a_call_of_a_batch_that_was_taken_back_is_not_found() {
     let Decided::Recorded(action) = one.unwrap() else {
         panic!("a new key is recorded");
     };
-    assert_eq!(store.find(calls[0]).await.unwrap(), Some(action));
-    assert_eq!(store.find(calls[1]).await.unwrap(), None);
+    assert_eq!(store.find(calls[0], None).await.unwrap(), Some(action));
+    assert_eq!(store.find(calls[1], None).await.unwrap(), None);
 }
 
 #[tokio::test]

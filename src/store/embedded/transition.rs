@@ -3,7 +3,7 @@
 use rusqlite::{Connection, params};
 use uuid::Uuid;
 
-use super::calls::{Calls, Named};
+use super::calls::{Calls, Confirmation, Named};
 use super::rows::{self, CallId, Record};
 use crate::protocol::{Action, Decision, RequestId, Status};
 use crate::store::rule::{Asked, Recorded, Ruling, canonical_call, payloads_differ, rule};
@@ -18,6 +18,8 @@ pub(super) struct Transaction<'a> {
     /// The call ids of the new events, and the sequence number after the last of these.
     named: Vec<Named>,
     end: i64,
+    /// The calls that changed nothing.
+    confirmed: Vec<Confirmation>,
 }
 
 impl<'a> Transaction<'a> {
@@ -33,6 +35,7 @@ impl<'a> Transaction<'a> {
             next,
             named: Vec::new(),
             end: 0,
+            confirmed: Vec::new(),
         })
     }
 
@@ -40,6 +43,7 @@ impl<'a> Transaction<'a> {
         let is_written = self.calls.write(self.connection, &self.named, self.end)?;
         run(self.connection, "COMMIT")?;
         self.calls.add(&self.named, self.end, is_written);
+        self.calls.confirm(&self.confirmed);
         Ok(())
     }
 
@@ -102,7 +106,10 @@ impl<'a> Transaction<'a> {
                 action.replayed = true;
                 Decided::Replayed(action)
             }
-            Ruling::Duplicate => Decided::Duplicate(action),
+            Ruling::Duplicate => {
+                self.confirm(record.id, request.call_id.as_ref());
+                Decided::Duplicate(action)
+            }
             Ruling::Conflict => Decided::Conflict(action),
             Ruling::PayloadMismatch => Decided::PayloadMismatch(action),
             Ruling::Closed => Decided::Closed(action),
@@ -134,8 +141,16 @@ impl<'a> Transaction<'a> {
         Ok(if payloads_differ(record.digest.as_ref(), asked) {
             Submitted::PayloadMismatch(record.action)
         } else {
+            self.confirm(record.id, request.call_id.as_ref());
             Submitted::Existing(record.action)
         })
+    }
+
+    /// Takes note of a call that changes nothing.
+    fn confirm(&mut self, action: i64, call_id: Option<&RequestId>) {
+        if let Some(call) = call_id.and_then(RequestId::as_uuid_v4) {
+            self.confirmed.push((call, action));
+        }
     }
 
     /// The action that kept one of its identity from being inserted. Were it another identity's, of the same digest, this is
@@ -145,7 +160,9 @@ impl<'a> Transaction<'a> {
     }
 
     fn update(&mut self, record: Record, request: &Decide) -> rusqlite::Result<Action> {
-        let at = rows::now();
+        // A clock that was set back does not put the decision before what it is on.
+        let created_at = record.action.created_at.map_or(0, rows::micros);
+        let at = rows::now().max(created_at);
         self.connection
         .prepare_cached(
             "UPDATE action SET status = 'COMMITTED', decision = ?2, execution = NULL, closed = NULL, decided_at = ?3, \

@@ -1,20 +1,22 @@
 //! The writer: one thread, one connection, group commit.
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::calls::Calls;
 use super::checkpoint::{Checkpointer, Step};
 use super::fault::{Cause, Fault, is_fatal};
-use super::lock::{Location, Lock};
+use super::lock::{Location, Lock, Log};
 use super::read::Readers;
-use super::state::{self, State};
+use super::state::State;
 use super::transition::Transaction;
 use super::{StoreError, connection};
 use crate::protocol::Action;
@@ -28,6 +30,9 @@ const RECOVERY_PAUSE: Duration = Duration::from_millis(250);
 
 /// How long the writer waits for readers that keep the log from starting again.
 const REST_TIMEOUT: Duration = Duration::from_millis(50);
+
+/// How often the writer makes sure that its files are in their place when it has nothing else to do.
+const LOOK_AROUND: Duration = Duration::from_secs(1);
 
 type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
 
@@ -47,14 +52,17 @@ pub(super) struct Call<Q, A> {
     request: Q,
     answer: Option<A>,
     reply: Reply<A>,
+    /// The room that the request takes, until it is answered.
+    _room: OwnedSemaphorePermit,
 }
 
 impl<Q, A> Call<Q, A> {
-    pub(super) fn new(request: Q, reply: Reply<A>) -> Box<Self> {
+    pub(super) fn new(request: Q, room: OwnedSemaphorePermit, reply: Reply<A>) -> Box<Self> {
         Box::new(Self {
             request,
             answer: None,
             reply,
+            _room: room,
         })
     }
 }
@@ -63,6 +71,10 @@ impl<Q, A> Call<Q, A> {
 pub(super) struct Writer {
     commands: Receiver<Command>,
     connection: Option<Connection>,
+    /// The connection's log.
+    log_file: Option<Log>,
+    /// Why this store will never take a write again.
+    uprooted: Option<StoreError>,
     calls: Arc<Calls>,
     checkpointer: Option<Checkpointer>,
     /// Pages in the log, as of the last commit.
@@ -70,9 +82,9 @@ pub(super) struct Writer {
     state: Arc<State>,
     readers: Arc<Readers>,
     watchers: Watchers,
-    /// Whether a fault left doubt about what is on the disk.
-    in_doubt: bool,
     recover_at: Instant,
+    /// Why the last recovery came to nothing, as far as the log has it.
+    obstacle: Option<String>,
     location: Arc<Location>,
     /// Last: released when everything else is closed.
     lock: Option<Lock>,
@@ -96,24 +108,26 @@ impl Writer {
         let mut writer = Self {
             commands: parts.commands,
             connection: None,
+            log_file: None,
+            uprooted: None,
             calls: parts.calls,
             checkpointer: Some(parts.checkpointer),
             log: Arc::default(),
             state: parts.state,
             readers: parts.readers,
             watchers: parts.watchers,
-            in_doubt: false,
             recover_at: Instant::now(),
+            obstacle: None,
             location: parts.location,
             lock: Some(parts.lock),
         };
-        writer.install(parts.connection).map_err(|error| {
-            StoreError::unavailable("the database cannot be opened").with_source(error)
+        writer.install(parts.connection).map_err(|fault| {
+            StoreError::unavailable("the database cannot be opened").with_source(fault.cause())
         })?;
         Ok(writer)
     }
 
-    fn install(&mut self, mut connection: Connection) -> rusqlite::Result<()> {
+    fn install(&mut self, mut connection: Connection) -> Result<(), Fault> {
         let log = self.log.clone();
         log.store(0, Ordering::Relaxed);
         connection.wal_hook(Some(move |_: &mut _, pages| {
@@ -121,18 +135,43 @@ impl Writer {
             Ok(())
         }))?;
         self.connection = Some(connection);
-        Ok(())
+        self.log_file = Some(Log::of(&self.location).map_err(missed)?);
+        // SQLite opens its files by their path, and has opened what was there.
+        self.look_around()
+    }
+
+    /// Makes sure that the path leads to the files that are open.
+    fn look_around(&self) -> Result<(), Fault> {
+        if !self.location.is_in_place().map_err(missed)? {
+            return Err(Fault::Uprooted(
+                "the database file was renamed, removed or replaced while it was open",
+            ));
+        }
+        match &self.log_file {
+            Some(log) if !log.is_in_place().map_err(missed)? => Err(Fault::Uprooted(
+                "the database's log was renamed, removed or replaced while it was open",
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// Serves until the store is closed or dropped.
     pub(super) fn run(mut self) {
         let mut batch = Vec::with_capacity(MAX_BATCH);
         while !self.state.is_closing() {
-            // An error means that all handles are gone and the queue is empty.
-            let Ok(first) = self.commands.recv() else {
-                break;
-            };
-            batch.push(first);
+            match self.commands.recv_timeout(LOOK_AROUND) {
+                Ok(first) => batch.push(first),
+                Err(RecvTimeoutError::Timeout) => {
+                    if self.uprooted.is_none()
+                        && let Err(fault @ Fault::Uprooted(_)) = self.look_around()
+                    {
+                        self.fail(fault);
+                    }
+                    continue;
+                }
+                // All handles are gone and the queue is empty.
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
             self.fill(&mut batch);
             self.serve(&mut batch);
         }
@@ -156,11 +195,14 @@ impl Writer {
         }
         let calls = self.calls.clone();
         let Some(connection) = self.ready() else {
-            refuse(batch.drain(..), &unready());
+            let error = self.uprooted.clone().unwrap_or_else(unready);
+            refuse(batch.drain(..), &error);
             return;
         };
         let begun = Instant::now();
-        match transact(connection, &calls, batch) {
+        let done = transact(connection, &calls, batch);
+        // Before anything is acknowledged: it might be recorded where nobody will look.
+        match done.and_then(|()| self.look_around().map_err(Stop::Fault)) {
             Ok(()) => {
                 if batch.iter().any(Command::has_written) {
                     self.state.set_written(begun);
@@ -192,63 +234,111 @@ impl Writer {
 
     /// The connection, opened again if that is due and possible.
     fn ready(&mut self) -> Option<&Connection> {
-        if self.connection.is_none() && self.recover_at <= Instant::now() {
+        let is_due = self.recover_at <= Instant::now();
+        if self.connection.is_none() && self.uprooted.is_none() && is_due {
+            let begun = Instant::now();
             match self.recover() {
                 Ok(()) => {
                     tracing::info!(path = %self.path().display(), "the store is ready again");
-                    self.in_doubt = false;
+                    self.obstacle = None;
                     self.state.set_ready();
                 }
-                Err(error) => {
-                    tracing::debug!(path = %self.path().display(), %error, "the store is still unready");
-                    self.connection = None;
-                    self.checkpointer = None;
+                Err(fault @ Fault::Uprooted(_)) => {
+                    self.fail(fault);
+                }
+                Err(fault) => {
+                    let obstacle = fault.cause().to_string();
+                    // Once for each obstacle, not four times a second.
+                    if self.obstacle.as_ref() != Some(&obstacle) {
+                        tracing::warn!(path = %self.path().display(), obstacle, "the store is still unready");
+                        self.obstacle = Some(obstacle);
+                    }
+                    self.close_all();
                 }
             }
-            self.recover_at = Instant::now() + RECOVERY_PAUSE;
+            // It may have read a long log.
+            self.recover_at = Instant::now() + RECOVERY_PAUSE.max(begun.elapsed());
         }
         self.connection.as_ref()
     }
 
-    fn recover(&mut self) -> Result<(), StoreError> {
-        let failed = |cause: Cause| {
-            StoreError::unavailable("the database cannot be opened again").with_source(cause)
-        };
+    fn recover(&mut self) -> Result<(), Fault> {
+        self.look_around()?;
         self.readers.clear();
         if !self.readers.is_empty() {
-            return Err(StoreError::unavailable("a read is not finished"));
+            return Err(Fault::Passing(Cause::OwnReader));
         }
-        let connection = connection::recovered_writer(&self.location, &self.calls, self.in_doubt)
-            .map_err(|fault| failed(fault.cause()))?;
-        self.install(connection)
-            .map_err(|error| failed(Cause::Database(error)))?;
+        let connection = connection::recovered_writer(&self.location, &self.calls)?;
+        self.install(connection)?;
         self.checkpointer = Some(Checkpointer::spawn(self.location.clone())?);
+        self.readers.fill()?;
         Ok(())
     }
 
     /// Takes note of a fault, and returns what to answer.
     fn fail(&mut self, fault: Fault) -> StoreError {
-        let in_doubt = match fault {
-            Fault::Busy(error) => {
-                tracing::warn!(path = %self.path().display(), %error, "another program holds the database");
-                let error = StoreError::unavailable("another program holds the database")
-                    .with_source(error);
-                // Who waited behind this batch has waited as long, and would wait once more.
-                refuse(self.commands.try_iter().take(super::QUEUE), &error);
-                return error;
-            }
-            Fault::Full(_) => false,
-            Fault::Broken(_) => true,
-        };
+        if let Fault::Passing(error) = fault {
+            tracing::warn!(path = %self.path().display(), %error, "the database takes no writes now");
+            let error =
+                StoreError::unavailable("the database takes no writes now").with_source(error);
+            // Who waited behind this batch has waited as long, and would wait once more.
+            refuse(self.commands.try_iter().take(super::QUEUE), &error);
+            return error;
+        }
+        self.state.set_unready();
+        if let Fault::Uprooted(how) = fault {
+            tracing::error!(
+                path = %self.path().display(),
+                "{how}; the store takes nothing any more until it is opened again"
+            );
+            let error = StoreError::unavailable(how);
+            self.uprooted = Some(error.clone());
+            self.give_up();
+            return error;
+        }
         let error = fault.cause();
         tracing::warn!(path = %self.path().display(), %error, "the store is unready");
-        self.in_doubt |= in_doubt;
-        self.state.set_unready();
-        self.readers.clear();
-        self.connection = None;
-        self.checkpointer = None;
+        self.abandon();
         self.recover_at = Instant::now() + RECOVERY_PAUSE;
         StoreError::unavailable("the database takes no writes").with_source(error)
+    }
+
+    /// Closes everything after a fault, and keeps other programs from relying on what is in doubt. If a read is still under way,
+    /// the recovery does that.
+    fn abandon(&mut self) {
+        self.close_all();
+        if self.readers.is_empty()
+            && let Err(fault) = connection::forget_index(&self.location)
+        {
+            let error = fault.cause();
+            tracing::warn!(path = %self.path().display(), %error, "the wal-index is left as it is");
+        }
+    }
+
+    /// Leaves one file behind.
+    fn close(&mut self) -> Result<(), Fault> {
+        if self.connection.is_some() {
+            self.look_around()?;
+        }
+        self.connection.take().map_or(Ok(()), connection::close)
+    }
+
+    fn close_all(&mut self) {
+        self.readers.clear();
+        self.checkpointer = None;
+        self.connection = None;
+        self.log_file = None;
+    }
+
+    /// Brings what was acknowledged from the log into the database file, wherever both are now, and leaves their names alone.
+    fn give_up(&mut self) {
+        if let Some(connection) = &self.connection
+            && let Err(fault) = connection::checkpoint(connection, "TRUNCATE")
+        {
+            let error = fault.cause();
+            tracing::warn!(path = %self.path().display(), %error, "the log was not copied");
+        }
+        self.close_all();
     }
 
     /// Keeps the log bounded.
@@ -266,7 +356,7 @@ impl Writer {
                     self.log.store(0, Ordering::Relaxed);
                     return;
                 }
-                Ok(false) | Err(Fault::Busy(_) | Fault::Full(_)) => {
+                Ok(false) | Err(Fault::Passing(_) | Fault::Full(_)) => {
                     checkpointer.put_off(log);
                     return;
                 }
@@ -285,15 +375,26 @@ impl Writer {
 impl Drop for Writer {
     /// Also runs if the thread panics: whatever happens, callers are told and the lock is released.
     fn drop(&mut self) {
+        if thread::panicking() {
+            tracing::error!(path = %self.path().display(), "the store's writer has failed");
+            self.state.set_failed();
+        }
         self.state.set_closing();
-        refuse(self.commands.try_iter(), &state::closed());
+        refuse(self.commands.try_iter(), &self.state.closed_error());
         self.readers.clear();
-        self.checkpointer = None;
-        if let Some(connection) = self.connection.take()
-            && let Err(fault) = connection::close(connection)
-        {
-            let error = fault.cause();
-            tracing::info!(path = %self.path().display(), %error, "the log is left for the next start");
+        let broken = self.checkpointer.take().and_then(Checkpointer::end);
+        let closed = match broken {
+            Some(cause) => Err(Fault::Broken(cause)),
+            None => self.close(),
+        };
+        match closed {
+            Ok(()) => {}
+            Err(Fault::Uprooted(_)) => self.give_up(),
+            Err(fault) => {
+                let error = fault.cause();
+                tracing::info!(path = %self.path().display(), %error, "the log is left for the next start");
+                self.abandon();
+            }
         }
         self.lock = None;
         self.state.set_closed();
@@ -363,6 +464,10 @@ fn copy_the_rest(connection: &Connection) -> Result<bool, Fault> {
         connection::checkpoint(connection, "RESTART")
     })?;
     Ok(!progress.is_held_up)
+}
+
+fn missed(error: io::Error) -> Fault {
+    Fault::Broken(Cause::Place(error))
 }
 
 fn unready() -> StoreError {

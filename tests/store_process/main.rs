@@ -1,12 +1,26 @@
-//! The embedded store when processes die and disks are full.
-#![cfg(all(feature = "test-util", target_os = "linux"))]
+//! The embedded store when processes die, disks are full and syncs fail, and beside other programs.
+#![cfg(all(feature = "server", feature = "test-util", target_os = "linux"))]
 #![allow(clippy::panic, clippy::print_stderr, clippy::unwrap_used)]
+
+#[cfg(feature = "cli")]
+mod backup;
+#[cfg(feature = "cli")]
+#[path = "../binary/mod.rs"]
+mod binary;
+mod descriptors;
+mod other;
+mod panic;
+mod place;
+#[cfg(feature = "cli")]
+mod server;
+mod sync;
 
 use std::collections::HashSet;
 use std::env;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::Read;
 use std::path::Path;
-use std::process::{Child, ChildStderr, ChildStdin, Command, Stdio};
+use std::process::Command;
+use std::sync::LazyLock;
 use std::thread;
 use std::time::Duration;
 
@@ -15,8 +29,7 @@ use aegis_hitl::{Decision, Payload};
 use rusqlite::Connection;
 use tempfile::TempDir;
 
-const ROLE: &str = "AEGIS_TEST_ROLE";
-const DATABASE: &str = "AEGIS_TEST_DATABASE";
+use other::{DATABASE, Other, ROLE};
 
 fn approval(key: &str) -> Decide {
     Decide {
@@ -39,14 +52,97 @@ fn approval(key: &str) -> Decide {
 #[ignore = "the other tests run it in a process of its own"]
 async fn child() {
     let role = env::var(ROLE).unwrap();
-    let store = Embedded::open(env::var(DATABASE).unwrap()).unwrap();
+    let path = env::var(DATABASE).unwrap();
+    if let "look" | "read" = &*role {
+        return look(&path, role == "read");
+    }
+    let store = Embedded::open(path).unwrap();
     eprintln!("open");
     match &*role {
-        "hold" => drop(std::io::stdin().read_to_end(&mut Vec::new())),
+        "hold" => until_told(),
         "load" => load(store).await,
+        "insist" => insist(store).await,
+        "mourn" => mourn(store).await,
         "obey" => obey(store).await,
+        "starve" => descriptors::starve(store).await,
         other => panic!("unknown role {other}"),
     }
+}
+
+fn until_told() {
+    drop(std::io::stdin().read_to_end(&mut Vec::new()));
+}
+
+/// Another program, which has the database open, and may be in the middle of a read.
+fn look(path: &str, reads: bool) {
+    let database = Connection::open(path).unwrap();
+    if reads {
+        database.execute_batch("BEGIN").unwrap();
+    }
+    let sql = "SELECT count(*) FROM action";
+    let _: i64 = database.query_row(sql, [], |row| row.get(0)).unwrap();
+    eprintln!("open");
+    until_told();
+    // It reads what it has seen before, whatever has become of the rest.
+    let _: i64 = database.query_row(sql, [], |row| row.get(0)).unwrap();
+    drop(database);
+}
+
+/// Decides for ever, names each key after its decision was acknowledged, and asks again for as long as it is not.
+async fn insist(store: Embedded) {
+    let tasks: Vec<_> = (0..16)
+        .map(|task| {
+            let store = store.clone();
+            tokio::spawn(async move {
+                for count in 0.. {
+                    let key = format!("k-{}-{task}-{count}", std::process::id());
+                    let mut request = approval(&key);
+                    request.payload = Some(large());
+                    while let Err(error) = store.decide(request.clone()).await {
+                        assert!(error.is_unavailable(), "{error}");
+                        eprintln!("unavailable");
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                    }
+                    eprintln!("ack {key}");
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+}
+
+/// Decides until the store has failed, which is then all it says.
+async fn mourn(store: Embedded) {
+    for count in 0.. {
+        match store.decide(approval(&format!("k-{count}"))).await {
+            Ok(_) => eprintln!("ack k-{count}"),
+            Err(error) => {
+                assert!(error.is_unavailable(), "{error}");
+                break;
+            }
+        }
+    }
+    store.failed().await;
+    for error in [
+        store.check().await.unwrap_err(),
+        store.decide(approval("k")).await.unwrap_err(),
+        store.totals().await.unwrap_err(),
+    ] {
+        assert_eq!(error.to_string(), "the store's writer has failed");
+    }
+    store.close().await;
+    eprintln!("failed");
+}
+
+/// A payload that fills a small disk soon.
+fn large() -> Fingerprinted {
+    static LARGE: LazyLock<Fingerprinted> = LazyLock::new(|| {
+        let payload = Payload::from_json(&format!(r#"{{"text": "{}"}}"#, "x".repeat(100_000)));
+        Fingerprinted::new(payload.unwrap()).unwrap()
+    });
+    LARGE.clone()
 }
 
 /// Decides for ever, and names each key after its decision was acknowledged.
@@ -69,10 +165,8 @@ async fn load(store: Embedded) {
     }
 }
 
-/// Does what each line says, with payloads that fill a small disk soon.
+/// Does what each line says.
 async fn obey(store: Embedded) {
-    let payload = Payload::from_json(&format!(r#"{{"text": "{}"}}"#, "x".repeat(100_000)));
-    let payload = Fingerprinted::new(payload.unwrap()).unwrap();
     for line in std::io::stdin().lines() {
         let line = line.unwrap();
         let done = match &*line {
@@ -80,7 +174,7 @@ async fn obey(store: Embedded) {
             "totals" => store.totals().await.map(drop),
             key => {
                 let mut request = approval(key);
-                request.payload = Some(payload.clone());
+                request.payload = Some(large());
                 store.decide(request).await.map(drop)
             }
         };
@@ -93,54 +187,6 @@ async fn obey(store: Embedded) {
         }
     }
     store.close().await;
-}
-
-struct Other {
-    child: Child,
-    input: Option<ChildStdin>,
-    output: BufReader<ChildStderr>,
-}
-
-impl Other {
-    fn run(mut command: Command, role: &str, database: &Path) -> Self {
-        let mut child = command
-            .args(["--ignored", "--exact", "child", "--nocapture"])
-            .env(ROLE, role)
-            .env(DATABASE, database)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut other = Self {
-            input: child.stdin.take(),
-            output: BufReader::new(child.stderr.take().unwrap()),
-            child,
-        };
-        assert_eq!(other.line(), "open");
-        other
-    }
-
-    fn start(role: &str, database: &Path) -> Self {
-        Self::run(Command::new(env::current_exe().unwrap()), role, database)
-    }
-
-    /// The next line, or "" at the end.
-    fn line(&mut self) -> String {
-        let mut line = String::new();
-        self.output.read_line(&mut line).unwrap();
-        line.trim_end().to_owned()
-    }
-
-    fn ask(&mut self, line: &str) -> String {
-        writeln!(self.input.as_mut().unwrap(), "{line}").unwrap();
-        self.line()
-    }
-
-    fn end(mut self) {
-        drop(self.input.take());
-        assert!(self.child.wait().unwrap().success());
-    }
 }
 
 #[tokio::test]
@@ -194,15 +240,12 @@ async fn a_killed_process_loses_nothing_that_it_acknowledged() {
             let line = other.line();
             acknowledged.insert(line.strip_prefix("ack ").unwrap().to_owned());
         }
-        other.child.kill().unwrap();
         // What it said before it died counts too.
-        let mut rest = String::new();
-        other.output.read_to_string(&mut rest).unwrap();
-        let whole = rest
-            .split_inclusive('\n')
-            .filter_map(|line| line.strip_suffix('\n'));
-        acknowledged.extend(whole.filter_map(|line| Some(line.strip_prefix("ack ")?.to_owned())));
-        other.child.wait().unwrap();
+        let rest = other.kill();
+        acknowledged.extend(
+            rest.iter()
+                .filter_map(|line| line.strip_prefix("ack ").map(str::to_owned)),
+        );
     }
     verify(&path, &acknowledged).await;
 }

@@ -1,0 +1,215 @@
+//! Whether a database file is sound: as SQLite sees it, and by what this store promises of its rows.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, OpenFlags, Row};
+use uuid::Uuid;
+
+use super::schema::{self, Version};
+use super::{StoreError, rows};
+use crate::protocol::{Fingerprint, Payload};
+use crate::store::{Identity, Totals};
+
+/// The most faults that are listed.
+const MAX_FAULTS: usize = 100;
+
+/// How long another program's lock is waited for.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What a look at a whole database file has shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Verified {
+    /// What is on record.
+    pub totals: Totals,
+    /// What is wrong, in words, the first 100 of it. Empty if the file is sound.
+    pub faults: Vec<String>,
+}
+
+struct Faults(Vec<String>);
+
+impl Faults {
+    fn add(&mut self, fault: String) {
+        if self.0.len() < MAX_FAULTS {
+            self.0.push(fault);
+        }
+    }
+}
+
+/// Looks at all of a database.
+pub(super) fn verify(path: &Path) -> Result<Verified, StoreError> {
+    let connection = open(path)?;
+    let read = || -> rusqlite::Result<Verified> {
+        // One state of the database, whatever a server does meanwhile.
+        connection.execute_batch("BEGIN")?;
+        let mut faults = Faults(Vec::new());
+        integrity(&connection, &mut faults)?;
+        let totals = super::totals(&connection)?;
+        // Of a file that is damaged nothing else can be said.
+        if faults.0.is_empty() {
+            references(&connection, &mut faults)?;
+            actions(&connection, &mut faults)?;
+            events(&connection, &mut faults)?;
+        }
+        let faults = faults.0;
+        Ok(Verified { totals, faults })
+    };
+    match read() {
+        Err(error) if is_damage(&error) => Ok(Verified {
+            totals: Totals::default(),
+            faults: vec![error.to_string()],
+        }),
+        read => read.map_err(|error| schema::unreadable(path, error)),
+    }
+}
+
+/// Opens a database that a server may have open, too, to read it and to leave it as it is.
+pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
+    let refused = |fault: &str| {
+        StoreError::incompatible(format!(
+            "{} {fault}; allowed is a database that aegis made",
+            path.display()
+        ))
+    };
+    match fs::metadata(path) {
+        Ok(metadata) if !metadata.is_file() => return Err(refused("is no regular file")),
+        Ok(metadata) if metadata.len() == 0 && log_is_empty(path) => {
+            return Err(refused("is empty"));
+        }
+        Ok(_) => {}
+        Err(error) => {
+            let fault = format!("cannot be read, there is no file: {error}");
+            return Err(refused(&fault).with_source(error));
+        }
+    }
+    let unreadable = |error| schema::unreadable(path, error);
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let had_no_log = log_is_empty(path);
+    let connection = Connection::open_with_flags(path, flags).map_err(unreadable)?;
+    let set_up = || -> rusqlite::Result<()> {
+        connection.busy_timeout(BUSY_TIMEOUT)?;
+        // A log that a server left is the next server's to deal with. One that only this connection has made is removed.
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, !had_no_log)?;
+        connection.pragma_update(None, "trusted_schema", false)
+    };
+    set_up().map_err(unreadable)?;
+    match schema::version(&connection, path)? {
+        Version::Current => Ok(connection),
+        Version::Older(0) => Err(refused("is empty")),
+        Version::Older(version) => Err(refused(&format!(
+            "has the older schema version {version}, which the next 'aegis serve' brings up to date"
+        ))),
+    }
+}
+
+fn log_is_empty(database: &Path) -> bool {
+    let mut log = database.as_os_str().to_owned();
+    log.push("-wal");
+    fs::metadata(log).map_or(true, |metadata| metadata.len() == 0)
+}
+
+fn is_damage(error: &rusqlite::Error) -> bool {
+    matches!(
+        error.sqlite_error_code(),
+        Some(rusqlite::ErrorCode::DatabaseCorrupt)
+    )
+}
+
+fn integrity(connection: &Connection, faults: &mut Faults) -> rusqlite::Result<()> {
+    let mut check = connection.prepare("PRAGMA integrity_check")?;
+    let lines = check.query_map([], |row| row.get::<_, String>(0))?;
+    for line in lines {
+        let line = line?;
+        if line != "ok" {
+            faults.add(line);
+        }
+    }
+    Ok(())
+}
+
+fn references(connection: &Connection, faults: &mut Faults) -> rusqlite::Result<()> {
+    let mut check = connection.prepare(
+        "SELECT seq FROM event WHERE NOT EXISTS (SELECT 1 FROM action WHERE id = event.action)",
+    )?;
+    let lost = check.query_map([], |row| row.get::<_, i64>(0))?;
+    for seq in lost {
+        faults.add(format!("event {}: there is no action of its number", seq?));
+    }
+    Ok(())
+}
+
+/// What each row says of itself.
+fn actions(connection: &Connection, faults: &mut Faults) -> rusqlite::Result<()> {
+    let secret = schema::secret(connection)?;
+    let mut actions = connection.prepare(
+        "SELECT id, request_id, identity, tenant_id, thread_id, idempotency_key, digest, payload FROM action",
+    )?;
+    let mut actions = actions.query([])?;
+    while let Some(row) = actions.next()? {
+        let id: i64 = row.get(0)?;
+        if secret.row(Uuid::from_bytes(row.get(1)?)) != id {
+            faults.add(format!("action {id}: the request id does not lead to it"));
+        }
+        let identity = identity(row)?;
+        if identity.map(|identity| rows::digest(&identity)) != Some(row.get(2)?) {
+            faults.add(format!(
+                "action {id}: the identity is not that of its tenant, thread and key"
+            ));
+        }
+        let payload: Option<String> = row.get(7)?;
+        let digest = payload.map(|json| {
+            let payload = Payload::from_json(&json).ok()?;
+            Some(Fingerprint::of_payload(&payload).ok()?.0)
+        });
+        // A payload that cannot be read has no digest, and an action without one has none to compare.
+        if digest.is_some_and(|digest| digest.is_none() || row.get(6).ok() != digest) {
+            faults.add(format!("action {id}: the digest is not the payload's"));
+        }
+    }
+    Ok(())
+}
+
+fn identity(row: &Row<'_>) -> rusqlite::Result<Option<Identity>> {
+    let text = |column| row.get::<_, String>(column);
+    let (tenant, thread, key) = (text(3)?, text(4)?, text(5)?);
+    let (Ok(tenant_id), Ok(thread_id), Ok(idempotency_key)) =
+        (tenant.parse(), thread.parse(), key.parse())
+    else {
+        return Ok(None);
+    };
+    Ok(Some(Identity {
+        tenant_id,
+        thread_id,
+        idempotency_key,
+    }))
+}
+
+/// An action is what its events have made of it.
+fn events(connection: &Connection, faults: &mut Faults) -> rusqlite::Result<()> {
+    for (sql, fault) in [
+        (
+            "SELECT id FROM action WHERE id NOT IN (SELECT action FROM event)",
+            "it has no event",
+        ),
+        (
+            "SELECT id FROM action JOIN (SELECT action, max(seq), to_status FROM event GROUP BY action) \
+             ON action = id WHERE to_status <> status",
+            "its status is not the one of its last event",
+        ),
+        (
+            "SELECT id FROM action JOIN (SELECT action, max(seq), event.decision AS made FROM event \
+             WHERE event.decision IS NOT NULL GROUP BY action) ON action = id WHERE made IS NOT decision",
+            "its decision is not the one of its events",
+        ),
+    ] {
+        let mut check = connection.prepare(sql)?;
+        let wrong = check.query_map([], |row| row.get::<_, i64>(0))?;
+        for id in wrong {
+            faults.add(format!("action {}: {fault}", id?));
+        }
+    }
+    Ok(())
+}
