@@ -1,7 +1,8 @@
 //! Opening the database, and making sure of what is in it.
 
 use std::fs::OpenOptions;
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::path::Path;
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
@@ -21,7 +22,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 /// (<https://sqlite.org/walformat.html>, "WAL-Index File Format").
 const INDEX_HEADER: usize = 100;
 
-/// How long a recovery waits for it, while requests wait for the recovery.
+/// How long a recovery waits for others, while requests wait for the recovery.
 const RECOVERY_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// In KiB. Every new action touches a page of the index of identities, anywhere. More would keep more of these, but SQLite looks
@@ -106,7 +107,7 @@ pub(super) fn first_writer(location: &Location) -> Result<(Connection, Calls), S
             path.display()
         )));
     }
-    settle(&connection).map_err(failed)?;
+    settle(location, &connection).map_err(failed)?;
     if let Version::Older(version) = version {
         schema::migrate(&mut connection, version).map_err(failed)?;
     }
@@ -121,7 +122,9 @@ pub(super) fn first_writer(location: &Location) -> Result<(Connection, Calls), S
 pub(super) fn recovered_writer(location: &Location, calls: &Calls) -> Result<Connection, Fault> {
     forget_index(location)?;
     let connection = writer(location)?;
-    with_busy_timeout(&connection, RECOVERY_TIMEOUT, settle)?;
+    with_busy_timeout(&connection, RECOVERY_TIMEOUT, |connection| {
+        settle(location, connection)
+    })?;
     calls.reload(&connection)?;
     probe(&connection, calls)?;
     Ok(connection)
@@ -151,15 +154,37 @@ pub(super) fn forget_index(location: &Location) -> Result<(), Fault> {
     forget().map_err(|error| Fault::Broken(Cause::Index(error)))
 }
 
-/// Copies the whole log into the database file, syncs that, and empties the log.
+/// Makes all of the log durable: copies it into the database file, syncs that, and empties the log; or, where a reader of another
+/// program keeps it from being emptied, writes it again.
 ///
-/// The log may end with transactions that were never fsynced: of a server that was killed, or because the fsync failed. Nothing
-/// is written behind them, as it would be lost with them.
-fn settle(connection: &Connection) -> Result<(), Fault> {
+/// The log may end with transactions that were never fsynced: of a server that was killed, or because the fsync failed. What is
+/// recorded next stands behind them, and would be lost with them.
+fn settle(location: &Location, connection: &Connection) -> Result<(), Fault> {
     if checkpoint(connection, "TRUNCATE")?.is_held_up {
-        return Err(Fault::Passing(Cause::Reader));
+        // Nobody else may write meanwhile.
+        connection.execute_batch("BEGIN IMMEDIATE")?;
+        let written = write_again(&location.beside("-wal"));
+        connection.execute_batch("ROLLBACK")?;
+        written.map_err(|error| Fault::Broken(Cause::Sync(error)))?;
     }
     Ok(())
+}
+
+/// Writes a file's own bytes over it, so that the kernel takes its pages for dirty, and syncs it.
+fn write_again(path: &Path) -> io::Result<()> {
+    let mut file = OpenOptions::new().read(true).write(true).open(path)?;
+    let mut bytes = vec![0; 1 << 20];
+    let mut at = 0;
+    loop {
+        file.seek(SeekFrom::Start(at))?;
+        let length = file.read(&mut bytes)?;
+        if length == 0 {
+            return file.sync_data();
+        }
+        file.seek(SeekFrom::Start(at))?;
+        file.write_all(&bytes[..length])?;
+        at += length as u64;
+    }
 }
 
 /// Makes a durable write.

@@ -67,7 +67,7 @@ const OVERHEAD: usize = 1024;
 /// When the disk is full or fails, every request is answered with an error and nothing is acknowledged; the store tries to
 /// recover as requests or [checks](Store::check) come in, four times a second at most. After a failed sync nothing that was
 /// written since the last good one is relied on: it is written again from the log. Other programs may have the database open
-/// meanwhile; only one in the middle of a read, at the start or during a recovery, is waited for.
+/// meanwhile, and read.
 ///
 /// Of the calls that changed nothing (duplicates) it remembers the ids of the newest 16,384, until it is closed.
 ///
@@ -94,8 +94,8 @@ impl Embedded {
     /// - [In use](StoreError::is_in_use), if another process holds the database, or this one holds it already.
     /// - [Incompatible](StoreError::is_incompatible), if the path is no file that can be written, or the file is no
     ///   database of this application, or one of a newer version.
-    /// - [Unavailable](StoreError::is_unavailable), if the disk is full or fails, or another program is in the middle of a read
-    ///   or a write that does not end within 2 s.
+    /// - [Unavailable](StoreError::is_unavailable), if the disk is full or fails, or another program is in the middle of a write
+    ///   that does not end within 2 s.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, StoreError> {
         let (location, lock) = lock::acquire(path.as_ref())?;
         let location = Arc::new(location);

@@ -266,7 +266,7 @@ impl Writer {
         self.look_around()?;
         self.readers.clear();
         if !self.readers.is_empty() {
-            return Err(Fault::Passing(Cause::OwnReader));
+            return Err(Fault::Passing(Cause::Reader));
         }
         let connection = connection::recovered_writer(&self.location, &self.calls)?;
         self.install(connection)?;
