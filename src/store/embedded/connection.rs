@@ -9,11 +9,11 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
 use super::StoreError;
-use super::calls::Calls;
 use super::fault::{Cause, Fault};
 use super::lock::Location;
+use super::repeats::Repeats;
 use super::schema::{self, Version};
-use super::transition::Transaction;
+use super::transaction::Transaction;
 
 /// How long an operator's lock is waited for.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
@@ -76,7 +76,10 @@ fn open(location: &Location, mode: OpenFlags) -> rusqlite::Result<Connection> {
 }
 
 /// Opens the database for writing for the first time: looks at what it is, and brings its schema up to date.
-pub(super) fn first_writer(location: &Location) -> Result<(Connection, Calls), StoreError> {
+pub(super) fn first_writer(
+    location: &Location,
+    repeats: &Repeats,
+) -> Result<Connection, StoreError> {
     let path = &location.path;
     let failed = |fault: Fault| {
         StoreError::unavailable(format!("the database {} cannot be opened", path.display()))
@@ -111,22 +114,21 @@ pub(super) fn first_writer(location: &Location) -> Result<(Connection, Calls), S
     if let Version::Older(version) = version {
         schema::migrate(&mut connection, version).map_err(failed)?;
     }
-    let calls = schema::secret(&connection)
-        .and_then(|secret| Calls::load(&connection, secret))
-        .map_err(|error| failed(error.into()))?;
-    probe(&connection, &calls).map_err(failed)?;
-    Ok((connection, calls))
+    probe(&connection, repeats).map_err(failed)?;
+    Ok(connection)
 }
 
 /// Opens the database for writing again, after a fault.
-pub(super) fn recovered_writer(location: &Location, calls: &Calls) -> Result<Connection, Fault> {
+pub(super) fn recovered_writer(
+    location: &Location,
+    repeats: &Repeats,
+) -> Result<Connection, Fault> {
     forget_index(location)?;
     let connection = writer(location)?;
     with_busy_timeout(&connection, RECOVERY_TIMEOUT, |connection| {
         settle(location, connection)
     })?;
-    calls.reload(&connection)?;
-    probe(&connection, calls)?;
+    probe(&connection, repeats)?;
     Ok(connection)
 }
 
@@ -188,8 +190,8 @@ fn write_again(path: &Path) -> io::Result<()> {
 }
 
 /// Makes a durable write.
-fn probe(connection: &Connection, calls: &Calls) -> Result<(), Fault> {
-    let transaction = Transaction::begin(connection, calls)?;
+fn probe(connection: &Connection, repeats: &Repeats) -> Result<(), Fault> {
+    let mut transaction = Transaction::begin(connection, repeats)?;
     transaction.beat()?;
     transaction.commit()?;
     Ok(())

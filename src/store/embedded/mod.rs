@@ -1,17 +1,17 @@
 //! The embedded store: SQLite in this process.
 
 mod backup;
-mod calls;
 mod checkpoint;
 mod connection;
 mod fault;
+mod job;
 mod lock;
 mod read;
+mod repeats;
 mod rows;
 mod schema;
-mod secret;
 mod state;
-mod transition;
+mod transaction;
 mod verify;
 mod writer;
 
@@ -25,20 +25,20 @@ use std::sync::mpsc::{self, SyncSender, TrySendError};
 use std::thread;
 
 use rusqlite::Connection;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{Semaphore, oneshot};
 use uuid::Uuid;
 
-use self::calls::Calls;
 use self::checkpoint::Checkpointer;
 use self::fault::Fault;
+use self::job::{Beat, Command, Job, Reply, Run};
 use self::lock::Location;
 use self::read::Readers;
+use self::repeats::Repeats;
 use self::state::State;
 pub use self::verify::Verified;
-use self::writer::{Call, Command, Parts, Writer};
-use super::{
-    Decide, Decided, Fingerprinted, Store, StoreError, Submit, Submitted, Totals, Watch, Watchers,
-};
+use self::writer::{Parts, Writer};
+use super::operation::Operation;
+use super::{Decide, Decided, Store, StoreError, Submit, Submitted, Totals, Watch, Watchers};
 use crate::protocol::{Action, TenantId};
 
 /// The most requests that wait for the writer.
@@ -81,7 +81,7 @@ pub struct Embedded {
     watchers: Watchers,
     state: Arc<State>,
     location: Arc<Location>,
-    calls: Arc<Calls>,
+    repeats: Arc<Repeats>,
 }
 
 impl Embedded {
@@ -99,8 +99,8 @@ impl Embedded {
     pub fn open(path: impl AsRef<Path>) -> Result<Self, StoreError> {
         let (location, lock) = lock::acquire(path.as_ref())?;
         let location = Arc::new(location);
-        let (connection, calls) = connection::first_writer(&location)?;
-        let calls = Arc::new(calls);
+        let repeats = Arc::new(Repeats::default());
+        let connection = connection::first_writer(&location, &repeats)?;
         let (commands, queue) = mpsc::sync_channel(QUEUE);
         let state = Arc::new(State::new());
         let readers = Arc::new(Readers::new(location.clone(), state.clone()));
@@ -113,7 +113,7 @@ impl Embedded {
         let writer = Writer::new(Parts {
             commands: queue,
             connection,
-            calls: calls.clone(),
+            repeats: repeats.clone(),
             checkpointer,
             state: state.clone(),
             readers: readers.clone(),
@@ -134,7 +134,7 @@ impl Embedded {
             watchers,
             state,
             location,
-            calls,
+            repeats,
         })
     }
 
@@ -186,34 +186,30 @@ impl Embedded {
         self.state.failed().await;
     }
 
-    /// Takes room for a request.
-    fn room(
-        &self,
-        payload: Option<&Fingerprinted>,
-        comment: Option<&str>,
-    ) -> Result<OwnedSemaphorePermit, StoreError> {
-        let payload = payload.map_or(0, |payload| payload.payload().as_str().len());
-        let bytes = payload + comment.map_or(0, str::len) + OVERHEAD;
+    async fn run<O: Operation>(&self, operation: O) -> Result<O::Outcome, StoreError> {
+        let bytes = operation.size() + OVERHEAD;
         // One that is too large for all of the room is let in alone.
         let room = bytes.div_ceil(1024).min(ROOM) as u32;
-        let taken = self.room.clone().try_acquire_many_owned(room);
-        taken.map_err(|_| {
+        let room = self.room.clone().try_acquire_many_owned(room);
+        let room = room.map_err(|_| {
             StoreError::unavailable(format!(
                 "{} MiB of requests are waiting for the store already",
                 ROOM / 1024
             ))
-        })
+        })?;
+        self.send(|reply| Run::new(operation, room, reply)).await
     }
 
-    async fn ask<T>(
+    /// Sends a job to the writer, and waits for its answer.
+    async fn send<T, J: Job + 'static>(
         &self,
-        command: impl FnOnce(oneshot::Sender<Result<T, StoreError>>) -> Command,
+        job: impl FnOnce(Reply<T>) -> J,
     ) -> Result<T, StoreError> {
         if self.state.is_closing() {
             return Err(self.state.closed_error());
         }
         let (reply, answer) = oneshot::channel();
-        match self.commands.try_send(command(reply)) {
+        match self.commands.try_send(Command::Run(Box::new(job(reply)))) {
             Ok(()) => answer
                 .await
                 .unwrap_or_else(|_| Err(self.state.closed_error())),
@@ -227,15 +223,11 @@ impl Embedded {
 
 impl Store for Embedded {
     async fn decide(&self, request: Decide) -> Result<Decided, StoreError> {
-        let room = self.room(request.payload.as_ref(), request.comment.as_deref())?;
-        self.ask(|reply| Command::Decide(Call::new(request, room, reply)))
-            .await
+        self.run(request).await
     }
 
     async fn submit(&self, request: Submit) -> Result<Submitted, StoreError> {
-        let room = self.room(request.payload.as_ref(), None)?;
-        self.ask(|reply| Command::Submit(Call::new(request, room, reply)))
-            .await
+        self.run(request).await
     }
 
     async fn find(
@@ -243,11 +235,11 @@ impl Store for Embedded {
         id: Uuid,
         tenant: Option<&TenantId>,
     ) -> Result<Option<Action>, StoreError> {
-        let calls = self.calls.clone();
+        let repeats = self.repeats.clone();
         let tenant = tenant.cloned();
         let record = self
             .readers
-            .read(move |connection| rows::by_id(connection, &calls, id, tenant.as_ref()))
+            .read(move |connection| rows::by_id(connection, &repeats, id, tenant.as_ref()))
             .await?;
         Ok(record.map(|record| record.action))
     }
@@ -260,12 +252,16 @@ impl Store for Embedded {
         if self.state.epoch().is_ok() && self.state.was_just_written() {
             return Ok(());
         }
-        self.ask(Command::Check).await
+        self.send(Beat).await
     }
 
     async fn totals(&self) -> Result<Totals, StoreError> {
         self.readers.read(totals).await
     }
+}
+
+fn unready() -> StoreError {
+    StoreError::unavailable("the database takes no writes")
 }
 
 fn totals(connection: &Connection) -> rusqlite::Result<Totals> {
