@@ -67,7 +67,8 @@ const OVERHEAD: usize = 1024;
 /// When the disk is full or fails, every request is answered with an error and nothing is acknowledged; the store tries to
 /// recover as requests or [checks](Store::check) come in, four times a second at most. After a failed sync nothing that was
 /// written since the last good one is relied on: it is written again from the log. Other programs may have the database open
-/// meanwhile, and read.
+/// meanwhile, and read. They must be other processes: POSIX drops the locks of a process on a file with the first descriptor of it
+/// that is closed, and the store closes some when it is opened, recovers and is closed.
 ///
 /// Of the calls that changed nothing (duplicates) it remembers the ids of the newest 16,384, until it is closed.
 ///
