@@ -8,33 +8,33 @@ use tokio::time::sleep;
 
 /// How long a client that the server waits for may do nothing once its connection is to be closed. One that is alive needs
 /// less, and what it had to say can be said again.
-pub(super) const FAREWELL: Duration = Duration::from_secs(2);
+pub(crate) const FAREWELL: Duration = Duration::from_secs(2);
 
 /// Whether the server is to end. Clones share it.
 #[derive(Debug, Clone)]
-pub(super) struct Drain(Arc<watch::Sender<bool>>);
+pub(crate) struct Drain(Arc<watch::Sender<bool>>);
 
 impl Drain {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(Arc::new(watch::Sender::new(false)))
     }
 
-    pub(super) fn start(&self) {
+    pub(crate) fn start(&self) {
         self.0.send_replace(true);
     }
 
-    pub(super) fn has_started(&self) -> bool {
+    pub(crate) fn has_started(&self) -> bool {
         *self.0.borrow()
     }
 
     /// Waits until it has started; at once if it has.
-    pub(super) async fn started(&self) {
+    pub(crate) async fn started(&self) {
         // The sender lives in `self`, so the wait cannot end in an error.
         _ = self.0.subscribe().wait_for(|started| *started).await;
     }
 
     /// Waits until clients have had the time to send the rest of what they were sending when it started.
-    pub(super) async fn has_waited(&self) {
+    pub(crate) async fn has_waited(&self) {
         self.started().await;
         sleep(FAREWELL).await;
     }

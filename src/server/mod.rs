@@ -22,37 +22,22 @@
 //!
 //! Nothing here logs a key, a payload or a tenant.
 
-mod accept;
-mod activity;
-mod answer;
+mod api;
 mod auth;
-mod body;
-mod connection;
-mod decide;
-mod descriptors;
+mod builder;
 mod drain;
-mod head;
-mod health;
-mod host;
-mod keys;
-mod outage;
-mod places;
-mod request;
-mod route;
+mod http;
+mod net;
+mod ops;
 mod serve;
 mod service;
-mod settings;
-mod status;
-mod submit;
 
 pub use self::{
-    answer::ResponseBody,
-    auth::Auth,
-    host::{Host, InvalidHost},
-    keys::{Keys, KeysError, Scope},
+    auth::{Auth, Keys, KeysError, Scope},
+    builder::HitlServiceBuilder,
+    http::{Host, InvalidHost, ResponseBody},
     serve::{ServeError, Server, Shutdown},
     service::{HitlService, ResponseFuture},
-    settings::HitlServiceBuilder,
 };
 
 pub use crate::protocol::InvalidPrefix;

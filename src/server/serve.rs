@@ -9,12 +9,9 @@ use std::time::Duration;
 
 use tokio::net::{TcpListener, ToSocketAddrs};
 
-use super::accept;
-use super::activity::Patience;
 use super::auth::Auth;
-use super::descriptors;
-use super::health::WithHealth;
-use super::places::{Bounds, Places};
+use super::net::{Bounds, Patience, Places, accept, descriptors};
+use super::ops::WithHealth;
 use super::service::HitlService;
 use crate::store::Store;
 

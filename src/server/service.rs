@@ -14,15 +14,14 @@ use http_body::Body;
 use tokio::time::timeout;
 use tower_service::Service;
 
-use super::answer::{self, Answer, Refusal, ResponseBody};
+use super::api::Route;
 use super::auth::Auth;
-use super::body::Upload;
+use super::builder::{HitlServiceBuilder, Settings};
 use super::drain::Drain;
-use super::host::Guard;
-use super::outage::Outage;
-use super::request;
-use super::route::Route;
-use super::settings::{HitlServiceBuilder, Settings};
+use super::http::headers as request;
+use super::http::response as answer;
+use super::http::{Answer, Guard, Refusal, ResponseBody, Upload};
+use super::ops::Outage;
 use crate::protocol::{Action, Body as JsonBody, ErrorChain, Escaped, RequestId};
 use crate::store::{Actor, Identity, Store, StoreError};
 
@@ -48,10 +47,10 @@ pub struct HitlService<St> {
     shared: Arc<Shared<St>>,
 }
 
-pub(super) struct Shared<St> {
-    pub(super) store: St,
-    pub(super) settings: Settings,
-    pub(super) drain: Drain,
+pub(crate) struct Shared<St> {
+    pub(crate) store: St,
+    pub(crate) settings: Settings,
+    pub(crate) drain: Drain,
     outage: Outage,
 }
 
@@ -82,7 +81,7 @@ impl<St: Store> HitlService<St> {
         HitlServiceBuilder::new(store)
     }
 
-    pub(super) fn with_settings(store: St, settings: Settings) -> Self {
+    pub(crate) fn with_settings(store: St, settings: Settings) -> Self {
         Self {
             shared: Arc::new(Shared {
                 store,
@@ -106,7 +105,7 @@ impl<St: Store> HitlService<St> {
     }
 
     /// Answers a request that came in at this address, if that is known.
-    pub(super) fn answer<B>(&self, request: Request<B>, listening: Option<IpAddr>) -> ResponseFuture
+    pub(crate) fn answer<B>(&self, request: Request<B>, listening: Option<IpAddr>) -> ResponseFuture
     where
         B: Body + Send + 'static,
     {
@@ -116,7 +115,7 @@ impl<St: Store> HitlService<St> {
         ))
     }
 
-    pub(super) fn shared(&self) -> &Shared<St> {
+    pub(crate) fn shared(&self) -> &Shared<St> {
         &self.shared
     }
 }
@@ -204,7 +203,7 @@ impl<St: Store> Shared<St> {
     }
 
     /// Refuses requests for foreign hosts, and of foreign web pages.
-    pub(super) fn admit(&self, parts: &Parts, listening: Option<IpAddr>) -> Result<(), Refusal> {
+    pub(crate) fn admit(&self, parts: &Parts, listening: Option<IpAddr>) -> Result<(), Refusal> {
         let Settings { auth, hosts, .. } = &self.settings;
         if auth.trusts_tenant_header() || !hosts.is_empty() {
             Guard { hosts, listening }.admit(parts)
@@ -214,7 +213,7 @@ impl<St: Store> Shared<St> {
     }
 
     /// Reads what every request that changes something has: who asks, for which action, in which call, and the body.
-    pub(super) async fn asked<B: Body>(
+    pub(crate) async fn asked<B: Body>(
         &self,
         headers: &http::HeaderMap,
         upload: &mut Upload<'_, B>,
@@ -253,7 +252,7 @@ impl<St: Store> Shared<St> {
     }
 
     /// Waits for the store, within the bounds of time.
-    pub(super) async fn ask<T>(
+    pub(crate) async fn ask<T>(
         &self,
         future: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, Refusal> {
@@ -280,7 +279,7 @@ impl<St: Store> Shared<St> {
     }
 
     /// Logs a store's error and what caused it, if it is the first of an outage: every request that comes now has one.
-    pub(super) fn store_failed(&self, error: &StoreError) {
+    pub(crate) fn store_failed(&self, error: &StoreError) {
         if !self.outage.failed() {
             return;
         }
@@ -289,26 +288,26 @@ impl<St: Store> Shared<St> {
     }
 
     /// Logs that the store did not answer within the limit, if it is the first time in an outage.
-    pub(super) fn store_is_late(&self, limit: Duration) {
+    pub(crate) fn store_is_late(&self, limit: Duration) {
         if self.outage.failed() {
             tracing::warn!(?limit, "the store did not answer in time");
         }
     }
 
     /// Logs that the store answers, if that is news.
-    pub(super) fn store_answers(&self) {
+    pub(crate) fn store_answers(&self) {
         if let Some(failures) = self.outage.succeeded() {
             tracing::info!(failures, "the store answers again");
         }
     }
 
     /// Where an action can be looked at.
-    pub(super) fn location(&self, request_id: &RequestId) -> Option<HeaderValue> {
+    pub(crate) fn location(&self, request_id: &RequestId) -> Option<HeaderValue> {
         HeaderValue::try_from(format!("{}/hitl/status/{request_id}", self.settings.prefix)).ok()
     }
 
     /// An answer with an action, and where to look at it.
-    pub(super) fn recorded(&self, status: StatusCode, action: &Action) -> Answer {
+    pub(crate) fn recorded(&self, status: StatusCode, action: &Action) -> Answer {
         let mut answer = answer::success(status, action);
         if let Some(location) = self.location(&action.request_id) {
             answer
@@ -320,19 +319,19 @@ impl<St: Store> Shared<St> {
 }
 
 /// What is asked for, but for the verb.
-pub(super) struct Asked {
-    pub(super) identity: Identity,
-    pub(super) call_id: Option<RequestId>,
-    pub(super) actor: Actor,
-    pub(super) body: JsonBody,
+pub(crate) struct Asked {
+    pub(crate) identity: Identity,
+    pub(crate) call_id: Option<RequestId>,
+    pub(crate) actor: Actor,
+    pub(crate) body: JsonBody,
 }
 
-pub(super) fn shutting_down() -> Refusal {
+pub(crate) fn shutting_down() -> Refusal {
     Refusal::unavailable("the server is shutting down")
 }
 
 /// An action in the shape of an answer to a decision, which repeats neither the payload nor the comment.
-pub(super) fn receipt(mut action: Action) -> Action {
+pub(crate) fn receipt(mut action: Action) -> Action {
     action.payload = None;
     action.comment = None;
     action.replayed = false;

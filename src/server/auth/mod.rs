@@ -1,20 +1,22 @@
 //! Who asks, and for which tenant.
 
+mod keys;
+
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
 use tokio::sync::watch;
 
-use super::answer::Refusal;
-use super::keys::{Keys, Scope};
-use super::request;
+pub use self::keys::{Keys, KeysError, Scope};
 use crate::protocol::{ApiKey, Code, TenantId};
+use crate::server::http::Refusal;
+use crate::server::http::headers as request;
 use crate::store::Actor;
 
 /// How a server knows who asks.
 ///
 /// Without API keys the `Tenant-Id` header is trusted, which is for a loopback address or for a network where something in
 /// front of the server sets that header; which hosts and web pages are answered is then
-/// [limited](super::HitlServiceBuilder::host). With keys the tenant is the key's own, and a header that names another is refused.
+/// [limited](crate::server::HitlServiceBuilder::host). With keys the tenant is the key's own, and a header that names another is refused.
 #[derive(Debug, Clone, Default)]
 pub struct Auth(Option<watch::Receiver<Keys>>);
 
@@ -42,7 +44,7 @@ impl Auth {
     }
 
     /// Says who asks, or refuses.
-    pub(super) fn caller(&self, headers: &HeaderMap) -> Result<Caller, Refusal> {
+    pub(crate) fn caller(&self, headers: &HeaderMap) -> Result<Caller, Refusal> {
         match &self.0 {
             Some(keys) => by_key(&keys.borrow(), headers)?.ok_or_else(|| {
                 unauthorized("this server needs an API key; send 'Authorization: Bearer …'")
@@ -53,7 +55,7 @@ impl Auth {
     }
 
     /// Says who asks, if anyone says so. Credentials that are there must be good.
-    pub(super) fn caller_if_any(&self, headers: &HeaderMap) -> Result<Option<Caller>, Refusal> {
+    pub(crate) fn caller_if_any(&self, headers: &HeaderMap) -> Result<Option<Caller>, Refusal> {
         match &self.0 {
             Some(keys) => by_key(&keys.borrow(), headers),
             None => by_header(headers),
@@ -63,15 +65,15 @@ impl Auth {
 
 /// Who asks.
 #[derive(Debug)]
-pub(super) struct Caller {
-    pub(super) tenant_id: TenantId,
-    pub(super) actor: Actor,
+pub(crate) struct Caller {
+    pub(crate) tenant_id: TenantId,
+    pub(crate) actor: Actor,
     scope: Scope,
 }
 
 impl Caller {
     /// Lets those pass who may decide and submit.
-    pub(super) fn may_decide(self) -> Result<Self, Refusal> {
+    pub(crate) fn may_decide(self) -> Result<Self, Refusal> {
         match self.scope {
             Scope::Decide => Ok(self),
             Scope::Read => Err(Refusal::new(

@@ -13,7 +13,7 @@ use http::header::{HOST, ORIGIN};
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Method};
 
-use super::answer::Refusal;
+use super::response::Refusal;
 use crate::protocol::Code;
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
@@ -182,16 +182,16 @@ fn named(host: &str) -> Option<Named<'_>> {
 
 /// Whose requests a server answers.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Guard<'a> {
+pub(crate) struct Guard<'a> {
     /// The hosts that it answers for beside the loopback names.
-    pub(super) hosts: &'a [Host],
+    pub(crate) hosts: &'a [Host],
     /// The address that it listens on, if that is known.
-    pub(super) listening: Option<IpAddr>,
+    pub(crate) listening: Option<IpAddr>,
 }
 
 impl Guard<'_> {
     /// Refuses what names a foreign host, and what would change something for a foreign page.
-    pub(super) fn admit(&self, parts: &Parts) -> Result<(), Refusal> {
+    pub(crate) fn admit(&self, parts: &Parts) -> Result<(), Refusal> {
         let target = parts.uri.authority().map(|authority| authority.as_str());
         let target = target.map(Authority::parse);
         let headers = parts.headers.get_all(HOST).iter().map(Authority::of);

@@ -5,14 +5,14 @@ use http::header::{
     HeaderValue,
 };
 
-use super::answer::Refusal;
+use super::response::Refusal;
 use crate::protocol::{
     Code, IDEMPOTENCY_KEY, IdempotencyKey, InvalidValue, MAX_LEN, RequestId, TENANT_ID, THREAD_ID,
     ThreadId, X_REQUEST_ID,
 };
 
 /// A header and how people write its name.
-pub(super) struct Field {
+pub(crate) struct Field {
     name: HeaderName,
     label: &'static str,
 }
@@ -23,7 +23,7 @@ impl Field {
     }
 }
 
-pub(super) static TENANT: Field = Field::new(TENANT_ID, "Tenant-Id");
+pub(crate) static TENANT: Field = Field::new(TENANT_ID, "Tenant-Id");
 static THREAD: Field = Field::new(THREAD_ID, "Thread-Id");
 static KEY: Field = Field::new(IDEMPOTENCY_KEY, "Idempotency-Key");
 static CALL: Field = Field::new(X_REQUEST_ID, "X-Request-Id");
@@ -43,7 +43,7 @@ static SINGLE: [&Field; 7] = [
 ];
 
 /// Refuses repeated headers: two servers that read such a request could take different ones.
-pub(super) fn refuse_repeated(headers: &HeaderMap) -> Result<(), Refusal> {
+pub(crate) fn refuse_repeated(headers: &HeaderMap) -> Result<(), Refusal> {
     for field in SINGLE {
         if headers.get_all(&field.name).iter().nth(1).is_some() {
             let label = field.label;
@@ -55,13 +55,13 @@ pub(super) fn refuse_repeated(headers: &HeaderMap) -> Result<(), Refusal> {
     Ok(())
 }
 
-pub(super) fn missing(field: &Field) -> String {
+pub(crate) fn missing(field: &Field) -> String {
     let label = field.label;
     format!("the {label} header is missing; allowed are 1 to {MAX_LEN} visible ASCII characters")
 }
 
 /// Reads an identifier, if it is there.
-pub(super) fn identifier<T>(
+pub(crate) fn identifier<T>(
     headers: &HeaderMap,
     field: &Field,
     parse: impl FnOnce(String) -> Result<T, InvalidValue>,
@@ -85,21 +85,21 @@ fn header<T>(
         .map_err(|error| Refusal::invalid(format!("the {} header: {error}", field.label)))
 }
 
-pub(super) fn thread_id(headers: &HeaderMap) -> Result<ThreadId, Refusal> {
+pub(crate) fn thread_id(headers: &HeaderMap) -> Result<ThreadId, Refusal> {
     identifier(headers, &THREAD, ThreadId::new)?.ok_or_else(|| Refusal::invalid(missing(&THREAD)))
 }
 
-pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<IdempotencyKey, Refusal> {
+pub(crate) fn idempotency_key(headers: &HeaderMap) -> Result<IdempotencyKey, Refusal> {
     header(headers, &KEY, IdempotencyKey::from_header)?
         .ok_or_else(|| Refusal::invalid(missing(&KEY)))
 }
 
-pub(super) fn call_id(headers: &HeaderMap) -> Result<Option<RequestId>, Refusal> {
+pub(crate) fn call_id(headers: &HeaderMap) -> Result<Option<RequestId>, Refusal> {
     identifier(headers, &CALL, RequestId::new)
 }
 
 /// The `X-Request-Id` to be echoed: the one that came, if it is valid.
-pub(super) fn echo(headers: &HeaderMap) -> Option<HeaderValue> {
+pub(crate) fn echo(headers: &HeaderMap) -> Option<HeaderValue> {
     let mut values = headers.get_all(X_REQUEST_ID).iter();
     let value = values.next().filter(|_| values.next().is_none())?;
     let bytes = value.as_bytes();
@@ -108,7 +108,7 @@ pub(super) fn echo(headers: &HeaderMap) -> Option<HeaderValue> {
 }
 
 /// Refuses bodies that are compressed.
-pub(super) fn refuse_encoded(headers: &HeaderMap) -> Result<(), Refusal> {
+pub(crate) fn refuse_encoded(headers: &HeaderMap) -> Result<(), Refusal> {
     for value in headers.get_all(CONTENT_ENCODING) {
         let identity = value.as_bytes().split(|byte| *byte == b',').all(|coding| {
             let coding = coding.trim_ascii();
@@ -125,7 +125,7 @@ pub(super) fn refuse_encoded(headers: &HeaderMap) -> Result<(), Refusal> {
 }
 
 /// Refuses bodies that are not declared as JSON.
-pub(super) fn refuse_other_than_json(headers: &HeaderMap) -> Result<(), Refusal> {
+pub(crate) fn refuse_other_than_json(headers: &HeaderMap) -> Result<(), Refusal> {
     let fault = match headers.get(CONTENT_TYPE) {
         Some(value) if is_json(value.as_bytes()) => return Ok(()),
         Some(_) => "the Content-Type is not JSON",

@@ -10,7 +10,7 @@ const QUIET: Duration = Duration::from_secs(10);
 
 /// Something that fails at times.
 #[derive(Debug, Default)]
-pub(super) struct Outage(Mutex<Option<Ongoing>>);
+pub(crate) struct Outage(Mutex<Option<Ongoing>>);
 
 #[derive(Debug)]
 struct Ongoing {
@@ -20,7 +20,7 @@ struct Ongoing {
 
 impl Outage {
     /// Counts a failure. Returns whether it is the first, which is the one to warn of.
-    pub(super) fn failed(&self) -> bool {
+    pub(crate) fn failed(&self) -> bool {
         let mut ongoing = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let failures = ongoing.as_ref().map_or(0, |outage| outage.failures);
         *ongoing = Some(Ongoing {
@@ -31,7 +31,7 @@ impl Outage {
     }
 
     /// Takes note of a success. Returns how many failures there were, if the outage ends with it.
-    pub(super) fn succeeded(&self) -> Option<u64> {
+    pub(crate) fn succeeded(&self) -> Option<u64> {
         let mut ongoing = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let over = ongoing.take_if(|outage| outage.last.elapsed() >= QUIET);
         over.map(|outage| outage.failures)

@@ -3,14 +3,13 @@
 use http::{HeaderMap, HeaderValue, StatusCode};
 use http_body::Body;
 
-use super::answer::{Answer, Refusal};
-use super::body::Upload;
-use super::service::{Shared, receipt};
 use crate::protocol::{Action, Code, Decision, IDEMPOTENCY_REPLAYED};
+use crate::server::http::{Answer, Refusal, Upload};
+use crate::server::service::{Shared, receipt};
 use crate::store::{Decide, Decided, Store};
 
 impl<St: Store> Shared<St> {
-    pub(super) async fn decide<B: Body>(
+    pub(crate) async fn decide<B: Body>(
         &self,
         decision: Decision,
         headers: &HeaderMap,
@@ -62,7 +61,7 @@ impl<St: Store> Shared<St> {
         }
     }
 
-    pub(super) fn payload_mismatch(&self, action: Action) -> Refusal {
+    pub(crate) fn payload_mismatch(&self, action: Action) -> Refusal {
         self.refused(
             Code::PayloadMismatch,
             "this key stands for an action with another payload; a new action needs a new key",

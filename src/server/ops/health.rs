@@ -16,12 +16,11 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 use tower_service::Service;
 
-use super::answer::{self, Answer, Refusal, ResponseBody};
-use super::body::Upload;
-use super::head;
-use super::request;
-use super::service::{HitlService, ResponseFuture, shutting_down};
 use crate::protocol::X_REQUEST_ID;
+use crate::server::http::headers as request;
+use crate::server::http::response as answer;
+use crate::server::http::{Answer, Refusal, ResponseBody, Upload, head};
+use crate::server::service::{HitlService, ResponseFuture, shutting_down};
 use crate::store::Store;
 
 /// How long the store may take to show that it takes a write.
@@ -31,7 +30,7 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 const CHECK_AGE: Duration = Duration::from_secs(1);
 
 /// A [`HitlService`] with the two health checks beside it.
-pub(super) struct WithHealth<St> {
+pub(crate) struct WithHealth<St> {
     service: HitlService<St>,
     /// The address that is listened on.
     address: IpAddr,
@@ -39,7 +38,7 @@ pub(super) struct WithHealth<St> {
 }
 
 impl<St: Store> WithHealth<St> {
-    pub(super) fn new(service: HitlService<St>, address: IpAddr) -> Self {
+    pub(crate) fn new(service: HitlService<St>, address: IpAddr) -> Self {
         Self {
             service,
             address,

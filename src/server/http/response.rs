@@ -43,14 +43,14 @@ impl Body for ResponseBody {
     }
 }
 
-pub(super) type Answer = Response<ResponseBody>;
+pub(crate) type Answer = Response<ResponseBody>;
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const PROBLEM_JSON: HeaderValue = HeaderValue::from_static("application/problem+json");
 
 /// Why a request gets no success, as the problem that the client will read. Boxed, as it is the rare case.
 #[derive(Debug)]
-pub(super) struct Refusal(Box<Refused>);
+pub(crate) struct Refusal(Box<Refused>);
 
 #[derive(Debug)]
 struct Refused {
@@ -61,7 +61,7 @@ struct Refused {
 }
 
 impl Refusal {
-    pub(super) fn new(code: Code, detail: impl Into<Cow<'static, str>>) -> Self {
+    pub(crate) fn new(code: Code, detail: impl Into<Cow<'static, str>>) -> Self {
         let (status, title) = match code {
             Code::Duplicate => (StatusCode::CONFLICT, "This decision is on record already"),
             Code::DecisionConflict => (
@@ -109,22 +109,22 @@ impl Refusal {
     }
 
     /// 400.
-    pub(super) fn invalid(detail: impl Into<Cow<'static, str>>) -> Self {
+    pub(crate) fn invalid(detail: impl Into<Cow<'static, str>>) -> Self {
         Self::new(Code::InvalidRequest, detail)
     }
 
     /// 404.
-    pub(super) fn not_found(detail: impl Into<Cow<'static, str>>) -> Self {
+    pub(crate) fn not_found(detail: impl Into<Cow<'static, str>>) -> Self {
         Self::new(Code::NotFound, detail)
     }
 
     /// 503, to be asked again with the same key.
-    pub(super) fn unavailable(detail: impl Into<Cow<'static, str>>) -> Self {
+    pub(crate) fn unavailable(detail: impl Into<Cow<'static, str>>) -> Self {
         Self::new(Code::Unavailable, detail)
     }
 
     /// 405, with the methods that the path takes.
-    pub(super) fn method(allow: &'static str) -> Self {
+    pub(crate) fn method(allow: &'static str) -> Self {
         let mut refusal = Self::new(
             Code::MethodNotAllowed,
             format!("allowed methods are: {allow}"),
@@ -134,7 +134,7 @@ impl Refusal {
     }
 
     /// Says what is wrong by a status of its own, where the code stands for several.
-    pub(super) fn with_status(mut self, status: StatusCode, title: &'static str) -> Self {
+    pub(crate) fn with_status(mut self, status: StatusCode, title: &'static str) -> Self {
         self.0.status = status;
         self.0.problem.status = status.as_u16();
         self.0.problem.title = title.into();
@@ -142,13 +142,13 @@ impl Refusal {
     }
 
     /// Adds the action on record and where to look at it.
-    pub(super) fn with_action(mut self, action: Action, location: Option<HeaderValue>) -> Self {
+    pub(crate) fn with_action(mut self, action: Action, location: Option<HeaderValue>) -> Self {
         self.0.problem = self.0.problem.with_action(action);
         self.0.location = location;
         self
     }
 
-    pub(super) fn into_answer(self) -> Answer {
+    pub(crate) fn into_answer(self) -> Answer {
         let Refused {
             status,
             problem,
@@ -178,7 +178,7 @@ impl Refusal {
 }
 
 /// An answer that is no problem.
-pub(super) fn success<T: Serialize>(status: StatusCode, value: &T) -> Answer {
+pub(crate) fn success<T: Serialize>(status: StatusCode, value: &T) -> Answer {
     json(status, JSON, value)
 }
 
@@ -197,13 +197,13 @@ fn json<T: Serialize>(status: StatusCode, media_type: HeaderValue, value: &T) ->
 }
 
 /// Takes the body away, as the answer to a `HEAD` has none, and keeps its length.
-pub(super) fn without_body(answer: &mut Answer) {
+pub(crate) fn without_body(answer: &mut Answer) {
     let len = std::mem::take(answer.body_mut()).0.len();
     answer.headers_mut().insert(CONTENT_LENGTH, len.into());
 }
 
 /// Ends the connection with this answer.
-pub(super) fn close_after(answer: &mut Answer) {
+pub(crate) fn close_after(answer: &mut Answer) {
     answer
         .headers_mut()
         .insert(CONNECTION, HeaderValue::from_static("close"));

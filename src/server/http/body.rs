@@ -10,7 +10,7 @@ use http_body::Body;
 use http_body_util::BodyExt;
 use tokio::time::timeout;
 
-use super::answer::Refusal;
+use super::response::Refusal;
 use crate::protocol::Code;
 
 /// How much of an unwanted body is read and thrown away, so that the client gets to the answer and not to a reset.
@@ -20,7 +20,7 @@ const DISCARD_BYTES: usize = 16 * 1024 * 1024;
 const DISCARD_TIME: Duration = Duration::from_secs(2);
 
 /// A request body that is being received.
-pub(super) struct Upload<'a, B> {
+pub(crate) struct Upload<'a, B> {
     body: Pin<&'a mut B>,
     /// Whether the client waits for `100 Continue` and has not been asked for the body yet.
     withheld: bool,
@@ -35,7 +35,7 @@ enum State {
 }
 
 impl<'a, B: Body> Upload<'a, B> {
-    pub(super) fn new(body: Pin<&'a mut B>, headers: &HeaderMap) -> Self {
+    pub(crate) fn new(body: Pin<&'a mut B>, headers: &HeaderMap) -> Self {
         let ended = body.is_end_stream();
         Self {
             body,
@@ -45,7 +45,7 @@ impl<'a, B: Body> Upload<'a, B> {
     }
 
     /// Reads the whole body.
-    pub(super) async fn read(
+    pub(crate) async fn read(
         &mut self,
         limit: usize,
         within: Duration,
@@ -83,7 +83,7 @@ impl<'a, B: Body> Upload<'a, B> {
     }
 
     /// Reads on and throws away. Returns whether the body came to its end.
-    pub(super) async fn discard(&mut self) -> bool {
+    pub(crate) async fn discard(&mut self) -> bool {
         // A body that was not asked for is not being sent.
         if self.withheld || self.state != State::Open {
             return self.state == State::Ended;

@@ -3,13 +3,12 @@
 use http::{HeaderMap, StatusCode};
 use http_body::Body;
 
-use super::answer::{Answer, Refusal};
-use super::body::Upload;
-use super::service::{Shared, receipt};
+use crate::server::http::{Answer, Refusal, Upload};
+use crate::server::service::{Shared, receipt};
 use crate::store::{Store, Submit, Submitted};
 
 impl<St: Store> Shared<St> {
-    pub(super) async fn submit<B: Body>(
+    pub(crate) async fn submit<B: Body>(
         &self,
         headers: &HeaderMap,
         upload: &mut Upload<'_, B>,

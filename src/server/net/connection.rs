@@ -16,9 +16,9 @@ use tokio::time::{Instant, sleep_until};
 use tower_service::Service;
 
 use super::activity::{Activity, Observed, Patience, Verdict};
-use super::drain::Drain;
-use super::head;
 use crate::protocol::BoxError;
+use crate::server::drain::Drain;
+use crate::server::http::head;
 
 /// The most bytes of headers that hyper takes, over HTTP/1.1 with the first line. What is larger than a request may be, but
 /// not that large, is refused in words.

@@ -7,10 +7,11 @@ use serde::Serialize;
 use tokio::time::{Instant, sleep, sleep_until};
 use uuid::Uuid;
 
-use super::answer::{self, Answer, Refusal};
-use super::request;
-use super::service::Shared;
 use crate::protocol::{Action, Decision, Execution, RequestId, Status, rfc3339};
+use crate::server::http::headers as request;
+use crate::server::http::response as answer;
+use crate::server::http::{Answer, Refusal};
+use crate::server::service::Shared;
 use crate::store::Store;
 
 const PREFER: HeaderName = HeaderName::from_static("prefer");
@@ -46,7 +47,7 @@ impl<'a> PublicView<'a> {
 }
 
 impl<St: Store> Shared<St> {
-    pub(super) async fn status(&self, id: &str, headers: &HeaderMap) -> Result<Answer, Refusal> {
+    pub(crate) async fn status(&self, id: &str, headers: &HeaderMap) -> Result<Answer, Refusal> {
         let caller = self.settings.auth.caller_if_any(headers)?;
         request::call_id(headers)?;
         // One answer for unknown, malformed and another tenant's: it tells nothing about what exists.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::auth::Auth;
-use super::host::Host;
+use super::http::Host;
 use super::service::HitlService;
 use crate::protocol::{InvalidPrefix, Prefix};
 use crate::store::Store;
@@ -12,15 +12,15 @@ use crate::store::Store;
 const BODY_LIMIT: usize = 256 * 1024;
 
 #[derive(Debug, Clone)]
-pub(super) struct Settings {
-    pub(super) prefix: Prefix,
-    pub(super) auth: Auth,
-    pub(super) hosts: Vec<Host>,
-    pub(super) require_submission: bool,
-    pub(super) body_limit: usize,
-    pub(super) body_timeout: Duration,
-    pub(super) store_timeout: Duration,
-    pub(super) poll_interval: Duration,
+pub(crate) struct Settings {
+    pub(crate) prefix: Prefix,
+    pub(crate) auth: Auth,
+    pub(crate) hosts: Vec<Host>,
+    pub(crate) require_submission: bool,
+    pub(crate) body_limit: usize,
+    pub(crate) body_timeout: Duration,
+    pub(crate) store_timeout: Duration,
+    pub(crate) poll_interval: Duration,
 }
 
 impl Default for Settings {
@@ -49,7 +49,7 @@ pub struct HitlServiceBuilder<St> {
 }
 
 impl<St: Store> HitlServiceBuilder<St> {
-    pub(super) fn new(store: St) -> Self {
+    pub(crate) fn new(store: St) -> Self {
         Self {
             store,
             invalid_prefix: None,

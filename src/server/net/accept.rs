@@ -16,17 +16,17 @@ use tower_service::Service;
 
 use super::activity::{Activity, Patience};
 use super::connection::{self, Connection};
-use super::drain::Drain;
-use super::outage::Outage;
 use super::places::{Peer, Places};
 use crate::protocol::BoxError;
+use crate::server::drain::Drain;
+use crate::server::ops::Outage;
 
 /// The pause after the first failure to accept, doubled up to the longest one.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// Accepts connections until `shutdown` completes, and then starts to drain. Returns the connections that are left.
-pub(super) async fn run<S, B>(
+pub(crate) async fn run<S, B>(
     listener: TcpListener,
     mut places: Places,
     patience: Patience,

@@ -3,13 +3,13 @@
 use http::header::{HOST, TRANSFER_ENCODING};
 use http::{HeaderMap, StatusCode, Version, request::Parts};
 
-use super::answer::Refusal;
+use super::response::Refusal;
 
 /// The most bytes of a request's head.
-pub(super) const MAX_BYTES: usize = 32 * 1024;
+pub(crate) const MAX_BYTES: usize = 32 * 1024;
 
 /// Refuses a head that is malformed, too large, or in a transfer coding that nobody here knows.
-pub(super) fn check(parts: &Parts) -> Result<(), Refusal> {
+pub(crate) fn check(parts: &Parts) -> Result<(), Refusal> {
     size(parts)?;
     host(parts.version, &parts.headers)?;
     transfer_coding(&parts.headers)

@@ -2,11 +2,11 @@
 
 use http::Method;
 
-use super::answer::Refusal;
 use crate::protocol::Decision;
+use crate::server::http::Refusal;
 
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Route<'a> {
+pub(crate) enum Route<'a> {
     Decide(Decision),
     Submit,
     Status(&'a str),
@@ -15,7 +15,7 @@ pub(super) enum Route<'a> {
 impl<'a> Route<'a> {
     /// Matches byte by byte: nothing is decoded, folded or collapsed, so a path has one spelling, with or without a slash
     /// at its end.
-    pub(super) fn of(prefix: &str, method: &Method, path: &'a str) -> Result<Self, Refusal> {
+    pub(crate) fn of(prefix: &str, method: &Method, path: &'a str) -> Result<Self, Refusal> {
         let nothing = || Refusal::not_found("there is no such path");
         let rest = path
             .strip_prefix(prefix)

@@ -15,20 +15,20 @@ use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tokio::time::Instant;
 
-use super::drain::FAREWELL;
+use crate::server::drain::FAREWELL;
 
 /// How patient the server is with a connection.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Patience {
+pub(crate) struct Patience {
     /// How long there may be no request in flight.
-    pub(super) idle: Duration,
+    pub(crate) idle: Duration,
     /// How long an answer may lie unsent without progress.
-    pub(super) write: Duration,
+    pub(crate) write: Duration,
 }
 
 /// What to do with a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(crate) enum Verdict {
     /// Nothing before this moment.
     WaitUntil(Instant),
     /// Ask the client to go: no request is lost, whenever it comes.
@@ -39,7 +39,7 @@ pub(super) enum Verdict {
 
 /// The requests of one connection that are in flight: from their headers to the last byte of the answer.
 #[derive(Debug)]
-pub(super) struct Activity(Mutex<State>);
+pub(crate) struct Activity(Mutex<State>);
 
 #[derive(Debug)]
 struct State {
@@ -62,7 +62,7 @@ struct Exchange {
 }
 
 impl Activity {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(Mutex::new(State {
             exchanges: Vec::new(),
             asked: 0,
@@ -76,13 +76,13 @@ impl Activity {
     }
 
     /// Since when the connection has been idle, if it is.
-    pub(super) fn idle_since(&self) -> Option<Instant> {
+    pub(crate) fn idle_since(&self) -> Option<Instant> {
         let state = self.state();
         (state.exchanges.is_empty() && !state.evicted).then_some(state.idle_since)
     }
 
     /// Lets no further request begin, if none is in flight. Returns whether that is so.
-    pub(super) fn evict(&self) -> bool {
+    pub(crate) fn evict(&self) -> bool {
         let mut state = self.state();
         if !state.exchanges.is_empty() {
             return false;
@@ -92,7 +92,7 @@ impl Activity {
     }
 
     /// Judges the connection, which has been asked to close since `closing`.
-    pub(super) fn judge(&self, patience: Patience, closing: Option<Instant>) -> Verdict {
+    pub(crate) fn judge(&self, patience: Patience, closing: Option<Instant>) -> Verdict {
         let (idle, write) = match closing {
             Some(_) => (patience.idle.min(FAREWELL), patience.write.min(FAREWELL)),
             None => (patience.idle, patience.write),
@@ -176,9 +176,9 @@ impl Drop for InFlight {
 }
 
 /// A service whose requests count as activity.
-pub(super) struct Observed<S> {
-    pub(super) service: S,
-    pub(super) activity: Arc<Activity>,
+pub(crate) struct Observed<S> {
+    pub(crate) service: S,
+    pub(crate) activity: Arc<Activity>,
 }
 
 impl<S, R, B> hyper::service::Service<R> for Observed<S>
@@ -202,7 +202,7 @@ where
 }
 
 pin_project! {
-    pub(super) struct ObservedFuture<F> {
+    pub(crate) struct ObservedFuture<F> {
         #[pin]
         future: F,
         in_flight: Arc<InFlight>,
@@ -224,7 +224,7 @@ where
 }
 
 pin_project! {
-    pub(super) struct ObservedBody<B> {
+    pub(crate) struct ObservedBody<B> {
         #[pin]
         body: B,
         in_flight: Arc<InFlight>,
@@ -266,7 +266,7 @@ impl<B: Body> Body for ObservedBody<B> {
 
 /// A piece of an answer. hyper and h2 keep it until it is sent, wherever it has to wait: for room in the socket, or for a
 /// window of HTTP/2.
-pub(super) struct Unsent<D> {
+pub(crate) struct Unsent<D> {
     data: D,
     in_flight: Arc<InFlight>,
 }

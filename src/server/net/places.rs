@@ -9,8 +9,8 @@ use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 use tokio::time::{sleep, timeout};
 
 use super::activity::Activity;
-use super::outage::Outage;
-use super::serve::Shutdown;
+use crate::server::ops::Outage;
+use crate::server::serve::Shutdown;
 
 /// The most connections, unless set otherwise or the limit of open files is lower.
 const CONNECTIONS: usize = 4096;
@@ -20,9 +20,9 @@ const LOOK: Duration = Duration::from_millis(50);
 
 /// How many connections there may be, as far as it was set.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Bounds {
-    pub(super) connections: Option<usize>,
-    pub(super) per_peer: Option<usize>,
+pub(crate) struct Bounds {
+    pub(crate) connections: Option<usize>,
+    pub(crate) per_peer: Option<usize>,
 }
 
 impl Bounds {
@@ -34,10 +34,10 @@ impl Bounds {
 
 /// Where connections come from: an address, or the network that an IPv6 host has to itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Peer(IpAddr);
+pub(crate) struct Peer(IpAddr);
 
 impl Peer {
-    pub(super) fn of(address: IpAddr) -> Self {
+    pub(crate) fn of(address: IpAddr) -> Self {
         Self(match address.to_canonical() {
             IpAddr::V6(address) => {
                 let network = address.to_bits() & !u128::from(u64::MAX);
@@ -59,7 +59,7 @@ struct Place {
 }
 
 /// The connections that are open.
-pub(super) struct Places {
+pub(crate) struct Places {
     tasks: JoinSet<()>,
     taken: HashMap<Id, Place>,
     by_peer: HashMap<Peer, usize>,
@@ -72,7 +72,7 @@ pub(super) struct Places {
 }
 
 impl Places {
-    pub(super) fn new(bounds: Bounds, room: usize) -> Self {
+    pub(crate) fn new(bounds: Bounds, room: usize) -> Self {
         let connections = bounds.connections(room);
         if let Some(wanted) = bounds.connections
             && wanted > connections
@@ -97,7 +97,7 @@ impl Places {
 
     /// Waits for room for one more connection. Returns whether there is any: not if the peer has all of its own places, and
     /// a request in flight on each.
-    pub(super) async fn room_for(&mut self, peer: Peer) -> bool {
+    pub(crate) async fn room_for(&mut self, peer: Peer) -> bool {
         let mut counted = false;
         loop {
             let theirs = self.by_peer.get(&peer).copied().unwrap_or_default();
@@ -137,7 +137,7 @@ impl Places {
     }
 
     /// Cuts off the connection that has been idle longest, of this peer or of all, if one is idle.
-    pub(super) fn evict_idlest(&self, of: Option<Peer>) -> Option<Id> {
+    pub(crate) fn evict_idlest(&self, of: Option<Peer>) -> Option<Id> {
         let places = self.taken.values();
         let candidates = places.filter(|place| of.is_none_or(|peer| place.peer == peer));
         let (_, idlest) = candidates
@@ -153,7 +153,7 @@ impl Places {
     }
 
     /// Takes a place for a connection.
-    pub(super) fn take(
+    pub(crate) fn take(
         &mut self,
         peer: Peer,
         activity: Arc<Activity>,
@@ -171,7 +171,7 @@ impl Places {
     }
 
     /// Waits until a connection has ended, and frees its place; for ever if there is none.
-    pub(super) async fn ended(&mut self) {
+    pub(crate) async fn ended(&mut self) {
         match self.tasks.join_next_with_id().await {
             Some(ended) => self.free(ended),
             None => std::future::pending().await,
@@ -203,7 +203,7 @@ impl Places {
     }
 
     /// Waits for all connections to end, and cuts those that have not at the deadline.
-    pub(super) async fn end(mut self, deadline: Duration) -> Shutdown {
+    pub(crate) async fn end(mut self, deadline: Duration) -> Shutdown {
         let all = async {
             while let Some(ended) = self.tasks.join_next_with_id().await {
                 self.free(ended);

@@ -7,10 +7,10 @@ const RESERVE: u64 = 128;
 const LEAST: u64 = 16;
 
 /// The number of open files that a process must be allowed.
-pub(super) const NEEDED: u64 = RESERVE + LEAST;
+pub(crate) const NEEDED: u64 = RESERVE + LEAST;
 
 /// Returns how many connections the limit of open files has room for, or the limit, if it is too low.
-pub(super) fn for_connections() -> Result<usize, u64> {
+pub(crate) fn for_connections() -> Result<usize, u64> {
     match limit() {
         Some(limit) if limit < NEEDED => Err(limit),
         Some(limit) => Ok(usize::try_from(limit - RESERVE).unwrap_or(usize::MAX)),
