@@ -2,41 +2,12 @@
 
 use std::time::Duration;
 
+use super::api::Settings;
 use super::auth::Auth;
 use super::http::Host;
 use super::service::HitlService;
 use crate::protocol::{InvalidPrefix, Prefix};
 use crate::store::Store;
-
-/// The largest body, in bytes, unless set otherwise.
-const BODY_LIMIT: usize = 256 * 1024;
-
-#[derive(Debug, Clone)]
-pub(crate) struct Settings {
-    pub(crate) prefix: Prefix,
-    pub(crate) auth: Auth,
-    pub(crate) hosts: Vec<Host>,
-    pub(crate) require_submission: bool,
-    pub(crate) body_limit: usize,
-    pub(crate) body_timeout: Duration,
-    pub(crate) store_timeout: Duration,
-    pub(crate) poll_interval: Duration,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            prefix: Prefix::default(),
-            auth: Auth::default(),
-            hosts: Vec::new(),
-            require_submission: false,
-            body_limit: BODY_LIMIT,
-            body_timeout: Duration::from_secs(10),
-            store_timeout: Duration::from_secs(2),
-            poll_interval: Duration::from_secs(3),
-        }
-    }
-}
 
 /// Builds a [`HitlService`]; see [`HitlService::builder`].
 #[derive(Debug, Clone)]

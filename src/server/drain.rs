@@ -39,3 +39,24 @@ impl Drain {
         sleep(FAREWELL).await;
     }
 }
+
+/// How a server ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+#[non_exhaustive]
+pub enum Shutdown {
+    /// Every request in flight was answered, as far as its client took the answer.
+    Drained,
+    /// The drain timeout was over, and the connections that were still open were cut.
+    Aborted {
+        /// How many.
+        connections: usize,
+    },
+}
+
+impl Shutdown {
+    /// Whether every request in flight was answered.
+    pub fn is_drained(self) -> bool {
+        self == Self::Drained
+    }
+}

@@ -35,8 +35,9 @@ mod service;
 pub use self::{
     auth::{Auth, Keys, KeysError, Scope},
     builder::HitlServiceBuilder,
+    drain::Shutdown,
     http::{Host, InvalidHost, ResponseBody},
-    serve::{ServeError, Server, Shutdown},
+    serve::{ServeError, Server},
     service::{HitlService, ResponseFuture},
 };
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::net::{TcpListener, ToSocketAddrs};
 
 use super::auth::Auth;
+use super::drain::Shutdown;
 use super::net::{Bounds, Patience, Places, accept, descriptors};
 use super::ops::WithHealth;
 use super::service::HitlService;
@@ -158,27 +159,6 @@ impl Server {
         let patience = self.patience;
         let left = accept::run(self.listener, places, patience, service, drain, shutdown).await;
         Ok(left.end(self.drain_timeout).await)
-    }
-}
-
-/// How a server ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[must_use]
-#[non_exhaustive]
-pub enum Shutdown {
-    /// Every request in flight was answered, as far as its client took the answer.
-    Drained,
-    /// The drain timeout was over, and the connections that were still open were cut.
-    Aborted {
-        /// How many.
-        connections: usize,
-    },
-}
-
-impl Shutdown {
-    /// Whether every request in flight was answered.
-    pub fn is_drained(self) -> bool {
-        self == Self::Drained
     }
 }
 

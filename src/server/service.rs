@@ -7,23 +7,18 @@ use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
-use http::{HeaderValue, Method, Request, Response, StatusCode, Version, request::Parts};
+use http::{Method, Request, Response, Version, request::Parts};
 use http_body::Body;
-use tokio::time::timeout;
 use tower_service::Service;
 
-use super::api::Route;
+use super::api::{Route, Settings, Shared, shutting_down};
 use super::auth::Auth;
-use super::builder::{HitlServiceBuilder, Settings};
-use super::drain::Drain;
+use super::builder::HitlServiceBuilder;
 use super::http::headers as request;
 use super::http::response as answer;
-use super::http::{Answer, Guard, Refusal, ResponseBody, Upload};
-use super::ops::Outage;
-use crate::protocol::{Action, Body as JsonBody, ErrorChain, Escaped, RequestId};
-use crate::store::{Actor, Identity, Store, StoreError};
+use super::http::{Answer, Refusal, ResponseBody, Upload};
+use crate::store::Store;
 
 /// Answers the four endpoints over a [`Store`]: approve, reject, status and submit.
 ///
@@ -45,13 +40,6 @@ use crate::store::{Actor, Identity, Store, StoreError};
 /// Dropping the future of a request does not take back a decision that the store was asked to record.
 pub struct HitlService<St> {
     shared: Arc<Shared<St>>,
-}
-
-pub(crate) struct Shared<St> {
-    pub(crate) store: St,
-    pub(crate) settings: Settings,
-    pub(crate) drain: Drain,
-    outage: Outage,
 }
 
 impl<St> Clone for HitlService<St> {
@@ -83,12 +71,7 @@ impl<St: Store> HitlService<St> {
 
     pub(crate) fn with_settings(store: St, settings: Settings) -> Self {
         Self {
-            shared: Arc::new(Shared {
-                store,
-                settings,
-                drain: Drain::new(),
-                outage: Outage::default(),
-            }),
+            shared: Arc::new(Shared::new(store, settings)),
         }
     }
 
@@ -109,10 +92,10 @@ impl<St: Store> HitlService<St> {
     where
         B: Body + Send + 'static,
     {
-        let shared = Arc::clone(&self.shared);
-        ResponseFuture(Box::pin(
-            async move { shared.answer(request, listening).await },
-        ))
+        let service = self.clone();
+        ResponseFuture(Box::pin(async move {
+            service.complete(request, listening).await
+        }))
     }
 
     pub(crate) fn shared(&self) -> &Shared<St> {
@@ -155,8 +138,8 @@ impl fmt::Debug for ResponseFuture {
     }
 }
 
-impl<St: Store> Shared<St> {
-    async fn answer<B: Body>(&self, request: Request<B>, listening: Option<IpAddr>) -> Answer {
+impl<St: Store> HitlService<St> {
+    async fn complete<B: Body>(&self, request: Request<B>, listening: Option<IpAddr>) -> Answer {
         let (parts, body) = request.into_parts();
         let body = pin!(body);
         let mut upload = Upload::new(body, &parts.headers);
@@ -185,155 +168,21 @@ impl<St: Store> Shared<St> {
         upload: &mut Upload<'_, B>,
         listening: Option<IpAddr>,
     ) -> Result<Answer, Refusal> {
-        self.admit(parts, listening)?;
-        if self.drain.has_started() {
+        let shared = self.shared();
+        shared.admit(parts, listening)?;
+        if shared.drain.has_started() {
             return Err(shutting_down());
         }
         let route = Route::of(
-            self.settings.prefix.as_str(),
+            shared.settings.prefix.as_str(),
             &parts.method,
             parts.uri.path(),
         )?;
         request::refuse_repeated(&parts.headers)?;
         match route {
-            Route::Decide(decision) => self.decide(decision, &parts.headers, upload).await,
-            Route::Submit => self.submit(&parts.headers, upload).await,
-            Route::Status(id) => self.status(id, &parts.headers).await,
+            Route::Decide(decision) => shared.decide(decision, &parts.headers, upload).await,
+            Route::Submit => shared.submit(&parts.headers, upload).await,
+            Route::Status(id) => shared.status(id, &parts.headers).await,
         }
     }
-
-    /// Refuses requests for foreign hosts, and of foreign web pages.
-    pub(crate) fn admit(&self, parts: &Parts, listening: Option<IpAddr>) -> Result<(), Refusal> {
-        let Settings { auth, hosts, .. } = &self.settings;
-        if auth.trusts_tenant_header() || !hosts.is_empty() {
-            Guard { hosts, listening }.admit(parts)
-        } else {
-            Ok(())
-        }
-    }
-
-    /// Reads what every request that changes something has: who asks, for which action, in which call, and the body.
-    pub(crate) async fn asked<B: Body>(
-        &self,
-        headers: &http::HeaderMap,
-        upload: &mut Upload<'_, B>,
-    ) -> Result<Asked, Refusal> {
-        let caller = self.settings.auth.caller(headers)?.may_decide()?;
-        Ok(Asked {
-            identity: Identity {
-                tenant_id: caller.tenant_id,
-                thread_id: request::thread_id(headers)?,
-                idempotency_key: request::idempotency_key(headers)?,
-            },
-            call_id: request::call_id(headers)?,
-            actor: caller.actor,
-            body: self.read(headers, upload).await?,
-        })
-    }
-
-    /// Reads a JSON body.
-    async fn read<B: Body>(
-        &self,
-        headers: &http::HeaderMap,
-        upload: &mut Upload<'_, B>,
-    ) -> Result<JsonBody, Refusal> {
-        request::refuse_encoded(headers)?;
-        let settings = &self.settings;
-        let bytes = tokio::select! {
-            biased;
-            bytes = upload.read(settings.body_limit, settings.body_timeout) => bytes?,
-            () = self.drain.has_waited() => return Err(shutting_down()),
-        };
-        if bytes.is_empty() {
-            return Ok(JsonBody::default());
-        }
-        request::refuse_other_than_json(headers)?;
-        JsonBody::parse(&bytes).map_err(Refusal::invalid)
-    }
-
-    /// Waits for the store, within the bounds of time.
-    pub(crate) async fn ask<T>(
-        &self,
-        future: impl Future<Output = Result<T, StoreError>>,
-    ) -> Result<T, Refusal> {
-        match timeout(self.settings.store_timeout, future).await {
-            Ok(Ok(answer)) => {
-                self.store_answers();
-                Ok(answer)
-            }
-            Ok(Err(error)) => {
-                self.store_failed(&error);
-                Err(Refusal::unavailable(
-                    "the store cannot answer now, and whether it recorded this request is unknown; send it again with \
-                     the same key",
-                ))
-            }
-            Err(_) => {
-                self.store_is_late(self.settings.store_timeout);
-                Err(Refusal::unavailable(
-                    "this request, or another for the same action, is still being recorded; send it again with the \
-                     same key",
-                ))
-            }
-        }
-    }
-
-    /// Logs a store's error and what caused it, if it is the first of an outage: every request that comes now has one.
-    pub(crate) fn store_failed(&self, error: &StoreError) {
-        if !self.outage.failed() {
-            return;
-        }
-        let chain = ErrorChain(error).to_string();
-        tracing::warn!("the store cannot answer: {}", Escaped::line(&chain));
-    }
-
-    /// Logs that the store did not answer within the limit, if it is the first time in an outage.
-    pub(crate) fn store_is_late(&self, limit: Duration) {
-        if self.outage.failed() {
-            tracing::warn!(?limit, "the store did not answer in time");
-        }
-    }
-
-    /// Logs that the store answers, if that is news.
-    pub(crate) fn store_answers(&self) {
-        if let Some(failures) = self.outage.succeeded() {
-            tracing::info!(failures, "the store answers again");
-        }
-    }
-
-    /// Where an action can be looked at.
-    pub(crate) fn location(&self, request_id: &RequestId) -> Option<HeaderValue> {
-        HeaderValue::try_from(format!("{}/hitl/status/{request_id}", self.settings.prefix)).ok()
-    }
-
-    /// An answer with an action, and where to look at it.
-    pub(crate) fn recorded(&self, status: StatusCode, action: &Action) -> Answer {
-        let mut answer = answer::success(status, action);
-        if let Some(location) = self.location(&action.request_id) {
-            answer
-                .headers_mut()
-                .insert(http::header::LOCATION, location);
-        }
-        answer
-    }
-}
-
-/// What is asked for, but for the verb.
-pub(crate) struct Asked {
-    pub(crate) identity: Identity,
-    pub(crate) call_id: Option<RequestId>,
-    pub(crate) actor: Actor,
-    pub(crate) body: JsonBody,
-}
-
-pub(crate) fn shutting_down() -> Refusal {
-    Refusal::unavailable("the server is shutting down")
-}
-
-/// An action in the shape of an answer to a decision, which repeats neither the payload nor the comment.
-pub(crate) fn receipt(mut action: Action) -> Action {
-    action.payload = None;
-    action.comment = None;
-    action.replayed = false;
-    action
 }

@@ -3,9 +3,9 @@
 use http::{HeaderMap, HeaderValue, StatusCode};
 use http_body::Body;
 
+use super::{Shared, receipt};
 use crate::protocol::{Action, Code, Decision, IDEMPOTENCY_REPLAYED};
 use crate::server::http::{Answer, Refusal, Upload};
-use crate::server::service::{Shared, receipt};
 use crate::store::{Decide, Decided, Store};
 
 impl<St: Store> Shared<St> {

@@ -5,4 +5,204 @@ mod route;
 mod status;
 mod submit;
 
+use std::net::IpAddr;
+use std::time::Duration;
+
+use http::request::Parts;
+use http::{HeaderValue, StatusCode};
+use http_body::Body;
+use tokio::time::timeout;
+
+use crate::protocol::{Action, Body as JsonBody, ErrorChain, Escaped, Prefix, RequestId};
+use crate::server::auth::Auth;
+use crate::server::drain::Drain;
+use crate::server::http::headers as request;
+use crate::server::http::response as answer;
+use crate::server::http::{Answer, Guard, Host, Refusal, Upload};
+use crate::server::ops::Outage;
+use crate::store::{Actor, Identity, Store, StoreError};
+
 pub(crate) use self::route::Route;
+
+/// The largest body, in bytes, unless set otherwise.
+const BODY_LIMIT: usize = 256 * 1024;
+
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    pub(crate) prefix: Prefix,
+    pub(crate) auth: Auth,
+    pub(crate) hosts: Vec<Host>,
+    pub(crate) require_submission: bool,
+    pub(crate) body_limit: usize,
+    pub(crate) body_timeout: Duration,
+    pub(crate) store_timeout: Duration,
+    pub(crate) poll_interval: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            prefix: Prefix::default(),
+            auth: Auth::default(),
+            hosts: Vec::new(),
+            require_submission: false,
+            body_limit: BODY_LIMIT,
+            body_timeout: Duration::from_secs(10),
+            store_timeout: Duration::from_secs(2),
+            poll_interval: Duration::from_secs(3),
+        }
+    }
+}
+
+pub(crate) struct Shared<St> {
+    pub(crate) store: St,
+    pub(crate) settings: Settings,
+    pub(crate) drain: Drain,
+    outage: Outage,
+}
+
+impl<St: Store> Shared<St> {
+    pub(crate) fn new(store: St, settings: Settings) -> Self {
+        Self {
+            store,
+            settings,
+            drain: Drain::new(),
+            outage: Outage::default(),
+        }
+    }
+
+    /// Refuses requests for foreign hosts, and of foreign web pages.
+    pub(crate) fn admit(&self, parts: &Parts, listening: Option<IpAddr>) -> Result<(), Refusal> {
+        let Settings { auth, hosts, .. } = &self.settings;
+        if auth.trusts_tenant_header() || !hosts.is_empty() {
+            Guard { hosts, listening }.admit(parts)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Reads what every request that changes something has: who asks, for which action, in which call, and the body.
+    pub(crate) async fn asked<B: Body>(
+        &self,
+        headers: &http::HeaderMap,
+        upload: &mut Upload<'_, B>,
+    ) -> Result<Asked, Refusal> {
+        let caller = self.settings.auth.caller(headers)?.may_decide()?;
+        Ok(Asked {
+            identity: Identity {
+                tenant_id: caller.tenant_id,
+                thread_id: request::thread_id(headers)?,
+                idempotency_key: request::idempotency_key(headers)?,
+            },
+            call_id: request::call_id(headers)?,
+            actor: caller.actor,
+            body: self.read(headers, upload).await?,
+        })
+    }
+
+    /// Reads a JSON body.
+    async fn read<B: Body>(
+        &self,
+        headers: &http::HeaderMap,
+        upload: &mut Upload<'_, B>,
+    ) -> Result<JsonBody, Refusal> {
+        request::refuse_encoded(headers)?;
+        let settings = &self.settings;
+        let bytes = tokio::select! {
+            biased;
+            bytes = upload.read(settings.body_limit, settings.body_timeout) => bytes?,
+            () = self.drain.has_waited() => return Err(shutting_down()),
+        };
+        if bytes.is_empty() {
+            return Ok(JsonBody::default());
+        }
+        request::refuse_other_than_json(headers)?;
+        JsonBody::parse(&bytes).map_err(Refusal::invalid)
+    }
+
+    /// Waits for the store, within the bounds of time.
+    pub(crate) async fn ask<T>(
+        &self,
+        future: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, Refusal> {
+        match timeout(self.settings.store_timeout, future).await {
+            Ok(Ok(answer)) => {
+                self.store_answers();
+                Ok(answer)
+            }
+            Ok(Err(error)) => {
+                self.store_failed(&error);
+                Err(Refusal::unavailable(
+                    "the store cannot answer now, and whether it recorded this request is unknown; send it again with \
+                     the same key",
+                ))
+            }
+            Err(_) => {
+                self.store_is_late(self.settings.store_timeout);
+                Err(Refusal::unavailable(
+                    "this request, or another for the same action, is still being recorded; send it again with the \
+                     same key",
+                ))
+            }
+        }
+    }
+
+    /// Logs a store's error and what caused it, if it is the first of an outage: every request that comes now has one.
+    pub(crate) fn store_failed(&self, error: &StoreError) {
+        if !self.outage.failed() {
+            return;
+        }
+        let chain = ErrorChain(error).to_string();
+        tracing::warn!("the store cannot answer: {}", Escaped::line(&chain));
+    }
+
+    /// Logs that the store did not answer within the limit, if it is the first time in an outage.
+    pub(crate) fn store_is_late(&self, limit: Duration) {
+        if self.outage.failed() {
+            tracing::warn!(?limit, "the store did not answer in time");
+        }
+    }
+
+    /// Logs that the store answers, if that is news.
+    pub(crate) fn store_answers(&self) {
+        if let Some(failures) = self.outage.succeeded() {
+            tracing::info!(failures, "the store answers again");
+        }
+    }
+
+    /// Where an action can be looked at.
+    pub(crate) fn location(&self, request_id: &RequestId) -> Option<HeaderValue> {
+        HeaderValue::try_from(format!("{}/hitl/status/{request_id}", self.settings.prefix)).ok()
+    }
+
+    /// An answer with an action, and where to look at it.
+    pub(crate) fn recorded(&self, status: StatusCode, action: &Action) -> Answer {
+        let mut answer = answer::success(status, action);
+        if let Some(location) = self.location(&action.request_id) {
+            answer
+                .headers_mut()
+                .insert(http::header::LOCATION, location);
+        }
+        answer
+    }
+}
+
+/// What is asked for, but for the verb.
+pub(crate) struct Asked {
+    pub(crate) identity: Identity,
+    pub(crate) call_id: Option<RequestId>,
+    pub(crate) actor: Actor,
+    pub(crate) body: JsonBody,
+}
+
+pub(crate) fn shutting_down() -> Refusal {
+    Refusal::unavailable("the server is shutting down")
+}
+
+/// An action in the shape of an answer to a decision, which repeats neither the payload nor the comment.
+pub(crate) fn receipt(mut action: Action) -> Action {
+    action.payload = None;
+    action.comment = None;
+    action.replayed = false;
+    action
+}

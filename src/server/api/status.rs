@@ -7,11 +7,11 @@ use serde::Serialize;
 use tokio::time::{Instant, sleep, sleep_until};
 use uuid::Uuid;
 
+use super::Shared;
 use crate::protocol::{Action, Decision, Execution, RequestId, Status, rfc3339};
 use crate::server::http::headers as request;
 use crate::server::http::response as answer;
 use crate::server::http::{Answer, Refusal};
-use crate::server::service::Shared;
 use crate::store::Store;
 
 const PREFER: HeaderName = HeaderName::from_static("prefer");

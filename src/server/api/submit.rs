@@ -3,8 +3,8 @@
 use http::{HeaderMap, StatusCode};
 use http_body::Body;
 
+use super::{Shared, receipt};
 use crate::server::http::{Answer, Refusal, Upload};
-use crate::server::service::{Shared, receipt};
 use crate::store::{Store, Submit, Submitted};
 
 impl<St: Store> Shared<St> {

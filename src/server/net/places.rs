@@ -9,8 +9,8 @@ use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 use tokio::time::{sleep, timeout};
 
 use super::activity::Activity;
+use crate::server::drain::Shutdown;
 use crate::server::ops::Outage;
-use crate::server::serve::Shutdown;
 
 /// The most connections, unless set otherwise or the limit of open files is lower.
 const CONNECTIONS: usize = 4096;

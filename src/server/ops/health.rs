@@ -17,10 +17,11 @@ use tokio::time::{Instant, timeout};
 use tower_service::Service;
 
 use crate::protocol::X_REQUEST_ID;
+use crate::server::api::shutting_down;
 use crate::server::http::headers as request;
 use crate::server::http::response as answer;
 use crate::server::http::{Answer, Refusal, ResponseBody, Upload, head};
-use crate::server::service::{HitlService, ResponseFuture, shutting_down};
+use crate::server::service::{HitlService, ResponseFuture};
 use crate::store::Store;
 
 /// How long the store may take to show that it takes a write.
