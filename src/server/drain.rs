@@ -8,7 +8,7 @@ use tokio::time::sleep;
 
 /// How long a client that the server waits for may do nothing once its connection is to be closed. One that is alive needs
 /// less, and what it had to say can be said again.
-pub(crate) const FAREWELL: Duration = Duration::from_secs(2);
+pub(crate) const CLOSE_GRACE: Duration = Duration::from_secs(2);
 
 /// Whether the server is to end. Clones share it.
 #[derive(Debug, Clone)]
@@ -34,9 +34,9 @@ impl Drain {
     }
 
     /// Waits until clients have had the time to send the rest of what they were sending when it started.
-    pub(crate) async fn has_waited(&self) {
+    pub(crate) async fn grace_is_over(&self) {
         self.started().await;
-        sleep(FAREWELL).await;
+        sleep(CLOSE_GRACE).await;
     }
 }
 

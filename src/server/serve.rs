@@ -11,7 +11,7 @@ use tokio::net::{TcpListener, ToSocketAddrs};
 
 use super::auth::Auth;
 use super::drain::Shutdown;
-use super::net::{Bounds, Patience, Places, accept, descriptors};
+use super::net::{ConnectionLimits, Places, Timeouts, accept, descriptors};
 use super::ops::WithHealth;
 use super::service::HitlService;
 use crate::store::Store;
@@ -25,8 +25,8 @@ use crate::store::Store;
 #[must_use]
 pub struct Server {
     listener: TcpListener,
-    patience: Patience,
-    bounds: Bounds,
+    timeouts: Timeouts,
+    limits: ConnectionLimits,
     drain_timeout: Duration,
     trust_tenant_header: bool,
 }
@@ -45,11 +45,11 @@ impl Server {
     pub fn from_listener(listener: TcpListener) -> Self {
         Self {
             listener,
-            patience: Patience {
+            timeouts: Timeouts {
                 idle: Duration::from_secs(8),
                 write: Duration::from_secs(30),
             },
-            bounds: Bounds::default(),
+            limits: ConnectionLimits::default(),
             drain_timeout: Duration::from_secs(30),
             trust_tenant_header: false,
         }
@@ -69,7 +69,7 @@ impl Server {
     ///
     /// An HTTP/2 client is then told to go (`GOAWAY`) and cut off 2 s later; pings keep no connection open.
     pub fn header_timeout(mut self, timeout: Duration) -> Self {
-        self.patience.idle = timeout;
+        self.timeouts.idle = timeout;
         self
     }
 
@@ -78,7 +78,7 @@ impl Server {
     ///
     /// The connection then takes no further requests, and is cut off after 2 s without progress.
     pub fn write_timeout(mut self, timeout: Duration) -> Self {
-        self.patience.write = timeout;
+        self.timeouts.write = timeout;
         self
     }
 
@@ -93,7 +93,7 @@ impl Server {
     ///
     /// A further client takes the place of the connection that has been idle longest, or waits until one is idle.
     pub fn max_connections(mut self, connections: usize) -> Self {
-        self.bounds.connections = Some(connections);
+        self.limits.connections = Some(connections);
         self
     }
 
@@ -104,7 +104,7 @@ impl Server {
     /// come from the proxy. What is set here is valid for loopback too. A further client of the address takes the place of
     /// its own connection that has been idle longest, and is turned away if none is.
     pub fn max_connections_per_peer(mut self, connections: usize) -> Self {
-        self.bounds.per_peer = Some(connections);
+        self.limits.per_peer = Some(connections);
         self
     }
 
@@ -153,12 +153,12 @@ impl Server {
     ) -> Result<Shutdown, ServeError> {
         self.check(service.auth())?;
         let address = self.local_addr().map_err(ServeError::io)?;
-        let drain = service.shared().drain.clone();
+        let drain = service.api().drain.clone();
         let service = WithHealth::new(service, address.ip());
-        let places = Places::new(self.bounds, Self::room()?);
-        let patience = self.patience;
-        let left = accept::run(self.listener, places, patience, service, drain, shutdown).await;
-        Ok(left.end(self.drain_timeout).await)
+        let places = Places::new(self.limits, Self::room()?);
+        let timeouts = self.timeouts;
+        let left = accept::run(self.listener, places, timeouts, service, drain, shutdown).await;
+        Ok(left.drain(self.drain_timeout).await)
     }
 }
 

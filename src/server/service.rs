@@ -8,16 +8,16 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use http::{Method, Request, Response, Version, request::Parts};
+use http::{Method, Request, Version, request::Parts};
 use http_body::Body;
 use tower_service::Service;
 
-use super::api::{Route, Settings, Shared, shutting_down};
+use super::api::{Api, Route, Settings, shutting_down};
 use super::auth::Auth;
 use super::builder::HitlServiceBuilder;
-use super::http::headers as request;
-use super::http::response as answer;
-use super::http::{Answer, Refusal, ResponseBody, Upload};
+use super::http::headers;
+use super::http::response;
+use super::http::{Rejection, RequestBody, Response};
 use crate::store::Store;
 
 /// Answers the four endpoints over a [`Store`]: approve, reject, status and submit.
@@ -39,13 +39,13 @@ use crate::store::Store;
 ///
 /// Dropping the future of a request does not take back a decision that the store was asked to record.
 pub struct HitlService<St> {
-    shared: Arc<Shared<St>>,
+    api: Arc<Api<St>>,
 }
 
 impl<St> Clone for HitlService<St> {
     fn clone(&self) -> Self {
         Self {
-            shared: Arc::clone(&self.shared),
+            api: Arc::clone(&self.api),
         }
     }
 }
@@ -53,7 +53,7 @@ impl<St> Clone for HitlService<St> {
 impl<St> fmt::Debug for HitlService<St> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("HitlService")
-            .field("settings", &self.shared.settings)
+            .field("settings", &self.api.settings)
             .finish_non_exhaustive()
     }
 }
@@ -71,7 +71,7 @@ impl<St: Store> HitlService<St> {
 
     pub(crate) fn with_settings(store: St, settings: Settings) -> Self {
         Self {
-            shared: Arc::new(Shared::new(store, settings)),
+            api: Arc::new(Api::new(store, settings)),
         }
     }
 
@@ -79,16 +79,20 @@ impl<St: Store> HitlService<St> {
     ///
     /// [`Server`](super::Server) does this when it shuts down; call it where the service is mounted elsewhere.
     pub fn drain(&self) {
-        self.shared.drain.start();
+        self.api.drain.start();
     }
 
     /// Returns how the service knows who asks.
     pub fn auth(&self) -> &Auth {
-        &self.shared.settings.auth
+        &self.api.settings.auth
     }
 
     /// Answers a request that came in at this address, if that is known.
-    pub(crate) fn answer<B>(&self, request: Request<B>, listening: Option<IpAddr>) -> ResponseFuture
+    pub(crate) fn respond<B>(
+        &self,
+        request: Request<B>,
+        listening: Option<IpAddr>,
+    ) -> ResponseFuture
     where
         B: Body + Send + 'static,
     {
@@ -98,8 +102,8 @@ impl<St: Store> HitlService<St> {
         }))
     }
 
-    pub(crate) fn shared(&self) -> &Shared<St> {
-        &self.shared
+    pub(crate) fn api(&self) -> &Api<St> {
+        &self.api
     }
 }
 
@@ -108,7 +112,7 @@ where
     St: Store,
     B: Body + Send + 'static,
 {
-    type Response = Response<ResponseBody>;
+    type Response = Response;
     type Error = Infallible;
     type Future = ResponseFuture;
 
@@ -117,15 +121,15 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> ResponseFuture {
-        self.answer(request, None)
+        self.respond(request, None)
     }
 }
 
 /// The future of an answer.
-pub struct ResponseFuture(Pin<Box<dyn Future<Output = Answer> + Send>>);
+pub struct ResponseFuture(Pin<Box<dyn Future<Output = Response> + Send>>);
 
 impl Future for ResponseFuture {
-    type Output = Result<Response<ResponseBody>, Infallible>;
+    type Output = Result<Response, Infallible>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         self.0.as_mut().poll(cx).map(Ok)
@@ -139,50 +143,50 @@ impl fmt::Debug for ResponseFuture {
 }
 
 impl<St: Store> HitlService<St> {
-    async fn complete<B: Body>(&self, request: Request<B>, listening: Option<IpAddr>) -> Answer {
+    async fn complete<B: Body>(&self, request: Request<B>, listening: Option<IpAddr>) -> Response {
         let (parts, body) = request.into_parts();
         let body = pin!(body);
-        let mut upload = Upload::new(body, &parts.headers);
-        let mut answer = self
-            .dispatch(&parts, &mut upload, listening)
+        let mut body = RequestBody::new(body, &parts.headers);
+        let mut response = self
+            .dispatch(&parts, &mut body, listening)
             .await
-            .unwrap_or_else(Refusal::into_answer);
+            .unwrap_or_else(Rejection::into_response);
         // HTTP/2 has streams to reset in place of a connection to close.
-        if !upload.discard().await && parts.version < Version::HTTP_2 {
-            answer::close_after(&mut answer);
+        if !body.discard().await && parts.version < Version::HTTP_2 {
+            response::close_after(&mut response);
         }
-        if let Some(call_id) = request::echo(&parts.headers) {
-            answer
+        if let Some(call_id) = headers::call_id_to_echo(&parts.headers) {
+            response
                 .headers_mut()
                 .insert(crate::protocol::X_REQUEST_ID, call_id);
         }
         if parts.method == Method::HEAD {
-            answer::without_body(&mut answer);
+            response::without_body(&mut response);
         }
-        answer
+        response
     }
 
     async fn dispatch<B: Body>(
         &self,
         parts: &Parts,
-        upload: &mut Upload<'_, B>,
+        body: &mut RequestBody<'_, B>,
         listening: Option<IpAddr>,
-    ) -> Result<Answer, Refusal> {
-        let shared = self.shared();
-        shared.admit(parts, listening)?;
-        if shared.drain.has_started() {
+    ) -> Result<Response, Rejection> {
+        let api = self.api();
+        api.admit(parts, listening)?;
+        if api.drain.has_started() {
             return Err(shutting_down());
         }
         let route = Route::of(
-            shared.settings.prefix.as_str(),
+            api.settings.prefix.as_str(),
             &parts.method,
             parts.uri.path(),
         )?;
-        request::refuse_repeated(&parts.headers)?;
+        headers::reject_repeated(&parts.headers)?;
         match route {
-            Route::Decide(decision) => shared.decide(decision, &parts.headers, upload).await,
-            Route::Submit => shared.submit(&parts.headers, upload).await,
-            Route::Status(id) => shared.status(id, &parts.headers).await,
+            Route::Decide(decision) => api.decide(decision, &parts.headers, body).await,
+            Route::Submit => api.submit(&parts.headers, body).await,
+            Route::Status(id) => api.status(id, &parts.headers).await,
         }
     }
 }

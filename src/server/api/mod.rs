@@ -16,9 +16,9 @@ use tokio::time::timeout;
 use crate::protocol::{Action, Body as JsonBody, ErrorChain, Escaped, Prefix, RequestId};
 use crate::server::auth::Auth;
 use crate::server::drain::Drain;
-use crate::server::http::headers as request;
-use crate::server::http::response as answer;
-use crate::server::http::{Answer, Guard, Host, Refusal, Upload};
+use crate::server::http::headers;
+use crate::server::http::response;
+use crate::server::http::{Host, HostGuard, Rejection, RequestBody, Response};
 use crate::server::ops::Outage;
 use crate::store::{Actor, Identity, Store, StoreError};
 
@@ -54,14 +54,14 @@ impl Default for Settings {
     }
 }
 
-pub(crate) struct Shared<St> {
+pub(crate) struct Api<St> {
     pub(crate) store: St,
     pub(crate) settings: Settings,
     pub(crate) drain: Drain,
     outage: Outage,
 }
 
-impl<St: Store> Shared<St> {
+impl<St: Store> Api<St> {
     pub(crate) fn new(store: St, settings: Settings) -> Self {
         Self {
             store,
@@ -72,31 +72,31 @@ impl<St: Store> Shared<St> {
     }
 
     /// Refuses requests for foreign hosts, and of foreign web pages.
-    pub(crate) fn admit(&self, parts: &Parts, listening: Option<IpAddr>) -> Result<(), Refusal> {
+    pub(crate) fn admit(&self, parts: &Parts, listening: Option<IpAddr>) -> Result<(), Rejection> {
         let Settings { auth, hosts, .. } = &self.settings;
         if auth.trusts_tenant_header() || !hosts.is_empty() {
-            Guard { hosts, listening }.admit(parts)
+            HostGuard { hosts, listening }.admit(parts)
         } else {
             Ok(())
         }
     }
 
     /// Reads what every request that changes something has: who asks, for which action, in which call, and the body.
-    pub(crate) async fn asked<B: Body>(
+    pub(crate) async fn action_request<B: Body>(
         &self,
         headers: &http::HeaderMap,
-        upload: &mut Upload<'_, B>,
-    ) -> Result<Asked, Refusal> {
-        let caller = self.settings.auth.caller(headers)?.may_decide()?;
-        Ok(Asked {
+        body: &mut RequestBody<'_, B>,
+    ) -> Result<ActionRequest, Rejection> {
+        let caller = self.settings.auth.authenticate(headers)?.may_decide()?;
+        Ok(ActionRequest {
             identity: Identity {
                 tenant_id: caller.tenant_id,
-                thread_id: request::thread_id(headers)?,
-                idempotency_key: request::idempotency_key(headers)?,
+                thread_id: headers::thread_id(headers)?,
+                idempotency_key: headers::idempotency_key(headers)?,
             },
-            call_id: request::call_id(headers)?,
+            call_id: headers::call_id(headers)?,
             actor: caller.actor,
-            body: self.read(headers, upload).await?,
+            body: self.read(headers, body).await?,
         })
     }
 
@@ -104,42 +104,42 @@ impl<St: Store> Shared<St> {
     async fn read<B: Body>(
         &self,
         headers: &http::HeaderMap,
-        upload: &mut Upload<'_, B>,
-    ) -> Result<JsonBody, Refusal> {
-        request::refuse_encoded(headers)?;
+        body: &mut RequestBody<'_, B>,
+    ) -> Result<JsonBody, Rejection> {
+        headers::reject_encoded(headers)?;
         let settings = &self.settings;
         let bytes = tokio::select! {
             biased;
-            bytes = upload.read(settings.body_limit, settings.body_timeout) => bytes?,
-            () = self.drain.has_waited() => return Err(shutting_down()),
+            bytes = body.read(settings.body_limit, settings.body_timeout) => bytes?,
+            () = self.drain.grace_is_over() => return Err(shutting_down()),
         };
         if bytes.is_empty() {
             return Ok(JsonBody::default());
         }
-        request::refuse_other_than_json(headers)?;
-        JsonBody::parse(&bytes).map_err(Refusal::invalid)
+        headers::reject_other_than_json(headers)?;
+        JsonBody::parse(&bytes).map_err(Rejection::invalid)
     }
 
     /// Waits for the store, within the bounds of time.
-    pub(crate) async fn ask<T>(
+    pub(crate) async fn await_store<T>(
         &self,
         future: impl Future<Output = Result<T, StoreError>>,
-    ) -> Result<T, Refusal> {
+    ) -> Result<T, Rejection> {
         match timeout(self.settings.store_timeout, future).await {
-            Ok(Ok(answer)) => {
+            Ok(Ok(value)) => {
                 self.store_answers();
-                Ok(answer)
+                Ok(value)
             }
             Ok(Err(error)) => {
                 self.store_failed(&error);
-                Err(Refusal::unavailable(
+                Err(Rejection::unavailable(
                     "the store cannot answer now, and whether it recorded this request is unknown; send it again with \
                      the same key",
                 ))
             }
             Err(_) => {
                 self.store_is_late(self.settings.store_timeout);
-                Err(Refusal::unavailable(
+                Err(Rejection::unavailable(
                     "this request, or another for the same action, is still being recorded; send it again with the \
                      same key",
                 ))
@@ -176,31 +176,31 @@ impl<St: Store> Shared<St> {
     }
 
     /// An answer with an action, and where to look at it.
-    pub(crate) fn recorded(&self, status: StatusCode, action: &Action) -> Answer {
-        let mut answer = answer::success(status, action);
+    pub(crate) fn action_response(&self, status: StatusCode, action: &Action) -> Response {
+        let mut response = response::json(status, action);
         if let Some(location) = self.location(&action.request_id) {
-            answer
+            response
                 .headers_mut()
                 .insert(http::header::LOCATION, location);
         }
-        answer
+        response
     }
 }
 
 /// What is asked for, but for the verb.
-pub(crate) struct Asked {
+pub(crate) struct ActionRequest {
     pub(crate) identity: Identity,
     pub(crate) call_id: Option<RequestId>,
     pub(crate) actor: Actor,
     pub(crate) body: JsonBody,
 }
 
-pub(crate) fn shutting_down() -> Refusal {
-    Refusal::unavailable("the server is shutting down")
+pub(crate) fn shutting_down() -> Rejection {
+    Rejection::unavailable("the server is shutting down")
 }
 
 /// An action in the shape of an answer to a decision, which repeats neither the payload nor the comment.
-pub(crate) fn receipt(mut action: Action) -> Action {
+pub(crate) fn summary(mut action: Action) -> Action {
     action.payload = None;
     action.comment = None;
     action.replayed = false;

@@ -7,11 +7,11 @@ use serde::Serialize;
 use tokio::time::{Instant, sleep, sleep_until};
 use uuid::Uuid;
 
-use super::Shared;
+use super::Api;
 use crate::protocol::{Action, Decision, Execution, RequestId, Status, rfc3339};
-use crate::server::http::headers as request;
-use crate::server::http::response as answer;
-use crate::server::http::{Answer, Refusal};
+use crate::server::http::headers;
+use crate::server::http::response;
+use crate::server::http::{Rejection, Response};
 use crate::store::Store;
 
 const PREFER: HeaderName = HeaderName::from_static("prefer");
@@ -46,15 +46,22 @@ impl<'a> PublicView<'a> {
     }
 }
 
-impl<St: Store> Shared<St> {
-    pub(crate) async fn status(&self, id: &str, headers: &HeaderMap) -> Result<Answer, Refusal> {
-        let caller = self.settings.auth.caller_if_any(headers)?;
-        request::call_id(headers)?;
+impl<St: Store> Api<St> {
+    pub(crate) async fn status(
+        &self,
+        id: &str,
+        headers: &HeaderMap,
+    ) -> Result<Response, Rejection> {
+        let caller = self.settings.auth.authenticate_if_present(headers)?;
+        headers::call_id(headers)?;
         // One answer for unknown, malformed and another tenant's: it tells nothing about what exists.
-        let nothing = || Refusal::not_found("there is no such action");
+        let nothing = || Rejection::not_found("there is no such action");
         let id = RequestId::new(id).ok().and_then(|id| id.as_uuid_v4());
         let id = id.ok_or_else(nothing)?;
-        let action = self.ask(self.store.find(id)).await?.ok_or_else(nothing)?;
+        let action = self
+            .await_store(self.store.find(id))
+            .await?
+            .ok_or_else(nothing)?;
         if let Some(caller) = &caller
             && action.tenant_id.as_ref() != Some(&caller.tenant_id)
         {
@@ -65,20 +72,20 @@ impl<St: Store> Shared<St> {
             Some(seconds) => self.wait(action, Duration::from_secs(seconds)).await?,
             None => action,
         };
-        let mut answer = match caller {
-            Some(_) => answer::success(StatusCode::OK, &action),
-            None => answer::success(StatusCode::OK, &PublicView::of(&action)),
+        let mut response = match caller {
+            Some(_) => response::json(StatusCode::OK, &action),
+            None => response::json(StatusCode::OK, &PublicView::of(&action)),
         };
         if let Some(seconds) = wait
             && let Ok(applied) = HeaderValue::try_from(format!("wait={seconds}"))
         {
-            answer.headers_mut().insert(PREFERENCE_APPLIED, applied);
+            response.headers_mut().insert(PREFERENCE_APPLIED, applied);
         }
-        Ok(answer)
+        Ok(response)
     }
 
     /// Waits while the action is pending: until a decision, until `limit`, or until the server is to end.
-    async fn wait(&self, action: Action, limit: Duration) -> Result<Action, Refusal> {
+    async fn wait(&self, action: Action, limit: Duration) -> Result<Action, Rejection> {
         let ours = Uuid::try_parse(action.request_id.as_str());
         let (Status::Pending, Ok(id)) = (action.status, ours) else {
             return Ok(action);
@@ -87,7 +94,7 @@ impl<St: Store> Shared<St> {
         // Subscribe, then read, then wait: a decision between the reads wakes this one.
         let mut watch = self.store.watch(id);
         loop {
-            let Some(now) = self.ask(self.store.find(id)).await? else {
+            let Some(now) = self.await_store(self.store.find(id)).await? else {
                 return Ok(action);
             };
             if now.status != Status::Pending || self.drain.has_started() {

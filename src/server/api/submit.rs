@@ -3,31 +3,35 @@
 use http::{HeaderMap, StatusCode};
 use http_body::Body;
 
-use super::{Shared, receipt};
-use crate::server::http::{Answer, Refusal, Upload};
+use super::{Api, summary};
+use crate::server::http::{Rejection, RequestBody, Response};
 use crate::store::{Store, Submit, Submitted};
 
-impl<St: Store> Shared<St> {
+impl<St: Store> Api<St> {
     pub(crate) async fn submit<B: Body>(
         &self,
         headers: &HeaderMap,
-        upload: &mut Upload<'_, B>,
-    ) -> Result<Answer, Refusal> {
-        let asked = self.asked(headers, upload).await?;
-        if asked.body.comment.is_some() {
-            return Err(Refusal::invalid(
+        body: &mut RequestBody<'_, B>,
+    ) -> Result<Response, Rejection> {
+        let request = self.action_request(headers, body).await?;
+        if request.body.comment.is_some() {
+            return Err(Rejection::invalid(
                 "a submission has no comment; the member 'aegis' belongs to a decision",
             ));
         }
         let submit = Submit {
-            identity: asked.identity,
-            call_id: asked.call_id,
-            payload: asked.body.payload.map(Into::into),
-            actor: asked.actor,
+            identity: request.identity,
+            call_id: request.call_id,
+            payload: request.body.payload.map(Into::into),
+            actor: request.actor,
         };
-        match self.ask(self.store.submit(submit)).await? {
-            Submitted::Recorded(action) => Ok(self.recorded(StatusCode::CREATED, &receipt(action))),
-            Submitted::Existing(action) => Ok(self.recorded(StatusCode::OK, &receipt(action))),
+        match self.await_store(self.store.submit(submit)).await? {
+            Submitted::Recorded(action) => {
+                Ok(self.action_response(StatusCode::CREATED, &summary(action)))
+            }
+            Submitted::Existing(action) => {
+                Ok(self.action_response(StatusCode::OK, &summary(action)))
+            }
             Submitted::PayloadMismatch(action) => Err(self.payload_mismatch(action)),
         }
     }

@@ -57,15 +57,15 @@ impl Keys {
             if content.is_empty() || content.starts_with('#') {
                 continue;
             }
-            let fault = |fault: String| KeysError { line, fault };
-            let (digest, owner) = parse_line(line, content).map_err(fault)?;
+            let error = |reason: String| KeysError { line, reason };
+            let (digest, owner) = parse_line(line, content).map_err(error)?;
             match keys.entry(digest) {
                 Entry::Vacant(entry) => {
                     entry.insert(owner);
                 }
                 Entry::Occupied(entry) => {
                     let first = entry.get().line;
-                    return Err(fault(format!("the digest is on line {first} already")));
+                    return Err(error(format!("the digest is on line {first} already")));
                 }
             }
         }
@@ -157,7 +157,7 @@ fn unhex(text: &str) -> Option<[u8; 32]> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeysError {
     line: usize,
-    fault: String,
+    reason: String,
 }
 
 impl KeysError {
@@ -169,7 +169,7 @@ impl KeysError {
 
 impl fmt::Display for KeysError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "line {} of the keys: {}", self.line, self.fault)
+        write!(f, "line {} of the keys: {}", self.line, self.reason)
     }
 }
 

@@ -8,8 +8,8 @@ use tokio::sync::watch;
 
 pub use self::keys::{Keys, KeysError, Scope};
 use crate::protocol::{ApiKey, Code, TenantId};
-use crate::server::http::Refusal;
-use crate::server::http::headers as request;
+use crate::server::http::Rejection;
+use crate::server::http::headers;
 use crate::store::Actor;
 
 /// How a server knows who asks.
@@ -44,18 +44,21 @@ impl Auth {
     }
 
     /// Says who asks, or refuses.
-    pub(crate) fn caller(&self, headers: &HeaderMap) -> Result<Caller, Refusal> {
+    pub(crate) fn authenticate(&self, headers: &HeaderMap) -> Result<Caller, Rejection> {
         match &self.0 {
             Some(keys) => by_key(&keys.borrow(), headers)?.ok_or_else(|| {
                 unauthorized("this server needs an API key; send 'Authorization: Bearer …'")
             }),
             None => by_header(headers)?
-                .ok_or_else(|| Refusal::invalid(request::missing(&request::TENANT))),
+                .ok_or_else(|| Rejection::invalid(headers::missing(&headers::TENANT))),
         }
     }
 
     /// Says who asks, if anyone says so. Credentials that are there must be good.
-    pub(crate) fn caller_if_any(&self, headers: &HeaderMap) -> Result<Option<Caller>, Refusal> {
+    pub(crate) fn authenticate_if_present(
+        &self,
+        headers: &HeaderMap,
+    ) -> Result<Option<Caller>, Rejection> {
         match &self.0 {
             Some(keys) => by_key(&keys.borrow(), headers),
             None => by_header(headers),
@@ -73,10 +76,10 @@ pub(crate) struct Caller {
 
 impl Caller {
     /// Lets those pass who may decide and submit.
-    pub(crate) fn may_decide(self) -> Result<Self, Refusal> {
+    pub(crate) fn may_decide(self) -> Result<Self, Rejection> {
         match self.scope {
             Scope::Decide => Ok(self),
-            Scope::Read => Err(Refusal::new(
+            Scope::Read => Err(Rejection::new(
                 Code::Forbidden,
                 "this API key has the scope 'read'; 'decide' is needed",
             )),
@@ -84,14 +87,14 @@ impl Caller {
     }
 }
 
-fn by_header(headers: &HeaderMap) -> Result<Option<Caller>, Refusal> {
+fn by_header(headers: &HeaderMap) -> Result<Option<Caller>, Rejection> {
     if headers.contains_key(AUTHORIZATION) {
         // To ignore it would take any key for a good one.
         return Err(unauthorized(
             "this server has no API keys configured; send 'Tenant-Id' and no 'Authorization'",
         ));
     }
-    let tenant_id = request::identifier(headers, &request::TENANT, TenantId::new)?;
+    let tenant_id = headers::identifier(headers, &headers::TENANT, TenantId::new)?;
     Ok(tenant_id.map(|tenant_id| Caller {
         tenant_id,
         actor: Actor::new("tenant-header"),
@@ -99,7 +102,7 @@ fn by_header(headers: &HeaderMap) -> Result<Option<Caller>, Refusal> {
     }))
 }
 
-fn by_key(keys: &Keys, headers: &HeaderMap) -> Result<Option<Caller>, Refusal> {
+fn by_key(keys: &Keys, headers: &HeaderMap) -> Result<Option<Caller>, Rejection> {
     let Some(value) = headers.get(AUTHORIZATION) else {
         return Ok(None);
     };
@@ -108,9 +111,9 @@ fn by_key(keys: &Keys, headers: &HeaderMap) -> Result<Option<Caller>, Refusal> {
     let owner = keys
         .owner(&key)
         .ok_or_else(|| unauthorized("the API key is unknown"))?;
-    let named = request::identifier(headers, &request::TENANT, TenantId::new)?;
+    let named = headers::identifier(headers, &headers::TENANT, TenantId::new)?;
     if named.is_some_and(|named| named != owner.tenant_id) {
-        return Err(Refusal::new(
+        return Err(Rejection::new(
             Code::Forbidden,
             "the API key is another tenant's than the one that the Tenant-Id header names",
         ));
@@ -133,8 +136,8 @@ fn bearer(value: &[u8]) -> Option<ApiKey> {
     ApiKey::new(token.trim_matches(' ')).ok()
 }
 
-fn unauthorized(detail: &'static str) -> Refusal {
-    Refusal::new(Code::Unauthorized, detail)
+fn unauthorized(detail: &'static str) -> Rejection {
+    Rejection::new(Code::Unauthorized, detail)
 }
 
 #[cfg(test)]

@@ -3,19 +3,19 @@
 use http::header::{HOST, TRANSFER_ENCODING};
 use http::{HeaderMap, StatusCode, Version, request::Parts};
 
-use super::response::Refusal;
+use super::response::Rejection;
 
 /// The most bytes of a request's head.
 pub(crate) const MAX_BYTES: usize = 32 * 1024;
 
 /// Refuses a head that is malformed, too large, or in a transfer coding that nobody here knows.
-pub(crate) fn check(parts: &Parts) -> Result<(), Refusal> {
+pub(crate) fn check(parts: &Parts) -> Result<(), Rejection> {
     size(parts)?;
     host(parts.version, &parts.headers)?;
     transfer_coding(&parts.headers)
 }
 
-fn size(parts: &Parts) -> Result<(), Refusal> {
+fn size(parts: &Parts) -> Result<(), Rejection> {
     // A colon, a space and the end of the line, or what HTTP/2 has in their place.
     let fields = parts.headers.iter();
     let fields = fields.map(|(name, value)| name.as_str().len() + value.len() + 4);
@@ -23,7 +23,7 @@ fn size(parts: &Parts) -> Result<(), Refusal> {
     if target.len() + fields.sum::<usize>() <= MAX_BYTES {
         return Ok(());
     }
-    Err(Refusal::invalid(format!(
+    Err(Rejection::invalid(format!(
         "the target and the headers have too many bytes; allowed are {MAX_BYTES}"
     ))
     .with_status(
@@ -33,25 +33,25 @@ fn size(parts: &Parts) -> Result<(), Refusal> {
 }
 
 /// RFC 9112, section 3.2: HTTP/1.1 has one `Host`, and it is a host.
-fn host(version: Version, headers: &HeaderMap) -> Result<(), Refusal> {
+fn host(version: Version, headers: &HeaderMap) -> Result<(), Rejection> {
     let mut values = headers.get_all(HOST).iter();
     let Some(value) = values.next() else {
         return match version {
-            Version::HTTP_11 => Err(Refusal::invalid(
+            Version::HTTP_11 => Err(Rejection::invalid(
                 "the Host header is missing; allowed is one",
             )),
             _ => Ok(()),
         };
     };
     if values.next().is_some() {
-        return Err(Refusal::invalid(
+        return Err(Rejection::invalid(
             "the Host header is repeated; allowed is one",
         ));
     }
     if is_host(value.as_bytes()) {
         return Ok(());
     }
-    Err(Refusal::invalid(
+    Err(Rejection::invalid(
         "the Host header is no host; allowed is a name or an address, with or without a port",
     ))
 }
@@ -84,7 +84,7 @@ fn is_host(value: &[u8]) -> bool {
 }
 
 /// RFC 9112, section 6.1. hyper sees to it that the last coding is `chunked`, and reads on as if it were the only one.
-fn transfer_coding(headers: &HeaderMap) -> Result<(), Refusal> {
+fn transfer_coding(headers: &HeaderMap) -> Result<(), Rejection> {
     let mut chunked = 0;
     for value in headers.get_all(TRANSFER_ENCODING) {
         for coding in value.as_bytes().split(|byte| *byte == b',') {
@@ -92,7 +92,7 @@ fn transfer_coding(headers: &HeaderMap) -> Result<(), Refusal> {
             if coding.eq_ignore_ascii_case(b"chunked") {
                 chunked += 1;
             } else if !coding.is_empty() {
-                return Err(Refusal::invalid(
+                return Err(Rejection::invalid(
                     "the body has a transfer coding that is not known here; allowed is 'chunked'",
                 )
                 .with_status(
@@ -103,7 +103,7 @@ fn transfer_coding(headers: &HeaderMap) -> Result<(), Refusal> {
         }
     }
     if chunked > 1 {
-        return Err(Refusal::invalid(
+        return Err(Rejection::invalid(
             "the transfer coding 'chunked' is repeated; allowed is one",
         ));
     }

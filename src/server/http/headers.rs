@@ -5,7 +5,7 @@ use http::header::{
     HeaderValue,
 };
 
-use super::response::Refusal;
+use super::response::Rejection;
 use crate::protocol::{
     Code, IDEMPOTENCY_KEY, IdempotencyKey, InvalidValue, MAX_LEN, RequestId, TENANT_ID, THREAD_ID,
     ThreadId, X_REQUEST_ID,
@@ -43,11 +43,11 @@ static SINGLE: [&Field; 7] = [
 ];
 
 /// Refuses repeated headers: two servers that read such a request could take different ones.
-pub(crate) fn refuse_repeated(headers: &HeaderMap) -> Result<(), Refusal> {
+pub(crate) fn reject_repeated(headers: &HeaderMap) -> Result<(), Rejection> {
     for field in SINGLE {
         if headers.get_all(&field.name).iter().nth(1).is_some() {
             let label = field.label;
-            return Err(Refusal::invalid(format!(
+            return Err(Rejection::invalid(format!(
                 "the {label} header is repeated; allowed is one"
             )));
         }
@@ -65,7 +65,7 @@ pub(crate) fn identifier<T>(
     headers: &HeaderMap,
     field: &Field,
     parse: impl FnOnce(String) -> Result<T, InvalidValue>,
-) -> Result<Option<T>, Refusal> {
+) -> Result<Option<T>, Rejection> {
     header(headers, field, |value| {
         // A byte that is no UTF-8 becomes a character that is no ASCII, and is refused at its place.
         parse(String::from_utf8_lossy(value.as_bytes()).into_owned())
@@ -76,30 +76,30 @@ fn header<T>(
     headers: &HeaderMap,
     field: &Field,
     parse: impl FnOnce(&HeaderValue) -> Result<T, InvalidValue>,
-) -> Result<Option<T>, Refusal> {
+) -> Result<Option<T>, Rejection> {
     let Some(value) = headers.get(&field.name) else {
         return Ok(None);
     };
     parse(value)
         .map(Some)
-        .map_err(|error| Refusal::invalid(format!("the {} header: {error}", field.label)))
+        .map_err(|error| Rejection::invalid(format!("the {} header: {error}", field.label)))
 }
 
-pub(crate) fn thread_id(headers: &HeaderMap) -> Result<ThreadId, Refusal> {
-    identifier(headers, &THREAD, ThreadId::new)?.ok_or_else(|| Refusal::invalid(missing(&THREAD)))
+pub(crate) fn thread_id(headers: &HeaderMap) -> Result<ThreadId, Rejection> {
+    identifier(headers, &THREAD, ThreadId::new)?.ok_or_else(|| Rejection::invalid(missing(&THREAD)))
 }
 
-pub(crate) fn idempotency_key(headers: &HeaderMap) -> Result<IdempotencyKey, Refusal> {
+pub(crate) fn idempotency_key(headers: &HeaderMap) -> Result<IdempotencyKey, Rejection> {
     header(headers, &KEY, IdempotencyKey::from_header)?
-        .ok_or_else(|| Refusal::invalid(missing(&KEY)))
+        .ok_or_else(|| Rejection::invalid(missing(&KEY)))
 }
 
-pub(crate) fn call_id(headers: &HeaderMap) -> Result<Option<RequestId>, Refusal> {
+pub(crate) fn call_id(headers: &HeaderMap) -> Result<Option<RequestId>, Rejection> {
     identifier(headers, &CALL, RequestId::new)
 }
 
 /// The `X-Request-Id` to be echoed: the one that came, if it is valid.
-pub(crate) fn echo(headers: &HeaderMap) -> Option<HeaderValue> {
+pub(crate) fn call_id_to_echo(headers: &HeaderMap) -> Option<HeaderValue> {
     let mut values = headers.get_all(X_REQUEST_ID).iter();
     let value = values.next().filter(|_| values.next().is_none())?;
     let bytes = value.as_bytes();
@@ -108,14 +108,14 @@ pub(crate) fn echo(headers: &HeaderMap) -> Option<HeaderValue> {
 }
 
 /// Refuses bodies that are compressed.
-pub(crate) fn refuse_encoded(headers: &HeaderMap) -> Result<(), Refusal> {
+pub(crate) fn reject_encoded(headers: &HeaderMap) -> Result<(), Rejection> {
     for value in headers.get_all(CONTENT_ENCODING) {
         let identity = value.as_bytes().split(|byte| *byte == b',').all(|coding| {
             let coding = coding.trim_ascii();
             coding.is_empty() || coding.eq_ignore_ascii_case(b"identity")
         });
         if !identity {
-            return Err(Refusal::new(
+            return Err(Rejection::new(
                 Code::UnsupportedMediaType,
                 "the body has a content coding; allowed is 'identity', or no Content-Encoding header",
             ));
@@ -125,15 +125,15 @@ pub(crate) fn refuse_encoded(headers: &HeaderMap) -> Result<(), Refusal> {
 }
 
 /// Refuses bodies that are not declared as JSON.
-pub(crate) fn refuse_other_than_json(headers: &HeaderMap) -> Result<(), Refusal> {
-    let fault = match headers.get(CONTENT_TYPE) {
+pub(crate) fn reject_other_than_json(headers: &HeaderMap) -> Result<(), Rejection> {
+    let reason = match headers.get(CONTENT_TYPE) {
         Some(value) if is_json(value.as_bytes()) => return Ok(()),
         Some(_) => "the Content-Type is not JSON",
         None => "the body has no Content-Type",
     };
-    Err(Refusal::new(
+    Err(Rejection::new(
         Code::UnsupportedMediaType,
-        format!("{fault}; allowed are 'application/json' and 'application/*+json'"),
+        format!("{reason}; allowed are 'application/json' and 'application/*+json'"),
     ))
 }
 

@@ -13,7 +13,7 @@ use http::header::{HOST, ORIGIN};
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Method};
 
-use super::response::Refusal;
+use super::response::Rejection;
 use crate::protocol::Code;
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
@@ -31,20 +31,20 @@ const MAX_NAME_LEN: usize = 253;
 /// # Ok::<(), aegis_hitl::server::InvalidHost>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Host(Kept);
+pub struct Host(Repr);
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-enum Kept {
+enum Repr {
     Address(IpAddr),
     /// In lower case, without a dot at its end.
     Name(String),
 }
 
 impl Host {
-    fn is(&self, named: Named<'_>) -> bool {
-        match (&self.0, named) {
-            (Kept::Address(own), Named::Address(named)) => *own == named,
-            (Kept::Name(own), Named::Name(named)) => own.eq_ignore_ascii_case(named),
+    fn is(&self, other: HostRef<'_>) -> bool {
+        match (&self.0, other) {
+            (Repr::Address(own), HostRef::Address(other)) => *own == other,
+            (Repr::Name(own), HostRef::Name(other)) => own.eq_ignore_ascii_case(other),
             _ => false,
         }
     }
@@ -55,12 +55,12 @@ impl FromStr for Host {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         if let Ok(address) = text.parse::<Ipv6Addr>() {
-            return Ok(Self(Kept::Address(IpAddr::V6(address).to_canonical())));
+            return Ok(Self(Repr::Address(IpAddr::V6(address).to_canonical())));
         }
         match Authority::parse(text) {
             Some(Authority { host, port: None }) if !text.ends_with(':') => Ok(Self(match host {
-                Named::Address(address) => Kept::Address(address),
-                Named::Name(name) => Kept::Name(name.to_ascii_lowercase()),
+                HostRef::Address(address) => Repr::Address(address),
+                HostRef::Name(name) => Repr::Name(name.to_ascii_lowercase()),
             })),
             _ => Err(InvalidHost(())),
         }
@@ -70,9 +70,9 @@ impl FromStr for Host {
 impl fmt::Display for Host {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
-            Kept::Address(IpAddr::V4(address)) => write!(f, "{address}"),
-            Kept::Address(IpAddr::V6(address)) => write!(f, "[{address}]"),
-            Kept::Name(name) => f.write_str(name),
+            Repr::Address(IpAddr::V4(address)) => write!(f, "{address}"),
+            Repr::Address(IpAddr::V6(address)) => write!(f, "[{address}]"),
+            Repr::Name(name) => f.write_str(name),
         }
     }
 }
@@ -93,16 +93,16 @@ impl std::error::Error for InvalidHost {}
 
 /// A host as a request names it.
 #[derive(Debug, Clone, Copy)]
-enum Named<'a> {
+enum HostRef<'a> {
     Address(IpAddr),
     Name(&'a str),
 }
 
-impl Named<'_> {
-    fn is(self, other: Named<'_>) -> bool {
+impl HostRef<'_> {
+    fn is(self, other: HostRef<'_>) -> bool {
         match (self, other) {
-            (Self::Address(one), Named::Address(other)) => one == other,
-            (Self::Name(one), Named::Name(other)) => one.eq_ignore_ascii_case(other),
+            (Self::Address(one), HostRef::Address(other)) => one == other,
+            (Self::Name(one), HostRef::Name(other)) => one.eq_ignore_ascii_case(other),
             _ => false,
         }
     }
@@ -127,7 +127,7 @@ impl Named<'_> {
 /// What a `Host` header holds.
 #[derive(Debug, Clone, Copy)]
 struct Authority<'a> {
-    host: Named<'a>,
+    host: HostRef<'a>,
     port: Option<u16>,
 }
 
@@ -143,11 +143,11 @@ impl<'a> Authority<'a> {
                     None if rest.is_empty() => "",
                     None => return None,
                 };
-                (Named::Address(IpAddr::V6(address).to_canonical()), port)
+                (HostRef::Address(IpAddr::V6(address).to_canonical()), port)
             }
             None => {
                 let (host, port) = text.split_once(':').unwrap_or((text, ""));
-                (named(host)?, port)
+                (host_ref(host)?, port)
             }
         };
         let port = match port {
@@ -165,9 +165,9 @@ impl<'a> Authority<'a> {
     }
 }
 
-fn named(host: &str) -> Option<Named<'_>> {
+fn host_ref(host: &str) -> Option<HostRef<'_>> {
     if let Ok(address) = host.parse::<IpAddr>() {
-        return Some(Named::Address(address.to_canonical()));
+        return Some(HostRef::Address(address.to_canonical()));
     }
     let name = host.strip_suffix('.').unwrap_or(host);
     let is_label = |label: &str| {
@@ -177,21 +177,21 @@ fn named(host: &str) -> Option<Named<'_>> {
                 .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
     };
     let is_name = name.len() <= MAX_NAME_LEN && name.split('.').all(is_label);
-    is_name.then_some(Named::Name(name))
+    is_name.then_some(HostRef::Name(name))
 }
 
 /// Whose requests a server answers.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Guard<'a> {
+pub(crate) struct HostGuard<'a> {
     /// The hosts that it answers for beside the loopback names.
     pub(crate) hosts: &'a [Host],
     /// The address that it listens on, if that is known.
     pub(crate) listening: Option<IpAddr>,
 }
 
-impl Guard<'_> {
+impl HostGuard<'_> {
     /// Refuses what names a foreign host, and what would change something for a foreign page.
-    pub(crate) fn admit(&self, parts: &Parts) -> Result<(), Refusal> {
+    pub(crate) fn admit(&self, parts: &Parts) -> Result<(), Rejection> {
         let target = parts.uri.authority().map(|authority| authority.as_str());
         let target = target.map(Authority::parse);
         let headers = parts.headers.get_all(HOST).iter().map(Authority::of);
@@ -202,7 +202,7 @@ impl Guard<'_> {
             match named {
                 Some(authority) if self.answers_for(authority.host) => own = own.or(named),
                 _ => {
-                    return Err(Refusal::new(
+                    return Err(Rejection::new(
                         Code::MisdirectedRequest,
                         "this server does not answer for the host that the request names; allowed are 'localhost', \
                          loopback addresses, the address that it listens on, and the hosts that it was given (--host)",
@@ -218,27 +218,27 @@ impl Guard<'_> {
         if sites.all(is_own_site) && origins.all(|origin| self.is_own_origin(origin, own)) {
             return Ok(());
         }
-        Err(Refusal::new(
+        Err(Rejection::new(
             Code::Forbidden,
             "a web page of another origin may change nothing here; behind a proxy, name the host that browsers see (--host)",
         ))
     }
 
-    fn answers_for(&self, host: Named<'_>) -> bool {
+    fn answers_for(&self, host: HostRef<'_>) -> bool {
         host.is_loopback() || self.is_listening_on(host) || self.was_given(host)
     }
 
     /// Where it listens on all addresses, each one is its own: a page can claim a name, and no address but its own.
-    fn is_listening_on(&self, host: Named<'_>) -> bool {
+    fn is_listening_on(&self, host: HostRef<'_>) -> bool {
         match (self.listening, host) {
-            (Some(own), Named::Address(address)) => {
+            (Some(own), HostRef::Address(address)) => {
                 own.is_unspecified() || own.to_canonical() == address
             }
             _ => false,
         }
     }
 
-    fn was_given(&self, host: Named<'_>) -> bool {
+    fn was_given(&self, host: HostRef<'_>) -> bool {
         self.hosts.iter().any(|own| own.is(host))
     }
 
@@ -277,7 +277,7 @@ mod tests {
     use super::*;
 
     fn answers_for(listening: Option<&str>, host: &str) -> bool {
-        let guard = Guard {
+        let guard = HostGuard {
             hosts: &[],
             listening: listening.map(|address| address.parse().unwrap()),
         };

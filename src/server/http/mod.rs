@@ -10,6 +10,6 @@ mod host;
 pub use self::host::{Host, InvalidHost};
 pub use self::response::ResponseBody;
 
-pub(crate) use self::body::Upload;
-pub(crate) use self::host::Guard;
-pub(crate) use self::response::{Answer, Refusal};
+pub(crate) use self::body::RequestBody;
+pub(crate) use self::host::HostGuard;
+pub(crate) use self::response::{Rejection, Response};

@@ -10,7 +10,7 @@ use http::header::{
     ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, LOCATION, RETRY_AFTER,
     WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
 };
-use http::{HeaderValue, Response, StatusCode};
+use http::{HeaderValue, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use serde::Serialize;
 
@@ -43,24 +43,24 @@ impl Body for ResponseBody {
     }
 }
 
-pub(crate) type Answer = Response<ResponseBody>;
+pub(crate) type Response = http::Response<ResponseBody>;
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const PROBLEM_JSON: HeaderValue = HeaderValue::from_static("application/problem+json");
 
 /// Why a request gets no success, as the problem that the client will read. Boxed, as it is the rare case.
 #[derive(Debug)]
-pub(crate) struct Refusal(Box<Refused>);
+pub(crate) struct Rejection(Box<RejectionParts>);
 
 #[derive(Debug)]
-struct Refused {
+struct RejectionParts {
     status: StatusCode,
     problem: Problem,
     allow: Option<&'static str>,
     location: Option<HeaderValue>,
 }
 
-impl Refusal {
+impl Rejection {
     pub(crate) fn new(code: Code, detail: impl Into<Cow<'static, str>>) -> Self {
         let (status, title) = match code {
             Code::Duplicate => (StatusCode::CONFLICT, "This decision is on record already"),
@@ -100,7 +100,7 @@ impl Refusal {
                 "The server cannot answer now",
             ),
         };
-        Self(Box::new(Refused {
+        Self(Box::new(RejectionParts {
             status,
             problem: Problem::new(code, status.as_u16(), title, detail),
             allow: None,
@@ -125,12 +125,12 @@ impl Refusal {
 
     /// 405, with the methods that the path takes.
     pub(crate) fn method(allow: &'static str) -> Self {
-        let mut refusal = Self::new(
+        let mut rejection = Self::new(
             Code::MethodNotAllowed,
             format!("allowed methods are: {allow}"),
         );
-        refusal.0.allow = Some(allow);
-        refusal
+        rejection.0.allow = Some(allow);
+        rejection
     }
 
     /// Says what is wrong by a status of its own, where the code stands for several.
@@ -148,15 +148,15 @@ impl Refusal {
         self
     }
 
-    pub(crate) fn into_answer(self) -> Answer {
-        let Refused {
+    pub(crate) fn into_response(self) -> Response {
+        let RejectionParts {
             status,
             problem,
             allow,
             location,
         } = *self.0;
-        let mut answer = json(status, PROBLEM_JSON, &problem);
-        let headers = answer.headers_mut();
+        let mut response = serialized(status, PROBLEM_JSON, &problem);
+        let headers = response.headers_mut();
         // A plain 409 confirms; with `Retry-After` it would mean "in flight". Only what may be sent again carries one.
         if matches!(
             status,
@@ -173,38 +173,38 @@ impl Refusal {
         if let Some(location) = location {
             headers.insert(LOCATION, location);
         }
-        answer
+        response
     }
 }
 
 /// An answer that is no problem.
-pub(crate) fn success<T: Serialize>(status: StatusCode, value: &T) -> Answer {
-    json(status, JSON, value)
+pub(crate) fn json<T: Serialize>(status: StatusCode, value: &T) -> Response {
+    serialized(status, JSON, value)
 }
 
-fn json<T: Serialize>(status: StatusCode, media_type: HeaderValue, value: &T) -> Answer {
+fn serialized<T: Serialize>(status: StatusCode, media_type: HeaderValue, value: &T) -> Response {
     let Ok(text) = serde_json::to_vec(value) else {
         // Only a time that RFC 3339 cannot write gets here: nothing that can be said about the record is certain.
-        return Refusal::unavailable("the record cannot be shown").into_answer();
+        return Rejection::unavailable("the record cannot be shown").into_response();
     };
-    let mut answer = Response::new(ResponseBody(text.into()));
-    *answer.status_mut() = status;
-    let headers = answer.headers_mut();
+    let mut response = Response::new(ResponseBody(text.into()));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, media_type);
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    answer
+    response
 }
 
 /// Takes the body away, as the answer to a `HEAD` has none, and keeps its length.
-pub(crate) fn without_body(answer: &mut Answer) {
-    let len = std::mem::take(answer.body_mut()).0.len();
-    answer.headers_mut().insert(CONTENT_LENGTH, len.into());
+pub(crate) fn without_body(response: &mut Response) {
+    let len = std::mem::take(response.body_mut()).0.len();
+    response.headers_mut().insert(CONTENT_LENGTH, len.into());
 }
 
 /// Ends the connection with this answer.
-pub(crate) fn close_after(answer: &mut Answer) {
-    answer
+pub(crate) fn close_after(response: &mut Response) {
+    response
         .headers_mut()
         .insert(CONNECTION, HeaderValue::from_static("close"));
 }

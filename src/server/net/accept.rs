@@ -14,7 +14,7 @@ use tokio::net::TcpListener;
 use tokio::time::sleep;
 use tower_service::Service;
 
-use super::activity::{Activity, Patience};
+use super::activity::{Activity, Timeouts};
 use super::connection::{self, Connection};
 use super::places::{Peer, Places};
 use crate::protocol::BoxError;
@@ -29,7 +29,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 pub(crate) async fn run<S, B>(
     listener: TcpListener,
     mut places: Places,
-    patience: Patience,
+    timeouts: Timeouts,
     service: S,
     drain: Drain,
     shutdown: impl Future<Output = ()>,
@@ -41,14 +41,14 @@ where
     B: Body<Error: Into<BoxError>, Data: Send> + Send + 'static,
 {
     let mut shutdown = pin!(shutdown);
-    let http = Arc::new(connection::http(patience));
-    let failing = Outage::default();
+    let http = Arc::new(connection::http(timeouts));
+    let outage = Outage::default();
     let mut pause = FIRST_PAUSE;
     loop {
         let accepted = tokio::select! {
             biased;
             () = &mut shutdown => break,
-            () = places.ended() => continue,
+            () = places.join_next() => continue,
             accepted = listener.accept() => accepted,
         };
         let (stream, address) = match accepted {
@@ -56,7 +56,7 @@ where
             Err(error) if is_of_one_connection(&error) => continue,
             Err(error) => {
                 // Most often there are no file descriptors left: connections have to end before it can get better.
-                if failing.failed() {
+                if outage.failed() {
                     tracing::warn!("cannot accept connections: {error}");
                 }
                 places.evict_idlest(None);
@@ -69,7 +69,7 @@ where
             }
         };
         pause = FIRST_PAUSE;
-        if let Some(failures) = failing.succeeded() {
+        if let Some(failures) = outage.succeeded() {
             tracing::info!(failures, "connections are accepted again");
         }
         let peer = Peer::of(address.ip());
@@ -85,12 +85,12 @@ where
         let connection = Connection {
             stream,
             http: Arc::clone(&http),
-            patience,
+            timeouts,
             activity: Arc::clone(&activity),
             drain: drain.clone(),
         };
         let service = service.clone();
-        places.take(peer, activity, connection.serve(service));
+        places.spawn(peer, activity, connection.serve(service));
     }
     drain.start();
     places

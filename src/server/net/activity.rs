@@ -15,11 +15,11 @@ use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tokio::time::Instant;
 
-use crate::server::drain::FAREWELL;
+use crate::server::drain::CLOSE_GRACE;
 
 /// How patient the server is with a connection.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Patience {
+pub(crate) struct Timeouts {
     /// How long there may be no request in flight.
     pub(crate) idle: Duration,
     /// How long an answer may lie unsent without progress.
@@ -28,13 +28,13 @@ pub(crate) struct Patience {
 
 /// What to do with a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub(crate) enum Next {
     /// Nothing before this moment.
-    WaitUntil(Instant),
+    CheckAt(Instant),
     /// Ask the client to go: no request is lost, whenever it comes.
     Close,
     /// Cut it off.
-    Cut,
+    Abort,
 }
 
 /// The requests of one connection that are in flight: from their headers to the last byte of the answer.
@@ -45,7 +45,7 @@ pub(crate) struct Activity(Mutex<State>);
 struct State {
     exchanges: Vec<Exchange>,
     /// How many requests there have been, which also names the exchanges.
-    asked: u64,
+    requests: u64,
     /// Since when there have been no exchanges, if there are none.
     idle_since: Instant,
     evicted: bool,
@@ -65,7 +65,7 @@ impl Activity {
     pub(crate) fn new() -> Self {
         Self(Mutex::new(State {
             exchanges: Vec::new(),
-            asked: 0,
+            requests: 0,
             idle_since: Instant::now(),
             evicted: false,
         }))
@@ -92,10 +92,13 @@ impl Activity {
     }
 
     /// Judges the connection, which has been asked to close since `closing`.
-    pub(crate) fn judge(&self, patience: Patience, closing: Option<Instant>) -> Verdict {
+    pub(crate) fn check(&self, timeouts: Timeouts, closing: Option<Instant>) -> Next {
         let (idle, write) = match closing {
-            Some(_) => (patience.idle.min(FAREWELL), patience.write.min(FAREWELL)),
-            None => (patience.idle, patience.write),
+            Some(_) => (
+                timeouts.idle.min(CLOSE_GRACE),
+                timeouts.write.min(CLOSE_GRACE),
+            ),
+            None => (timeouts.idle, timeouts.write),
         };
         let now = Instant::now();
         let state = self.state();
@@ -113,13 +116,13 @@ impl Activity {
             if due <= now {
                 // Whoever never sent a request has none to lose.
                 return match closing {
-                    None if state.asked > 0 => Verdict::Close,
-                    _ => Verdict::Cut,
+                    None if state.requests > 0 => Next::Close,
+                    _ => Next::Abort,
                 };
             }
             next = next.min(due);
         }
-        Verdict::WaitUntil(next)
+        Next::CheckAt(next)
     }
 
     /// Begins an exchange, unless the connection was evicted.
@@ -128,8 +131,8 @@ impl Activity {
         if state.evicted {
             return None;
         }
-        state.asked += 1;
-        let id = state.asked;
+        state.requests += 1;
+        let id = state.requests;
         let progress = state.idle_since;
         state.exchanges.push(Exchange {
             id,
@@ -157,7 +160,7 @@ struct InFlight {
 }
 
 impl InFlight {
-    fn note(&self, change: impl FnOnce(&mut Exchange)) {
+    fn update(&self, change: impl FnOnce(&mut Exchange)) {
         let mut state = self.activity.state();
         if let Some(exchange) = state.exchanges.iter_mut().find(|one| one.id == self.id) {
             change(exchange);
@@ -243,7 +246,7 @@ impl<B: Body> Body for ObservedBody<B> {
         let in_flight = this.in_flight;
         this.body.poll_frame(cx).map_ok(|frame| {
             frame.map_data(|data| {
-                in_flight.note(|exchange| {
+                in_flight.update(|exchange| {
                     exchange.unsent += 1;
                     exchange.progress = Instant::now();
                 });
@@ -274,7 +277,7 @@ pub(crate) struct Unsent<D> {
 impl<D> Unsent<D> {
     fn progress(&self) {
         self.in_flight
-            .note(|exchange| exchange.progress = Instant::now());
+            .update(|exchange| exchange.progress = Instant::now());
     }
 }
 
@@ -308,7 +311,7 @@ impl<D: Buf> Buf for Unsent<D> {
 
 impl<D> Drop for Unsent<D> {
     fn drop(&mut self) {
-        self.in_flight.note(|exchange| {
+        self.in_flight.update(|exchange| {
             exchange.unsent -= 1;
             if exchange.unsent > 0 {
                 exchange.progress = Instant::now();
@@ -321,7 +324,7 @@ impl<D> Drop for Unsent<D> {
 mod tests {
     use super::*;
 
-    const PATIENCE: Patience = Patience {
+    const TIMEOUTS: Timeouts = Timeouts {
         idle: Duration::from_secs(8),
         write: Duration::from_secs(30),
     };
@@ -334,27 +337,27 @@ mod tests {
     async fn a_connection_without_requests_is_closed_when_it_has_been_idle() {
         let start = Instant::now();
         let activity = Arc::new(Activity::new());
-        let judge = |closing| activity.judge(PATIENCE, closing);
-        assert_eq!(judge(None), Verdict::WaitUntil(start + seconds(8)));
+        let check = |closing| activity.check(TIMEOUTS, closing);
+        assert_eq!(check(None), Next::CheckAt(start + seconds(8)));
         tokio::time::advance(seconds(8)).await;
-        assert!(matches!(judge(None), Verdict::Cut));
+        assert!(matches!(check(None), Next::Abort));
 
         drop(activity.begin());
         let idle = Instant::now();
-        assert_eq!(judge(None), Verdict::WaitUntil(idle + seconds(8)));
+        assert_eq!(check(None), Next::CheckAt(idle + seconds(8)));
         tokio::time::advance(seconds(8)).await;
-        assert_eq!(judge(None), Verdict::Close);
+        assert_eq!(check(None), Next::Close);
         let closing = Some(Instant::now());
-        let due = Instant::now() + FAREWELL;
-        assert_eq!(judge(closing), Verdict::WaitUntil(due));
-        tokio::time::advance(FAREWELL).await;
-        assert!(matches!(judge(closing), Verdict::Cut));
+        let due = Instant::now() + CLOSE_GRACE;
+        assert_eq!(check(closing), Next::CheckAt(due));
+        tokio::time::advance(CLOSE_GRACE).await;
+        assert!(matches!(check(closing), Next::Abort));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_connection_with_a_request_is_judged_by_the_slowest_answer() {
         let activity = Arc::new(Activity::new());
-        let judge = |closing| activity.judge(PATIENCE, closing);
+        let check = |closing| activity.check(TIMEOUTS, closing);
         let body = |activity: &Arc<Activity>| ObservedBody {
             body: http_body_util::Full::new(Bytes::from_static(b"ab")),
             in_flight: activity.begin().unwrap(),
@@ -363,7 +366,7 @@ mod tests {
         let mut quick = body(&activity);
         // However long the answer takes to be made: that is the service's matter.
         tokio::time::advance(seconds(600)).await;
-        assert!(matches!(judge(None), Verdict::WaitUntil(_)));
+        assert!(matches!(check(None), Next::CheckAt(_)));
         assert!(!activity.evict());
         let mut data = [
             http_body_util::BodyExt::frame(&mut slow).await,
@@ -379,19 +382,19 @@ mod tests {
         drop((slow, quick));
         tokio::time::advance(seconds(29)).await;
         data[1].advance(1);
-        assert!(matches!(judge(None), Verdict::WaitUntil(_)));
+        assert!(matches!(check(None), Next::CheckAt(_)));
         tokio::time::advance(seconds(1)).await;
         // The requests beside it have the time to end.
-        assert_eq!(judge(None), Verdict::Close);
+        assert_eq!(check(None), Next::Close);
         let closing = Some(Instant::now());
-        let due = Instant::now() + FAREWELL;
-        assert_eq!(judge(closing), Verdict::WaitUntil(due));
-        tokio::time::advance(FAREWELL).await;
-        assert_eq!(judge(closing), Verdict::Cut);
+        let due = Instant::now() + CLOSE_GRACE;
+        assert_eq!(check(closing), Next::CheckAt(due));
+        tokio::time::advance(CLOSE_GRACE).await;
+        assert_eq!(check(closing), Next::Abort);
         // With the slow one gone, the other still has its time.
         let [slow, _quick] = data;
         drop(slow);
-        assert!(matches!(judge(None), Verdict::WaitUntil(_)));
+        assert!(matches!(check(None), Next::CheckAt(_)));
         assert_eq!(activity.idle_since(), None);
     }
 
@@ -406,11 +409,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_limit_without_end_is_none() {
-        let patience = Patience {
+        let timeouts = Timeouts {
             idle: Duration::MAX,
             write: Duration::MAX,
         };
-        let verdict = Activity::new().judge(patience, None);
-        assert!(matches!(verdict, Verdict::WaitUntil(_)));
+        let next = Activity::new().check(timeouts, None);
+        assert!(matches!(next, Next::CheckAt(_)));
     }
 }

@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 use tower_service::Service;
 
-use super::activity::{Activity, Observed, Patience, Verdict};
+use super::activity::{Activity, Next, Observed, Timeouts};
 use crate::protocol::BoxError;
 use crate::server::drain::Drain;
 use crate::server::http::head;
@@ -39,12 +39,12 @@ const PING_INTERVAL: Duration = Duration::from_secs(10);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// hyper's settings, the same for all connections.
-pub(super) fn http(patience: Patience) -> auto::Builder<TokioExecutor> {
+pub(super) fn http(timeouts: Timeouts) -> auto::Builder<TokioExecutor> {
     let mut http = auto::Builder::new(TokioExecutor::new());
     // The number of headers stays at hyper's own limit of 100: to set it would cost an allocation for each request.
     http.http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(patience.idle)
+        .header_read_timeout(timeouts.idle)
         .max_buf_size(MAX_HEADER_BYTES as usize);
     http.http2()
         .timer(TokioTimer::new())
@@ -60,7 +60,7 @@ pub(super) fn http(patience: Patience) -> auto::Builder<TokioExecutor> {
 pub(super) struct Connection {
     pub(super) stream: TcpStream,
     pub(super) http: Arc<auto::Builder<TokioExecutor>>,
-    pub(super) patience: Patience,
+    pub(super) timeouts: Timeouts,
     pub(super) activity: Arc<Activity>,
     pub(super) drain: Drain,
 }
@@ -83,17 +83,17 @@ impl Connection {
         let io = TokioIo::new(self.stream);
         let mut connection = pin!(self.http.serve_connection(io, service));
         let mut drain = pin!(self.drain.started());
-        let mut judgement = pin!(sleep_until(Instant::now()));
+        let mut timer = pin!(sleep_until(Instant::now()));
         let mut closing = None;
         loop {
-            match activity.judge(self.patience, closing) {
-                Verdict::WaitUntil(moment) => judgement.as_mut().reset(moment),
-                Verdict::Close => {
+            match activity.check(self.timeouts, closing) {
+                Next::CheckAt(moment) => timer.as_mut().reset(moment),
+                Next::Close => {
                     closing = Some(Instant::now());
                     connection.as_mut().graceful_shutdown();
                     continue;
                 }
-                Verdict::Cut => {
+                Next::Abort => {
                     tracing::debug!("a connection without progress was cut off");
                     return;
                 }
@@ -110,7 +110,7 @@ impl Connection {
                     }
                     return;
                 }
-                () = &mut judgement => {}
+                () = &mut timer => {}
             }
         }
     }

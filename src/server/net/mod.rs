@@ -7,5 +7,5 @@ mod activity;
 mod connection;
 mod places;
 
-pub(crate) use self::activity::Patience;
-pub(crate) use self::places::{Bounds, Places};
+pub(crate) use self::activity::Timeouts;
+pub(crate) use self::places::{ConnectionLimits, Places};

@@ -16,16 +16,16 @@ use crate::server::ops::Outage;
 const CONNECTIONS: usize = 4096;
 
 /// How often a newcomer looks for a connection that has become idle, while all have requests in flight.
-const LOOK: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// How many connections there may be, as far as it was set.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Bounds {
+pub(crate) struct ConnectionLimits {
     pub(crate) connections: Option<usize>,
     pub(crate) per_peer: Option<usize>,
 }
 
-impl Bounds {
+impl ConnectionLimits {
     /// The most connections, where there is room for this many.
     fn connections(self, room: usize) -> usize {
         self.connections.unwrap_or(CONNECTIONS).min(room).max(1)
@@ -72,9 +72,9 @@ pub(crate) struct Places {
 }
 
 impl Places {
-    pub(crate) fn new(bounds: Bounds, room: usize) -> Self {
-        let connections = bounds.connections(room);
-        if let Some(wanted) = bounds.connections
+    pub(crate) fn new(limits: ConnectionLimits, room: usize) -> Self {
+        let connections = limits.connections(room);
+        if let Some(wanted) = limits.connections
             && wanted > connections
         {
             tracing::warn!(
@@ -88,8 +88,8 @@ impl Places {
             taken: HashMap::new(),
             by_peer: HashMap::new(),
             connections,
-            per_peer: bounds.per_peer.unwrap_or(connections / 4).max(1),
-            loopback_counts: bounds.per_peer.is_some(),
+            per_peer: limits.per_peer.unwrap_or(connections / 4).max(1),
+            loopback_counts: limits.per_peer.is_some(),
             crowded: Outage::default(),
             panicked: Outage::default(),
         }
@@ -124,13 +124,13 @@ impl Places {
                 // It is gone in a moment.
                 Some(evicted) => {
                     while self.taken.contains_key(&evicted) {
-                        self.ended().await;
+                        self.join_next().await;
                     }
                 }
                 None if whose.is_some() => return false,
                 None => tokio::select! {
-                    () = self.ended() => {}
-                    () = sleep(LOOK) => {}
+                    () = self.join_next() => {}
+                    () = sleep(POLL_INTERVAL) => {}
                 },
             }
         }
@@ -153,7 +153,7 @@ impl Places {
     }
 
     /// Takes a place for a connection.
-    pub(crate) fn take(
+    pub(crate) fn spawn(
         &mut self,
         peer: Peer,
         activity: Arc<Activity>,
@@ -171,14 +171,14 @@ impl Places {
     }
 
     /// Waits until a connection has ended, and frees its place; for ever if there is none.
-    pub(crate) async fn ended(&mut self) {
+    pub(crate) async fn join_next(&mut self) {
         match self.tasks.join_next_with_id().await {
-            Some(ended) => self.free(ended),
+            Some(ended) => self.release(ended),
             None => std::future::pending().await,
         }
     }
 
-    fn free(&mut self, ended: Result<(Id, ()), JoinError>) {
+    fn release(&mut self, ended: Result<(Id, ()), JoinError>) {
         let id = match &ended {
             Ok((id, ())) => *id,
             Err(error) => error.id(),
@@ -203,10 +203,10 @@ impl Places {
     }
 
     /// Waits for all connections to end, and cuts those that have not at the deadline.
-    pub(crate) async fn end(mut self, deadline: Duration) -> Shutdown {
+    pub(crate) async fn drain(mut self, deadline: Duration) -> Shutdown {
         let all = async {
             while let Some(ended) = self.tasks.join_next_with_id().await {
-                self.free(ended);
+                self.release(ended);
             }
         };
         if timeout(deadline, all).await.is_ok() {
@@ -241,16 +241,16 @@ mod tests {
 
     #[test]
     fn connections_are_as_many_as_descriptors_allow() {
-        let bounds = |connections| Bounds {
+        let limits = |connections| ConnectionLimits {
             connections,
             per_peer: None,
         };
-        assert_eq!(bounds(None).connections(1_000_000), CONNECTIONS);
-        assert_eq!(bounds(None).connections(800), 800);
-        assert_eq!(bounds(Some(9000)).connections(1_000_000), 9000);
-        assert_eq!(bounds(Some(9000)).connections(800), 800);
-        assert_eq!(bounds(Some(0)).connections(800), 1);
-        assert_eq!(Places::new(bounds(Some(100)), 800).per_peer, 25);
-        assert_eq!(Places::new(bounds(Some(1)), 800).per_peer, 1);
+        assert_eq!(limits(None).connections(1_000_000), CONNECTIONS);
+        assert_eq!(limits(None).connections(800), 800);
+        assert_eq!(limits(Some(9000)).connections(1_000_000), 9000);
+        assert_eq!(limits(Some(9000)).connections(800), 800);
+        assert_eq!(limits(Some(0)).connections(800), 1);
+        assert_eq!(Places::new(limits(Some(100)), 800).per_peer, 25);
+        assert_eq!(Places::new(limits(Some(1)), 800).per_peer, 1);
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use futures_util::future::Either;
 use http::request::Parts;
-use http::{Method, Request, Response, StatusCode, Version};
+use http::{Method, Request, StatusCode, Version};
 use http_body::Body;
 use serde::Serialize;
 use tokio::sync::Mutex;
@@ -18,9 +18,9 @@ use tower_service::Service;
 
 use crate::protocol::X_REQUEST_ID;
 use crate::server::api::shutting_down;
-use crate::server::http::headers as request;
-use crate::server::http::response as answer;
-use crate::server::http::{Answer, Refusal, ResponseBody, Upload, head};
+use crate::server::http::headers;
+use crate::server::http::response;
+use crate::server::http::{Rejection, RequestBody, Response, head};
 use crate::server::service::{HitlService, ResponseFuture};
 use crate::store::Store;
 
@@ -35,7 +35,7 @@ pub(crate) struct WithHealth<St> {
     service: HitlService<St>,
     /// The address that is listened on.
     address: IpAddr,
-    last_good: Arc<Mutex<Option<Instant>>>,
+    last_success: Arc<Mutex<Option<Instant>>>,
 }
 
 impl<St: Store> WithHealth<St> {
@@ -43,7 +43,7 @@ impl<St: Store> WithHealth<St> {
         Self {
             service,
             address,
-            last_good: Arc::default(),
+            last_success: Arc::default(),
         }
     }
 }
@@ -53,7 +53,7 @@ impl<St> Clone for WithHealth<St> {
         Self {
             service: self.service.clone(),
             address: self.address,
-            last_good: Arc::clone(&self.last_good),
+            last_success: Arc::clone(&self.last_success),
         }
     }
 }
@@ -63,59 +63,59 @@ struct Health {
     status: &'static str,
 }
 
-const GOOD: Health = Health { status: "ok" };
+const OK: Health = Health { status: "ok" };
 
 #[derive(Clone, Copy)]
-enum Check {
-    Live,
-    Ready,
+enum Probe {
+    Liveness,
+    Readiness,
 }
 
 impl<St: Store> WithHealth<St> {
-    async fn check(self, check: Check, parts: Parts) -> Answer {
-        let result = match check {
+    async fn probe(self, probe: Probe, parts: Parts) -> Response {
+        let result = match probe {
             _ if parts.method != Method::GET && parts.method != Method::HEAD => {
-                Err(Refusal::method("GET, HEAD"))
+                Err(Rejection::method("GET, HEAD"))
             }
-            Check::Live => Ok(()),
-            Check::Ready => self.ready(&parts).await,
+            Probe::Liveness => Ok(()),
+            Probe::Readiness => self.readiness(&parts).await,
         };
-        let mut answer = match result {
-            Ok(()) => answer::success(StatusCode::OK, &GOOD),
-            Err(refusal) => refusal.into_answer(),
+        let mut response = match result {
+            Ok(()) => response::json(StatusCode::OK, &OK),
+            Err(rejection) => rejection.into_response(),
         };
         if parts.method == Method::HEAD {
-            answer::without_body(&mut answer);
+            response::without_body(&mut response);
         }
-        answer
+        response
     }
 
-    async fn ready(&self, parts: &Parts) -> Result<(), Refusal> {
-        let shared = self.service.shared();
-        shared.admit(parts, Some(self.address))?;
-        if shared.drain.has_started() {
+    async fn readiness(&self, parts: &Parts) -> Result<(), Rejection> {
+        let api = self.service.api();
+        api.admit(parts, Some(self.address))?;
+        if api.drain.has_started() {
             return Err(shutting_down());
         }
         let check = async {
             // One at a time: those who wait take the result of the one before them, if it is good.
-            let mut last_good = self.last_good.lock().await;
-            if last_good.is_some_and(|at| at.elapsed() < CHECK_AGE) {
+            let mut last_success = self.last_success.lock().await;
+            if last_success.is_some_and(|at| at.elapsed() < CHECK_AGE) {
                 return Ok(());
             }
-            shared.store.check().await?;
-            shared.store_answers();
-            *last_good = Some(Instant::now());
+            api.store.check().await?;
+            api.store_answers();
+            *last_success = Some(Instant::now());
             Ok(())
         };
         match timeout(CHECK_TIMEOUT, check).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => {
-                shared.store_failed(&error);
-                Err(Refusal::unavailable("the store takes no writes"))
+                api.store_failed(&error);
+                Err(Rejection::unavailable("the store takes no writes"))
             }
             Err(_) => {
-                shared.store_is_late(CHECK_TIMEOUT);
-                Err(Refusal::unavailable(format!(
+                api.store_is_late(CHECK_TIMEOUT);
+                Err(Rejection::unavailable(format!(
                     "the store took no write within {CHECK_TIMEOUT:?}"
                 )))
             }
@@ -124,21 +124,21 @@ impl<St: Store> WithHealth<St> {
 }
 
 /// Answers a request that is none, and ends its connection: what follows may be no request either.
-async fn refuse<B: Body>(refusal: Refusal, parts: &Parts, body: B) -> Answer {
+async fn reject<B: Body>(rejection: Rejection, parts: &Parts, body: B) -> Response {
     let body = pin!(body);
-    Upload::new(body, &parts.headers).discard().await;
-    let mut answer = refusal.into_answer();
+    RequestBody::new(body, &parts.headers).discard().await;
+    let mut response = rejection.into_response();
     // HTTP/2 has streams, and what follows on another one is a request.
     if parts.version < Version::HTTP_2 {
-        answer::close_after(&mut answer);
+        response::close_after(&mut response);
     }
-    if let Some(call_id) = request::echo(&parts.headers) {
-        answer.headers_mut().insert(X_REQUEST_ID, call_id);
+    if let Some(call_id) = headers::call_id_to_echo(&parts.headers) {
+        response.headers_mut().insert(X_REQUEST_ID, call_id);
     }
     if parts.method == Method::HEAD {
-        answer::without_body(&mut answer);
+        response::without_body(&mut response);
     }
-    answer
+    response
 }
 
 impl<St, B> Service<Request<B>> for WithHealth<St>
@@ -146,12 +146,10 @@ where
     St: Store,
     B: Body + Send + 'static,
 {
-    type Response = Response<ResponseBody>;
+    type Response = Response;
     type Error = Infallible;
-    type Future = Either<
-        ResponseFuture,
-        Pin<Box<dyn Future<Output = Result<Response<ResponseBody>, Infallible>> + Send>>,
-    >;
+    type Future =
+        Either<ResponseFuture, Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         Poll::Ready(Ok(()))
@@ -159,19 +157,19 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let (parts, body) = request.into_parts();
-        if let Err(refusal) = head::check(&parts) {
-            return Either::Right(Box::pin(
-                async move { Ok(refuse(refusal, &parts, body).await) },
-            ));
+        if let Err(rejection) = head::check(&parts) {
+            return Either::Right(Box::pin(async move {
+                Ok(reject(rejection, &parts, body).await)
+            }));
         }
         let request = Request::from_parts(parts, body);
-        let check = match request.uri().path() {
-            "/livez" | "/livez/" => Check::Live,
-            "/readyz" | "/readyz/" => Check::Ready,
-            _ => return Either::Left(self.service.answer(request, Some(self.address))),
+        let probe = match request.uri().path() {
+            "/livez" | "/livez/" => Probe::Liveness,
+            "/readyz" | "/readyz/" => Probe::Readiness,
+            _ => return Either::Left(self.service.respond(request, Some(self.address))),
         };
         let this = self.clone();
         let (parts, _) = request.into_parts();
-        Either::Right(Box::pin(async move { Ok(this.check(check, parts).await) }))
+        Either::Right(Box::pin(async move { Ok(this.probe(probe, parts).await) }))
     }
 }
