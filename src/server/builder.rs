@@ -1,4 +1,4 @@
-//! What can be set on a [`HitlService`], checked once when it is built.
+//! The settings of a [`HitlService`], checked once when it is built.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::store::Store;
 #[must_use]
 pub struct HitlServiceBuilder<St> {
     store: St,
-    /// What the prefix was set to, if that can be no path.
+    /// The error of the last call of `prefix`, if it was not a valid path.
     invalid_prefix: Option<InvalidPrefix>,
     settings: Settings,
 }
@@ -28,7 +28,7 @@ impl<St: Store> HitlServiceBuilder<St> {
         }
     }
 
-    /// Sets the path before `/hitl/…`: empty, or one that starts with a slash. The default is
+    /// Sets the path before `/hitl/…`: empty, or a path that starts with a slash. The default is
     /// [`DEFAULT_PREFIX`](crate::protocol::DEFAULT_PREFIX); see [`Prefix`].
     pub fn prefix(mut self, prefix: impl AsRef<str>) -> Self {
         match Prefix::new(prefix.as_ref()) {
@@ -41,52 +41,59 @@ impl<St: Store> HitlServiceBuilder<St> {
         self
     }
 
-    /// Sets how the server knows who asks. The default is [`Auth::tenant_header`].
+    /// Sets how the server authenticates its callers. The default is [`Auth::tenant_header`].
     pub fn auth(mut self, auth: Auth) -> Self {
         self.settings.auth = auth;
         self
     }
 
-    /// Adds a host that the service answers for, beside the loopback names and, in a [`Server`](super::Server), the address
-    /// that it listens on.
+    /// Adds a host that the service answers for, in addition to the loopback names and, in a
+    /// [`Server`](super::Server), the address it listens on.
     ///
-    /// A request that names another host is answered 421, and one that would change something 403 if a web page of another
-    /// origin sent it. An origin is the service's own if it is the one that the request was sent to, or of a host added here.
-    /// Without API keys this is always checked: the name of a page can be made to resolve to a loopback address, and the page
-    /// would then act for every tenant. With API keys it is checked once a host was added: a page has no key to send, so
-    /// there is nothing to gain by such a name.
+    /// A request for another host is answered 421. A request that would change something is
+    /// answered 403 if a web page of a foreign origin sent it. The service's own origins are the
+    /// one that the request was sent to, and those of the hosts added here.
+    ///
+    /// Without API keys these checks always apply. A web page can make its own name resolve to a
+    /// loopback address (DNS rebinding) and would then act for every tenant. With API keys they
+    /// apply once a host has been added: a web page has no key to send, so rebinding gains it
+    /// nothing.
     pub fn host(mut self, host: Host) -> Self {
         self.settings.hosts.push(host);
         self
     }
 
-    /// Sets whether only an action that was submitted before may be decided. The default is `false`.
+    /// Sets whether only an action that was submitted before can be decided. The default is
+    /// `false`.
     pub fn require_submission(mut self, required: bool) -> Self {
         self.settings.require_submission = required;
         self
     }
 
-    /// Sets the largest request body in bytes. The default is 262 144 (256 KiB).
+    /// Sets the largest request body, in bytes. The default is 262 144 (256 KiB).
     pub fn body_limit(mut self, bytes: usize) -> Self {
         self.settings.body_limit = bytes;
         self
     }
 
-    /// Sets how long a request body may take to arrive before the answer is 408. The default is 10 s.
+    /// Sets how long a request body may take to arrive before the response is 408. The default is
+    /// 10 s.
     pub fn body_timeout(mut self, timeout: Duration) -> Self {
         self.settings.body_timeout = timeout;
         self
     }
 
-    /// Sets how long the store may take before the answer is 503. The default is 2 s.
+    /// Sets how long the store may take before the response is 503. The default is 2 s.
     ///
-    /// What the store was asked to do is not taken back: the client asks again with the same key, which settles it.
+    /// The timeout does not cancel the operation in the store. The client sends the request again
+    /// with the same key, which settles the outcome.
     pub fn store_timeout(mut self, timeout: Duration) -> Self {
         self.settings.store_timeout = timeout;
         self
     }
 
-    /// Sets how often a request that waits for a decision looks by itself, in case a wake-up was lost. The default is 3 s.
+    /// Sets how often a request that waits for a decision polls the store, in case a wake-up was
+    /// lost. The default is 3 s.
     pub fn poll_interval(mut self, interval: Duration) -> Self {
         self.settings.poll_interval = interval;
         self
@@ -96,7 +103,7 @@ impl<St: Store> HitlServiceBuilder<St> {
     ///
     /// # Errors
     ///
-    /// If the prefix can be no path.
+    /// If the prefix is not a valid path.
     pub fn build(self) -> Result<HitlService<St>, InvalidPrefix> {
         if let Some(invalid) = self.invalid_prefix {
             return Err(invalid);

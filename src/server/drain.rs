@@ -1,4 +1,4 @@
-//! The one signal by which everything learns that the server is to end.
+//! The shutdown of a server: the signal that starts it, and how it ended.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,11 +6,11 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::sleep;
 
-/// How long a client that the server waits for may do nothing once its connection is to be closed. One that is alive needs
-/// less, and what it had to say can be said again.
+/// How long a client may do nothing once its connection is to be closed. A live client needs less
+/// time, and can send its request again.
 pub(crate) const CLOSE_GRACE: Duration = Duration::from_secs(2);
 
-/// Whether the server is to end. Clones share it.
+/// The signal that the server is shutting down. Clones share it.
 #[derive(Debug, Clone)]
 pub(crate) struct Drain(Arc<watch::Sender<bool>>);
 
@@ -27,13 +27,14 @@ impl Drain {
         *self.0.borrow()
     }
 
-    /// Waits until it has started; at once if it has.
+    /// Waits until the drain has started; returns at once if it has.
     pub(crate) async fn started(&self) {
-        // The sender lives in `self`, so the wait cannot end in an error.
+        // `self` keeps the sender alive, so the wait cannot fail.
         _ = self.0.subscribe().wait_for(|started| *started).await;
     }
 
-    /// Waits until clients have had the time to send the rest of what they were sending when it started.
+    /// Waits until clients have had time to finish the requests they were sending when the drain
+    /// started.
     pub(crate) async fn grace_is_over(&self) {
         self.started().await;
         sleep(CLOSE_GRACE).await;
@@ -45,17 +46,17 @@ impl Drain {
 #[must_use]
 #[non_exhaustive]
 pub enum Shutdown {
-    /// Every request in flight was answered, as far as its client took the answer.
+    /// Every request in flight was answered, as far as its client read the response.
     Drained,
-    /// The drain timeout was over, and the connections that were still open were cut.
+    /// The drain timeout expired, and the connections still open were cut.
     Aborted {
-        /// How many.
+        /// The number of connections that were cut.
         connections: usize,
     },
 }
 
 impl Shutdown {
-    /// Whether every request in flight was answered.
+    /// Returns whether every request in flight was answered.
     pub fn is_drained(self) -> bool {
         self == Self::Drained
     }

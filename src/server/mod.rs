@@ -1,8 +1,9 @@
-//! The server: [`HitlService`], which answers the endpoints, and [`Server`], which puts it on the network.
+//! The server: [`HitlService`] answers the endpoints, and [`Server`] puts it on the network.
 //!
-//! [`HitlService`] is a plain [`tower_service::Service`] over hyper's types and no framework: it stands alone, mounts in
-//! any router, and sits inside tower layers. [`Server`] is an accept loop with timeouts, limits and a graceful shutdown
-//! that has a deadline; it also answers `GET /livez` and `GET /readyz`.
+//! [`HitlService`] is a plain [`tower_service::Service`] over hyper's types, without a framework.
+//! It stands alone, mounts in any router, and sits inside tower layers. [`Server`] is an accept
+//! loop with timeouts, limits and a graceful shutdown that has a deadline. It also answers `GET
+//! /livez` and `GET /readyz`.
 //!
 //! ```no_run
 //! use aegis_hitl::server::{HitlService, Server};
@@ -20,7 +21,22 @@
 //! # }
 //! ```
 //!
-//! Nothing here logs a key, a payload or a tenant.
+//! The server logs no key, no payload and no tenant.
+
+// The rooms, from the socket to the store:
+//
+//   serve, builder   what a user sets: an address, limits, a service
+//   net              accepts connections, limits them, and closes the slow and the idle ones
+//   ops              wraps the service with health checks; reports outages in the log
+//   service          matches a request to its endpoint, and completes the response
+//   api              the endpoints: decide, submit, status, and the steps they share
+//   auth             authenticates the caller by an API key or the tenant header
+//   http             checks heads, headers and hosts; reads bodies; writes responses
+//   drain            the signal that the server is shutting down
+//
+// A request goes through net (one connection), ops (a well-formed head, or a health check), service
+// (host, drain, route), and api (caller, headers, body, store). Its response goes back through
+// service and is watched by net until its last byte is sent.
 
 mod api;
 mod auth;

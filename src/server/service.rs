@@ -1,4 +1,4 @@
-//! The service that answers the endpoints.
+//! The tower service: a match over the routes.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -22,7 +22,8 @@ use crate::store::Store;
 
 /// Answers the four endpoints over a [`Store`]: approve, reject, status and submit.
 ///
-/// It is always ready, never fails, and is cheap to clone. Every answer is JSON, and every error a problem of RFC 9457.
+/// The service is always ready, never fails, and is cheap to clone. Every response is JSON, and
+/// every error is a problem of RFC 9457.
 ///
 /// ```
 /// use aegis_hitl::server::HitlService;
@@ -37,7 +38,7 @@ use crate::store::Store;
 /// # }
 /// ```
 ///
-/// Dropping the future of a request does not take back a decision that the store was asked to record.
+/// Dropping a response future does not undo a decision that was passed to the store.
 pub struct HitlService<St> {
     api: Arc<Api<St>>,
 }
@@ -59,7 +60,7 @@ impl<St> fmt::Debug for HitlService<St> {
 }
 
 impl<St: Store> HitlService<St> {
-    /// Makes a service with the default settings: the tenant header is trusted.
+    /// Creates a service with the default settings: it trusts the `Tenant-Id` header.
     pub fn new(store: St) -> Self {
         Self::with_settings(store, Settings::default())
     }
@@ -75,19 +76,21 @@ impl<St: Store> HitlService<St> {
         }
     }
 
-    /// Ends every wait for a decision and answers 503 to new requests, for good, on all clones.
+    /// Ends every wait for a decision and answers 503 to new requests, permanently and on all
+    /// clones.
     ///
-    /// [`Server`](super::Server) does this when it shuts down; call it where the service is mounted elsewhere.
+    /// [`Server`](super::Server) calls this when it shuts down. Call it yourself where the service
+    /// is mounted elsewhere.
     pub fn drain(&self) {
         self.api.drain.start();
     }
 
-    /// Returns how the service knows who asks.
+    /// Returns how the service authenticates its callers.
     pub fn auth(&self) -> &Auth {
         &self.api.settings.auth
     }
 
-    /// Answers a request that came in at this address, if that is known.
+    /// Responds to a request that arrived at the address `listening`, if that is known.
     pub(crate) fn respond<B>(
         &self,
         request: Request<B>,
@@ -125,7 +128,7 @@ where
     }
 }
 
-/// The future of an answer.
+/// The future of a response.
 pub struct ResponseFuture(Pin<Box<dyn Future<Output = Response> + Send>>);
 
 impl Future for ResponseFuture {
@@ -151,7 +154,7 @@ impl<St: Store> HitlService<St> {
             .dispatch(&parts, &mut body, listening)
             .await
             .unwrap_or_else(Rejection::into_response);
-        // HTTP/2 has streams to reset in place of a connection to close.
+        // HTTP/2 resets the stream; HTTP/1 has only the connection to close.
         if !body.discard().await && parts.version < Version::HTTP_2 {
             response::close_after(&mut response);
         }

@@ -1,4 +1,7 @@
-//! The endpoints, one file for each.
+//! The endpoints, one file each, and the steps they share.
+//!
+//! A request that changes something is authenticated, its headers and body are read, and the store
+//! is awaited. Each endpoint turns the outcome of the store into a response.
 
 mod decide;
 mod route;
@@ -24,7 +27,7 @@ use crate::store::{Actor, Identity, Store, StoreError};
 
 pub(crate) use self::route::Route;
 
-/// The largest body, in bytes, unless set otherwise.
+/// The default limit of a request body, in bytes.
 const BODY_LIMIT: usize = 256 * 1024;
 
 #[derive(Debug, Clone)]
@@ -71,7 +74,7 @@ impl<St: Store> Api<St> {
         }
     }
 
-    /// Refuses requests for foreign hosts, and of foreign web pages.
+    /// Rejects requests for foreign hosts, and requests that foreign web pages send.
     pub(crate) fn admit(&self, parts: &Parts, listening: Option<IpAddr>) -> Result<(), Rejection> {
         let Settings { auth, hosts, .. } = &self.settings;
         if auth.trusts_tenant_header() || !hosts.is_empty() {
@@ -81,7 +84,8 @@ impl<St: Store> Api<St> {
         }
     }
 
-    /// Reads what every request that changes something has: who asks, for which action, in which call, and the body.
+    /// Reads the parts that every request that changes something has: the caller, the action, the
+    /// call id and the body.
     pub(crate) async fn action_request<B: Body>(
         &self,
         headers: &http::HeaderMap,
@@ -120,7 +124,7 @@ impl<St: Store> Api<St> {
         JsonBody::parse(&bytes).map_err(Rejection::invalid)
     }
 
-    /// Waits for the store, within the bounds of time.
+    /// Waits for the store, up to the store timeout.
     pub(crate) async fn await_store<T>(
         &self,
         future: impl Future<Output = Result<T, StoreError>>,
@@ -133,21 +137,22 @@ impl<St: Store> Api<St> {
             Ok(Err(error)) => {
                 self.store_failed(&error);
                 Err(Rejection::unavailable(
-                    "the store cannot answer now, and whether it recorded this request is unknown; send it again with \
-                     the same key",
+                    "the store cannot answer now, and whether it recorded this request is unknown; \
+                     send it again with the same key",
                 ))
             }
             Err(_) => {
                 self.store_is_late(self.settings.store_timeout);
                 Err(Rejection::unavailable(
-                    "this request, or another for the same action, is still being recorded; send it again with the \
-                     same key",
+                    "this request, or another for the same action, is still being recorded; send \
+                     it again with the same key",
                 ))
             }
         }
     }
 
-    /// Logs a store's error and what caused it, if it is the first of an outage: every request that comes now has one.
+    /// Logs a store error and its causes if it is the first of an outage. During an outage every
+    /// request meets one.
     pub(crate) fn store_failed(&self, error: &StoreError) {
         if !self.outage.failed() {
             return;
@@ -156,26 +161,26 @@ impl<St: Store> Api<St> {
         tracing::warn!("the store cannot answer: {}", Escaped::line(&chain));
     }
 
-    /// Logs that the store did not answer within the limit, if it is the first time in an outage.
+    /// Logs that the store exceeded `limit`, if this is the first failure of an outage.
     pub(crate) fn store_is_late(&self, limit: Duration) {
         if self.outage.failed() {
             tracing::warn!(?limit, "the store did not answer in time");
         }
     }
 
-    /// Logs that the store answers, if that is news.
+    /// Logs the end of an outage, if the store has just recovered.
     pub(crate) fn store_answers(&self) {
         if let Some(failures) = self.outage.succeeded() {
             tracing::info!(failures, "the store answers again");
         }
     }
 
-    /// Where an action can be looked at.
+    /// Returns the path of an action's status.
     pub(crate) fn location(&self, request_id: &RequestId) -> Option<HeaderValue> {
         HeaderValue::try_from(format!("{}/hitl/status/{request_id}", self.settings.prefix)).ok()
     }
 
-    /// An answer with an action, and where to look at it.
+    /// Returns a response that shows an action, with the path of its status.
     pub(crate) fn action_response(&self, status: StatusCode, action: &Action) -> Response {
         let mut response = response::json(status, action);
         if let Some(location) = self.location(&action.request_id) {
@@ -187,7 +192,7 @@ impl<St: Store> Api<St> {
     }
 }
 
-/// What is asked for, but for the verb.
+/// A request for a decision or a submission, read and checked.
 pub(crate) struct ActionRequest {
     pub(crate) identity: Identity,
     pub(crate) call_id: Option<RequestId>,
@@ -199,7 +204,7 @@ pub(crate) fn shutting_down() -> Rejection {
     Rejection::unavailable("the server is shutting down")
 }
 
-/// An action in the shape of an answer to a decision, which repeats neither the payload nor the comment.
+/// Leaves out what the response to a decision does not repeat: the payload and the comment.
 pub(crate) fn summary(mut action: Action) -> Action {
     action.payload = None;
     action.comment = None;

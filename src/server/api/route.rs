@@ -1,4 +1,4 @@
-//! Which endpoint a path and a method name.
+//! The endpoints by path and method.
 
 use http::Method;
 
@@ -13,8 +13,8 @@ pub(crate) enum Route<'a> {
 }
 
 impl<'a> Route<'a> {
-    /// Matches byte by byte: nothing is decoded, folded or collapsed, so a path has one spelling, with or without a slash
-    /// at its end.
+    /// Matches byte for byte. Nothing is decoded, folded or collapsed, so a path has one spelling,
+    /// apart from an optional slash at its end.
     pub(crate) fn of(prefix: &str, method: &Method, path: &'a str) -> Result<Self, Rejection> {
         let nothing = || Rejection::not_found("there is no such path");
         let rest = path

@@ -1,4 +1,4 @@
-//! Who asks, and for which tenant.
+//! Authentication: who the caller is, and for which tenant.
 
 mod keys;
 
@@ -12,11 +12,12 @@ use crate::server::http::Rejection;
 use crate::server::http::headers;
 use crate::store::Actor;
 
-/// How a server knows who asks.
+/// How a server authenticates its callers.
 ///
-/// Without API keys the `Tenant-Id` header is trusted, which is for a loopback address or for a network where something in
-/// front of the server sets that header; which hosts and web pages are answered is then
-/// [limited](crate::server::HitlServiceBuilder::host). With keys the tenant is the key's own, and a header that names another is refused.
+/// Without API keys the server trusts the `Tenant-Id` header. Use this on a loopback address, or on
+/// a network where a proxy sets that header. The hosts and web pages that are answered are then
+/// [limited](crate::server::HitlServiceBuilder::host). With API keys the tenant is that of the key,
+/// and a header that names another tenant is rejected.
 #[derive(Debug, Clone, Default)]
 pub struct Auth(Option<watch::Receiver<Keys>>);
 
@@ -31,19 +32,21 @@ impl Auth {
         Self::watched_keys(watch::channel(keys).1)
     }
 
-    /// As [`keys`](Self::keys), with the keys that were sent last, so that they can be replaced while the server runs.
+    /// Takes API keys from a channel, so that they can be replaced while the server runs. Each
+    /// request is checked against the keys sent last.
     ///
-    /// What was let in before, such as a request that waits for a decision, is answered to its end.
+    /// A request that was already accepted, such as one that waits for a decision, completes with
+    /// the old keys.
     pub fn watched_keys(keys: watch::Receiver<Keys>) -> Self {
         Self(Some(keys))
     }
 
-    /// Whether anyone may name any tenant.
+    /// Returns whether any caller may name any tenant.
     pub fn trusts_tenant_header(&self) -> bool {
         self.0.is_none()
     }
 
-    /// Says who asks, or refuses.
+    /// Returns the caller.
     pub(crate) fn authenticate(&self, headers: &HeaderMap) -> Result<Caller, Rejection> {
         match &self.0 {
             Some(keys) => by_key(&keys.borrow(), headers)?.ok_or_else(|| {
@@ -54,7 +57,8 @@ impl Auth {
         }
     }
 
-    /// Says who asks, if anyone says so. Credentials that are there must be good.
+    /// Returns the caller, or `None` for an anonymous request. Credentials must be valid where they
+    /// are present.
     pub(crate) fn authenticate_if_present(
         &self,
         headers: &HeaderMap,
@@ -66,7 +70,7 @@ impl Auth {
     }
 }
 
-/// Who asks.
+/// An authenticated caller.
 #[derive(Debug)]
 pub(crate) struct Caller {
     pub(crate) tenant_id: TenantId,
@@ -75,7 +79,7 @@ pub(crate) struct Caller {
 }
 
 impl Caller {
-    /// Lets those pass who may decide and submit.
+    /// Rejects a caller who may neither decide nor submit.
     pub(crate) fn may_decide(self) -> Result<Self, Rejection> {
         match self.scope {
             Scope::Decide => Ok(self),
@@ -89,7 +93,7 @@ impl Caller {
 
 fn by_header(headers: &HeaderMap) -> Result<Option<Caller>, Rejection> {
     if headers.contains_key(AUTHORIZATION) {
-        // To ignore it would take any key for a good one.
+        // Ignoring it would accept any key.
         return Err(unauthorized(
             "this server has no API keys configured; send 'Tenant-Id' and no 'Authorization'",
         ));
@@ -125,7 +129,7 @@ fn by_key(keys: &Keys, headers: &HeaderMap) -> Result<Option<Caller>, Rejection>
     }))
 }
 
-/// Reads `Bearer`, in any case, and one token behind it (RFC 6750, section 2.1).
+/// Reads the scheme `Bearer`, in any case, followed by one token (RFC 6750, section 2.1).
 fn bearer(value: &[u8]) -> Option<ApiKey> {
     const SCHEME: &[u8] = b"bearer ";
     let (scheme, token) = value.split_at_checked(SCHEME.len())?;

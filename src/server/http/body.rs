@@ -1,4 +1,4 @@
-//! Reads request bodies within bounds of bytes and time, and gets rid of those that nobody wants.
+//! Reads request bodies within limits of size and time, and discards unwanted ones.
 
 use std::pin::Pin;
 use std::time::Duration;
@@ -13,16 +13,17 @@ use tokio::time::timeout;
 use super::response::Rejection;
 use crate::protocol::Code;
 
-/// How much of an unwanted body is read and thrown away, so that the client gets to the answer and not to a reset.
+/// The number of bytes of an unwanted body to read and discard. A client that is still sending
+/// would otherwise see a reset instead of the response.
 const DISCARD_BYTES: usize = 16 * 1024 * 1024;
 
-/// How long an unwanted body is read.
+/// How long to read an unwanted body.
 const DISCARD_TIME: Duration = Duration::from_secs(2);
 
 /// A request body that is being received.
 pub(crate) struct RequestBody<'a, B> {
     body: Pin<&'a mut B>,
-    /// Whether the client waits for `100 Continue` and has not been asked for the body yet.
+    /// Whether the client waits for `100 Continue` and has not been sent it yet.
     withheld: bool,
     state: BodyState,
 }
@@ -70,7 +71,7 @@ impl<'a, B: Body> RequestBody<'a, B> {
                 format!("the body did not arrive within {within:?}"),
             )
         };
-        // A length is a claim: room is made for what has come.
+        // A declared length may be false, so memory is reserved for what has arrived.
         let mut bytes = Vec::with_capacity(announced.min(8 * 1024));
         let read = async {
             while let Some(frame) = self.next_data().await? {
@@ -86,9 +87,9 @@ impl<'a, B: Body> RequestBody<'a, B> {
         Ok(bytes)
     }
 
-    /// Reads on and throws away. Returns whether the body came to its end.
+    /// Reads and discards the rest. Returns whether the body reached its end.
     pub(crate) async fn discard(&mut self) -> bool {
-        // A body that was not asked for is not being sent.
+        // A client that still waits for `100 Continue` is not sending the body.
         if self.withheld || self.state != BodyState::Open {
             return self.state == BodyState::Ended;
         }
@@ -105,7 +106,8 @@ impl<'a, B: Body> RequestBody<'a, B> {
         self.state == BodyState::Ended
     }
 
-    /// The next piece of data; `Some(None)` for a frame without any, `None` at the end.
+    /// Returns the next piece of data, `Some(None)` for a frame without data, and `None` at the
+    /// end.
     async fn next_data(&mut self) -> Result<Option<Option<B::Data>>, Rejection> {
         if self.state != BodyState::Open {
             return Ok(None);

@@ -1,14 +1,14 @@
-//! What HTTP asks of the head of every request, as far as hyper leaves it to a server.
+//! Checks of a request's head that HTTP requires and hyper leaves to the server.
 
 use http::header::{HOST, TRANSFER_ENCODING};
 use http::{HeaderMap, StatusCode, Version, request::Parts};
 
 use super::response::Rejection;
 
-/// The most bytes of a request's head.
+/// The largest head of a request, in bytes.
 pub(crate) const MAX_BYTES: usize = 32 * 1024;
 
-/// Refuses a head that is malformed, too large, or in a transfer coding that nobody here knows.
+/// Rejects a head that is malformed, too large, or declares an unknown transfer coding.
 pub(crate) fn check(parts: &Parts) -> Result<(), Rejection> {
     size(parts)?;
     host(parts.version, &parts.headers)?;
@@ -16,7 +16,7 @@ pub(crate) fn check(parts: &Parts) -> Result<(), Rejection> {
 }
 
 fn size(parts: &Parts) -> Result<(), Rejection> {
-    // A colon, a space and the end of the line, or what HTTP/2 has in their place.
+    // Each field also has a colon, a space and a line ending, or their equivalent in HTTP/2.
     let fields = parts.headers.iter();
     let fields = fields.map(|(name, value)| name.as_str().len() + value.len() + 4);
     let target = parts.uri.path_and_query().map_or("", |it| it.as_str());
@@ -32,7 +32,7 @@ fn size(parts: &Parts) -> Result<(), Rejection> {
     ))
 }
 
-/// RFC 9112, section 3.2: HTTP/1.1 has one `Host`, and it is a host.
+/// RFC 9112, section 3.2: an HTTP/1.1 request has exactly one `Host`, and its value is a host.
 fn host(version: Version, headers: &HeaderMap) -> Result<(), Rejection> {
     let mut values = headers.get_all(HOST).iter();
     let Some(value) = values.next() else {
@@ -56,8 +56,9 @@ fn host(version: Version, headers: &HeaderMap) -> Result<(), Rejection> {
     ))
 }
 
-/// Whether this is a name, or an address that is in brackets if it is of IPv6, with or without a port (RFC 3986, section
-/// 3.2.2). A name has no commas here: two hosts are none.
+/// Returns whether this is a name or an IP address, with or without a port (RFC 3986, section
+/// 3.2.2). An IPv6 address is in brackets. A comma is not allowed in a name: it would separate two
+/// hosts.
 fn is_host(value: &[u8]) -> bool {
     let (host, port) = match value.iter().rposition(|byte| *byte == b']') {
         Some(end) => value.split_at(end + 1),
@@ -83,7 +84,8 @@ fn is_host(value: &[u8]) -> bool {
     is_host && is_port
 }
 
-/// RFC 9112, section 6.1. hyper sees to it that the last coding is `chunked`, and reads on as if it were the only one.
+/// RFC 9112, section 6.1. hyper checks that the last coding is `chunked`, and then decodes as if it
+/// were the only one.
 fn transfer_coding(headers: &HeaderMap) -> Result<(), Rejection> {
     let mut chunked = 0;
     for value in headers.get_all(TRANSFER_ENCODING) {

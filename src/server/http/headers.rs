@@ -1,4 +1,4 @@
-//! What a request's headers say.
+//! Reads the headers of a request.
 
 use http::header::{
     AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName,
@@ -11,7 +11,7 @@ use crate::protocol::{
     ThreadId, X_REQUEST_ID,
 };
 
-/// A header and how people write its name.
+/// A header, and its name as people write it.
 pub(crate) struct Field {
     name: HeaderName,
     label: &'static str,
@@ -31,7 +31,7 @@ static CREDENTIAL: Field = Field::new(AUTHORIZATION, "Authorization");
 static MEDIA_TYPE: Field = Field::new(CONTENT_TYPE, "Content-Type");
 static LENGTH: Field = Field::new(CONTENT_LENGTH, "Content-Length");
 
-/// The headers of which a second one could mean another request.
+/// The headers whose repetition could change the meaning of a request.
 static SINGLE: [&Field; 7] = [
     &TENANT,
     &THREAD,
@@ -42,7 +42,8 @@ static SINGLE: [&Field; 7] = [
     &LENGTH,
 ];
 
-/// Refuses repeated headers: two servers that read such a request could take different ones.
+/// Rejects repeated headers. Two servers that read such a request could each take a different
+/// value.
 pub(crate) fn reject_repeated(headers: &HeaderMap) -> Result<(), Rejection> {
     for field in SINGLE {
         if headers.get_all(&field.name).iter().nth(1).is_some() {
@@ -60,14 +61,14 @@ pub(crate) fn missing(field: &Field) -> String {
     format!("the {label} header is missing; allowed are 1 to {MAX_LEN} visible ASCII characters")
 }
 
-/// Reads an identifier, if it is there.
+/// Reads an identifier, if the header is present.
 pub(crate) fn identifier<T>(
     headers: &HeaderMap,
     field: &Field,
     parse: impl FnOnce(String) -> Result<T, InvalidValue>,
 ) -> Result<Option<T>, Rejection> {
     header(headers, field, |value| {
-        // A byte that is no UTF-8 becomes a character that is no ASCII, and is refused at its place.
+        // An invalid UTF-8 byte becomes a non-ASCII character, which the parser rejects.
         parse(String::from_utf8_lossy(value.as_bytes()).into_owned())
     })
 }
@@ -98,7 +99,7 @@ pub(crate) fn call_id(headers: &HeaderMap) -> Result<Option<RequestId>, Rejectio
     identifier(headers, &CALL, RequestId::new)
 }
 
-/// The `X-Request-Id` to be echoed: the one that came, if it is valid.
+/// Returns the `X-Request-Id` to repeat in the response: the one received, if it is valid.
 pub(crate) fn call_id_to_echo(headers: &HeaderMap) -> Option<HeaderValue> {
     let mut values = headers.get_all(X_REQUEST_ID).iter();
     let value = values.next().filter(|_| values.next().is_none())?;
@@ -107,7 +108,7 @@ pub(crate) fn call_id_to_echo(headers: &HeaderMap) -> Option<HeaderValue> {
     valid.then(|| value.clone())
 }
 
-/// Refuses bodies that are compressed.
+/// Rejects compressed bodies.
 pub(crate) fn reject_encoded(headers: &HeaderMap) -> Result<(), Rejection> {
     for value in headers.get_all(CONTENT_ENCODING) {
         let identity = value.as_bytes().split(|byte| *byte == b',').all(|coding| {
@@ -117,14 +118,15 @@ pub(crate) fn reject_encoded(headers: &HeaderMap) -> Result<(), Rejection> {
         if !identity {
             return Err(Rejection::new(
                 Code::UnsupportedMediaType,
-                "the body has a content coding; allowed is 'identity', or no Content-Encoding header",
+                "the body has a content coding; allowed is 'identity', or no Content-Encoding \
+                 header",
             ));
         }
     }
     Ok(())
 }
 
-/// Refuses bodies that are not declared as JSON.
+/// Rejects bodies that are not declared as JSON.
 pub(crate) fn reject_other_than_json(headers: &HeaderMap) -> Result<(), Rejection> {
     let reason = match headers.get(CONTENT_TYPE) {
         Some(value) if is_json(value.as_bytes()) => return Ok(()),
@@ -153,7 +155,7 @@ fn is_json(media_type: &[u8]) -> bool {
     }
 }
 
-/// RFC 9110, section 5.6.2, without the letters that are upper case.
+/// RFC 9110, section 5.6.2.
 fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }

@@ -1,9 +1,9 @@
-//! For which hosts a server answers, and which web pages may change something.
+//! The hosts that a server answers for, and the web pages that may change something.
 //!
-//! A server without API keys has nothing but its address to tell a caller from a stranger, and a web page that somebody opens
-//! runs behind that address. Its name can be made to resolve to a loopback address (DNS rebinding), which makes the server
-//! the page's own origin; what gives it away is the name in `Host`. A page that does not rebind is told by `Origin` and
-//! `Sec-Fetch-Site`.
+//! A server without API keys tells callers apart from strangers by its address alone, and a web
+//! page in a local browser has access to that address. The page can make its own name resolve to a
+//! loopback address (DNS rebinding), so that the server becomes the page's own origin. The name in
+//! `Host` reveals this. `Origin` and `Sec-Fetch-Site` reveal a page that does not rebind.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
@@ -18,10 +18,10 @@ use crate::protocol::Code;
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
-/// The longest name that DNS has.
+/// The longest DNS name.
 const MAX_NAME_LEN: usize = 253;
 
-/// A host that a server answers for: a name, or an IP address, on any port.
+/// A host that a server answers for: a name or an IP address, on any port.
 ///
 /// ```
 /// use aegis_hitl::server::Host;
@@ -36,7 +36,7 @@ pub struct Host(Repr);
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Repr {
     Address(IpAddr),
-    /// In lower case, without a dot at its end.
+    /// In lower case, without a trailing dot.
     Name(String),
 }
 
@@ -77,21 +77,22 @@ impl fmt::Display for Host {
     }
 }
 
-/// A text that is no [`Host`].
+/// The error of parsing a [`Host`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InvalidHost(());
 
 impl fmt::Display for InvalidHost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(
-            "not a host; allowed are a DNS name in ASCII and an IP address, without a scheme, a port or a wildcard",
+            "not a host; allowed are a DNS name in ASCII and an IP address, without a scheme, a \
+             port or a wildcard",
         )
     }
 }
 
 impl std::error::Error for InvalidHost {}
 
-/// A host as a request names it.
+/// A host that a request names.
 #[derive(Debug, Clone, Copy)]
 enum HostRef<'a> {
     Address(IpAddr),
@@ -107,7 +108,8 @@ impl HostRef<'_> {
         }
     }
 
-    /// Names below `localhost` are loopback by RFC 6761, section 6.3, and no resolver hands them to anybody.
+    /// Names below `localhost` are loopback names (RFC 6761, section 6.3), and cannot be
+    /// registered.
     fn is_loopback(self) -> bool {
         const LOCALHOST: &str = "localhost";
         match self {
@@ -124,7 +126,7 @@ impl HostRef<'_> {
     }
 }
 
-/// What a `Host` header holds.
+/// The value of a `Host` header.
 #[derive(Debug, Clone, Copy)]
 struct Authority<'a> {
     host: HostRef<'a>,
@@ -132,7 +134,8 @@ struct Authority<'a> {
 }
 
 impl<'a> Authority<'a> {
-    /// Reads `host` or `host:port`. A user before it, and all else that no browser sends, makes it none.
+    /// Reads `host` or `host:port`. User information, and anything else that no browser sends, is
+    /// invalid.
     fn parse(text: &'a str) -> Option<Self> {
         let (host, port) = match text.strip_prefix('[') {
             Some(rest) => {
@@ -180,23 +183,24 @@ fn host_ref(host: &str) -> Option<HostRef<'_>> {
     is_name.then_some(HostRef::Name(name))
 }
 
-/// Whose requests a server answers.
+/// The hosts whose requests a server answers.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct HostGuard<'a> {
-    /// The hosts that it answers for beside the loopback names.
+    /// The configured hosts, in addition to the loopback names.
     pub(crate) hosts: &'a [Host],
-    /// The address that it listens on, if that is known.
+    /// The address that the server listens on, if it is known.
     pub(crate) listening: Option<IpAddr>,
 }
 
 impl HostGuard<'_> {
-    /// Refuses what names a foreign host, and what would change something for a foreign page.
+    /// Rejects requests for foreign hosts, and requests by foreign web pages that would change
+    /// something.
     pub(crate) fn admit(&self, parts: &Parts) -> Result<(), Rejection> {
         let target = parts.uri.authority().map(|authority| authority.as_str());
         let target = target.map(Authority::parse);
         let headers = parts.headers.get_all(HOST).iter().map(Authority::of);
-        // Over HTTP/2, and with an absolute target, there can be two. Whoever reads one of them must find an own one. A call
-        // within the process names none, and no browser leaves it out.
+        // HTTP/2 and absolute targets can name two hosts. Both must be the server's own, since a
+        // reader may look at either. Calls within a process name none; browsers always name one.
         let mut own: Option<Authority<'_>> = None;
         for named in target.into_iter().chain(headers) {
             match named {
@@ -204,8 +208,9 @@ impl HostGuard<'_> {
                 _ => {
                     return Err(Rejection::new(
                         Code::MisdirectedRequest,
-                        "this server does not answer for the host that the request names; allowed are 'localhost', \
-                         loopback addresses, the address that it listens on, and the hosts that it was given (--host)",
+                        "this server does not answer for the host that the request names; allowed \
+                         are 'localhost', loopback addresses, the address that it listens on, and \
+                         the hosts that it was given (--host)",
                     ));
                 }
             }
@@ -220,7 +225,8 @@ impl HostGuard<'_> {
         }
         Err(Rejection::new(
             Code::Forbidden,
-            "a web page of another origin may change nothing here; behind a proxy, name the host that browsers see (--host)",
+            "a web page of another origin may change nothing here; behind a proxy, name the host \
+             that browsers see (--host)",
         ))
     }
 
@@ -228,7 +234,8 @@ impl HostGuard<'_> {
         host.is_loopback() || self.is_listening_on(host) || self.was_given(host)
     }
 
-    /// Where it listens on all addresses, each one is its own: a page can claim a name, and no address but its own.
+    /// Returns whether the host is an address that the server listens on. If it listens on all
+    /// addresses, every address is its own: a web page can rebind a name, not an address.
     fn is_listening_on(&self, host: HostRef<'_>) -> bool {
         match (self.listening, host) {
             (Some(own), HostRef::Address(address)) => {
@@ -242,8 +249,8 @@ impl HostGuard<'_> {
         self.hosts.iter().any(|own| own.is(host))
     }
 
-    /// Whether the origin is the one that the request was sent to, or of a host that was given. Of the loopback names only the
-    /// very origin counts: what else runs on this machine is another's.
+    /// Returns whether the origin is the target of the request, or a configured host. A loopback
+    /// origin must equal the target, port included: other programs on this machine are foreign.
     fn is_own_origin(&self, origin: &HeaderValue, target: Option<Authority<'_>>) -> bool {
         let Ok(origin) = origin.to_str() else {
             return false;
@@ -262,12 +269,12 @@ impl HostGuard<'_> {
     }
 }
 
-/// Whether the method changes nothing by its definition. One that is not known may change something.
+/// Returns whether the method is defined as safe. An unknown method may change something.
 fn is_safe(method: &Method) -> bool {
     [Method::GET, Method::HEAD, Method::OPTIONS].contains(method)
 }
 
-/// Other values than these are other origins, or not known.
+/// Any other value means a foreign origin, or an unknown one.
 fn is_own_site(value: &HeaderValue) -> bool {
     ["same-origin", "none"].contains(&value.to_str().unwrap_or_default())
 }

@@ -1,4 +1,4 @@
-//! HTTP itself: what a request must look like, and what an answer looks like.
+//! HTTP itself: the checks of a request, and the shape of a response.
 
 pub(crate) mod head;
 pub(crate) mod headers;

@@ -1,4 +1,4 @@
-//! Answers: an action, or a problem that says why not.
+//! Responses: an action, or a problem that says why there is none.
 
 use std::borrow::Cow;
 use std::convert::Infallible;
@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use crate::protocol::{Action, Code, Problem};
 
-/// The body of an answer: a few bytes of JSON that are there at once.
+/// The body of a response: a short JSON text, complete from the start.
 #[derive(Debug, Clone, Default)]
 pub struct ResponseBody(Bytes);
 
@@ -48,7 +48,7 @@ pub(crate) type Response = http::Response<ResponseBody>;
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const PROBLEM_JSON: HeaderValue = HeaderValue::from_static("application/problem+json");
 
-/// Why a request gets no success, as the problem that the client will read. Boxed, as it is the rare case.
+/// The problem of a request that is not successful. It is boxed because it is the rare case.
 #[derive(Debug)]
 pub(crate) struct Rejection(Box<RejectionParts>);
 
@@ -118,12 +118,12 @@ impl Rejection {
         Self::new(Code::NotFound, detail)
     }
 
-    /// 503, to be asked again with the same key.
+    /// 503. The client is to send the request again with the same key.
     pub(crate) fn unavailable(detail: impl Into<Cow<'static, str>>) -> Self {
         Self::new(Code::Unavailable, detail)
     }
 
-    /// 405, with the methods that the path takes.
+    /// 405, with the methods that the path allows.
     pub(crate) fn method(allow: &'static str) -> Self {
         let mut rejection = Self::new(
             Code::MethodNotAllowed,
@@ -133,7 +133,7 @@ impl Rejection {
         rejection
     }
 
-    /// Says what is wrong by a status of its own, where the code stands for several.
+    /// Sets a more specific status, where the code covers several.
     pub(crate) fn with_status(mut self, status: StatusCode, title: &'static str) -> Self {
         self.0.status = status;
         self.0.problem.status = status.as_u16();
@@ -141,7 +141,7 @@ impl Rejection {
         self
     }
 
-    /// Adds the action on record and where to look at it.
+    /// Adds the action on record, and the path of its status.
     pub(crate) fn with_action(mut self, action: Action, location: Option<HeaderValue>) -> Self {
         self.0.problem = self.0.problem.with_action(action);
         self.0.location = location;
@@ -157,7 +157,8 @@ impl Rejection {
         } = *self.0;
         let mut response = serialized(status, PROBLEM_JSON, &problem);
         let headers = response.headers_mut();
-        // A plain 409 confirms; with `Retry-After` it would mean "in flight". Only what may be sent again carries one.
+        // A plain 409 is a confirmation. With `Retry-After` it would mean "in flight", so only
+        // responses that invite a retry have that header.
         if matches!(
             status,
             StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS
@@ -177,14 +178,15 @@ impl Rejection {
     }
 }
 
-/// An answer that is no problem.
+/// Returns a JSON response.
 pub(crate) fn json<T: Serialize>(status: StatusCode, value: &T) -> Response {
     serialized(status, JSON, value)
 }
 
 fn serialized<T: Serialize>(status: StatusCode, media_type: HeaderValue, value: &T) -> Response {
     let Ok(text) = serde_json::to_vec(value) else {
-        // Only a time that RFC 3339 cannot write gets here: nothing that can be said about the record is certain.
+        // This happens only if RFC 3339 cannot express a time. The state of the record is then
+        // unknown.
         return Rejection::unavailable("the record cannot be shown").into_response();
     };
     let mut response = Response::new(ResponseBody(text.into()));
@@ -196,13 +198,13 @@ fn serialized<T: Serialize>(status: StatusCode, media_type: HeaderValue, value: 
     response
 }
 
-/// Takes the body away, as the answer to a `HEAD` has none, and keeps its length.
+/// Removes the body, as the response to a `HEAD` has none, and keeps its length.
 pub(crate) fn without_body(response: &mut Response) {
     let len = std::mem::take(response.body_mut()).0.len();
     response.headers_mut().insert(CONTENT_LENGTH, len.into());
 }
 
-/// Ends the connection with this answer.
+/// Closes the connection after this response.
 pub(crate) fn close_after(response: &mut Response) {
     response
         .headers_mut()

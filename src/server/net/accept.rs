@@ -1,4 +1,4 @@
-//! Accepts connections.
+//! The accept loop.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -21,11 +21,13 @@ use crate::protocol::BoxError;
 use crate::server::drain::Drain;
 use crate::server::ops::Outage;
 
-/// The pause after the first failure to accept, doubled up to the longest one.
+/// The pause after the first failure to accept. It doubles with each further failure, up to
+/// `LONGEST_PAUSE`.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// Accepts connections until `shutdown` completes, and then starts to drain. Returns the connections that are left.
+/// Accepts connections until `shutdown` completes, and then starts the drain. Returns the
+/// connections still open.
 pub(crate) async fn run<S, B>(
     listener: TcpListener,
     mut places: Places,
@@ -55,7 +57,7 @@ where
             Ok(accepted) => accepted,
             Err(error) if is_of_one_connection(&error) => continue,
             Err(error) => {
-                // Most often there are no file descriptors left: connections have to end before it can get better.
+                // The usual cause is a lack of file descriptors, so a connection has to end first.
                 if outage.failed() {
                     tracing::warn!("cannot accept connections: {error}");
                 }
@@ -96,7 +98,7 @@ where
     places
 }
 
-/// Whether the error says something of the connection that was to be accepted, and nothing of the listener.
+/// Returns whether the error concerns only the incoming connection, and not the listener.
 fn is_of_one_connection(error: &io::Error) -> bool {
     matches!(
         error.kind(),

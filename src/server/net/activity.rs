@@ -1,7 +1,9 @@
-//! What goes on on a connection: which requests are in flight, and whether their answers are being taken.
+//! The activity of a connection: its requests in flight, and whether the client reads the
+//! responses.
 //!
-//! Neither version of HTTP has limits for all of this in hyper. Both are judged here, by one rule each: how long no request
-//! may be in flight, and how long an answer may lie unsent without progress.
+//! hyper has no such limits for both versions of HTTP. Two rules cover both here: how long a
+//! connection may have no request in flight, and how long a response may stay unsent without
+//! progress.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,47 +19,48 @@ use tokio::time::Instant;
 
 use crate::server::drain::CLOSE_GRACE;
 
-/// How patient the server is with a connection.
+/// The timeouts of a connection.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Timeouts {
     /// How long there may be no request in flight.
     pub(crate) idle: Duration,
-    /// How long an answer may lie unsent without progress.
+    /// How long a response may stay unsent without progress.
     pub(crate) write: Duration,
 }
 
-/// What to do with a connection.
+/// What to do next with a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Next {
-    /// Nothing before this moment.
+    /// Check again at this moment.
     CheckAt(Instant),
-    /// Ask the client to go: no request is lost, whenever it comes.
+    /// Close gracefully. No request is lost, whenever it arrives.
     Close,
-    /// Cut it off.
+    /// Drop the connection.
     Abort,
 }
 
-/// The requests of one connection that are in flight: from their headers to the last byte of the answer.
+/// The requests of one connection that are in flight, from their headers to the last byte of the
+/// response.
 #[derive(Debug)]
 pub(crate) struct Activity(Mutex<State>);
 
 #[derive(Debug)]
 struct State {
     exchanges: Vec<Exchange>,
-    /// How many requests there have been, which also names the exchanges.
+    /// The number of requests so far. It is also the id of the latest exchange.
     requests: u64,
-    /// Since when there have been no exchanges, if there are none.
+    /// Since when there have been no exchanges. It is valid while there are none.
     idle_since: Instant,
     evicted: bool,
 }
 
-/// A request and its answer.
+/// A request and its response.
 #[derive(Debug)]
 struct Exchange {
     id: u64,
-    /// How many pieces of the answer are with hyper.
+    /// The number of pieces of the response that hyper holds.
     unsent: usize,
-    /// When a piece came to hyper, or a part of one left it; of no meaning while there is none.
+    /// When hyper last took a piece or sent a part of one. It is valid while `unsent` is not 0.
     progress: Instant,
 }
 
@@ -75,13 +78,13 @@ impl Activity {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Since when the connection has been idle, if it is.
+    /// Returns since when the connection has been idle, if it is.
     pub(crate) fn idle_since(&self) -> Option<Instant> {
         let state = self.state();
         (state.exchanges.is_empty() && !state.evicted).then_some(state.idle_since)
     }
 
-    /// Lets no further request begin, if none is in flight. Returns whether that is so.
+    /// Prevents further requests if none is in flight. Returns whether it did.
     pub(crate) fn evict(&self) -> bool {
         let mut state = self.state();
         if !state.exchanges.is_empty() {
@@ -91,7 +94,7 @@ impl Activity {
         true
     }
 
-    /// Judges the connection, which has been asked to close since `closing`.
+    /// Checks the connection against its timeouts. `closing` is when its graceful close began.
     pub(crate) fn check(&self, timeouts: Timeouts, closing: Option<Instant>) -> Next {
         let (idle, write) = match closing {
             Some(_) => (
@@ -108,13 +111,13 @@ impl Activity {
             .exchanges
             .is_empty()
             .then_some((state.idle_since, idle));
-        // Whatever begins from now on is not due before that.
+        // Anything that begins later is due no earlier than this.
         let mut next = after(now, idle.min(write));
         for (since, limit) in unsent.into_iter().chain(idle_since) {
             let since = closing.map_or(since, |closing| closing.max(since));
             let due = after(since, limit);
             if due <= now {
-                // Whoever never sent a request has none to lose.
+                // A client that never sent a request has none to lose.
                 return match closing {
                     None if state.requests > 0 => Next::Close,
                     _ => Next::Abort,
@@ -146,13 +149,13 @@ impl Activity {
     }
 }
 
-/// A moment that much later, or as good as never.
+/// Adds `duration` to `moment`, capped at about 30 years to prevent an overflow.
 fn after(moment: Instant, duration: Duration) -> Instant {
     const NEVER: Duration = Duration::from_secs(86_400 * 365 * 30);
     moment + duration.min(NEVER)
 }
 
-/// Holds an exchange open.
+/// Keeps an exchange in flight until it is dropped.
 #[derive(Debug)]
 struct InFlight {
     activity: Arc<Activity>,
@@ -178,7 +181,7 @@ impl Drop for InFlight {
     }
 }
 
-/// A service whose requests count as activity.
+/// Wraps a service to record its requests as activity.
 pub(crate) struct Observed<S> {
     pub(crate) service: S,
     pub(crate) activity: Arc<Activity>,
@@ -190,7 +193,7 @@ where
 {
     type Response = Response<ObservedBody<B>>;
     type Error = S::Error;
-    // A connection that was evicted is gone before it could learn more.
+    // An evicted connection is dropped before its request could get a response.
     type Future = Either<ObservedFuture<S::Future>, Pending<Result<Self::Response, S::Error>>>;
 
     fn call(&self, request: R) -> Self::Future {
@@ -267,8 +270,8 @@ impl<B: Body> Body for ObservedBody<B> {
     }
 }
 
-/// A piece of an answer. hyper and h2 keep it until it is sent, wherever it has to wait: for room in the socket, or for a
-/// window of HTTP/2.
+/// A piece of a response. hyper and h2 hold it until it is sent, whether it waits for room in the
+/// socket or for an HTTP/2 window.
 pub(crate) struct Unsent<D> {
     data: D,
     in_flight: Arc<InFlight>,
@@ -296,7 +299,7 @@ impl<D: Buf> Buf for Unsent<D> {
 
     fn advance(&mut self, len: usize) {
         self.data.advance(len);
-        // Of a piece that is sent the end is noted, which is near.
+        // The drop of the piece, which follows at once, records its end.
         if self.data.has_remaining() {
             self.progress();
         }
@@ -364,7 +367,7 @@ mod tests {
         };
         let mut slow = body(&activity);
         let mut quick = body(&activity);
-        // However long the answer takes to be made: that is the service's matter.
+        // The time that the service takes to respond does not count.
         tokio::time::advance(seconds(600)).await;
         assert!(matches!(check(None), Next::CheckAt(_)));
         assert!(!activity.evict());
@@ -384,14 +387,14 @@ mod tests {
         data[1].advance(1);
         assert!(matches!(check(None), Next::CheckAt(_)));
         tokio::time::advance(seconds(1)).await;
-        // The requests beside it have the time to end.
+        // Other requests on the connection have time to end.
         assert_eq!(check(None), Next::Close);
         let closing = Some(Instant::now());
         let due = Instant::now() + CLOSE_GRACE;
         assert_eq!(check(closing), Next::CheckAt(due));
         tokio::time::advance(CLOSE_GRACE).await;
         assert_eq!(check(closing), Next::Abort);
-        // With the slow one gone, the other still has its time.
+        // Without the slow response, the other one still has time.
         let [slow, _quick] = data;
         drop(slow);
         assert!(matches!(check(None), Next::CheckAt(_)));

@@ -20,28 +20,30 @@ use crate::protocol::BoxError;
 use crate::server::drain::Drain;
 use crate::server::http::head;
 
-/// The most bytes of headers that hyper takes, over HTTP/1.1 with the first line. What is larger than a request may be, but
-/// not that large, is refused in words.
+/// The largest head that hyper accepts, in bytes; over HTTP/1.1 this includes the request line. It
+/// is above the limit of `head::check`, so that a somewhat larger head gets a response that says
+/// so.
 const MAX_HEADER_BYTES: u32 = 2 * head::MAX_BYTES as u32;
 
-/// The most requests at a time on one HTTP/2 connection.
+/// The maximum number of concurrent requests on one HTTP/2 connection.
 const MAX_STREAMS: u32 = 128;
 
-/// How much of one HTTP/2 body may be under way: a whole one of the usual limit.
+/// The HTTP/2 flow-control window of one request, in bytes: a whole body of the default limit.
 const STREAM_WINDOW: u32 = 256 * 1024;
 
-/// How much of all bodies of one HTTP/2 connection may be under way.
+/// The HTTP/2 flow-control window of one connection, in bytes.
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 
-/// How often a silent HTTP/2 connection is asked for a sign of life, and how long that may take. A peer that stops in the
-/// middle of a frame cannot give one.
+/// The interval of HTTP/2 pings, and the time to answer one. A peer that stops within a frame
+/// cannot answer.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// hyper's settings, the same for all connections.
+/// Returns hyper's settings, which all connections share.
 pub(super) fn http(timeouts: Timeouts) -> auto::Builder<TokioExecutor> {
     let mut http = auto::Builder::new(TokioExecutor::new());
-    // The number of headers stays at hyper's own limit of 100: to set it would cost an allocation for each request.
+    // The number of headers stays at hyper's default limit of 100. Setting it costs an allocation
+    // for each request.
     http.http1()
         .timer(TokioTimer::new())
         .header_read_timeout(timeouts.idle)
@@ -73,7 +75,7 @@ impl Connection {
         S::Future: Send + 'static,
         B: Body<Error: Into<BoxError>, Data: Send> + Send + 'static,
     {
-        // Answers are small and complete: there is nothing to wait for.
+        // Responses are small and complete, so delaying a segment gains nothing.
         _ = self.stream.set_nodelay(true);
         let activity = self.activity;
         let service = Observed {

@@ -1,15 +1,17 @@
-//! How many file descriptors there are for connections.
+//! The number of file descriptors available for connections.
 
-/// Kept for the store, its journals, the log and the runtime: without one, the next open of the store fails.
+/// Reserved for the store, its journals, the log and the runtime. The store must always be able to
+/// open its files.
 const RESERVE: u64 = 128;
 
-/// Fewer connections than this are no server.
+/// The minimum number of connections of a useful server.
 const LEAST: u64 = 16;
 
-/// The number of open files that a process must be allowed.
+/// The number of files that the process must be allowed to open.
 pub(crate) const NEEDED: u64 = RESERVE + LEAST;
 
-/// Returns how many connections the limit of open files has room for, or the limit, if it is too low.
+/// Returns the number of connections that the limit of open files allows, or the limit itself as an
+/// error if it is too low.
 pub(crate) fn for_connections() -> Result<usize, u64> {
     match limit() {
         Some(limit) if limit < NEEDED => Err(limit),

@@ -1,4 +1,4 @@
-//! Connections.
+//! Connections: accepting, serving, limiting and closing them.
 
 pub(crate) mod accept;
 pub(crate) mod descriptors;

@@ -1,4 +1,5 @@
-//! The places for connections: how many there are, who has them, and who goes when a newcomer finds none.
+//! The places for connections: how many there are, who holds them, and who is evicted for a
+//! newcomer.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -12,13 +13,13 @@ use super::activity::Activity;
 use crate::server::drain::Shutdown;
 use crate::server::ops::Outage;
 
-/// The most connections, unless set otherwise or the limit of open files is lower.
+/// The default maximum of connections.
 const CONNECTIONS: usize = 4096;
 
-/// How often a newcomer looks for a connection that has become idle, while all have requests in flight.
+/// How often a newcomer looks for an idle connection while all of them have requests in flight.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// How many connections there may be, as far as it was set.
+/// The configured limits of connections; `None` stands for the default.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct ConnectionLimits {
     pub(crate) connections: Option<usize>,
@@ -26,13 +27,14 @@ pub(crate) struct ConnectionLimits {
 }
 
 impl ConnectionLimits {
-    /// The most connections, where there is room for this many.
+    /// Returns the maximum number of connections, given that the process has room for `room`.
     fn connections(self, room: usize) -> usize {
         self.connections.unwrap_or(CONNECTIONS).min(room).max(1)
     }
 }
 
-/// Where connections come from: an address, or the network that an IPv6 host has to itself.
+/// The origin of a connection: an IPv4 address, or an IPv6 `/64` network, which one host can have
+/// to itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Peer(IpAddr);
 
@@ -41,7 +43,7 @@ impl Peer {
         Self(match address.to_canonical() {
             IpAddr::V6(address) => {
                 let network = address.to_bits() & !u128::from(u64::MAX);
-                // Loopback is one address and no network.
+                // Loopback is a single address, not a network.
                 let loopback = address.is_loopback();
                 let network = Ipv6Addr::from_bits(network);
                 IpAddr::V6(if loopback { address } else { network })
@@ -58,14 +60,15 @@ struct Place {
     task: AbortHandle,
 }
 
-/// The connections that are open.
+/// The open connections.
 pub(crate) struct Places {
     tasks: JoinSet<()>,
     taken: HashMap<Id, Place>,
     by_peer: HashMap<Peer, usize>,
     connections: usize,
     per_peer: usize,
-    /// Whether connections of this machine are bounded by peer: a proxy here speaks for many.
+    /// Whether the limit for a peer applies to loopback. By default it does not: a local proxy
+    /// speaks for many clients.
     loopback_counts: bool,
     crowded: Outage,
     panicked: Outage,
@@ -95,8 +98,8 @@ impl Places {
         }
     }
 
-    /// Waits for room for one more connection. Returns whether there is any: not if the peer has all of its own places, and
-    /// a request in flight on each.
+    /// Waits for room for one more connection of `peer`. Returns `false` if the peer holds as many
+    /// places as it may, each with a request in flight.
     pub(crate) async fn room_for(&mut self, peer: Peer) -> bool {
         let mut counted = false;
         loop {
@@ -121,7 +124,7 @@ impl Places {
                 );
             }
             match self.evict_idlest(whose) {
-                // It is gone in a moment.
+                // The task ends in a moment.
                 Some(evicted) => {
                     while self.taken.contains_key(&evicted) {
                         self.join_next().await;
@@ -136,14 +139,15 @@ impl Places {
         }
     }
 
-    /// Cuts off the connection that has been idle longest, of this peer or of all, if one is idle.
+    /// Evicts the connection that has been idle longest, among those of `of` or among all. Returns
+    /// its task, if one was idle.
     pub(crate) fn evict_idlest(&self, of: Option<Peer>) -> Option<Id> {
         let places = self.taken.values();
         let candidates = places.filter(|place| of.is_none_or(|peer| place.peer == peer));
         let (_, idlest) = candidates
             .filter_map(|place| Some((place.activity.idle_since()?, place)))
             .min_by_key(|(since, _)| *since)?;
-        // A request may have begun since, and is not to be lost.
+        // A request may have begun in the meantime, and must not be lost.
         if !idlest.activity.evict() {
             return None;
         }
@@ -152,7 +156,7 @@ impl Places {
         Some(idlest.task.id())
     }
 
-    /// Takes a place for a connection.
+    /// Serves a connection in a place of its own.
     pub(crate) fn spawn(
         &mut self,
         peer: Peer,
@@ -170,7 +174,7 @@ impl Places {
         self.taken.insert(id, place);
     }
 
-    /// Waits until a connection has ended, and frees its place; for ever if there is none.
+    /// Waits until a connection has ended, and frees its place. Waits forever if there is none.
     pub(crate) async fn join_next(&mut self) {
         match self.tasks.join_next_with_id().await {
             Some(ended) => self.release(ended),
@@ -183,7 +187,7 @@ impl Places {
             Ok((id, ())) => *id,
             Err(error) => error.id(),
         };
-        // A panic ends its own connection. The hook that printed it is the process's business.
+        // A panic ends only its own connection. The panic hook has already reported it.
         if ended.is_err_and(|error| error.is_panic()) {
             if self.panicked.failed() {
                 tracing::error!("a connection was closed by a panic");
@@ -202,7 +206,7 @@ impl Places {
         }
     }
 
-    /// Waits for all connections to end, and cuts those that have not at the deadline.
+    /// Waits for all connections to end, and cuts those that remain at the deadline.
     pub(crate) async fn drain(mut self, deadline: Duration) -> Shutdown {
         let all = async {
             while let Some(ended) = self.tasks.join_next_with_id().await {

@@ -1,4 +1,4 @@
-//! `GET /livez` and `GET /readyz`, beside the endpoints and outside the prefix.
+//! `GET /livez` and `GET /readyz`, outside the prefix.
 
 use std::convert::Infallible;
 use std::net::IpAddr;
@@ -24,16 +24,16 @@ use crate::server::http::{Rejection, RequestBody, Response, head};
 use crate::server::service::{HitlService, ResponseFuture};
 use crate::store::Store;
 
-/// How long the store may take to show that it takes a write.
+/// How long the store may take to complete the write of a check.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long a good check stands, as each one costs a write and anyone may ask.
+/// How long a successful check remains valid. Each check costs a write, and anyone can request one.
 const CHECK_AGE: Duration = Duration::from_secs(1);
 
-/// A [`HitlService`] with the two health checks beside it.
+/// Serves a [`HitlService`] and the two health endpoints.
 pub(crate) struct WithHealth<St> {
     service: HitlService<St>,
-    /// The address that is listened on.
+    /// The address that the server listens on.
     address: IpAddr,
     last_success: Arc<Mutex<Option<Instant>>>,
 }
@@ -97,7 +97,8 @@ impl<St: Store> WithHealth<St> {
             return Err(shutting_down());
         }
         let check = async {
-            // One at a time: those who wait take the result of the one before them, if it is good.
+            // One check runs at a time. Those that wait for the lock reuse its result if it was
+            // successful.
             let mut last_success = self.last_success.lock().await;
             if last_success.is_some_and(|at| at.elapsed() < CHECK_AGE) {
                 return Ok(());
@@ -123,12 +124,13 @@ impl<St: Store> WithHealth<St> {
     }
 }
 
-/// Answers a request that is none, and ends its connection: what follows may be no request either.
+/// Responds to a malformed request and closes its connection: the bytes that follow may not be a
+/// request.
 async fn reject<B: Body>(rejection: Rejection, parts: &Parts, body: B) -> Response {
     let body = pin!(body);
     RequestBody::new(body, &parts.headers).discard().await;
     let mut response = rejection.into_response();
-    // HTTP/2 has streams, and what follows on another one is a request.
+    // HTTP/2 frames each stream, so other requests on the connection are intact.
     if parts.version < Version::HTTP_2 {
         response::close_after(&mut response);
     }

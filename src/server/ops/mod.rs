@@ -1,4 +1,4 @@
-//! What an operator sees of a server.
+//! The view of an operator: health checks, and outages in the log.
 
 mod health;
 mod outage;
