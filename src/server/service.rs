@@ -17,7 +17,7 @@ use super::auth::Auth;
 use super::builder::HitlServiceBuilder;
 use super::http::headers;
 use super::http::response;
-use super::http::{Rejection, RequestBody, Response};
+use super::http::{Rejection, RequestBody, Response, ResponseBody};
 use crate::store::Store;
 
 /// Answers the four endpoints over a [`Store`]: approve, reject, status and submit.
@@ -115,7 +115,7 @@ where
     St: Store,
     B: Body + Send + 'static,
 {
-    type Response = Response;
+    type Response = http::Response<ResponseBody>;
     type Error = Infallible;
     type Future = ResponseFuture;
 
@@ -132,7 +132,7 @@ where
 pub struct ResponseFuture(Pin<Box<dyn Future<Output = Response> + Send>>);
 
 impl Future for ResponseFuture {
-    type Output = Result<Response, Infallible>;
+    type Output = Result<http::Response<ResponseBody>, Infallible>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         self.0.as_mut().poll(cx).map(Ok)
