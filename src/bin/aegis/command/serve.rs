@@ -1,15 +1,18 @@
-//! The command that runs the server.
+//! `aegis serve`.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use aegis_hitl::protocol::{DEFAULT_PREFIX, Prefix};
-use aegis_hitl::server::{Auth, HitlService, Server, Shutdown};
+use aegis_hitl::server::{Auth, HitlService, Host, Server, Shutdown};
 use aegis_hitl::store::Embedded;
+use clap::Args;
 use tokio::sync::watch;
 
-use crate::args;
+use super::Context;
+use crate::args::seconds;
 use crate::config;
 use crate::failure::Failure;
 use crate::key_file;
@@ -18,14 +21,69 @@ use crate::print::say;
 use crate::reload::Reload;
 use crate::signals::{Signal, Signals};
 
-const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8000);
+const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8000);
 
-/// Serves until SIGTERM or SIGINT, then drains; a second signal ends it at once. `config` was read from `file`.
-pub(crate) async fn run(
-    args: args::Serve,
-    config: config::Serve,
-    file: Option<PathBuf>,
-) -> Result<(), Failure> {
+#[derive(Debug, Args)]
+pub(crate) struct Serve {
+    /// The address to listen on [default: 127.0.0.1:8000].
+    #[arg(long, env = "AEGIS_LISTEN", value_name = "ADDRESS")]
+    pub(crate) listen: Option<SocketAddr>,
+
+    /// The database file; it is made if there is none [default: aegis.db].
+    #[arg(long, env = "AEGIS_STORE", value_name = "FILE")]
+    pub(crate) store: Option<PathBuf>,
+
+    /// The path before /hitl/… [default: /api/v1].
+    #[arg(long, env = "AEGIS_PREFIX", value_name = "PATH")]
+    pub(crate) prefix: Option<String>,
+
+    /// Takes tenants from the API keys in this file; see `aegis keys new`. SIGHUP reads it again.
+    ///
+    /// A file that its group or others may write is refused; one that they may read is warned of.
+    #[arg(long, env = "AEGIS_KEYS", value_name = "FILE")]
+    pub(crate) keys: Option<PathBuf>,
+
+    /// Trusts the Tenant-Id header on an address that is not loopback.
+    #[arg(long, env = "AEGIS_TRUST_TENANT_HEADER", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    pub(crate) trust_tenant_header: Option<bool>,
+
+    /// A host name or address that browsers and clients use for the server; repeatable, and comma-separated in the environment.
+    ///
+    /// Requests for other hosts are answered 421, and web pages of other origins may change nothing. Without API keys that is
+    /// always so, and loopback names and the address listened on are allowed beside these. With API keys it is so if a host
+    /// is given.
+    #[arg(long, env = "AEGIS_HOST", value_name = "NAME", value_delimiter = ',')]
+    pub(crate) host: Vec<Host>,
+
+    /// Decides only actions that were submitted before.
+    #[arg(long, env = "AEGIS_REQUIRE_SUBMISSION", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    pub(crate) require_submission: Option<bool>,
+
+    /// How long requests in flight may take to end after SIGTERM, in seconds [default: 30].
+    #[arg(long, env = "AEGIS_DRAIN_TIMEOUT", value_name = "SECONDS", value_parser = seconds)]
+    pub(crate) drain_timeout: Option<Duration>,
+
+    /// The most connections at a time [default: 4096, or what the limit of open files allows].
+    #[arg(long, env = "AEGIS_MAX_CONNECTIONS", value_name = "NUMBER")]
+    pub(crate) max_connections: Option<NonZeroUsize>,
+
+    /// The most connections at a time of one address, or of one /64 network of IPv6 [default: a quarter of the most
+    /// connections, and no limit for this machine itself].
+    ///
+    /// Behind a proxy on another machine, set it to as many as there may be connections.
+    #[arg(long, env = "AEGIS_MAX_CONNECTIONS_PER_PEER", value_name = "NUMBER")]
+    pub(crate) max_connections_per_peer: Option<NonZeroUsize>,
+
+    /// What to log to stderr, such as `warn` or `aegis_hitl=debug` [default: info]. SIGHUP reads it again from the
+    /// configuration file, unless it is set here or in the environment.
+    #[arg(long, env = "AEGIS_LOG", value_name = "FILTER")]
+    pub(crate) log: Option<String>,
+}
+
+/// Serves until SIGTERM or SIGINT, then drains; a second signal ends it at once.
+pub(crate) async fn run(args: Serve, context: Context) -> Result<(), Failure> {
+    let Context { config, file } = context;
+    let config = config.serve;
     // First of all, so that no signal is lost: one that nobody listens for ends the process.
     let mut signals = Signals::new()?;
     let filter_is_given = args.log.is_some();
