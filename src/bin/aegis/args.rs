@@ -9,11 +9,12 @@ use crate::command::Command;
 
 /// Approvals of AI-agent actions, each decided exactly once.
 ///
-/// Every option can also be set by its environment variable or in a configuration file; a flag wins over the environment,
-/// the environment over the file, the file over the default.
+/// Every option can also be set by its environment variable or in a configuration file. A flag wins
+/// over the environment, the environment over the file, and the file over the default.
 ///
-/// Exit codes: 0 on record (or done); 1 other failure; 2 usage; 3 refused, as another decision or payload is on record or
-/// the action is closed; 4 the outcome is unknown, ask again with the same key.
+/// Exit codes: 0 on record (or done); 1 other failure; 2 usage; 3 refused, because another decision
+/// or payload is on record or the action is closed; 4 the outcome is unknown, ask
+/// again with the same key.
 #[derive(Debug, Parser)]
 #[command(name = "aegis", version, max_term_width = 100)]
 pub(crate) struct Cli {

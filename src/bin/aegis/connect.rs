@@ -1,4 +1,4 @@
-//! Which server, and who asks.
+//! The options of a command that calls a server: where it is, and who calls.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -16,7 +16,7 @@ use crate::args::seconds;
 use crate::config;
 use crate::failure::Failure;
 
-/// Which server, and who asks.
+/// The server, the caller and the limits of a call.
 #[derive(Debug, Args)]
 pub(crate) struct Connect {
     /// The server [default: http://localhost:8000].
@@ -38,7 +38,7 @@ pub(crate) struct Connect {
     #[arg(long, env = "AEGIS_RETRIES", value_name = "NUMBER")]
     pub(crate) retries: Option<u32>,
 
-    /// Trusts the PEM certificates in this file too.
+    /// Trusts the PEM certificates in this file, in addition to the platform's.
     #[arg(long, env = "AEGIS_CA", value_name = "FILE")]
     pub(crate) ca: Option<PathBuf>,
 
@@ -48,7 +48,7 @@ pub(crate) struct Connect {
 }
 
 impl Connect {
-    /// Starts to build a client with what is set here, and else with what the configuration file says.
+    /// Starts to build a client from these options, and from the configuration file for the rest.
     pub(crate) fn builder(self, config: &config::Client) -> Result<Builder, Failure> {
         let mut builder = AegisService::builder();
         if let Some(url) = self.url.or_else(|| config.url.clone()) {
@@ -57,7 +57,8 @@ impl Connect {
         if let Some(prefix) = self.prefix.or_else(|| config.prefix.clone()) {
             builder = builder.api_prefix(prefix);
         }
-        // A credential that is given closer by wins over one from farther off, of either kind.
+        // A credential of either kind on the command line or in the environment replaces both in
+        // the file.
         match (
             self.credential.0.tenant,
             self.credential.0.token,
@@ -101,13 +102,13 @@ impl Connect {
     }
 }
 
-/// A tenant or an API key. Of one that is a flag and one from the environment the flag stands.
+/// A tenant or an API key. If one is a flag and the other is from the environment, the flag wins.
 #[derive(Debug)]
 pub(crate) struct Credential(Given);
 
 #[derive(Debug, Args)]
 struct Given {
-    /// The tenant; not with an API key, which names it.
+    /// The tenant. Not with an API key, which implies it.
     #[arg(long, env = "AEGIS_TENANT", value_name = "TENANT")]
     tenant: Option<TenantId>,
 
@@ -155,7 +156,8 @@ impl FromArgMatches for Credential {
     }
 }
 
-/// What no message may repeat. It is taken as it is: the parser's messages would quote what it refuses.
+/// A text that no message may quote. It is parsed without checks, as clap quotes what a parser
+/// rejects.
 #[derive(Clone)]
 pub(crate) struct Secret(String);
 

@@ -1,4 +1,4 @@
-//! `aegis`: arguments in, the library does it, an exit code out.
+//! `aegis`: parses arguments, calls the library, and returns an exit code.
 
 mod args;
 mod command;
@@ -20,7 +20,8 @@ use self::command::Context;
 use self::config::Config;
 use self::failure::Failure;
 
-/// The target of what the server's command logs: one filter, such as `aegis_hitl=debug`, holds for the library and for it.
+/// The target of the binary's own events. It is the library's, so that one filter, such as
+/// `aegis_hitl=debug`, covers both.
 const LOG: &str = "aegis_hitl";
 
 fn main() -> ExitCode {

@@ -12,7 +12,7 @@ use crate::print::say;
 
 #[derive(Debug, Args)]
 pub(crate) struct Backup {
-    /// The new file. It is complete once the command has ended well.
+    /// The new file. It is complete once the command has succeeded.
     #[arg(value_name = "FILE")]
     pub(crate) to: PathBuf,
 
@@ -21,7 +21,7 @@ pub(crate) struct Backup {
     pub(crate) store: Option<PathBuf>,
 }
 
-/// Copies the database into a new file, while a server runs or not.
+/// Copies the database into a new file, whether or not a server runs.
 pub(crate) async fn run(args: Backup, context: Context) -> Result<(), Failure> {
     let store = args.store.or(context.config.serve.store);
     let store = store.unwrap_or_else(|| PathBuf::from(config::STORE));

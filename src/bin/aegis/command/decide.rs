@@ -33,7 +33,8 @@ pub(crate) struct Decide {
     #[arg(long)]
     pub(crate) comment: Option<String>,
 
-    /// The X-Request-Id of the call, to repeat a call of which the outcome is unknown [default: a new one].
+    /// The X-Request-Id of the call, to repeat a call whose outcome is unknown [default: a new
+    /// one].
     #[arg(long, value_name = "ID")]
     pub(crate) call_id: Option<RequestId>,
 
@@ -49,13 +50,14 @@ pub(crate) async fn reject(args: Decide, context: Context) -> Result<(), Failure
     decide(Decision::Reject, args, &context.config.client).await
 }
 
-/// Puts a decision on record and prints the receipt.
+/// Records a decision and prints the receipt.
 async fn decide(decision: Decision, args: Decide, config: &config::Client) -> Result<(), Failure> {
     let json = args.connect.json;
     let anybody = args.connect.credential.is_some();
     if !anybody && config.tenant.is_none() && config.token.is_none() {
         return Err(Failure::usage(
-            "nobody asks; set --tenant or AEGIS_TENANT, or --token or AEGIS_TOKEN, or either in the configuration file",
+            "nobody asks; set --tenant or AEGIS_TENANT, or --token or AEGIS_TOKEN, or either in \
+             the configuration file",
         ));
     }
     let mut builder = args.connect.builder(config)?;
@@ -79,7 +81,7 @@ async fn decide(decision: Decision, args: Decide, config: &config::Client) -> Re
     if let Some(comment) = args.comment {
         request = request.comment(comment);
     }
-    // Named before the call, so that a call of which the outcome is unknown can be repeated as the same call.
+    // The id is chosen before the call, so that the message of a failed call can name it.
     let call_id = args.call_id.unwrap_or_else(RequestId::mint);
     let receipt = service.call(request.call_id(call_id.clone())).await;
     let receipt = receipt.map_err(|error| {
@@ -94,12 +96,12 @@ async fn decide(decision: Decision, args: Decide, config: &config::Client) -> Re
 }
 
 fn payload_of(text: &str) -> Result<Payload, Failure> {
-    let fault = |error: io::Error| Failure::usage("cannot read the payload").because(error);
+    let unreadable = |error: io::Error| Failure::usage("cannot read the payload").because(error);
     let text = match text.strip_prefix('@') {
-        Some(path) => fs::read_to_string(path).map_err(fault)?,
+        Some(path) => fs::read_to_string(path).map_err(unreadable)?,
         None if text == "-" => {
             let mut input = String::new();
-            io::stdin().read_to_string(&mut input).map_err(fault)?;
+            io::stdin().read_to_string(&mut input).map_err(unreadable)?;
             input
         }
         None => text.to_owned(),

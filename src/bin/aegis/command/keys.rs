@@ -22,7 +22,7 @@ pub(crate) struct NewKey {
     #[arg(long, env = "AEGIS_TENANT", value_name = "TENANT")]
     pub(crate) tenant: TenantId,
 
-    /// Who holds the key, for the audit trail; without spaces.
+    /// The holder of the key, for the audit trail; without spaces.
     #[arg(long, value_parser = name)]
     pub(crate) name: String,
 
@@ -39,7 +39,7 @@ pub(crate) struct NewKey {
 pub(crate) enum Scope {
     /// Submit and decide.
     Decide,
-    /// Only read.
+    /// Read only.
     Read,
 }
 
@@ -49,9 +49,9 @@ pub(crate) async fn run(command: Keys, _: Context) -> Result<(), Failure> {
     }
 }
 
-/// Makes a key and prints both of its halves. Only the digest is for the server; the secret is shown this once.
+/// Makes a key, and prints the secret and its line for the key file. The secret is shown only once.
 fn new(args: &NewKey) -> Result<(), Failure> {
-    // Two UUIDv4s: 244 bits from the cryptographically secure generator.
+    // Two random UUIDs have 244 bits from the system's secure generator.
     let secret = format!(
         "sk_live_{}{}",
         Uuid::new_v4().simple(),
@@ -73,7 +73,8 @@ fn new(args: &NewKey) -> Result<(), Failure> {
         return print_json(&json!({ "secret": secret, "line": line }));
     }
     print(&format!(
-        "# for the client, as AEGIS_TOKEN; it is not shown again\n{secret}\n# for the server's key file\n{line}\n"
+        "# for the client, as AEGIS_TOKEN; it is not shown again\n{secret}\n\
+         # for the server's key file\n{line}\n"
     ))
 }
 

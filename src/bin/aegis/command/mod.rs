@@ -1,4 +1,4 @@
-//! The commands, one file each.
+//! The commands, one file each. A new command is one file and one line in `commands!`.
 
 mod backup;
 mod decide;
@@ -13,14 +13,14 @@ use clap::Subcommand;
 use crate::config::Config;
 use crate::failure::Failure;
 
-/// What every command gets beside its own arguments.
+/// What every command receives in addition to its own arguments.
 pub(crate) struct Context {
     pub(crate) config: Config,
     /// The file that `config` was read from.
     pub(crate) file: Option<PathBuf>,
 }
 
-/// Declares the commands: the arguments of each, and the function that runs it.
+/// Lists the commands: the arguments of each, and the function that runs it.
 macro_rules! commands {
     ($($(#[$attribute:meta])* $name:ident($args:path) => $run:path,)*) => {
         #[derive(Debug, Subcommand)]
@@ -47,7 +47,7 @@ commands! {
     Reject(decide::Decide) => decide::reject,
     /// Shows where an action stands.
     Status(status::Status) => status::run,
-    /// Copies the database into a new file, also while a server has it open.
+    /// Copies the database into a new file, even while a server has it open.
     Backup(backup::Backup) => backup::run,
     /// Makes API keys for the server's key file.
     #[command(subcommand)]

@@ -16,7 +16,7 @@ pub(crate) struct Status {
     /// The server's id of the action, or the X-Request-Id of the call that decided it.
     pub(crate) id: RequestId,
 
-    /// Waits this long for a decision, in seconds, 55 at most.
+    /// Waits for a decision, up to this many seconds (0 to 55).
     #[arg(long, value_name = "SECONDS", value_parser = wait)]
     pub(crate) wait: Option<Duration>,
 
@@ -24,7 +24,7 @@ pub(crate) struct Status {
     pub(crate) connect: Connect,
 }
 
-/// Asks for a status and prints it.
+/// Requests a status and prints it.
 pub(crate) async fn run(args: Status, context: Context) -> Result<(), Failure> {
     let json = args.connect.json;
     let service = args.connect.builder(&context.config.client)?.build()?;
@@ -33,7 +33,7 @@ pub(crate) async fn run(args: Status, context: Context) -> Result<(), Failure> {
         call = call.wait(wait);
     }
     let action = call.await.map_err(|error| {
-        // A question changes nothing: no failure of it leaves a decision unknown.
+        // A status request changes nothing, so its failure never leaves a decision unknown.
         if error.is_config() || error.is_request() {
             Failure::from(error)
         } else {
