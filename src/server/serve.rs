@@ -12,7 +12,7 @@ use tokio::net::{TcpListener, ToSocketAddrs};
 use super::auth::Auth;
 use super::drain::Shutdown;
 use super::net::{ConnectionLimits, Places, Timeouts, accept, descriptors};
-use super::ops::WithHealth;
+use super::ops::health::WithHealth;
 use super::service::HitlService;
 use crate::store::Store;
 

@@ -22,7 +22,7 @@ use crate::server::drain::Drain;
 use crate::server::http::headers;
 use crate::server::http::response;
 use crate::server::http::{Host, HostGuard, Rejection, RequestBody, Response};
-use crate::server::ops::Outage;
+use crate::server::ops::outage::Outage;
 use crate::store::{Actor, Identity, Store, StoreError};
 
 pub(crate) use self::route::Route;

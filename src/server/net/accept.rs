@@ -19,7 +19,7 @@ use super::connection::{self, Connection};
 use super::places::{Peer, Places};
 use crate::protocol::BoxError;
 use crate::server::drain::Drain;
-use crate::server::ops::Outage;
+use crate::server::ops::outage::Outage;
 
 /// The pause after the first failure to accept. It doubles with each further failure, up to
 /// `LONGEST_PAUSE`.

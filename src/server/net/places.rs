@@ -11,7 +11,7 @@ use tokio::time::{sleep, timeout};
 
 use super::activity::Activity;
 use crate::server::drain::Shutdown;
-use crate::server::ops::Outage;
+use crate::server::ops::outage::Outage;
 
 /// The default maximum of connections.
 const CONNECTIONS: usize = 4096;
