@@ -1,4 +1,4 @@
-//! The one signal by which everything learns that the server is to end.
+//! The shutdown of a server: the signal that starts it, and how it ended.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,36 +6,58 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::sleep;
 
-/// How long a client that the server waits for may do nothing once its connection is to be closed. One that is alive needs
-/// less, and what it had to say can be said again.
-pub(super) const FAREWELL: Duration = Duration::from_secs(2);
+/// How long a client may do nothing once its connection is to be closed. A live client needs less
+/// time, and can send its request again.
+pub(crate) const CLOSE_GRACE: Duration = Duration::from_secs(2);
 
-/// Whether the server is to end. Clones share it.
+/// The signal that the server is shutting down. Clones share it.
 #[derive(Debug, Clone)]
-pub(super) struct Drain(Arc<watch::Sender<bool>>);
+pub(crate) struct Drain(Arc<watch::Sender<bool>>);
 
 impl Drain {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(Arc::new(watch::Sender::new(false)))
     }
 
-    pub(super) fn start(&self) {
+    pub(crate) fn start(&self) {
         self.0.send_replace(true);
     }
 
-    pub(super) fn has_started(&self) -> bool {
+    pub(crate) fn has_started(&self) -> bool {
         *self.0.borrow()
     }
 
-    /// Waits until it has started; at once if it has.
-    pub(super) async fn started(&self) {
-        // The sender lives in `self`, so the wait cannot end in an error.
+    /// Waits until the drain has started; returns at once if it has.
+    pub(crate) async fn started(&self) {
+        // `self` keeps the sender alive, so the wait cannot fail.
         _ = self.0.subscribe().wait_for(|started| *started).await;
     }
 
-    /// Waits until clients have had the time to send the rest of what they were sending when it started.
-    pub(super) async fn has_waited(&self) {
+    /// Waits until clients have had time to finish the requests they were sending when the drain
+    /// started.
+    pub(crate) async fn grace_is_over(&self) {
         self.started().await;
-        sleep(FAREWELL).await;
+        sleep(CLOSE_GRACE).await;
+    }
+}
+
+/// How a server ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+#[non_exhaustive]
+pub enum Shutdown {
+    /// Every request in flight was answered, as far as its client read the response.
+    Drained,
+    /// The drain timeout expired, and the connections still open were cut.
+    Aborted {
+        /// The number of connections that were cut.
+        connections: usize,
+    },
+}
+
+impl Shutdown {
+    /// Returns whether every request in flight was answered.
+    pub fn is_drained(self) -> bool {
+        self == Self::Drained
     }
 }

@@ -1,8 +1,9 @@
-//! The server: [`HitlService`], which answers the endpoints, and [`Server`], which puts it on the network.
+//! The server: [`HitlService`] answers the endpoints, and [`Server`] puts it on the network.
 //!
-//! [`HitlService`] is a plain [`tower_service::Service`] over hyper's types and no framework: it stands alone, mounts in
-//! any router, and sits inside tower layers. [`Server`] is an accept loop with timeouts, limits and a graceful shutdown
-//! that has a deadline; it also answers `GET /livez` and `GET /readyz`.
+//! [`HitlService`] is a plain [`tower_service::Service`] over hyper's types, without a framework.
+//! It stands alone, mounts in any router, and sits inside tower layers. [`Server`] is an accept
+//! loop with timeouts, limits and a graceful shutdown that has a deadline. It also answers `GET
+//! /livez` and `GET /readyz`.
 //!
 //! ```no_run
 //! use aegis_hitl::server::{HitlService, Server};
@@ -20,39 +21,40 @@
 //! # }
 //! ```
 //!
-//! Nothing here logs a key, a payload or a tenant.
+//! The server logs no key, no payload and no tenant.
 
-mod accept;
-mod activity;
-mod answer;
+// The rooms, from the socket to the store:
+//
+//   serve, builder   what a user sets: an address, limits, a service
+//   net              accepts connections, limits them, and closes the slow and the idle ones
+//   ops              wraps the service with health checks; reports outages in the log
+//   service          matches a request to its endpoint, and completes the response
+//   api              the endpoints: decide, submit, status, and the steps they share
+//   auth             authenticates the caller by an API key or the tenant header
+//   http             checks heads, headers and hosts; reads bodies; writes responses
+//   drain            the signal that the server is shutting down
+//
+// A request goes through net (one connection), ops (a well-formed head, or a health check), service
+// (host, drain, route), and api (caller, headers, body, store). Its response goes back through
+// service and is watched by net until its last byte is sent.
+
+mod api;
 mod auth;
-mod body;
-mod connection;
-mod decide;
-mod descriptors;
+mod builder;
 mod drain;
-mod head;
-mod health;
-mod host;
-mod keys;
-mod outage;
-mod places;
-mod request;
-mod route;
+mod http;
+mod net;
+mod ops;
 mod serve;
 mod service;
-mod settings;
-mod status;
-mod submit;
 
 pub use self::{
-    answer::ResponseBody,
-    auth::Auth,
-    host::{Host, InvalidHost},
-    keys::{Keys, KeysError, Scope},
-    serve::{ServeError, Server, Shutdown},
+    auth::{Auth, Keys, KeysError, Scope},
+    builder::HitlServiceBuilder,
+    drain::Shutdown,
+    http::{Host, InvalidHost, ResponseBody},
+    serve::{ServeError, Server},
     service::{HitlService, ResponseFuture},
-    settings::HitlServiceBuilder,
 };
 
 pub use crate::protocol::InvalidPrefix;

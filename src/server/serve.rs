@@ -9,26 +9,26 @@ use std::time::Duration;
 
 use tokio::net::{TcpListener, ToSocketAddrs};
 
-use super::accept;
-use super::activity::Patience;
 use super::auth::Auth;
-use super::descriptors;
-use super::health::WithHealth;
-use super::places::{Bounds, Places};
+use super::drain::Shutdown;
+use super::net::{ConnectionLimits, Places, Timeouts, accept, descriptors};
+use super::ops::health::WithHealth;
 use super::service::HitlService;
 use crate::store::Store;
 
-/// Serves a [`HitlService`] over HTTP/1.1 and HTTP/2 (with prior knowledge), with `GET /livez` and `GET /readyz` beside it.
+/// Serves a [`HitlService`] over HTTP/1.1 and HTTP/2 (with prior knowledge), together with `GET
+/// /livez` and `GET /readyz`.
 ///
-/// Connections without a request in flight for the [`header_timeout`](Self::header_timeout) are closed, and the number of
-/// connections, the size and number of headers and the number of streams are limited. When there are as many connections as
-/// there may be, a new one takes the place of the one that has been idle longest.
+/// A connection is closed when it has had no request in flight for the
+/// [`header_timeout`](Self::header_timeout). The number of connections, the size and number of
+/// headers and the number of streams are limited. When all connections are in use, a new one takes
+/// the place of the one that has been idle longest.
 #[derive(Debug)]
 #[must_use]
 pub struct Server {
     listener: TcpListener,
-    patience: Patience,
-    bounds: Bounds,
+    timeouts: Timeouts,
+    limits: ConnectionLimits,
     drain_timeout: Duration,
     trust_tenant_header: bool,
 }
@@ -43,86 +43,97 @@ impl Server {
         Ok(Self::from_listener(TcpListener::bind(address).await?))
     }
 
-    /// Serves on a listener that is bound already.
+    /// Serves on a listener that is already bound.
     pub fn from_listener(listener: TcpListener) -> Self {
         Self {
             listener,
-            patience: Patience {
+            timeouts: Timeouts {
                 idle: Duration::from_secs(8),
                 write: Duration::from_secs(30),
             },
-            bounds: Bounds::default(),
+            limits: ConnectionLimits::default(),
             drain_timeout: Duration::from_secs(30),
             trust_tenant_header: false,
         }
     }
 
-    /// Returns the address that is bound.
+    /// Returns the bound address.
     ///
     /// # Errors
     ///
-    /// If the operating system does not say.
+    /// If the operating system does not report it.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
     }
 
-    /// Sets how long a connection may have no request in flight, and how long a client may take to send a request's headers.
-    /// The default is 8 s.
+    /// Sets how long a connection may have no request in flight, and how long a client may take to
+    /// send the headers of a request. The default is 8 s.
     ///
-    /// An HTTP/2 client is then told to go (`GOAWAY`) and cut off 2 s later; pings keep no connection open.
+    /// An idle HTTP/2 client receives a `GOAWAY` and is cut off 2 s later. Pings do not keep a
+    /// connection open.
     pub fn header_timeout(mut self, timeout: Duration) -> Self {
-        self.patience.idle = timeout;
+        self.timeouts.idle = timeout;
         self
     }
 
-    /// Sets how long an answer may make no progress, as the client does not read or gives it no window of HTTP/2. The default
-    /// is 30 s, and 2 s at most while the server drains.
+    /// Sets how long a response may make no progress because the client does not read or grants no
+    /// HTTP/2 window. The default is 30 s. While the server drains, the limit is at most 2 s.
     ///
-    /// The connection then takes no further requests, and is cut off after 2 s without progress.
+    /// After that the connection takes no further requests, and is cut off after another 2 s
+    /// without progress.
     pub fn write_timeout(mut self, timeout: Duration) -> Self {
-        self.patience.write = timeout;
+        self.timeouts.write = timeout;
         self
     }
 
-    /// Sets how long requests in flight may take to end once the server shuts down. The default is 30 s.
+    /// Sets how long requests in flight may take to end after the server begins to shut down. The
+    /// default is 30 s.
     pub fn drain_timeout(mut self, timeout: Duration) -> Self {
         self.drain_timeout = timeout;
         self
     }
 
-    /// Sets the most connections at a time, at least 1. The default is 4096, or what the limit of open files leaves beside a
-    /// reserve of 128 for the store, whichever is less; more than that there are never.
+    /// Sets the maximum number of connections, at least 1. The default is 4096.
     ///
-    /// A further client takes the place of the connection that has been idle longest, or waits until one is idle.
+    /// The limit of open files, less a reserve of 128 for the store, is an upper bound on any
+    /// value.
+    ///
+    /// When all connections are in use, a new client takes the place of the connection that has
+    /// been idle longest. If none is idle, the client waits until one is.
     pub fn max_connections(mut self, connections: usize) -> Self {
-        self.bounds.connections = Some(connections);
+        self.limits.connections = Some(connections);
         self
     }
 
-    /// Sets the most connections at a time of one address, at least 1; of IPv6, of one `/64` network. The default is a
-    /// quarter of the most connections, and none for loopback, as a proxy on this machine speaks for many clients.
+    /// Sets the maximum number of connections from one IPv4 address or one IPv6 `/64` network, at
+    /// least 1. The default is a quarter of [`max_connections`](Self::max_connections), with no
+    /// limit for loopback, because a local proxy speaks for many clients.
     ///
-    /// Behind a proxy on another machine, set it to as many as [`max_connections`](Self::max_connections): all connections
-    /// come from the proxy. What is set here is valid for loopback too. A further client of the address takes the place of
-    /// its own connection that has been idle longest, and is turned away if none is.
+    /// A value set here applies to loopback too. Behind a proxy on another machine, set it to the
+    /// same value as `max_connections`: every connection then comes from the proxy.
+    ///
+    /// At the limit, a new client takes the place of the connection of the same peer that has been
+    /// idle longest. If none is idle, the client is turned away.
     pub fn max_connections_per_peer(mut self, connections: usize) -> Self {
-        self.bounds.per_peer = Some(connections);
+        self.limits.per_peer = Some(connections);
         self
     }
 
-    /// Sets whether a service that trusts the `Tenant-Id` header may be served on an address that is not loopback. The
-    /// default is `false`.
+    /// Sets whether a service that trusts the `Tenant-Id` header may be served on an address that
+    /// is not loopback. The default is `false`.
     pub fn trust_tenant_header(mut self, trust: bool) -> Self {
         self.trust_tenant_header = trust;
         self
     }
 
-    /// Checks that a service with this `auth` may be served here, as [`serve`](Self::serve) does, before a store is opened.
+    /// Checks that a service with this `auth` may be served here. [`serve`](Self::serve) does the
+    /// same; call this first to fail before a store is opened.
     ///
     /// # Errors
     ///
-    /// If it trusts the `Tenant-Id` header, the address is not loopback, and
-    /// [`trust_tenant_header`](Self::trust_tenant_header) is not set, or if the process may open fewer than 144 files.
+    /// - If `auth` trusts the `Tenant-Id` header, the address is not loopback, and
+    ///   [`trust_tenant_header`](Self::trust_tenant_header) is not set.
+    /// - If the process may open fewer than 144 files.
     pub fn check(&self, auth: &Auth) -> Result<(), ServeError> {
         let address = self.local_addr().map_err(ServeError::io)?;
         let loopback = address.ip().to_canonical().is_loopback();
@@ -136,18 +147,23 @@ impl Server {
         descriptors::for_connections().map_err(|limit| ServeError(Kind::Descriptors(limit)))
     }
 
-    /// Serves until `shutdown` completes, and then until the requests in flight have ended or the drain timeout is over.
+    /// Serves until `shutdown` completes, and then until the requests in flight have ended or the
+    /// drain timeout expires.
     ///
-    /// From the moment of the shutdown on no connection is accepted, waits for a decision end with the present state, new
-    /// requests on kept connections are answered 503, and connections are closed behind their last answer. A client that
-    /// has not sent the rest of a request after 2 s, or takes nothing of its answer for 2 s, is not waited for. What is then
-    /// still open at the deadline is cut.
+    /// Once `shutdown` completes, no connection is accepted. Waits for a decision end with the
+    /// present state, new requests on open connections are answered 503, and connections close
+    /// after their last response. The server does not wait for a client that has not sent the rest
+    /// of a request after 2 s, or that reads nothing of its response for 2 s. Connections still
+    /// open at the deadline are cut.
+    ///
+    /// Errors of single connections, and errors of accepting one, do not end the server.
     ///
     /// # Errors
     ///
-    /// If the service trusts the `Tenant-Id` header, the address is not loopback, and
-    /// [`trust_tenant_header`](Self::trust_tenant_header) is not set: anyone who can reach the server could then speak for
-    /// every tenant. If the process may open fewer than 144 files. Errors of single connections, or of accepting one, do not end the server.
+    /// - If the service trusts the `Tenant-Id` header, the address is not loopback, and
+    ///   [`trust_tenant_header`](Self::trust_tenant_header) is not set. Anyone who can reach the
+    ///   server could then act for every tenant.
+    /// - If the process may open fewer than 144 files.
     pub async fn serve<St: Store>(
         self,
         service: HitlService<St>,
@@ -155,37 +171,16 @@ impl Server {
     ) -> Result<Shutdown, ServeError> {
         self.check(service.auth())?;
         let address = self.local_addr().map_err(ServeError::io)?;
-        let drain = service.shared().drain.clone();
+        let drain = service.api().drain.clone();
         let service = WithHealth::new(service, address.ip());
-        let places = Places::new(self.bounds, Self::room()?);
-        let patience = self.patience;
-        let left = accept::run(self.listener, places, patience, service, drain, shutdown).await;
-        Ok(left.end(self.drain_timeout).await)
+        let places = Places::new(self.limits, Self::room()?);
+        let timeouts = self.timeouts;
+        let left = accept::run(self.listener, places, timeouts, service, drain, shutdown).await;
+        Ok(left.drain(self.drain_timeout).await)
     }
 }
 
-/// How a server ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[must_use]
-#[non_exhaustive]
-pub enum Shutdown {
-    /// Every request in flight was answered, as far as its client took the answer.
-    Drained,
-    /// The drain timeout was over, and the connections that were still open were cut.
-    Aborted {
-        /// How many.
-        connections: usize,
-    },
-}
-
-impl Shutdown {
-    /// Whether every request in flight was answered.
-    pub fn is_drained(self) -> bool {
-        self == Self::Drained
-    }
-}
-
-/// Why a server does not serve.
+/// An error that prevents a server from serving.
 #[derive(Debug)]
 pub struct ServeError(Kind);
 
@@ -201,12 +196,13 @@ impl ServeError {
         Self(Kind::Io(error))
     }
 
-    /// Whether the tenant header would have been trusted on an address that is not loopback.
+    /// Returns whether the service would have trusted the tenant header on an address that is not
+    /// loopback.
     pub fn is_untrusted_address(&self) -> bool {
         matches!(self.0, Kind::Untrusted(_))
     }
 
-    /// Whether the process may open too few files.
+    /// Returns whether the process may open too few files.
     pub fn is_too_few_descriptors(&self) -> bool {
         matches!(self.0, Kind::Descriptors(_))
     }
@@ -217,12 +213,14 @@ impl fmt::Display for ServeError {
         match &self.0 {
             Kind::Untrusted(address) => write!(
                 f,
-                "{address} is not a loopback address, and without API keys anyone who reaches it could act for every \
-                 tenant; configure API keys, or trust the Tenant-Id header explicitly (--trust-tenant-header)"
+                "{address} is not a loopback address, and without API keys anyone who reaches it \
+                 could act for every tenant; configure API keys, or trust the Tenant-Id header \
+                 explicitly (--trust-tenant-header)"
             ),
             Kind::Descriptors(limit) => write!(
                 f,
-                "the limit of open files is {limit}, and a server needs at least {}; raise it (ulimit -n, LimitNOFILE=)",
+                "the limit of open files is {limit}, and a server needs at least {}; raise it \
+                 (ulimit -n, LimitNOFILE=)",
                 descriptors::NEEDED
             ),
             Kind::Io(_) => f.write_str("the listener has no address"),

@@ -1,4 +1,4 @@
-//! The service that answers the endpoints.
+//! The tower service: a match over the routes.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -7,28 +7,23 @@ use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
-use http::{HeaderValue, Method, Request, Response, StatusCode, Version, request::Parts};
+use http::{Method, Request, Version, request::Parts};
 use http_body::Body;
-use tokio::time::timeout;
 use tower_service::Service;
 
-use super::answer::{self, Answer, Refusal, ResponseBody};
+use super::api::{Api, Route, Settings, shutting_down};
 use super::auth::Auth;
-use super::body::Upload;
-use super::drain::Drain;
-use super::host::Guard;
-use super::outage::Outage;
-use super::request;
-use super::route::Route;
-use super::settings::{HitlServiceBuilder, Settings};
-use crate::protocol::{Action, Body as JsonBody, ErrorChain, Escaped, RequestId};
-use crate::store::{Actor, Identity, Store, StoreError};
+use super::builder::HitlServiceBuilder;
+use super::http::headers;
+use super::http::response;
+use super::http::{Rejection, RequestBody, Response, ResponseBody};
+use crate::store::Store;
 
 /// Answers the four endpoints over a [`Store`]: approve, reject, status and submit.
 ///
-/// It is always ready, never fails, and is cheap to clone. Every answer is JSON, and every error a problem of RFC 9457.
+/// The service is always ready, never fails, and is cheap to clone. Every response is JSON, and
+/// every error is a problem of RFC 9457.
 ///
 /// ```
 /// use aegis_hitl::server::HitlService;
@@ -43,22 +38,15 @@ use crate::store::{Actor, Identity, Store, StoreError};
 /// # }
 /// ```
 ///
-/// Dropping the future of a request does not take back a decision that the store was asked to record.
+/// Dropping a response future does not undo a decision that was passed to the store.
 pub struct HitlService<St> {
-    shared: Arc<Shared<St>>,
-}
-
-pub(super) struct Shared<St> {
-    pub(super) store: St,
-    pub(super) settings: Settings,
-    pub(super) drain: Drain,
-    outage: Outage,
+    api: Arc<Api<St>>,
 }
 
 impl<St> Clone for HitlService<St> {
     fn clone(&self) -> Self {
         Self {
-            shared: Arc::clone(&self.shared),
+            api: Arc::clone(&self.api),
         }
     }
 }
@@ -66,13 +54,13 @@ impl<St> Clone for HitlService<St> {
 impl<St> fmt::Debug for HitlService<St> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("HitlService")
-            .field("settings", &self.shared.settings)
+            .field("settings", &self.api.settings)
             .finish_non_exhaustive()
     }
 }
 
 impl<St: Store> HitlService<St> {
-    /// Makes a service with the default settings: the tenant header is trusted.
+    /// Creates a service with the default settings: it trusts the `Tenant-Id` header.
     pub fn new(store: St) -> Self {
         Self::with_settings(store, Settings::default())
     }
@@ -82,42 +70,43 @@ impl<St: Store> HitlService<St> {
         HitlServiceBuilder::new(store)
     }
 
-    pub(super) fn with_settings(store: St, settings: Settings) -> Self {
+    pub(crate) fn with_settings(store: St, settings: Settings) -> Self {
         Self {
-            shared: Arc::new(Shared {
-                store,
-                settings,
-                drain: Drain::new(),
-                outage: Outage::default(),
-            }),
+            api: Arc::new(Api::new(store, settings)),
         }
     }
 
-    /// Ends every wait for a decision and answers 503 to new requests, for good, on all clones.
+    /// Ends every wait for a decision and answers 503 to new requests, permanently and on all
+    /// clones.
     ///
-    /// [`Server`](super::Server) does this when it shuts down; call it where the service is mounted elsewhere.
+    /// [`Server`](super::Server) calls this when it shuts down. Call it yourself where the service
+    /// is mounted elsewhere.
     pub fn drain(&self) {
-        self.shared.drain.start();
+        self.api.drain.start();
     }
 
-    /// Returns how the service knows who asks.
+    /// Returns how the service authenticates its callers.
     pub fn auth(&self) -> &Auth {
-        &self.shared.settings.auth
+        &self.api.settings.auth
     }
 
-    /// Answers a request that came in at this address, if that is known.
-    pub(super) fn answer<B>(&self, request: Request<B>, listening: Option<IpAddr>) -> ResponseFuture
+    /// Responds to a request that arrived at the address `listening`, if that is known.
+    pub(crate) fn respond<B>(
+        &self,
+        request: Request<B>,
+        listening: Option<IpAddr>,
+    ) -> ResponseFuture
     where
         B: Body + Send + 'static,
     {
-        let shared = Arc::clone(&self.shared);
-        ResponseFuture(Box::pin(
-            async move { shared.answer(request, listening).await },
-        ))
+        let service = self.clone();
+        ResponseFuture(Box::pin(async move {
+            service.complete(request, listening).await
+        }))
     }
 
-    pub(super) fn shared(&self) -> &Shared<St> {
-        &self.shared
+    pub(crate) fn api(&self) -> &Api<St> {
+        &self.api
     }
 }
 
@@ -126,7 +115,7 @@ where
     St: Store,
     B: Body + Send + 'static,
 {
-    type Response = Response<ResponseBody>;
+    type Response = http::Response<ResponseBody>;
     type Error = Infallible;
     type Future = ResponseFuture;
 
@@ -135,15 +124,15 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> ResponseFuture {
-        self.answer(request, None)
+        self.respond(request, None)
     }
 }
 
-/// The future of an answer.
-pub struct ResponseFuture(Pin<Box<dyn Future<Output = Answer> + Send>>);
+/// The future of a response.
+pub struct ResponseFuture(Pin<Box<dyn Future<Output = Response> + Send>>);
 
 impl Future for ResponseFuture {
-    type Output = Result<Response<ResponseBody>, Infallible>;
+    type Output = Result<http::Response<ResponseBody>, Infallible>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         self.0.as_mut().poll(cx).map(Ok)
@@ -156,185 +145,51 @@ impl fmt::Debug for ResponseFuture {
     }
 }
 
-impl<St: Store> Shared<St> {
-    async fn answer<B: Body>(&self, request: Request<B>, listening: Option<IpAddr>) -> Answer {
+impl<St: Store> HitlService<St> {
+    async fn complete<B: Body>(&self, request: Request<B>, listening: Option<IpAddr>) -> Response {
         let (parts, body) = request.into_parts();
         let body = pin!(body);
-        let mut upload = Upload::new(body, &parts.headers);
-        let mut answer = self
-            .dispatch(&parts, &mut upload, listening)
+        let mut body = RequestBody::new(body, &parts.headers);
+        let mut response = self
+            .dispatch(&parts, &mut body, listening)
             .await
-            .unwrap_or_else(Refusal::into_answer);
-        // HTTP/2 has streams to reset in place of a connection to close.
-        if !upload.discard().await && parts.version < Version::HTTP_2 {
-            answer::close_after(&mut answer);
+            .unwrap_or_else(Rejection::into_response);
+        // HTTP/2 resets the stream; HTTP/1 has only the connection to close.
+        if !body.discard().await && parts.version < Version::HTTP_2 {
+            response::close_after(&mut response);
         }
-        if let Some(call_id) = request::echo(&parts.headers) {
-            answer
+        if let Some(call_id) = headers::call_id_to_echo(&parts.headers) {
+            response
                 .headers_mut()
                 .insert(crate::protocol::X_REQUEST_ID, call_id);
         }
         if parts.method == Method::HEAD {
-            answer::without_body(&mut answer);
+            response::without_body(&mut response);
         }
-        answer
+        response
     }
 
     async fn dispatch<B: Body>(
         &self,
         parts: &Parts,
-        upload: &mut Upload<'_, B>,
+        body: &mut RequestBody<'_, B>,
         listening: Option<IpAddr>,
-    ) -> Result<Answer, Refusal> {
-        self.admit(parts, listening)?;
-        if self.drain.has_started() {
+    ) -> Result<Response, Rejection> {
+        let api = self.api();
+        api.admit(parts, listening)?;
+        if api.drain.has_started() {
             return Err(shutting_down());
         }
         let route = Route::of(
-            self.settings.prefix.as_str(),
+            api.settings.prefix.as_str(),
             &parts.method,
             parts.uri.path(),
         )?;
-        request::refuse_repeated(&parts.headers)?;
+        headers::reject_repeated(&parts.headers)?;
         match route {
-            Route::Decide(decision) => self.decide(decision, &parts.headers, upload).await,
-            Route::Submit => self.submit(&parts.headers, upload).await,
-            Route::Status(id) => self.status(id, &parts.headers).await,
+            Route::Decide(decision) => api.decide(decision, &parts.headers, body).await,
+            Route::Submit => api.submit(&parts.headers, body).await,
+            Route::Status(id) => api.status(id, &parts.headers).await,
         }
     }
-
-    /// Refuses requests for foreign hosts, and of foreign web pages.
-    pub(super) fn admit(&self, parts: &Parts, listening: Option<IpAddr>) -> Result<(), Refusal> {
-        let Settings { auth, hosts, .. } = &self.settings;
-        if auth.trusts_tenant_header() || !hosts.is_empty() {
-            Guard { hosts, listening }.admit(parts)
-        } else {
-            Ok(())
-        }
-    }
-
-    /// Reads what every request that changes something has: who asks, for which action, in which call, and the body.
-    pub(super) async fn asked<B: Body>(
-        &self,
-        headers: &http::HeaderMap,
-        upload: &mut Upload<'_, B>,
-    ) -> Result<Asked, Refusal> {
-        let caller = self.settings.auth.caller(headers)?.may_decide()?;
-        Ok(Asked {
-            identity: Identity {
-                tenant_id: caller.tenant_id,
-                thread_id: request::thread_id(headers)?,
-                idempotency_key: request::idempotency_key(headers)?,
-            },
-            call_id: request::call_id(headers)?,
-            actor: caller.actor,
-            body: self.read(headers, upload).await?,
-        })
-    }
-
-    /// Reads a JSON body.
-    async fn read<B: Body>(
-        &self,
-        headers: &http::HeaderMap,
-        upload: &mut Upload<'_, B>,
-    ) -> Result<JsonBody, Refusal> {
-        request::refuse_encoded(headers)?;
-        let settings = &self.settings;
-        let bytes = tokio::select! {
-            biased;
-            bytes = upload.read(settings.body_limit, settings.body_timeout) => bytes?,
-            () = self.drain.has_waited() => return Err(shutting_down()),
-        };
-        if bytes.is_empty() {
-            return Ok(JsonBody::default());
-        }
-        request::refuse_other_than_json(headers)?;
-        JsonBody::parse(&bytes).map_err(Refusal::invalid)
-    }
-
-    /// Waits for the store, within the bounds of time.
-    pub(super) async fn ask<T>(
-        &self,
-        future: impl Future<Output = Result<T, StoreError>>,
-    ) -> Result<T, Refusal> {
-        match timeout(self.settings.store_timeout, future).await {
-            Ok(Ok(answer)) => {
-                self.store_answers();
-                Ok(answer)
-            }
-            Ok(Err(error)) => {
-                self.store_failed(&error);
-                Err(Refusal::unavailable(
-                    "the store cannot answer now, and whether it recorded this request is unknown; send it again with \
-                     the same key",
-                ))
-            }
-            Err(_) => {
-                self.store_is_late(self.settings.store_timeout);
-                Err(Refusal::unavailable(
-                    "this request, or another for the same action, is still being recorded; send it again with the \
-                     same key",
-                ))
-            }
-        }
-    }
-
-    /// Logs a store's error and what caused it, if it is the first of an outage: every request that comes now has one.
-    pub(super) fn store_failed(&self, error: &StoreError) {
-        if !self.outage.failed() {
-            return;
-        }
-        let chain = ErrorChain(error).to_string();
-        tracing::warn!("the store cannot answer: {}", Escaped::line(&chain));
-    }
-
-    /// Logs that the store did not answer within the limit, if it is the first time in an outage.
-    pub(super) fn store_is_late(&self, limit: Duration) {
-        if self.outage.failed() {
-            tracing::warn!(?limit, "the store did not answer in time");
-        }
-    }
-
-    /// Logs that the store answers, if that is news.
-    pub(super) fn store_answers(&self) {
-        if let Some(failures) = self.outage.succeeded() {
-            tracing::info!(failures, "the store answers again");
-        }
-    }
-
-    /// Where an action can be looked at.
-    pub(super) fn location(&self, request_id: &RequestId) -> Option<HeaderValue> {
-        HeaderValue::try_from(format!("{}/hitl/status/{request_id}", self.settings.prefix)).ok()
-    }
-
-    /// An answer with an action, and where to look at it.
-    pub(super) fn recorded(&self, status: StatusCode, action: &Action) -> Answer {
-        let mut answer = answer::success(status, action);
-        if let Some(location) = self.location(&action.request_id) {
-            answer
-                .headers_mut()
-                .insert(http::header::LOCATION, location);
-        }
-        answer
-    }
-}
-
-/// What is asked for, but for the verb.
-pub(super) struct Asked {
-    pub(super) identity: Identity,
-    pub(super) call_id: Option<RequestId>,
-    pub(super) actor: Actor,
-    pub(super) body: JsonBody,
-}
-
-pub(super) fn shutting_down() -> Refusal {
-    Refusal::unavailable("the server is shutting down")
-}
-
-/// An action in the shape of an answer to a decision, which repeats neither the payload nor the comment.
-pub(super) fn receipt(mut action: Action) -> Action {
-    action.payload = None;
-    action.comment = None;
-    action.replayed = false;
-    action
 }

@@ -9,10 +9,11 @@ use serde::{Deserialize, Deserializer};
 
 use crate::failure::Failure;
 
-/// The database file, unless it is set.
+/// The default database file.
 pub(crate) const STORE: &str = "aegis.db";
 
-/// What a configuration file may hold. A name that is none of these is refused, so that a typing error is not lost.
+/// The contents of a configuration file. An unknown name is an error, so that a misspelled setting
+/// is not ignored.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Config {
@@ -59,7 +60,7 @@ fn hosts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Host>, D::Err
 }
 
 impl Config {
-    /// Reads a file; without one, nothing is set.
+    /// Reads a file. Without a path, nothing is set.
     pub(crate) fn read(path: Option<&Path>) -> Result<Self, Failure> {
         let Some(path) = path else {
             return Ok(Self::default());
@@ -67,7 +68,7 @@ impl Config {
         let text = std::fs::read_to_string(path).map_err(|error| {
             Failure::usage(format!("cannot read {}", path.display())).because(error)
         })?;
-        // The parser's message would quote the line, and a line may hold a token.
+        // The parser's message quotes the line, which may hold a token.
         toml::from_str(&text).map_err(|error| {
             let before = error.span().and_then(|span| text.get(..span.start));
             let line = 1 + before.unwrap_or_default().matches('\n').count();

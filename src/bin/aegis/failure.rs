@@ -1,4 +1,4 @@
-//! Why a command failed, and the exit code that says so.
+//! The failure of a command, and its exit code.
 
 use std::error::Error as StdError;
 use std::process::ExitCode;
@@ -27,7 +27,7 @@ impl Failure {
         }
     }
 
-    /// Adds what caused it.
+    /// Adds the cause.
     pub(crate) fn because(mut self, cause: impl StdError + 'static) -> Self {
         self.message.push_str(": ");
         self.message.push_str(&ErrorChain(&cause).to_string());

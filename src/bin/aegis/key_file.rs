@@ -1,4 +1,4 @@
-//! The file of API keys, and who else may have a hand in it.
+//! The key file, and the permissions it needs.
 
 use std::fs::File;
 use std::io::Read;
@@ -8,7 +8,7 @@ use aegis_hitl::server::Keys;
 
 use crate::failure::Failure;
 
-/// Reads a key file. One that others may write is refused: they could let anyone in.
+/// Reads a key file. A file that others may write is refused, because they could let anyone in.
 pub(crate) fn read(path: &Path) -> Result<Keys, Failure> {
     let unreadable =
         |error| Failure::usage(format!("cannot read {}", path.display())).because(error);
@@ -27,8 +27,8 @@ pub(crate) fn read(path: &Path) -> Result<Keys, Failure> {
     Ok(keys)
 }
 
-/// To be read by others is worth a warning and no more: the file holds digests of random keys, and what a container or a pod
-/// gets as a secret is often readable by all of it (0444, 0640).
+/// A file that others may read gets only a warning. It holds digests of random keys, and the
+/// secrets of containers and pods are often readable by all their processes (0444, 0640).
 #[cfg(unix)]
 fn check_mode(path: &Path, file: &File) -> Result<(), Failure> {
     use std::os::unix::fs::MetadataExt;
@@ -41,15 +41,16 @@ fn check_mode(path: &Path, file: &File) -> Result<(), Failure> {
     let mode = metadata.mode() & 0o7777;
     if mode & WRITABLE != 0 {
         return Err(Failure::usage(format!(
-            "{} can be written by others (mode {mode:04o}), who could let anyone in; allowed is that its owner alone writes \
-             it (chmod go-w)",
+            "{} can be written by others (mode {mode:04o}), who could let anyone in; allowed is \
+             that its owner alone writes it (chmod go-w)",
             path.display()
         )));
     }
     if mode & READABLE != 0 {
         tracing::warn!(
             target: crate::LOG,
-            "{} can be read by others (mode {mode:04o}); it holds the digests of the keys and whose they are",
+            "{} can be read by others (mode {mode:04o}); it holds the digests of the keys and \
+             whose they are",
             path.display()
         );
     }

@@ -1,4 +1,4 @@
-//! The log: lines on stderr, by a filter that can be replaced, with nothing in them that a terminal would obey.
+//! The log: escaped lines on stderr, with a filter that can be replaced.
 
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
@@ -15,14 +15,15 @@ pub(crate) struct Log {
 }
 
 impl Log {
-    /// Starts to log what passes the filter.
+    /// Starts to log the events that pass the filter.
     pub(crate) fn start(filter: Option<&str>) -> Result<Self, Failure> {
         let color = io::stderr().is_terminal()
             && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         let subscriber = tracing_subscriber::fmt()
-            .with_writer(move || Legible { color })
+            .with_writer(move || EscapedStderr { color })
             .with_ansi(color)
-            // They would be told on stderr by `eprintln!`, which panics where stderr is what failed.
+            // The subscriber reports its errors by `eprintln!`, which panics if stderr is what
+            // failed.
             .log_internal_errors(false)
             .with_env_filter(parse(filter)?)
             .with_filter_reloading();
@@ -33,7 +34,7 @@ impl Log {
         })
     }
 
-    /// Replaces the filter. A bad one leaves the old one in force.
+    /// Replaces the filter. An invalid filter leaves the old one in force.
     pub(crate) fn set_filter(&self, filter: Option<&str>) -> Result<(), Failure> {
         let filter = parse(filter)?;
         (self.replace)(filter)
@@ -47,14 +48,15 @@ impl fmt::Debug for Log {
     }
 }
 
-/// Stderr, with the events that it gets escaped, whoever logged them: paths and messages of other programs are in them.
-struct Legible {
-    /// Whether there are colors, which stay. No event brings its own: the subscriber escapes what begins one.
+/// Stderr for events. Their text is escaped, whoever logged them: paths and messages of other
+/// programs can hold control characters.
+struct EscapedStderr {
+    /// Whether to keep colors. They are the subscriber's own; it escapes those in an event.
     color: bool,
 }
 
-impl Write for Legible {
-    /// Takes one event, as the subscriber hands it over in one piece.
+impl Write for EscapedStderr {
+    /// Writes one event; the subscriber passes each event in one call.
     fn write(&mut self, event: &[u8]) -> io::Result<usize> {
         let text = String::from_utf8_lossy(event);
         let mut rest = text.strip_suffix('\n').unwrap_or(&text);

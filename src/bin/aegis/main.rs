@@ -1,31 +1,31 @@
-//! `aegis`: arguments in, the library does it, an exit code out.
+//! `aegis`: parses arguments, calls the library, and returns an exit code.
 
 mod args;
-mod backup;
-mod call;
+mod command;
 mod config;
+mod connect;
 mod failure;
 mod key_file;
-mod keys;
 mod log;
 mod print;
 mod reload;
-mod serve;
 mod signals;
 
 use std::process::ExitCode;
 
-use aegis_hitl::Decision;
+use clap::Parser;
 
-use self::args::{Cli, Command, Keys};
+use self::args::Cli;
+use self::command::Context;
 use self::config::Config;
 use self::failure::Failure;
 
-/// The target of what the server's command logs: one filter, such as `aegis_hitl=debug`, holds for the library and for it.
+/// The target of the binary's own events. It is the library's, so that one filter, such as
+/// `aegis_hitl=debug`, covers both.
 const LOG: &str = "aegis_hitl";
 
 fn main() -> ExitCode {
-    let cli = Cli::read();
+    let cli = Cli::parse();
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
@@ -41,15 +41,9 @@ fn run(cli: Cli) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure::other("cannot start").because(error))?;
-    runtime.block_on(async {
-        match cli.command {
-            Command::Serve(args) => serve::run(args, config.serve, cli.config).await,
-            Command::Status(args) => call::status(args, &config.client).await,
-            Command::Keys(Keys::New(args)) => keys::new(&args),
-            Command::Backup(args) => backup::run(args, config.serve),
-            Command::Check(args) => backup::check(&args),
-            Command::Approve(args) => call::decide(Decision::Approve, args, &config.client).await,
-            Command::Reject(args) => call::decide(Decision::Reject, args, &config.client).await,
-        }
-    })
+    let context = Context {
+        config,
+        file: cli.config,
+    };
+    runtime.block_on(cli.command.run(context))
 }

@@ -1,7 +1,7 @@
-//! What goes out: data to stdout, messages to stderr.
+//! Output: data to stdout, messages to stderr.
 //!
-//! Not by `println!` and `eprintln!`: they panic where nobody reads any more, and that must end neither a command in the
-//! middle of its work nor a server.
+//! `println!` and `eprintln!` panic when the reader is gone. That must not end a command in the
+//! middle of its work, nor a server.
 
 use std::io::{self, Write};
 
@@ -24,9 +24,9 @@ pub(crate) fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
     print(&format!("{}\n", Escaped::json(&text)))
 }
 
-/// Tells people something, if they listen.
+/// Shows a message to the user. It is lost if nobody reads stderr.
 pub(crate) fn say(message: &str) {
     let line = format!("aegis: {}\n", Escaped::line(message));
-    // In one piece, so that a line of the log does not get in between.
+    // A single write keeps lines of the log out of the message.
     let _ = io::stderr().write_all(line.as_bytes());
 }

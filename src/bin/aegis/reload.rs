@@ -1,4 +1,4 @@
-//! What a running server reads again: the key file and the log filter.
+//! What a running server can reload: the key file and the log filter.
 
 use std::path::PathBuf;
 
@@ -10,12 +10,12 @@ use crate::failure::Failure;
 use crate::key_file;
 use crate::log::Log;
 
-/// What is read again on SIGHUP, each part by itself. A part that is bad stays as it was.
+/// What SIGHUP reloads. Each part is independent, and an invalid one keeps its old value.
 #[derive(Debug)]
 pub(crate) struct Reload {
-    /// The key file, and where the server takes the keys from.
+    /// The key file, and the channel from which the server takes the keys.
     pub(crate) keys: Option<(PathBuf, watch::Sender<Keys>)>,
-    /// The configuration file, if the log filter comes from there.
+    /// The configuration file and the log, if the filter comes from that file.
     pub(crate) filter: Option<(PathBuf, Log)>,
 }
 
@@ -29,7 +29,11 @@ impl Reload {
                         count => format!("{count} keys"),
                     };
                     sender.send_replace(keys);
-                    tracing::info!(target: crate::LOG, "{} was read again: {count}", path.display());
+                    tracing::info!(
+                        target: crate::LOG,
+                        "{} was read again: {count}",
+                        path.display()
+                    );
                 }
                 Err(failure) => tracing::error!(
                     target: crate::LOG,

@@ -1,18 +1,18 @@
-//! What the operating system asks of a server.
+//! The signals that a server handles.
 
 use crate::failure::Failure;
 
-/// A signal that means something to the server.
+/// A signal that a server handles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Signal {
-    /// SIGTERM and SIGINT, or Ctrl-C.
-    End,
+    /// SIGTERM, SIGINT or Ctrl-C.
+    Shutdown,
     /// SIGHUP.
     #[cfg_attr(not(unix), expect(dead_code, reason = "there is none"))]
     Reload,
 }
 
-/// The signals of this process, from when it is made.
+/// Receives the signals of this process, from the moment it is created.
 #[cfg(unix)]
 #[derive(Debug)]
 pub(crate) struct Signals {
@@ -38,8 +38,8 @@ impl Signals {
 
     pub(crate) async fn next(&mut self) -> Signal {
         tokio::select! {
-            _ = self.terminate.recv() => Signal::End,
-            _ = self.interrupt.recv() => Signal::End,
+            _ = self.terminate.recv() => Signal::Shutdown,
+            _ = self.interrupt.recv() => Signal::Shutdown,
             _ = self.hangup.recv() => Signal::Reload,
         }
     }
@@ -59,13 +59,13 @@ impl Signals {
         if tokio::signal::ctrl_c().await.is_err() {
             std::future::pending().await
         }
-        Signal::End
+        Signal::Shutdown
     }
 }
 
 impl Signals {
-    /// Waits for the signal to end.
-    pub(crate) async fn end(&mut self) {
-        while self.next().await != Signal::End {}
+    /// Waits for a signal to shut down.
+    pub(crate) async fn shutdown(&mut self) {
+        while self.next().await != Signal::Shutdown {}
     }
 }

@@ -1,15 +1,18 @@
-//! The command that runs the server.
+//! `aegis serve`.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use aegis_hitl::protocol::{DEFAULT_PREFIX, Prefix};
-use aegis_hitl::server::{Auth, HitlService, Server, Shutdown};
+use aegis_hitl::server::{Auth, HitlService, Host, Server, Shutdown};
 use aegis_hitl::store::Embedded;
+use clap::Args;
 use tokio::sync::watch;
 
-use crate::args;
+use super::Context;
+use crate::args::seconds;
 use crate::config;
 use crate::failure::Failure;
 use crate::key_file;
@@ -18,15 +21,83 @@ use crate::print::say;
 use crate::reload::Reload;
 use crate::signals::{Signal, Signals};
 
-const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8000);
+const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8000);
 
-/// Serves until SIGTERM or SIGINT, then drains; a second signal ends it at once. `config` was read from `file`.
-pub(crate) async fn run(
-    args: args::Serve,
-    config: config::Serve,
-    file: Option<PathBuf>,
-) -> Result<(), Failure> {
-    // First of all, so that no signal is lost: one that nobody listens for ends the process.
+#[derive(Debug, Args)]
+pub(crate) struct Serve {
+    /// The address to listen on [default: 127.0.0.1:8000].
+    #[arg(long, env = "AEGIS_LISTEN", value_name = "ADDRESS")]
+    pub(crate) listen: Option<SocketAddr>,
+
+    /// The database file, created if it does not exist [default: aegis.db].
+    #[arg(long, env = "AEGIS_STORE", value_name = "FILE")]
+    pub(crate) store: Option<PathBuf>,
+
+    /// The path before /hitl/… [default: /api/v1].
+    #[arg(long, env = "AEGIS_PREFIX", value_name = "PATH")]
+    pub(crate) prefix: Option<String>,
+
+    /// Takes tenants from the API keys in this file; see `aegis keys new`. SIGHUP reloads it.
+    ///
+    /// A file that its group or others may write is refused; one that they may read is reported.
+    #[arg(long, env = "AEGIS_KEYS", value_name = "FILE")]
+    pub(crate) keys: Option<PathBuf>,
+
+    /// Trusts the Tenant-Id header on an address that is not loopback.
+    #[arg(
+        long,
+        env = "AEGIS_TRUST_TENANT_HEADER",
+        num_args = 0..=1,
+        default_missing_value = "true",
+        require_equals = true
+    )]
+    pub(crate) trust_tenant_header: Option<bool>,
+
+    /// A host name or address that browsers and clients use for the server; repeatable, and
+    /// comma-separated in the environment.
+    ///
+    /// Requests for other hosts are answered 421, and web pages of other origins may change
+    /// nothing. Without API keys this always applies, and loopback names and the listening address
+    /// are allowed too. With API keys it applies once a host is given.
+    #[arg(long, env = "AEGIS_HOST", value_name = "NAME", value_delimiter = ',')]
+    pub(crate) host: Vec<Host>,
+
+    /// Decides only actions that were submitted before.
+    #[arg(
+        long,
+        env = "AEGIS_REQUIRE_SUBMISSION",
+        num_args = 0..=1,
+        default_missing_value = "true",
+        require_equals = true
+    )]
+    pub(crate) require_submission: Option<bool>,
+
+    /// How long requests in flight may take to end after SIGTERM, in seconds [default: 30].
+    #[arg(long, env = "AEGIS_DRAIN_TIMEOUT", value_name = "SECONDS", value_parser = seconds)]
+    pub(crate) drain_timeout: Option<Duration>,
+
+    /// The maximum number of connections [default: 4096, or what the limit of open files allows].
+    #[arg(long, env = "AEGIS_MAX_CONNECTIONS", value_name = "NUMBER")]
+    pub(crate) max_connections: Option<NonZeroUsize>,
+
+    /// The maximum number of connections from one IPv4 address or one IPv6 /64 network [default: a
+    /// quarter of the maximum number of connections; no limit for loopback].
+    ///
+    /// Behind a proxy on another machine, set it to the maximum number of connections.
+    #[arg(long, env = "AEGIS_MAX_CONNECTIONS_PER_PEER", value_name = "NUMBER")]
+    pub(crate) max_connections_per_peer: Option<NonZeroUsize>,
+
+    /// What to log to stderr, such as `warn` or `aegis_hitl=debug` [default: info]. SIGHUP reloads
+    /// it from the configuration file, unless it is set here or in the environment.
+    #[arg(long, env = "AEGIS_LOG", value_name = "FILTER")]
+    pub(crate) log: Option<String>,
+}
+
+/// Serves until SIGTERM or SIGINT, and then drains. A second signal ends the server at once.
+pub(crate) async fn run(args: Serve, context: Context) -> Result<(), Failure> {
+    let Context { config, file } = context;
+    let config = config.serve;
+    // This comes first: until then, a signal ends the process.
     let mut signals = Signals::new()?;
     let filter_is_given = args.log.is_some();
     let log = Log::start(args.log.or(config.log).as_deref())?;
@@ -38,7 +109,7 @@ pub(crate) async fn run(
         .unwrap_or_else(|| PathBuf::from(config::STORE));
     let prefix = args.prefix.or(config.prefix);
     let prefix = prefix.as_deref().unwrap_or(DEFAULT_PREFIX);
-    // As all that the usage can get wrong: before the address is taken and the store is opened.
+    // Errors of usage are reported before the address is bound and the store is opened.
     let prefix =
         Prefix::new(prefix).map_err(|error| Failure::usage("the prefix").because(error))?;
     let require_submission = args.require_submission.or(config.require_submission);
@@ -99,7 +170,7 @@ pub(crate) async fn run(
     let address = server
         .local_addr()
         .map_err(|error| Failure::other("the listener has no address").because(error))?;
-    // Before there is a database file that nobody asked for.
+    // A server that may not run must not create a database file.
     server
         .check(&auth)
         .map_err(|error| match error.is_untrusted_address() {
@@ -121,7 +192,7 @@ pub(crate) async fn run(
         .map_err(|error| Failure::usage("the prefix").because(error))?;
     let (stop, stopped) = tokio::sync::oneshot::channel();
     let serving = server.serve(service, async {
-        // An error means that the sender is gone, and that too is a reason to stop.
+        // An error means that the sender is gone, which is a reason to stop as well.
         let _ = stopped.await;
     });
     let mut serving = std::pin::pin!(serving);
@@ -137,20 +208,22 @@ pub(crate) async fn run(
             () = store.failed() => return Err(failed()),
             signal = signals.next() => match signal {
                 Signal::Reload => reload.run(),
-                Signal::End => {
+                Signal::Shutdown => {
                     say("draining");
                     let _ = stop.send(());
                     tokio::select! {
                         ended = &mut serving => break ended,
                         () = store.failed() => return Err(failed()),
-                        () = signals.end() => return Err(Failure::other("ended by a second signal")),
+                        () = signals.shutdown() => {
+                            return Err(Failure::other("ended by a second signal"));
+                        }
                     }
                 }
             },
         }
     };
     let ended = ended.map_err(|error| Failure::other("the server failed").because(error))?;
-    // What was asked for is made durable, and the lock released, before the process ends.
+    // Pending writes become durable, and the lock is released, before the process ends.
     store.close().await;
     match ended {
         Shutdown::Drained => Ok(()),
@@ -160,7 +233,8 @@ pub(crate) async fn run(
     }
 }
 
-/// Lets the process open as many files as it may: the usual limit is low for the sake of programs that call `select`.
+/// Raises the soft limit of open files to the hard limit. The soft limit is usually low for the
+/// sake of programs that call `select`.
 fn raise_file_limit() {
     #[cfg(unix)]
     {
@@ -171,7 +245,7 @@ fn raise_file_limit() {
             current: limit.maximum,
             ..limit
         };
-        // Where the system refuses, there are fewer connections.
+        // If the system refuses, the server takes fewer connections.
         let _ = setrlimit(Resource::Nofile, raised);
     }
 }

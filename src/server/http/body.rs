@@ -1,4 +1,4 @@
-//! Reads request bodies within bounds of bytes and time, and gets rid of those that nobody wants.
+//! Reads request bodies within limits of size and time, and discards unwanted ones.
 
 use std::pin::Pin;
 use std::time::Duration;
@@ -10,48 +10,53 @@ use http_body::Body;
 use http_body_util::BodyExt;
 use tokio::time::timeout;
 
-use super::answer::Refusal;
+use super::response::Rejection;
 use crate::protocol::Code;
 
-/// How much of an unwanted body is read and thrown away, so that the client gets to the answer and not to a reset.
+/// The number of bytes of an unwanted body to read and discard. A client that is still sending
+/// would otherwise see a reset instead of the response.
 const DISCARD_BYTES: usize = 16 * 1024 * 1024;
 
-/// How long an unwanted body is read.
+/// How long to read an unwanted body.
 const DISCARD_TIME: Duration = Duration::from_secs(2);
 
 /// A request body that is being received.
-pub(super) struct Upload<'a, B> {
+pub(crate) struct RequestBody<'a, B> {
     body: Pin<&'a mut B>,
-    /// Whether the client waits for `100 Continue` and has not been asked for the body yet.
+    /// Whether the client waits for `100 Continue` and has not been sent it yet.
     withheld: bool,
-    state: State,
+    state: BodyState,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum BodyState {
     Open,
     Ended,
     Broken,
 }
 
-impl<'a, B: Body> Upload<'a, B> {
-    pub(super) fn new(body: Pin<&'a mut B>, headers: &HeaderMap) -> Self {
+impl<'a, B: Body> RequestBody<'a, B> {
+    pub(crate) fn new(body: Pin<&'a mut B>, headers: &HeaderMap) -> Self {
         let ended = body.is_end_stream();
         Self {
             body,
             withheld: headers.contains_key(EXPECT),
-            state: if ended { State::Ended } else { State::Open },
+            state: if ended {
+                BodyState::Ended
+            } else {
+                BodyState::Open
+            },
         }
     }
 
     /// Reads the whole body.
-    pub(super) async fn read(
+    pub(crate) async fn read(
         &mut self,
         limit: usize,
         within: Duration,
-    ) -> Result<Vec<u8>, Refusal> {
+    ) -> Result<Vec<u8>, Rejection> {
         let too_large = || {
-            Refusal::new(
+            Rejection::new(
                 Code::PayloadTooLarge,
                 format!("the body has more than {limit} bytes; allowed are {limit}"),
             )
@@ -61,15 +66,15 @@ impl<'a, B: Body> Upload<'a, B> {
             return Err(too_large());
         }
         let late = || {
-            Refusal::new(
+            Rejection::new(
                 Code::RequestTimeout,
                 format!("the body did not arrive within {within:?}"),
             )
         };
-        // A length is a claim: room is made for what has come.
+        // A declared length may be false, so memory is reserved for what has arrived.
         let mut bytes = Vec::with_capacity(announced.min(8 * 1024));
         let read = async {
-            while let Some(frame) = self.frame().await? {
+            while let Some(frame) = self.next_data().await? {
                 let Some(data) = frame else { continue };
                 if data.remaining() > limit - bytes.len() {
                     return Err(too_large());
@@ -82,15 +87,15 @@ impl<'a, B: Body> Upload<'a, B> {
         Ok(bytes)
     }
 
-    /// Reads on and throws away. Returns whether the body came to its end.
-    pub(super) async fn discard(&mut self) -> bool {
-        // A body that was not asked for is not being sent.
-        if self.withheld || self.state != State::Open {
-            return self.state == State::Ended;
+    /// Reads and discards the rest. Returns whether the body reached its end.
+    pub(crate) async fn discard(&mut self) -> bool {
+        // A client that still waits for `100 Continue` is not sending the body.
+        if self.withheld || self.state != BodyState::Open {
+            return self.state == BodyState::Ended;
         }
         let read = async {
             let mut len = 0;
-            while let Ok(Some(frame)) = self.frame().await {
+            while let Ok(Some(frame)) = self.next_data().await {
                 len += frame.map_or(0, |data| data.remaining());
                 if len > DISCARD_BYTES {
                     break;
@@ -98,23 +103,24 @@ impl<'a, B: Body> Upload<'a, B> {
             }
         };
         _ = timeout(DISCARD_TIME, read).await;
-        self.state == State::Ended
+        self.state == BodyState::Ended
     }
 
-    /// The next piece of data; `Some(None)` for a frame without any, `None` at the end.
-    async fn frame(&mut self) -> Result<Option<Option<B::Data>>, Refusal> {
-        if self.state != State::Open {
+    /// Returns the next piece of data, `Some(None)` for a frame without data, and `None` at the
+    /// end.
+    async fn next_data(&mut self) -> Result<Option<Option<B::Data>>, Rejection> {
+        if self.state != BodyState::Open {
             return Ok(None);
         }
         self.withheld = false;
         match self.body.frame().await {
             Some(Ok(frame)) => Ok(Some(frame.into_data().ok())),
             Some(Err(_)) => {
-                self.state = State::Broken;
-                Err(Refusal::invalid("the body broke off or is badly framed"))
+                self.state = BodyState::Broken;
+                Err(Rejection::invalid("the body broke off or is badly framed"))
             }
             None => {
-                self.state = State::Ended;
+                self.state = BodyState::Ended;
                 Ok(None)
             }
         }

@@ -1,16 +1,18 @@
-//! Says once that something began to fail, and once that it is over: whoever causes failures does not fill the log.
+//! Reports the beginning and the end of an outage, each once, so that repeated failures do not fill
+//! the log.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How long nothing may have failed before it is over. What fails now and then is one outage, not many.
+/// How long nothing may fail before the outage is over. Occasional failures are one outage, not
+/// many.
 const QUIET: Duration = Duration::from_secs(10);
 
-/// Something that fails at times.
+/// Something that can fail.
 #[derive(Debug, Default)]
-pub(super) struct Outage(Mutex<Option<Ongoing>>);
+pub(crate) struct Outage(Mutex<Option<Ongoing>>);
 
 #[derive(Debug)]
 struct Ongoing {
@@ -19,8 +21,8 @@ struct Ongoing {
 }
 
 impl Outage {
-    /// Counts a failure. Returns whether it is the first, which is the one to warn of.
-    pub(super) fn failed(&self) -> bool {
+    /// Counts a failure. Returns whether it is the first of an outage, which is the one to log.
+    pub(crate) fn failed(&self) -> bool {
         let mut ongoing = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let failures = ongoing.as_ref().map_or(0, |outage| outage.failures);
         *ongoing = Some(Ongoing {
@@ -30,8 +32,8 @@ impl Outage {
         failures == 0
     }
 
-    /// Takes note of a success. Returns how many failures there were, if the outage ends with it.
-    pub(super) fn succeeded(&self) -> Option<u64> {
+    /// Records a success. Returns the number of failures if the outage has ended.
+    pub(crate) fn succeeded(&self) -> Option<u64> {
         let mut ongoing = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let over = ongoing.take_if(|outage| outage.last.elapsed() >= QUIET);
         over.map(|outage| outage.failures)
@@ -47,7 +49,7 @@ mod tests {
         let outage = Outage::default();
         assert_eq!(outage.succeeded(), None);
         assert!(outage.failed());
-        // Successes in between end nothing.
+        // Successes in between do not end it.
         for _ in 0..5 {
             tokio::time::advance(QUIET / 2).await;
             assert_eq!(outage.succeeded(), None);

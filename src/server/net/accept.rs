@@ -1,4 +1,4 @@
-//! Accepts connections.
+//! The accept loop.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -14,22 +14,24 @@ use tokio::net::TcpListener;
 use tokio::time::sleep;
 use tower_service::Service;
 
-use super::activity::{Activity, Patience};
+use super::activity::{Activity, Timeouts};
 use super::connection::{self, Connection};
-use super::drain::Drain;
-use super::outage::Outage;
 use super::places::{Peer, Places};
 use crate::protocol::BoxError;
+use crate::server::drain::Drain;
+use crate::server::ops::outage::Outage;
 
-/// The pause after the first failure to accept, doubled up to the longest one.
+/// The pause after the first failure to accept. It doubles with each further failure, up to
+/// `LONGEST_PAUSE`.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// Accepts connections until `shutdown` completes, and then starts to drain. Returns the connections that are left.
-pub(super) async fn run<S, B>(
+/// Accepts connections until `shutdown` completes, and then starts the drain. Returns the
+/// connections still open.
+pub(crate) async fn run<S, B>(
     listener: TcpListener,
     mut places: Places,
-    patience: Patience,
+    timeouts: Timeouts,
     service: S,
     drain: Drain,
     shutdown: impl Future<Output = ()>,
@@ -41,22 +43,22 @@ where
     B: Body<Error: Into<BoxError>, Data: Send> + Send + 'static,
 {
     let mut shutdown = pin!(shutdown);
-    let http = Arc::new(connection::http(patience));
-    let failing = Outage::default();
+    let http = Arc::new(connection::http(timeouts));
+    let outage = Outage::default();
     let mut pause = FIRST_PAUSE;
     loop {
         let accepted = tokio::select! {
             biased;
             () = &mut shutdown => break,
-            () = places.ended() => continue,
+            () = places.join_next() => continue,
             accepted = listener.accept() => accepted,
         };
         let (stream, address) = match accepted {
             Ok(accepted) => accepted,
             Err(error) if is_of_one_connection(&error) => continue,
             Err(error) => {
-                // Most often there are no file descriptors left: connections have to end before it can get better.
-                if failing.failed() {
+                // The usual cause is a lack of file descriptors, so a connection has to end first.
+                if outage.failed() {
                     tracing::warn!("cannot accept connections: {error}");
                 }
                 places.evict_idlest(None);
@@ -69,7 +71,7 @@ where
             }
         };
         pause = FIRST_PAUSE;
-        if let Some(failures) = failing.succeeded() {
+        if let Some(failures) = outage.succeeded() {
             tracing::info!(failures, "connections are accepted again");
         }
         let peer = Peer::of(address.ip());
@@ -85,18 +87,18 @@ where
         let connection = Connection {
             stream,
             http: Arc::clone(&http),
-            patience,
+            timeouts,
             activity: Arc::clone(&activity),
             drain: drain.clone(),
         };
         let service = service.clone();
-        places.take(peer, activity, connection.serve(service));
+        places.spawn(peer, activity, connection.serve(service));
     }
     drain.start();
     places
 }
 
-/// Whether the error says something of the connection that was to be accepted, and nothing of the listener.
+/// Returns whether the error concerns only the incoming connection, and not the listener.
 fn is_of_one_connection(error: &io::Error) -> bool {
     matches!(
         error.kind(),

@@ -3,46 +3,47 @@
 use http::{HeaderMap, HeaderValue, StatusCode};
 use http_body::Body;
 
-use super::answer::{Answer, Refusal};
-use super::body::Upload;
-use super::service::{Shared, receipt};
+use super::{Api, summary};
 use crate::protocol::{Action, Code, Decision, IDEMPOTENCY_REPLAYED};
+use crate::server::http::{Rejection, RequestBody, Response};
 use crate::store::{Decide, Decided, Store};
 
-impl<St: Store> Shared<St> {
-    pub(super) async fn decide<B: Body>(
+impl<St: Store> Api<St> {
+    pub(crate) async fn decide<B: Body>(
         &self,
         decision: Decision,
         headers: &HeaderMap,
-        upload: &mut Upload<'_, B>,
-    ) -> Result<Answer, Refusal> {
-        let asked = self.asked(headers, upload).await?;
-        let asked = Decide {
-            identity: asked.identity,
+        body: &mut RequestBody<'_, B>,
+    ) -> Result<Response, Rejection> {
+        let request = self.action_request(headers, body).await?;
+        let decide = Decide {
+            identity: request.identity,
             decision,
-            call_id: asked.call_id,
-            payload: asked.body.payload.map(Into::into),
-            comment: asked.body.comment,
-            actor: asked.actor,
+            call_id: request.call_id,
+            payload: request.body.payload.map(Into::into),
+            comment: request.body.comment,
+            actor: request.actor,
             require_submission: self.settings.require_submission,
         };
-        match self.ask(self.store.decide(asked)).await? {
-            Decided::Recorded(action) => Ok(self.recorded(StatusCode::ACCEPTED, &receipt(action))),
+        match self.await_store(self.store.decide(decide)).await? {
+            Decided::Recorded(action) => {
+                Ok(self.action_response(StatusCode::ACCEPTED, &summary(action)))
+            }
             Decided::Replayed(action) => {
-                let mut action = receipt(action);
+                let mut action = summary(action);
                 action.replayed = true;
-                let mut answer = self.recorded(StatusCode::ACCEPTED, &action);
-                answer
+                let mut response = self.action_response(StatusCode::ACCEPTED, &action);
+                response
                     .headers_mut()
                     .insert(IDEMPOTENCY_REPLAYED, HeaderValue::from_static("true"));
-                Ok(answer)
+                Ok(response)
             }
-            Decided::Duplicate(action) => Err(self.refused(
+            Decided::Duplicate(action) => Err(self.reject(
                 Code::Duplicate,
                 format!("another call had '{decision}' recorded before; there is nothing to do"),
                 action,
             )),
-            Decided::Conflict(action) => Err(self.refused(
+            Decided::Conflict(action) => Err(self.reject(
                 Code::DecisionConflict,
                 format!(
                     "'{}' is on record for this key, so '{decision}' was not recorded",
@@ -51,32 +52,32 @@ impl<St: Store> Shared<St> {
                 action,
             )),
             Decided::PayloadMismatch(action) => Err(self.payload_mismatch(action)),
-            Decided::Closed(action) => Err(self.refused(
+            Decided::Closed(action) => Err(self.reject(
                 Code::ActionClosed,
                 format!("the action expired or was cancelled, so '{decision}' was not recorded"),
                 action,
             )),
-            Decided::NotFound => Err(Refusal::not_found(
+            Decided::NotFound => Err(Rejection::not_found(
                 "no such action was submitted, and this server decides submitted actions only",
             )),
         }
     }
 
-    pub(super) fn payload_mismatch(&self, action: Action) -> Refusal {
-        self.refused(
+    pub(crate) fn payload_mismatch(&self, action: Action) -> Rejection {
+        self.reject(
             Code::PayloadMismatch,
             "this key stands for an action with another payload; a new action needs a new key",
             action,
         )
     }
 
-    fn refused(
+    fn reject(
         &self,
         code: Code,
         detail: impl Into<std::borrow::Cow<'static, str>>,
         action: Action,
-    ) -> Refusal {
+    ) -> Rejection {
         let location = self.location(&action.request_id);
-        Refusal::new(code, detail).with_action(receipt(action), location)
+        Rejection::new(code, detail).with_action(summary(action), location)
     }
 }

@@ -1,22 +1,22 @@
-//! Which endpoint a path and a method name.
+//! The endpoints by path and method.
 
 use http::Method;
 
-use super::answer::Refusal;
 use crate::protocol::Decision;
+use crate::server::http::Rejection;
 
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Route<'a> {
+pub(crate) enum Route<'a> {
     Decide(Decision),
     Submit,
     Status(&'a str),
 }
 
 impl<'a> Route<'a> {
-    /// Matches byte by byte: nothing is decoded, folded or collapsed, so a path has one spelling, with or without a slash
-    /// at its end.
-    pub(super) fn of(prefix: &str, method: &Method, path: &'a str) -> Result<Self, Refusal> {
-        let nothing = || Refusal::not_found("there is no such path");
+    /// Matches byte for byte. Nothing is decoded, folded or collapsed, so a path has one spelling,
+    /// apart from an optional slash at its end.
+    pub(crate) fn of(prefix: &str, method: &Method, path: &'a str) -> Result<Self, Rejection> {
+        let nothing = || Rejection::not_found("there is no such path");
         let rest = path
             .strip_prefix(prefix)
             .and_then(|path| path.strip_prefix("/hitl/"))
@@ -29,20 +29,20 @@ impl<'a> Route<'a> {
                 if post {
                     Ok(Self::Submit)
                 } else {
-                    Err(Refusal::method("POST"))
+                    Err(Rejection::method("POST"))
                 }
             }
             None => match rest.parse::<Decision>() {
                 Ok(decision) if post => Ok(Self::Decide(decision)),
-                Ok(_) => Err(Refusal::method("POST")),
-                Err(unknown) if post => Err(Refusal::not_found(unknown.to_string())),
+                Ok(_) => Err(Rejection::method("POST")),
+                Err(unknown) if post => Err(Rejection::not_found(unknown.to_string())),
                 Err(_) => Err(nothing()),
             },
             Some(("status", id)) if !id.is_empty() && !id.contains('/') => {
                 if *method == Method::GET || *method == Method::HEAD {
                     Ok(Self::Status(id))
                 } else {
-                    Err(Refusal::method("GET, HEAD"))
+                    Err(Rejection::method("GET, HEAD"))
                 }
             }
             Some(_) => Err(nothing()),
@@ -56,7 +56,7 @@ mod tests {
 
     fn status(method: Method, path: &str) -> Result<Route<'_>, u16> {
         Route::of("/api/v1", &method, path)
-            .map_err(|refusal| refusal.into_answer().status().as_u16())
+            .map_err(|rejection| rejection.into_response().status().as_u16())
     }
 
     #[test]

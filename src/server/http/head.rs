@@ -1,29 +1,29 @@
-//! What HTTP asks of the head of every request, as far as hyper leaves it to a server.
+//! Checks of a request's head that HTTP requires and hyper leaves to the server.
 
 use http::header::{HOST, TRANSFER_ENCODING};
 use http::{HeaderMap, StatusCode, Version, request::Parts};
 
-use super::answer::Refusal;
+use super::response::Rejection;
 
-/// The most bytes of a request's head.
-pub(super) const MAX_BYTES: usize = 32 * 1024;
+/// The largest head of a request, in bytes.
+pub(crate) const MAX_BYTES: usize = 32 * 1024;
 
-/// Refuses a head that is malformed, too large, or in a transfer coding that nobody here knows.
-pub(super) fn check(parts: &Parts) -> Result<(), Refusal> {
+/// Rejects a head that is malformed, too large, or declares an unknown transfer coding.
+pub(crate) fn check(parts: &Parts) -> Result<(), Rejection> {
     size(parts)?;
     host(parts.version, &parts.headers)?;
     transfer_coding(&parts.headers)
 }
 
-fn size(parts: &Parts) -> Result<(), Refusal> {
-    // A colon, a space and the end of the line, or what HTTP/2 has in their place.
+fn size(parts: &Parts) -> Result<(), Rejection> {
+    // Each field also has a colon, a space and a line ending, or their equivalent in HTTP/2.
     let fields = parts.headers.iter();
     let fields = fields.map(|(name, value)| name.as_str().len() + value.len() + 4);
     let target = parts.uri.path_and_query().map_or("", |it| it.as_str());
     if target.len() + fields.sum::<usize>() <= MAX_BYTES {
         return Ok(());
     }
-    Err(Refusal::invalid(format!(
+    Err(Rejection::invalid(format!(
         "the target and the headers have too many bytes; allowed are {MAX_BYTES}"
     ))
     .with_status(
@@ -32,32 +32,33 @@ fn size(parts: &Parts) -> Result<(), Refusal> {
     ))
 }
 
-/// RFC 9112, section 3.2: HTTP/1.1 has one `Host`, and it is a host.
-fn host(version: Version, headers: &HeaderMap) -> Result<(), Refusal> {
+/// RFC 9112, section 3.2: an HTTP/1.1 request has exactly one `Host`, and its value is a host.
+fn host(version: Version, headers: &HeaderMap) -> Result<(), Rejection> {
     let mut values = headers.get_all(HOST).iter();
     let Some(value) = values.next() else {
         return match version {
-            Version::HTTP_11 => Err(Refusal::invalid(
+            Version::HTTP_11 => Err(Rejection::invalid(
                 "the Host header is missing; allowed is one",
             )),
             _ => Ok(()),
         };
     };
     if values.next().is_some() {
-        return Err(Refusal::invalid(
+        return Err(Rejection::invalid(
             "the Host header is repeated; allowed is one",
         ));
     }
     if is_host(value.as_bytes()) {
         return Ok(());
     }
-    Err(Refusal::invalid(
+    Err(Rejection::invalid(
         "the Host header is no host; allowed is a name or an address, with or without a port",
     ))
 }
 
-/// Whether this is a name, or an address that is in brackets if it is of IPv6, with or without a port (RFC 3986, section
-/// 3.2.2). A name has no commas here: two hosts are none.
+/// Returns whether this is a name or an IP address, with or without a port (RFC 3986, section
+/// 3.2.2). An IPv6 address is in brackets. A comma is not allowed in a name: it would separate two
+/// hosts.
 fn is_host(value: &[u8]) -> bool {
     let (host, port) = match value.iter().rposition(|byte| *byte == b']') {
         Some(end) => value.split_at(end + 1),
@@ -83,8 +84,9 @@ fn is_host(value: &[u8]) -> bool {
     is_host && is_port
 }
 
-/// RFC 9112, section 6.1. hyper sees to it that the last coding is `chunked`, and reads on as if it were the only one.
-fn transfer_coding(headers: &HeaderMap) -> Result<(), Refusal> {
+/// RFC 9112, section 6.1. hyper checks that the last coding is `chunked`, and then decodes as if it
+/// were the only one.
+fn transfer_coding(headers: &HeaderMap) -> Result<(), Rejection> {
     let mut chunked = 0;
     for value in headers.get_all(TRANSFER_ENCODING) {
         for coding in value.as_bytes().split(|byte| *byte == b',') {
@@ -92,7 +94,7 @@ fn transfer_coding(headers: &HeaderMap) -> Result<(), Refusal> {
             if coding.eq_ignore_ascii_case(b"chunked") {
                 chunked += 1;
             } else if !coding.is_empty() {
-                return Err(Refusal::invalid(
+                return Err(Rejection::invalid(
                     "the body has a transfer coding that is not known here; allowed is 'chunked'",
                 )
                 .with_status(
@@ -103,7 +105,7 @@ fn transfer_coding(headers: &HeaderMap) -> Result<(), Refusal> {
         }
     }
     if chunked > 1 {
-        return Err(Refusal::invalid(
+        return Err(Rejection::invalid(
             "the transfer coding 'chunked' is repeated; allowed is one",
         ));
     }

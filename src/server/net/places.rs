@@ -1,4 +1,5 @@
-//! The places for connections: how many there are, who has them, and who goes when a newcomer finds none.
+//! The places for connections: how many there are, who holds them, and who is evicted for a
+//! newcomer.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -9,39 +10,40 @@ use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 use tokio::time::{sleep, timeout};
 
 use super::activity::Activity;
-use super::outage::Outage;
-use super::serve::Shutdown;
+use crate::server::drain::Shutdown;
+use crate::server::ops::outage::Outage;
 
-/// The most connections, unless set otherwise or the limit of open files is lower.
+/// The default maximum of connections.
 const CONNECTIONS: usize = 4096;
 
-/// How often a newcomer looks for a connection that has become idle, while all have requests in flight.
-const LOOK: Duration = Duration::from_millis(50);
+/// How often a newcomer looks for an idle connection while all of them have requests in flight.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// How many connections there may be, as far as it was set.
+/// The configured limits of connections; `None` stands for the default.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Bounds {
-    pub(super) connections: Option<usize>,
-    pub(super) per_peer: Option<usize>,
+pub(crate) struct ConnectionLimits {
+    pub(crate) connections: Option<usize>,
+    pub(crate) per_peer: Option<usize>,
 }
 
-impl Bounds {
-    /// The most connections, where there is room for this many.
+impl ConnectionLimits {
+    /// Returns the maximum number of connections, given that the process has room for `room`.
     fn connections(self, room: usize) -> usize {
         self.connections.unwrap_or(CONNECTIONS).min(room).max(1)
     }
 }
 
-/// Where connections come from: an address, or the network that an IPv6 host has to itself.
+/// The origin of a connection: an IPv4 address, or an IPv6 `/64` network, which one host can have
+/// to itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Peer(IpAddr);
+pub(crate) struct Peer(IpAddr);
 
 impl Peer {
-    pub(super) fn of(address: IpAddr) -> Self {
+    pub(crate) fn of(address: IpAddr) -> Self {
         Self(match address.to_canonical() {
             IpAddr::V6(address) => {
                 let network = address.to_bits() & !u128::from(u64::MAX);
-                // Loopback is one address and no network.
+                // Loopback is a single address, not a network.
                 let loopback = address.is_loopback();
                 let network = Ipv6Addr::from_bits(network);
                 IpAddr::V6(if loopback { address } else { network })
@@ -58,23 +60,24 @@ struct Place {
     task: AbortHandle,
 }
 
-/// The connections that are open.
-pub(super) struct Places {
+/// The open connections.
+pub(crate) struct Places {
     tasks: JoinSet<()>,
     taken: HashMap<Id, Place>,
     by_peer: HashMap<Peer, usize>,
     connections: usize,
     per_peer: usize,
-    /// Whether connections of this machine are bounded by peer: a proxy here speaks for many.
+    /// Whether the limit for a peer applies to loopback. By default it does not: a local proxy
+    /// speaks for many clients.
     loopback_counts: bool,
     crowded: Outage,
     panicked: Outage,
 }
 
 impl Places {
-    pub(super) fn new(bounds: Bounds, room: usize) -> Self {
-        let connections = bounds.connections(room);
-        if let Some(wanted) = bounds.connections
+    pub(crate) fn new(limits: ConnectionLimits, room: usize) -> Self {
+        let connections = limits.connections(room);
+        if let Some(wanted) = limits.connections
             && wanted > connections
         {
             tracing::warn!(
@@ -88,16 +91,16 @@ impl Places {
             taken: HashMap::new(),
             by_peer: HashMap::new(),
             connections,
-            per_peer: bounds.per_peer.unwrap_or(connections / 4).max(1),
-            loopback_counts: bounds.per_peer.is_some(),
+            per_peer: limits.per_peer.unwrap_or(connections / 4).max(1),
+            loopback_counts: limits.per_peer.is_some(),
             crowded: Outage::default(),
             panicked: Outage::default(),
         }
     }
 
-    /// Waits for room for one more connection. Returns whether there is any: not if the peer has all of its own places, and
-    /// a request in flight on each.
-    pub(super) async fn room_for(&mut self, peer: Peer) -> bool {
+    /// Waits for room for one more connection of `peer`. Returns `false` if the peer holds as many
+    /// places as it may, each with a request in flight.
+    pub(crate) async fn room_for(&mut self, peer: Peer) -> bool {
         let mut counted = false;
         loop {
             let theirs = self.by_peer.get(&peer).copied().unwrap_or_default();
@@ -121,29 +124,30 @@ impl Places {
                 );
             }
             match self.evict_idlest(whose) {
-                // It is gone in a moment.
+                // The task ends in a moment.
                 Some(evicted) => {
                     while self.taken.contains_key(&evicted) {
-                        self.ended().await;
+                        self.join_next().await;
                     }
                 }
                 None if whose.is_some() => return false,
                 None => tokio::select! {
-                    () = self.ended() => {}
-                    () = sleep(LOOK) => {}
+                    () = self.join_next() => {}
+                    () = sleep(POLL_INTERVAL) => {}
                 },
             }
         }
     }
 
-    /// Cuts off the connection that has been idle longest, of this peer or of all, if one is idle.
-    pub(super) fn evict_idlest(&self, of: Option<Peer>) -> Option<Id> {
+    /// Evicts the connection that has been idle longest, among those of `of` or among all. Returns
+    /// its task, if one was idle.
+    pub(crate) fn evict_idlest(&self, of: Option<Peer>) -> Option<Id> {
         let places = self.taken.values();
         let candidates = places.filter(|place| of.is_none_or(|peer| place.peer == peer));
         let (_, idlest) = candidates
             .filter_map(|place| Some((place.activity.idle_since()?, place)))
             .min_by_key(|(since, _)| *since)?;
-        // A request may have begun since, and is not to be lost.
+        // A request may have begun in the meantime, and must not be lost.
         if !idlest.activity.evict() {
             return None;
         }
@@ -152,8 +156,8 @@ impl Places {
         Some(idlest.task.id())
     }
 
-    /// Takes a place for a connection.
-    pub(super) fn take(
+    /// Serves a connection in a place of its own.
+    pub(crate) fn spawn(
         &mut self,
         peer: Peer,
         activity: Arc<Activity>,
@@ -170,20 +174,20 @@ impl Places {
         self.taken.insert(id, place);
     }
 
-    /// Waits until a connection has ended, and frees its place; for ever if there is none.
-    pub(super) async fn ended(&mut self) {
+    /// Waits until a connection has ended, and frees its place. Waits forever if there is none.
+    pub(crate) async fn join_next(&mut self) {
         match self.tasks.join_next_with_id().await {
-            Some(ended) => self.free(ended),
+            Some(ended) => self.release(ended),
             None => std::future::pending().await,
         }
     }
 
-    fn free(&mut self, ended: Result<(Id, ()), JoinError>) {
+    fn release(&mut self, ended: Result<(Id, ()), JoinError>) {
         let id = match &ended {
             Ok((id, ())) => *id,
             Err(error) => error.id(),
         };
-        // A panic ends its own connection. The hook that printed it is the process's business.
+        // A panic ends only its own connection. The panic hook has already reported it.
         if ended.is_err_and(|error| error.is_panic()) {
             if self.panicked.failed() {
                 tracing::error!("a connection was closed by a panic");
@@ -202,11 +206,11 @@ impl Places {
         }
     }
 
-    /// Waits for all connections to end, and cuts those that have not at the deadline.
-    pub(super) async fn end(mut self, deadline: Duration) -> Shutdown {
+    /// Waits for all connections to end, and cuts those that remain at the deadline.
+    pub(crate) async fn drain(mut self, deadline: Duration) -> Shutdown {
         let all = async {
             while let Some(ended) = self.tasks.join_next_with_id().await {
-                self.free(ended);
+                self.release(ended);
             }
         };
         if timeout(deadline, all).await.is_ok() {
@@ -241,16 +245,16 @@ mod tests {
 
     #[test]
     fn connections_are_as_many_as_descriptors_allow() {
-        let bounds = |connections| Bounds {
+        let limits = |connections| ConnectionLimits {
             connections,
             per_peer: None,
         };
-        assert_eq!(bounds(None).connections(1_000_000), CONNECTIONS);
-        assert_eq!(bounds(None).connections(800), 800);
-        assert_eq!(bounds(Some(9000)).connections(1_000_000), 9000);
-        assert_eq!(bounds(Some(9000)).connections(800), 800);
-        assert_eq!(bounds(Some(0)).connections(800), 1);
-        assert_eq!(Places::new(bounds(Some(100)), 800).per_peer, 25);
-        assert_eq!(Places::new(bounds(Some(1)), 800).per_peer, 1);
+        assert_eq!(limits(None).connections(1_000_000), CONNECTIONS);
+        assert_eq!(limits(None).connections(800), 800);
+        assert_eq!(limits(Some(9000)).connections(1_000_000), 9000);
+        assert_eq!(limits(Some(9000)).connections(800), 800);
+        assert_eq!(limits(Some(0)).connections(800), 1);
+        assert_eq!(Places::new(limits(Some(100)), 800).per_peer, 25);
+        assert_eq!(Places::new(limits(Some(1)), 800).per_peer, 1);
     }
 }

@@ -1,4 +1,4 @@
-//! API keys: who may ask, for which tenant, and for what. Only digests are kept.
+//! API keys: their tenants, holders and scopes. Only digests of the keys are stored.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -14,27 +14,29 @@ use crate::store::Actor;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Scope {
-    /// Everything: `decide`. The default.
+    /// To submit, decide and read: `decide` in a key file. The default.
     Decide,
-    /// To read, and neither to decide nor to submit: `read`.
+    /// Only to read: `read` in a key file.
     Read,
 }
 
-/// The API keys that a server knows, by their SHA-256 digests. Cheap to clone.
+/// The API keys that a server accepts, by their SHA-256 digests. Cheap to clone.
 ///
-/// A keys file has one line for each key, its fields parted by white space, and comments on lines of their own:
+/// A key file has one line for each key. White space separates the fields, and comments have lines
+/// of their own:
 ///
 /// ```text
-/// # SHA-256 of the key, in hexadecimal                             tenant  name  scope (decide or read)
-/// 0f5a…64 digits…c1                                                acme    alice
-/// 77be…64 digits…09                                                acme    dashboard  read
+/// # SHA-256 of the key  tenant  name       scope (decide or read)
+/// 0f5a…64 digits…c1     acme    alice
+/// 77be…64 digits…09     acme    dashboard  read
 /// ```
 ///
-/// The name is what the audit trail says of a decision. Two keys may have one name, as while one replaces the other.
+/// The name is the actor in the audit trail. Two keys may share a name, such as while one replaces
+/// the other.
 #[derive(Clone, Default)]
 pub struct Keys(Arc<HashMap<[u8; 32], Owner>>);
 
-/// Who holds a key.
+/// The holder of a key.
 pub(super) struct Owner {
     pub(super) tenant_id: TenantId,
     pub(super) actor: Actor,
@@ -43,12 +45,12 @@ pub(super) struct Owner {
 }
 
 impl Keys {
-    /// Parses a keys file. Without any line it lets nobody in.
+    /// Parses a key file. A file without keys lets nobody in.
     ///
     /// # Errors
     ///
-    /// If a line is malformed or repeats a digest. The error names the line and repeats nothing of it, as it may hold a
-    /// secret by mistake.
+    /// If a line is malformed or repeats a digest. The error names the line and quotes nothing of
+    /// it, since a line may hold a secret by mistake.
     pub fn parse(text: &str) -> Result<Self, KeysError> {
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let mut keys = HashMap::new();
@@ -57,22 +59,22 @@ impl Keys {
             if content.is_empty() || content.starts_with('#') {
                 continue;
             }
-            let fault = |fault: String| KeysError { line, fault };
-            let (digest, owner) = parse_line(line, content).map_err(fault)?;
+            let error = |reason: String| KeysError { line, reason };
+            let (digest, owner) = parse_line(line, content).map_err(error)?;
             match keys.entry(digest) {
                 Entry::Vacant(entry) => {
                     entry.insert(owner);
                 }
                 Entry::Occupied(entry) => {
                     let first = entry.get().line;
-                    return Err(fault(format!("the digest is on line {first} already")));
+                    return Err(error(format!("the digest is on line {first} already")));
                 }
             }
         }
         Ok(Self(Arc::new(keys)))
     }
 
-    /// Returns the digest by which a keys file names `key`: 64 hexadecimal digits.
+    /// Returns the digest that a key file holds for `key`: 64 hexadecimal digits.
     ///
     /// ```
     /// use aegis_hitl::ApiKey;
@@ -91,15 +93,16 @@ impl Keys {
         self.0.len()
     }
 
-    /// Whether there is no key, and so nobody is let in.
+    /// Returns whether there are no keys, so that nobody is let in.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Finds who holds `key`.
+    /// Returns the holder of `key`.
     ///
-    /// The look-up compares digests, not secrets. What its time could tell of a digest on file helps nobody: to come near
-    /// to it, a caller would have to know a text with a like SHA-256 digest, and the map's hash has a random key.
+    /// The lookup compares digests, not secrets. Its timing does not help an attacker: coming close
+    /// to a stored digest takes a preimage of a similar one, and the hash of the map has a random
+    /// key.
     pub(super) fn owner(&self, key: &ApiKey) -> Option<&Owner> {
         self.0.get(&digest(key))
     }
@@ -153,15 +156,15 @@ fn unhex(text: &str) -> Option<[u8; 32]> {
     Some(bytes)
 }
 
-/// What is wrong with a keys file.
+/// The error of parsing a key file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeysError {
     line: usize,
-    fault: String,
+    reason: String,
 }
 
 impl KeysError {
-    /// Returns the number of the line, from 1.
+    /// Returns the number of the line, starting at 1.
     pub fn line(&self) -> usize {
         self.line
     }
@@ -169,7 +172,7 @@ impl KeysError {
 
 impl fmt::Display for KeysError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "line {} of the keys: {}", self.line, self.fault)
+        write!(f, "line {} of the keys: {}", self.line, self.reason)
     }
 }
 

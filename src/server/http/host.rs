@@ -1,9 +1,9 @@
-//! For which hosts a server answers, and which web pages may change something.
+//! The hosts that a server answers for, and the web pages that may change something.
 //!
-//! A server without API keys has nothing but its address to tell a caller from a stranger, and a web page that somebody opens
-//! runs behind that address. Its name can be made to resolve to a loopback address (DNS rebinding), which makes the server
-//! the page's own origin; what gives it away is the name in `Host`. A page that does not rebind is told by `Origin` and
-//! `Sec-Fetch-Site`.
+//! A server without API keys tells callers apart from strangers by its address alone, and a web
+//! page in a local browser has access to that address. The page can make its own name resolve to a
+//! loopback address (DNS rebinding), so that the server becomes the page's own origin. The name in
+//! `Host` reveals this. `Origin` and `Sec-Fetch-Site` reveal a page that does not rebind.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
@@ -13,15 +13,15 @@ use http::header::{HOST, ORIGIN};
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Method};
 
-use super::answer::Refusal;
+use super::response::Rejection;
 use crate::protocol::Code;
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
-/// The longest name that DNS has.
+/// The longest DNS name.
 const MAX_NAME_LEN: usize = 253;
 
-/// A host that a server answers for: a name, or an IP address, on any port.
+/// A host that a server answers for: a name or an IP address, on any port.
 ///
 /// ```
 /// use aegis_hitl::server::Host;
@@ -31,20 +31,20 @@ const MAX_NAME_LEN: usize = 253;
 /// # Ok::<(), aegis_hitl::server::InvalidHost>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Host(Kept);
+pub struct Host(Repr);
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-enum Kept {
+enum Repr {
     Address(IpAddr),
-    /// In lower case, without a dot at its end.
+    /// In lower case, without a trailing dot.
     Name(String),
 }
 
 impl Host {
-    fn is(&self, named: Named<'_>) -> bool {
-        match (&self.0, named) {
-            (Kept::Address(own), Named::Address(named)) => *own == named,
-            (Kept::Name(own), Named::Name(named)) => own.eq_ignore_ascii_case(named),
+    fn is(&self, other: HostRef<'_>) -> bool {
+        match (&self.0, other) {
+            (Repr::Address(own), HostRef::Address(other)) => *own == other,
+            (Repr::Name(own), HostRef::Name(other)) => own.eq_ignore_ascii_case(other),
             _ => false,
         }
     }
@@ -55,12 +55,12 @@ impl FromStr for Host {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         if let Ok(address) = text.parse::<Ipv6Addr>() {
-            return Ok(Self(Kept::Address(IpAddr::V6(address).to_canonical())));
+            return Ok(Self(Repr::Address(IpAddr::V6(address).to_canonical())));
         }
         match Authority::parse(text) {
             Some(Authority { host, port: None }) if !text.ends_with(':') => Ok(Self(match host {
-                Named::Address(address) => Kept::Address(address),
-                Named::Name(name) => Kept::Name(name.to_ascii_lowercase()),
+                HostRef::Address(address) => Repr::Address(address),
+                HostRef::Name(name) => Repr::Name(name.to_ascii_lowercase()),
             })),
             _ => Err(InvalidHost(())),
         }
@@ -70,44 +70,46 @@ impl FromStr for Host {
 impl fmt::Display for Host {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
-            Kept::Address(IpAddr::V4(address)) => write!(f, "{address}"),
-            Kept::Address(IpAddr::V6(address)) => write!(f, "[{address}]"),
-            Kept::Name(name) => f.write_str(name),
+            Repr::Address(IpAddr::V4(address)) => write!(f, "{address}"),
+            Repr::Address(IpAddr::V6(address)) => write!(f, "[{address}]"),
+            Repr::Name(name) => f.write_str(name),
         }
     }
 }
 
-/// A text that is no [`Host`].
+/// The error of parsing a [`Host`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InvalidHost(());
 
 impl fmt::Display for InvalidHost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(
-            "not a host; allowed are a DNS name in ASCII and an IP address, without a scheme, a port or a wildcard",
+            "not a host; allowed are a DNS name in ASCII and an IP address, without a scheme, a \
+             port or a wildcard",
         )
     }
 }
 
 impl std::error::Error for InvalidHost {}
 
-/// A host as a request names it.
+/// A host that a request names.
 #[derive(Debug, Clone, Copy)]
-enum Named<'a> {
+enum HostRef<'a> {
     Address(IpAddr),
     Name(&'a str),
 }
 
-impl Named<'_> {
-    fn is(self, other: Named<'_>) -> bool {
+impl HostRef<'_> {
+    fn is(self, other: HostRef<'_>) -> bool {
         match (self, other) {
-            (Self::Address(one), Named::Address(other)) => one == other,
-            (Self::Name(one), Named::Name(other)) => one.eq_ignore_ascii_case(other),
+            (Self::Address(one), HostRef::Address(other)) => one == other,
+            (Self::Name(one), HostRef::Name(other)) => one.eq_ignore_ascii_case(other),
             _ => false,
         }
     }
 
-    /// Names below `localhost` are loopback by RFC 6761, section 6.3, and no resolver hands them to anybody.
+    /// Names below `localhost` are loopback names (RFC 6761, section 6.3), and cannot be
+    /// registered.
     fn is_loopback(self) -> bool {
         const LOCALHOST: &str = "localhost";
         match self {
@@ -124,15 +126,16 @@ impl Named<'_> {
     }
 }
 
-/// What a `Host` header holds.
+/// The value of a `Host` header.
 #[derive(Debug, Clone, Copy)]
 struct Authority<'a> {
-    host: Named<'a>,
+    host: HostRef<'a>,
     port: Option<u16>,
 }
 
 impl<'a> Authority<'a> {
-    /// Reads `host` or `host:port`. A user before it, and all else that no browser sends, makes it none.
+    /// Reads `host` or `host:port`. User information, and anything else that no browser sends, is
+    /// invalid.
     fn parse(text: &'a str) -> Option<Self> {
         let (host, port) = match text.strip_prefix('[') {
             Some(rest) => {
@@ -143,11 +146,11 @@ impl<'a> Authority<'a> {
                     None if rest.is_empty() => "",
                     None => return None,
                 };
-                (Named::Address(IpAddr::V6(address).to_canonical()), port)
+                (HostRef::Address(IpAddr::V6(address).to_canonical()), port)
             }
             None => {
                 let (host, port) = text.split_once(':').unwrap_or((text, ""));
-                (named(host)?, port)
+                (host_ref(host)?, port)
             }
         };
         let port = match port {
@@ -165,9 +168,9 @@ impl<'a> Authority<'a> {
     }
 }
 
-fn named(host: &str) -> Option<Named<'_>> {
+fn host_ref(host: &str) -> Option<HostRef<'_>> {
     if let Ok(address) = host.parse::<IpAddr>() {
-        return Some(Named::Address(address.to_canonical()));
+        return Some(HostRef::Address(address.to_canonical()));
     }
     let name = host.strip_suffix('.').unwrap_or(host);
     let is_label = |label: &str| {
@@ -177,35 +180,37 @@ fn named(host: &str) -> Option<Named<'_>> {
                 .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
     };
     let is_name = name.len() <= MAX_NAME_LEN && name.split('.').all(is_label);
-    is_name.then_some(Named::Name(name))
+    is_name.then_some(HostRef::Name(name))
 }
 
-/// Whose requests a server answers.
+/// The hosts whose requests a server answers.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Guard<'a> {
-    /// The hosts that it answers for beside the loopback names.
-    pub(super) hosts: &'a [Host],
-    /// The address that it listens on, if that is known.
-    pub(super) listening: Option<IpAddr>,
+pub(crate) struct HostGuard<'a> {
+    /// The configured hosts, in addition to the loopback names.
+    pub(crate) hosts: &'a [Host],
+    /// The address that the server listens on, if it is known.
+    pub(crate) listening: Option<IpAddr>,
 }
 
-impl Guard<'_> {
-    /// Refuses what names a foreign host, and what would change something for a foreign page.
-    pub(super) fn admit(&self, parts: &Parts) -> Result<(), Refusal> {
+impl HostGuard<'_> {
+    /// Rejects requests for foreign hosts, and requests by foreign web pages that would change
+    /// something.
+    pub(crate) fn admit(&self, parts: &Parts) -> Result<(), Rejection> {
         let target = parts.uri.authority().map(|authority| authority.as_str());
         let target = target.map(Authority::parse);
         let headers = parts.headers.get_all(HOST).iter().map(Authority::of);
-        // Over HTTP/2, and with an absolute target, there can be two. Whoever reads one of them must find an own one. A call
-        // within the process names none, and no browser leaves it out.
+        // HTTP/2 and absolute targets can name two hosts. Both must be the server's own, since a
+        // reader may look at either. Calls within a process name none; browsers always name one.
         let mut own: Option<Authority<'_>> = None;
         for named in target.into_iter().chain(headers) {
             match named {
                 Some(authority) if self.answers_for(authority.host) => own = own.or(named),
                 _ => {
-                    return Err(Refusal::new(
+                    return Err(Rejection::new(
                         Code::MisdirectedRequest,
-                        "this server does not answer for the host that the request names; allowed are 'localhost', \
-                         loopback addresses, the address that it listens on, and the hosts that it was given (--host)",
+                        "this server does not answer for the host that the request names; allowed \
+                         are 'localhost', loopback addresses, the address that it listens on, and \
+                         the hosts that it was given (--host)",
                     ));
                 }
             }
@@ -218,32 +223,34 @@ impl Guard<'_> {
         if sites.all(is_own_site) && origins.all(|origin| self.is_own_origin(origin, own)) {
             return Ok(());
         }
-        Err(Refusal::new(
+        Err(Rejection::new(
             Code::Forbidden,
-            "a web page of another origin may change nothing here; behind a proxy, name the host that browsers see (--host)",
+            "a web page of another origin may change nothing here; behind a proxy, name the host \
+             that browsers see (--host)",
         ))
     }
 
-    fn answers_for(&self, host: Named<'_>) -> bool {
+    fn answers_for(&self, host: HostRef<'_>) -> bool {
         host.is_loopback() || self.is_listening_on(host) || self.was_given(host)
     }
 
-    /// Where it listens on all addresses, each one is its own: a page can claim a name, and no address but its own.
-    fn is_listening_on(&self, host: Named<'_>) -> bool {
+    /// Returns whether the host is an address that the server listens on. If it listens on all
+    /// addresses, every address is its own: a web page can rebind a name, not an address.
+    fn is_listening_on(&self, host: HostRef<'_>) -> bool {
         match (self.listening, host) {
-            (Some(own), Named::Address(address)) => {
+            (Some(own), HostRef::Address(address)) => {
                 own.is_unspecified() || own.to_canonical() == address
             }
             _ => false,
         }
     }
 
-    fn was_given(&self, host: Named<'_>) -> bool {
+    fn was_given(&self, host: HostRef<'_>) -> bool {
         self.hosts.iter().any(|own| own.is(host))
     }
 
-    /// Whether the origin is the one that the request was sent to, or of a host that was given. Of the loopback names only the
-    /// very origin counts: what else runs on this machine is another's.
+    /// Returns whether the origin is the target of the request, or a configured host. A loopback
+    /// origin must equal the target, port included: other programs on this machine are foreign.
     fn is_own_origin(&self, origin: &HeaderValue, target: Option<Authority<'_>>) -> bool {
         let Ok(origin) = origin.to_str() else {
             return false;
@@ -262,12 +269,12 @@ impl Guard<'_> {
     }
 }
 
-/// Whether the method changes nothing by its definition. One that is not known may change something.
+/// Returns whether the method is defined as safe. An unknown method may change something.
 fn is_safe(method: &Method) -> bool {
     [Method::GET, Method::HEAD, Method::OPTIONS].contains(method)
 }
 
-/// Other values than these are other origins, or not known.
+/// Any other value means a foreign origin, or an unknown one.
 fn is_own_site(value: &HeaderValue) -> bool {
     ["same-origin", "none"].contains(&value.to_str().unwrap_or_default())
 }
@@ -277,7 +284,7 @@ mod tests {
     use super::*;
 
     fn answers_for(listening: Option<&str>, host: &str) -> bool {
-        let guard = Guard {
+        let guard = HostGuard {
             hosts: &[],
             listening: listening.map(|address| address.parse().unwrap()),
         };

@@ -1,7 +1,9 @@
-//! What goes on on a connection: which requests are in flight, and whether their answers are being taken.
+//! The activity of a connection: its requests in flight, and whether the client reads the
+//! responses.
 //!
-//! Neither version of HTTP has limits for all of this in hyper. Both are judged here, by one rule each: how long no request
-//! may be in flight, and how long an answer may lie unsent without progress.
+//! hyper has no such limits for both versions of HTTP. Two rules cover both here: how long a
+//! connection may have no request in flight, and how long a response may stay unsent without
+//! progress.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,57 +17,58 @@ use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tokio::time::Instant;
 
-use super::drain::FAREWELL;
+use crate::server::drain::CLOSE_GRACE;
 
-/// How patient the server is with a connection.
+/// The timeouts of a connection.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Patience {
+pub(crate) struct Timeouts {
     /// How long there may be no request in flight.
-    pub(super) idle: Duration,
-    /// How long an answer may lie unsent without progress.
-    pub(super) write: Duration,
+    pub(crate) idle: Duration,
+    /// How long a response may stay unsent without progress.
+    pub(crate) write: Duration,
 }
 
-/// What to do with a connection.
+/// What to do next with a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Verdict {
-    /// Nothing before this moment.
-    WaitUntil(Instant),
-    /// Ask the client to go: no request is lost, whenever it comes.
+pub(crate) enum Next {
+    /// Check again at this moment.
+    CheckAt(Instant),
+    /// Close gracefully. No request is lost, whenever it arrives.
     Close,
-    /// Cut it off.
-    Cut,
+    /// Drop the connection.
+    Abort,
 }
 
-/// The requests of one connection that are in flight: from their headers to the last byte of the answer.
+/// The requests of one connection that are in flight, from their headers to the last byte of the
+/// response.
 #[derive(Debug)]
-pub(super) struct Activity(Mutex<State>);
+pub(crate) struct Activity(Mutex<State>);
 
 #[derive(Debug)]
 struct State {
     exchanges: Vec<Exchange>,
-    /// How many requests there have been, which also names the exchanges.
-    asked: u64,
-    /// Since when there have been no exchanges, if there are none.
+    /// The number of requests so far. It is also the id of the latest exchange.
+    requests: u64,
+    /// Since when there have been no exchanges. It is valid while there are none.
     idle_since: Instant,
     evicted: bool,
 }
 
-/// A request and its answer.
+/// A request and its response.
 #[derive(Debug)]
 struct Exchange {
     id: u64,
-    /// How many pieces of the answer are with hyper.
+    /// The number of pieces of the response that hyper holds.
     unsent: usize,
-    /// When a piece came to hyper, or a part of one left it; of no meaning while there is none.
+    /// When hyper last took a piece or sent a part of one. It is valid while `unsent` is not 0.
     progress: Instant,
 }
 
 impl Activity {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(Mutex::new(State {
             exchanges: Vec::new(),
-            asked: 0,
+            requests: 0,
             idle_since: Instant::now(),
             evicted: false,
         }))
@@ -75,14 +78,14 @@ impl Activity {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Since when the connection has been idle, if it is.
-    pub(super) fn idle_since(&self) -> Option<Instant> {
+    /// Returns since when the connection has been idle, if it is.
+    pub(crate) fn idle_since(&self) -> Option<Instant> {
         let state = self.state();
         (state.exchanges.is_empty() && !state.evicted).then_some(state.idle_since)
     }
 
-    /// Lets no further request begin, if none is in flight. Returns whether that is so.
-    pub(super) fn evict(&self) -> bool {
+    /// Prevents further requests if none is in flight. Returns whether it did.
+    pub(crate) fn evict(&self) -> bool {
         let mut state = self.state();
         if !state.exchanges.is_empty() {
             return false;
@@ -91,11 +94,14 @@ impl Activity {
         true
     }
 
-    /// Judges the connection, which has been asked to close since `closing`.
-    pub(super) fn judge(&self, patience: Patience, closing: Option<Instant>) -> Verdict {
+    /// Checks the connection against its timeouts. `closing` is when its graceful close began.
+    pub(crate) fn check(&self, timeouts: Timeouts, closing: Option<Instant>) -> Next {
         let (idle, write) = match closing {
-            Some(_) => (patience.idle.min(FAREWELL), patience.write.min(FAREWELL)),
-            None => (patience.idle, patience.write),
+            Some(_) => (
+                timeouts.idle.min(CLOSE_GRACE),
+                timeouts.write.min(CLOSE_GRACE),
+            ),
+            None => (timeouts.idle, timeouts.write),
         };
         let now = Instant::now();
         let state = self.state();
@@ -105,21 +111,21 @@ impl Activity {
             .exchanges
             .is_empty()
             .then_some((state.idle_since, idle));
-        // Whatever begins from now on is not due before that.
+        // Anything that begins later is due no earlier than this.
         let mut next = after(now, idle.min(write));
         for (since, limit) in unsent.into_iter().chain(idle_since) {
             let since = closing.map_or(since, |closing| closing.max(since));
             let due = after(since, limit);
             if due <= now {
-                // Whoever never sent a request has none to lose.
+                // A client that never sent a request has none to lose.
                 return match closing {
-                    None if state.asked > 0 => Verdict::Close,
-                    _ => Verdict::Cut,
+                    None if state.requests > 0 => Next::Close,
+                    _ => Next::Abort,
                 };
             }
             next = next.min(due);
         }
-        Verdict::WaitUntil(next)
+        Next::CheckAt(next)
     }
 
     /// Begins an exchange, unless the connection was evicted.
@@ -128,8 +134,8 @@ impl Activity {
         if state.evicted {
             return None;
         }
-        state.asked += 1;
-        let id = state.asked;
+        state.requests += 1;
+        let id = state.requests;
         let progress = state.idle_since;
         state.exchanges.push(Exchange {
             id,
@@ -143,13 +149,13 @@ impl Activity {
     }
 }
 
-/// A moment that much later, or as good as never.
+/// Adds `duration` to `moment`, capped at about 30 years to prevent an overflow.
 fn after(moment: Instant, duration: Duration) -> Instant {
     const NEVER: Duration = Duration::from_secs(86_400 * 365 * 30);
     moment + duration.min(NEVER)
 }
 
-/// Holds an exchange open.
+/// Keeps an exchange in flight until it is dropped.
 #[derive(Debug)]
 struct InFlight {
     activity: Arc<Activity>,
@@ -157,7 +163,7 @@ struct InFlight {
 }
 
 impl InFlight {
-    fn note(&self, change: impl FnOnce(&mut Exchange)) {
+    fn update(&self, change: impl FnOnce(&mut Exchange)) {
         let mut state = self.activity.state();
         if let Some(exchange) = state.exchanges.iter_mut().find(|one| one.id == self.id) {
             change(exchange);
@@ -175,10 +181,10 @@ impl Drop for InFlight {
     }
 }
 
-/// A service whose requests count as activity.
-pub(super) struct Observed<S> {
-    pub(super) service: S,
-    pub(super) activity: Arc<Activity>,
+/// Wraps a service to record its requests as activity.
+pub(crate) struct Observed<S> {
+    pub(crate) service: S,
+    pub(crate) activity: Arc<Activity>,
 }
 
 impl<S, R, B> hyper::service::Service<R> for Observed<S>
@@ -187,7 +193,7 @@ where
 {
     type Response = Response<ObservedBody<B>>;
     type Error = S::Error;
-    // A connection that was evicted is gone before it could learn more.
+    // An evicted connection is dropped before its request could get a response.
     type Future = Either<ObservedFuture<S::Future>, Pending<Result<Self::Response, S::Error>>>;
 
     fn call(&self, request: R) -> Self::Future {
@@ -202,7 +208,7 @@ where
 }
 
 pin_project! {
-    pub(super) struct ObservedFuture<F> {
+    pub(crate) struct ObservedFuture<F> {
         #[pin]
         future: F,
         in_flight: Arc<InFlight>,
@@ -224,7 +230,7 @@ where
 }
 
 pin_project! {
-    pub(super) struct ObservedBody<B> {
+    pub(crate) struct ObservedBody<B> {
         #[pin]
         body: B,
         in_flight: Arc<InFlight>,
@@ -243,7 +249,7 @@ impl<B: Body> Body for ObservedBody<B> {
         let in_flight = this.in_flight;
         this.body.poll_frame(cx).map_ok(|frame| {
             frame.map_data(|data| {
-                in_flight.note(|exchange| {
+                in_flight.update(|exchange| {
                     exchange.unsent += 1;
                     exchange.progress = Instant::now();
                 });
@@ -264,9 +270,9 @@ impl<B: Body> Body for ObservedBody<B> {
     }
 }
 
-/// A piece of an answer. hyper and h2 keep it until it is sent, wherever it has to wait: for room in the socket, or for a
-/// window of HTTP/2.
-pub(super) struct Unsent<D> {
+/// A piece of a response. hyper and h2 hold it until it is sent, whether it waits for room in the
+/// socket or for an HTTP/2 window.
+pub(crate) struct Unsent<D> {
     data: D,
     in_flight: Arc<InFlight>,
 }
@@ -274,7 +280,7 @@ pub(super) struct Unsent<D> {
 impl<D> Unsent<D> {
     fn progress(&self) {
         self.in_flight
-            .note(|exchange| exchange.progress = Instant::now());
+            .update(|exchange| exchange.progress = Instant::now());
     }
 }
 
@@ -293,7 +299,7 @@ impl<D: Buf> Buf for Unsent<D> {
 
     fn advance(&mut self, len: usize) {
         self.data.advance(len);
-        // Of a piece that is sent the end is noted, which is near.
+        // The drop of the piece, which follows at once, records its end.
         if self.data.has_remaining() {
             self.progress();
         }
@@ -308,7 +314,7 @@ impl<D: Buf> Buf for Unsent<D> {
 
 impl<D> Drop for Unsent<D> {
     fn drop(&mut self) {
-        self.in_flight.note(|exchange| {
+        self.in_flight.update(|exchange| {
             exchange.unsent -= 1;
             if exchange.unsent > 0 {
                 exchange.progress = Instant::now();
@@ -321,7 +327,7 @@ impl<D> Drop for Unsent<D> {
 mod tests {
     use super::*;
 
-    const PATIENCE: Patience = Patience {
+    const TIMEOUTS: Timeouts = Timeouts {
         idle: Duration::from_secs(8),
         write: Duration::from_secs(30),
     };
@@ -334,36 +340,36 @@ mod tests {
     async fn a_connection_without_requests_is_closed_when_it_has_been_idle() {
         let start = Instant::now();
         let activity = Arc::new(Activity::new());
-        let judge = |closing| activity.judge(PATIENCE, closing);
-        assert_eq!(judge(None), Verdict::WaitUntil(start + seconds(8)));
+        let check = |closing| activity.check(TIMEOUTS, closing);
+        assert_eq!(check(None), Next::CheckAt(start + seconds(8)));
         tokio::time::advance(seconds(8)).await;
-        assert!(matches!(judge(None), Verdict::Cut));
+        assert!(matches!(check(None), Next::Abort));
 
         drop(activity.begin());
         let idle = Instant::now();
-        assert_eq!(judge(None), Verdict::WaitUntil(idle + seconds(8)));
+        assert_eq!(check(None), Next::CheckAt(idle + seconds(8)));
         tokio::time::advance(seconds(8)).await;
-        assert_eq!(judge(None), Verdict::Close);
+        assert_eq!(check(None), Next::Close);
         let closing = Some(Instant::now());
-        let due = Instant::now() + FAREWELL;
-        assert_eq!(judge(closing), Verdict::WaitUntil(due));
-        tokio::time::advance(FAREWELL).await;
-        assert!(matches!(judge(closing), Verdict::Cut));
+        let due = Instant::now() + CLOSE_GRACE;
+        assert_eq!(check(closing), Next::CheckAt(due));
+        tokio::time::advance(CLOSE_GRACE).await;
+        assert!(matches!(check(closing), Next::Abort));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_connection_with_a_request_is_judged_by_the_slowest_answer() {
         let activity = Arc::new(Activity::new());
-        let judge = |closing| activity.judge(PATIENCE, closing);
+        let check = |closing| activity.check(TIMEOUTS, closing);
         let body = |activity: &Arc<Activity>| ObservedBody {
             body: http_body_util::Full::new(Bytes::from_static(b"ab")),
             in_flight: activity.begin().unwrap(),
         };
         let mut slow = body(&activity);
         let mut quick = body(&activity);
-        // However long the answer takes to be made: that is the service's matter.
+        // The time that the service takes to respond does not count.
         tokio::time::advance(seconds(600)).await;
-        assert!(matches!(judge(None), Verdict::WaitUntil(_)));
+        assert!(matches!(check(None), Next::CheckAt(_)));
         assert!(!activity.evict());
         let mut data = [
             http_body_util::BodyExt::frame(&mut slow).await,
@@ -379,19 +385,19 @@ mod tests {
         drop((slow, quick));
         tokio::time::advance(seconds(29)).await;
         data[1].advance(1);
-        assert!(matches!(judge(None), Verdict::WaitUntil(_)));
+        assert!(matches!(check(None), Next::CheckAt(_)));
         tokio::time::advance(seconds(1)).await;
-        // The requests beside it have the time to end.
-        assert_eq!(judge(None), Verdict::Close);
+        // Other requests on the connection have time to end.
+        assert_eq!(check(None), Next::Close);
         let closing = Some(Instant::now());
-        let due = Instant::now() + FAREWELL;
-        assert_eq!(judge(closing), Verdict::WaitUntil(due));
-        tokio::time::advance(FAREWELL).await;
-        assert_eq!(judge(closing), Verdict::Cut);
-        // With the slow one gone, the other still has its time.
+        let due = Instant::now() + CLOSE_GRACE;
+        assert_eq!(check(closing), Next::CheckAt(due));
+        tokio::time::advance(CLOSE_GRACE).await;
+        assert_eq!(check(closing), Next::Abort);
+        // Without the slow response, the other one still has time.
         let [slow, _quick] = data;
         drop(slow);
-        assert!(matches!(judge(None), Verdict::WaitUntil(_)));
+        assert!(matches!(check(None), Next::CheckAt(_)));
         assert_eq!(activity.idle_since(), None);
     }
 
@@ -406,11 +412,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_limit_without_end_is_none() {
-        let patience = Patience {
+        let timeouts = Timeouts {
             idle: Duration::MAX,
             write: Duration::MAX,
         };
-        let verdict = Activity::new().judge(patience, None);
-        assert!(matches!(verdict, Verdict::WaitUntil(_)));
+        let next = Activity::new().check(timeouts, None);
+        assert!(matches!(next, Next::CheckAt(_)));
     }
 }

@@ -1,34 +1,28 @@
-//! The commands that copy and check a database file.
+//! `aegis check`.
 
 use std::path::PathBuf;
 
 use aegis_hitl::store::{Embedded, Verified};
+use clap::Args;
 use serde_json::json;
 
-use crate::args;
-use crate::config;
+use super::Context;
 use crate::failure::Failure;
 use crate::print::{print, print_json};
 
-/// Copies a database, and says how much is in the copy.
-pub(crate) fn run(args: args::Backup, config: config::Serve) -> Result<(), Failure> {
-    let store = args.store.or(config.store);
-    let store = store.unwrap_or_else(|| PathBuf::from(config::STORE));
-    let verified = Embedded::back_up(&store, &args.to)
-        .map_err(|error| Failure::other("no backup was made").because(error))?;
-    if args.json {
-        return print_json(&json(&verified));
-    }
-    print(&format!(
-        "{} is backed up to {}: {}\n",
-        store.display(),
-        args.to.display(),
-        amount(&verified)
-    ))
+#[derive(Debug, Args)]
+pub(crate) struct Check {
+    /// The database file. A server may have it open.
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+
+    /// Prints JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
-/// Looks at a database, and says what is wrong with it.
-pub(crate) fn check(args: &args::Check) -> Result<(), Failure> {
+/// Reads a whole database, and says what is wrong with it.
+pub(crate) async fn run(args: Check, _: Context) -> Result<(), Failure> {
     let file = args.file.display();
     let verified = Embedded::verify(&args.file)
         .map_err(|error| Failure::other(format!("{file} was not checked")).because(error))?;
@@ -45,7 +39,7 @@ pub(crate) fn check(args: &args::Check) -> Result<(), Failure> {
     }
 }
 
-fn amount(verified: &Verified) -> String {
+pub(super) fn amount(verified: &Verified) -> String {
     let totals = verified.totals;
     format!(
         "{} actions, {} decisions, {} events",
@@ -53,7 +47,7 @@ fn amount(verified: &Verified) -> String {
     )
 }
 
-fn json(verified: &Verified) -> serde_json::Value {
+pub(super) fn json(verified: &Verified) -> serde_json::Value {
     json!({
         "sound": verified.faults.is_empty(),
         "actions": verified.totals.actions,

@@ -1,18 +1,18 @@
-//! What a request's headers say.
+//! Reads the headers of a request.
 
 use http::header::{
     AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName,
     HeaderValue,
 };
 
-use super::answer::Refusal;
+use super::response::Rejection;
 use crate::protocol::{
     Code, IDEMPOTENCY_KEY, IdempotencyKey, InvalidValue, MAX_LEN, RequestId, TENANT_ID, THREAD_ID,
     ThreadId, X_REQUEST_ID,
 };
 
-/// A header and how people write its name.
-pub(super) struct Field {
+/// A header, and its name as people write it.
+pub(crate) struct Field {
     name: HeaderName,
     label: &'static str,
 }
@@ -23,7 +23,7 @@ impl Field {
     }
 }
 
-pub(super) static TENANT: Field = Field::new(TENANT_ID, "Tenant-Id");
+pub(crate) static TENANT: Field = Field::new(TENANT_ID, "Tenant-Id");
 static THREAD: Field = Field::new(THREAD_ID, "Thread-Id");
 static KEY: Field = Field::new(IDEMPOTENCY_KEY, "Idempotency-Key");
 static CALL: Field = Field::new(X_REQUEST_ID, "X-Request-Id");
@@ -31,7 +31,7 @@ static CREDENTIAL: Field = Field::new(AUTHORIZATION, "Authorization");
 static MEDIA_TYPE: Field = Field::new(CONTENT_TYPE, "Content-Type");
 static LENGTH: Field = Field::new(CONTENT_LENGTH, "Content-Length");
 
-/// The headers of which a second one could mean another request.
+/// The headers whose repetition could change the meaning of a request.
 static SINGLE: [&Field; 7] = [
     &TENANT,
     &THREAD,
@@ -42,12 +42,13 @@ static SINGLE: [&Field; 7] = [
     &LENGTH,
 ];
 
-/// Refuses repeated headers: two servers that read such a request could take different ones.
-pub(super) fn refuse_repeated(headers: &HeaderMap) -> Result<(), Refusal> {
+/// Rejects repeated headers. Two servers that read such a request could each take a different
+/// value.
+pub(crate) fn reject_repeated(headers: &HeaderMap) -> Result<(), Rejection> {
     for field in SINGLE {
         if headers.get_all(&field.name).iter().nth(1).is_some() {
             let label = field.label;
-            return Err(Refusal::invalid(format!(
+            return Err(Rejection::invalid(format!(
                 "the {label} header is repeated; allowed is one"
             )));
         }
@@ -55,19 +56,19 @@ pub(super) fn refuse_repeated(headers: &HeaderMap) -> Result<(), Refusal> {
     Ok(())
 }
 
-pub(super) fn missing(field: &Field) -> String {
+pub(crate) fn missing(field: &Field) -> String {
     let label = field.label;
     format!("the {label} header is missing; allowed are 1 to {MAX_LEN} visible ASCII characters")
 }
 
-/// Reads an identifier, if it is there.
-pub(super) fn identifier<T>(
+/// Reads an identifier, if the header is present.
+pub(crate) fn identifier<T>(
     headers: &HeaderMap,
     field: &Field,
     parse: impl FnOnce(String) -> Result<T, InvalidValue>,
-) -> Result<Option<T>, Refusal> {
+) -> Result<Option<T>, Rejection> {
     header(headers, field, |value| {
-        // A byte that is no UTF-8 becomes a character that is no ASCII, and is refused at its place.
+        // An invalid UTF-8 byte becomes a non-ASCII character, which the parser rejects.
         parse(String::from_utf8_lossy(value.as_bytes()).into_owned())
     })
 }
@@ -76,30 +77,30 @@ fn header<T>(
     headers: &HeaderMap,
     field: &Field,
     parse: impl FnOnce(&HeaderValue) -> Result<T, InvalidValue>,
-) -> Result<Option<T>, Refusal> {
+) -> Result<Option<T>, Rejection> {
     let Some(value) = headers.get(&field.name) else {
         return Ok(None);
     };
     parse(value)
         .map(Some)
-        .map_err(|error| Refusal::invalid(format!("the {} header: {error}", field.label)))
+        .map_err(|error| Rejection::invalid(format!("the {} header: {error}", field.label)))
 }
 
-pub(super) fn thread_id(headers: &HeaderMap) -> Result<ThreadId, Refusal> {
-    identifier(headers, &THREAD, ThreadId::new)?.ok_or_else(|| Refusal::invalid(missing(&THREAD)))
+pub(crate) fn thread_id(headers: &HeaderMap) -> Result<ThreadId, Rejection> {
+    identifier(headers, &THREAD, ThreadId::new)?.ok_or_else(|| Rejection::invalid(missing(&THREAD)))
 }
 
-pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<IdempotencyKey, Refusal> {
+pub(crate) fn idempotency_key(headers: &HeaderMap) -> Result<IdempotencyKey, Rejection> {
     header(headers, &KEY, IdempotencyKey::from_header)?
-        .ok_or_else(|| Refusal::invalid(missing(&KEY)))
+        .ok_or_else(|| Rejection::invalid(missing(&KEY)))
 }
 
-pub(super) fn call_id(headers: &HeaderMap) -> Result<Option<RequestId>, Refusal> {
+pub(crate) fn call_id(headers: &HeaderMap) -> Result<Option<RequestId>, Rejection> {
     identifier(headers, &CALL, RequestId::new)
 }
 
-/// The `X-Request-Id` to be echoed: the one that came, if it is valid.
-pub(super) fn echo(headers: &HeaderMap) -> Option<HeaderValue> {
+/// Returns the `X-Request-Id` to repeat in the response: the one received, if it is valid.
+pub(crate) fn call_id_to_echo(headers: &HeaderMap) -> Option<HeaderValue> {
     let mut values = headers.get_all(X_REQUEST_ID).iter();
     let value = values.next().filter(|_| values.next().is_none())?;
     let bytes = value.as_bytes();
@@ -107,33 +108,34 @@ pub(super) fn echo(headers: &HeaderMap) -> Option<HeaderValue> {
     valid.then(|| value.clone())
 }
 
-/// Refuses bodies that are compressed.
-pub(super) fn refuse_encoded(headers: &HeaderMap) -> Result<(), Refusal> {
+/// Rejects compressed bodies.
+pub(crate) fn reject_encoded(headers: &HeaderMap) -> Result<(), Rejection> {
     for value in headers.get_all(CONTENT_ENCODING) {
         let identity = value.as_bytes().split(|byte| *byte == b',').all(|coding| {
             let coding = coding.trim_ascii();
             coding.is_empty() || coding.eq_ignore_ascii_case(b"identity")
         });
         if !identity {
-            return Err(Refusal::new(
+            return Err(Rejection::new(
                 Code::UnsupportedMediaType,
-                "the body has a content coding; allowed is 'identity', or no Content-Encoding header",
+                "the body has a content coding; allowed is 'identity', or no Content-Encoding \
+                 header",
             ));
         }
     }
     Ok(())
 }
 
-/// Refuses bodies that are not declared as JSON.
-pub(super) fn refuse_other_than_json(headers: &HeaderMap) -> Result<(), Refusal> {
-    let fault = match headers.get(CONTENT_TYPE) {
+/// Rejects bodies that are not declared as JSON.
+pub(crate) fn reject_other_than_json(headers: &HeaderMap) -> Result<(), Rejection> {
+    let reason = match headers.get(CONTENT_TYPE) {
         Some(value) if is_json(value.as_bytes()) => return Ok(()),
         Some(_) => "the Content-Type is not JSON",
         None => "the body has no Content-Type",
     };
-    Err(Refusal::new(
+    Err(Rejection::new(
         Code::UnsupportedMediaType,
-        format!("{fault}; allowed are 'application/json' and 'application/*+json'"),
+        format!("{reason}; allowed are 'application/json' and 'application/*+json'"),
     ))
 }
 
@@ -153,7 +155,7 @@ fn is_json(media_type: &[u8]) -> bool {
     }
 }
 
-/// RFC 9110, section 5.6.2, without the letters that are upper case.
+/// RFC 9110, section 5.6.2.
 fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }

@@ -15,36 +15,38 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 use tower_service::Service;
 
-use super::activity::{Activity, Observed, Patience, Verdict};
-use super::drain::Drain;
-use super::head;
+use super::activity::{Activity, Next, Observed, Timeouts};
 use crate::protocol::BoxError;
+use crate::server::drain::Drain;
+use crate::server::http::head;
 
-/// The most bytes of headers that hyper takes, over HTTP/1.1 with the first line. What is larger than a request may be, but
-/// not that large, is refused in words.
+/// The largest head that hyper accepts, in bytes; over HTTP/1.1 this includes the request line. It
+/// is above the limit of `head::check`, so that a somewhat larger head gets a response that says
+/// so.
 const MAX_HEADER_BYTES: u32 = 2 * head::MAX_BYTES as u32;
 
-/// The most requests at a time on one HTTP/2 connection.
+/// The maximum number of concurrent requests on one HTTP/2 connection.
 const MAX_STREAMS: u32 = 128;
 
-/// How much of one HTTP/2 body may be under way: a whole one of the usual limit.
+/// The HTTP/2 flow-control window of one request, in bytes: a whole body of the default limit.
 const STREAM_WINDOW: u32 = 256 * 1024;
 
-/// How much of all bodies of one HTTP/2 connection may be under way.
+/// The HTTP/2 flow-control window of one connection, in bytes.
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 
-/// How often a silent HTTP/2 connection is asked for a sign of life, and how long that may take. A peer that stops in the
-/// middle of a frame cannot give one.
+/// The interval of HTTP/2 pings, and the time to answer one. A peer that stops within a frame
+/// cannot answer.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// hyper's settings, the same for all connections.
-pub(super) fn http(patience: Patience) -> auto::Builder<TokioExecutor> {
+/// Returns hyper's settings, which all connections share.
+pub(super) fn http(timeouts: Timeouts) -> auto::Builder<TokioExecutor> {
     let mut http = auto::Builder::new(TokioExecutor::new());
-    // The number of headers stays at hyper's own limit of 100: to set it would cost an allocation for each request.
+    // The number of headers stays at hyper's default limit of 100. Setting it costs an allocation
+    // for each request.
     http.http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(patience.idle)
+        .header_read_timeout(timeouts.idle)
         .max_buf_size(MAX_HEADER_BYTES as usize);
     http.http2()
         .timer(TokioTimer::new())
@@ -60,7 +62,7 @@ pub(super) fn http(patience: Patience) -> auto::Builder<TokioExecutor> {
 pub(super) struct Connection {
     pub(super) stream: TcpStream,
     pub(super) http: Arc<auto::Builder<TokioExecutor>>,
-    pub(super) patience: Patience,
+    pub(super) timeouts: Timeouts,
     pub(super) activity: Arc<Activity>,
     pub(super) drain: Drain,
 }
@@ -73,7 +75,7 @@ impl Connection {
         S::Future: Send + 'static,
         B: Body<Error: Into<BoxError>, Data: Send> + Send + 'static,
     {
-        // Answers are small and complete: there is nothing to wait for.
+        // Responses are small and complete, so delaying a segment gains nothing.
         _ = self.stream.set_nodelay(true);
         let activity = self.activity;
         let service = Observed {
@@ -83,17 +85,17 @@ impl Connection {
         let io = TokioIo::new(self.stream);
         let mut connection = pin!(self.http.serve_connection(io, service));
         let mut drain = pin!(self.drain.started());
-        let mut judgement = pin!(sleep_until(Instant::now()));
+        let mut timer = pin!(sleep_until(Instant::now()));
         let mut closing = None;
         loop {
-            match activity.judge(self.patience, closing) {
-                Verdict::WaitUntil(moment) => judgement.as_mut().reset(moment),
-                Verdict::Close => {
+            match activity.check(self.timeouts, closing) {
+                Next::CheckAt(moment) => timer.as_mut().reset(moment),
+                Next::Close => {
                     closing = Some(Instant::now());
                     connection.as_mut().graceful_shutdown();
                     continue;
                 }
-                Verdict::Cut => {
+                Next::Abort => {
                     tracing::debug!("a connection without progress was cut off");
                     return;
                 }
@@ -110,7 +112,7 @@ impl Connection {
                     }
                     return;
                 }
-                () = &mut judgement => {}
+                () = &mut timer => {}
             }
         }
     }

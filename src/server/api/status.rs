@@ -7,19 +7,20 @@ use serde::Serialize;
 use tokio::time::{Instant, sleep, sleep_until};
 use uuid::Uuid;
 
-use super::answer::{self, Answer, Refusal};
-use super::request;
-use super::service::Shared;
+use super::Api;
 use crate::protocol::{Action, Decision, Execution, RequestId, Status, rfc3339};
+use crate::server::http::headers;
+use crate::server::http::response;
+use crate::server::http::{Rejection, Response};
 use crate::store::Store;
 
 const PREFER: HeaderName = HeaderName::from_static("prefer");
 const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
 
-/// The longest wait in seconds: below the 60 s after which many proxies give up on an answer.
+/// The longest wait, in seconds. It is below the 60 s after which many proxies give up.
 const MAX_WAIT: u64 = 55;
 
-/// What anyone who has the id may see.
+/// The part of an action that anyone who has its id may see.
 #[derive(Serialize)]
 struct PublicView<'a> {
     request_id: &'a RequestId,
@@ -45,17 +46,24 @@ impl<'a> PublicView<'a> {
     }
 }
 
-impl<St: Store> Shared<St> {
-    pub(super) async fn status(&self, id: &str, headers: &HeaderMap) -> Result<Answer, Refusal> {
-        let caller = self.settings.auth.caller_if_any(headers)?;
-        request::call_id(headers)?;
-        // One answer for unknown, malformed and another tenant's: it tells nothing about what exists.
-        let nothing = || Refusal::not_found("there is no such action");
+impl<St: Store> Api<St> {
+    pub(crate) async fn status(
+        &self,
+        id: &str,
+        headers: &HeaderMap,
+    ) -> Result<Response, Rejection> {
+        let caller = self.settings.auth.authenticate_if_present(headers)?;
+        headers::call_id(headers)?;
+        // An unknown, a malformed and another tenant's id get the same response, which does not
+        // reveal what exists.
+        let nothing = || Rejection::not_found("there is no such action");
         let id = RequestId::new(id).ok().and_then(|id| id.as_uuid());
         let id = id.ok_or_else(nothing)?;
         let tenant = caller.as_ref().map(|caller| &caller.tenant_id);
-        let found = self.ask(self.store.find(id, tenant)).await?;
-        let action = found.ok_or_else(nothing)?;
+        let action = self
+            .await_store(self.store.find(id, tenant))
+            .await?
+            .ok_or_else(nothing)?;
         if let Some(caller) = &caller
             && action.tenant_id.as_ref() != Some(&caller.tenant_id)
         {
@@ -66,29 +74,30 @@ impl<St: Store> Shared<St> {
             Some(seconds) => self.wait(action, Duration::from_secs(seconds)).await?,
             None => action,
         };
-        let mut answer = match caller {
-            Some(_) => answer::success(StatusCode::OK, &action),
-            None => answer::success(StatusCode::OK, &PublicView::of(&action)),
+        let mut response = match caller {
+            Some(_) => response::json(StatusCode::OK, &action),
+            None => response::json(StatusCode::OK, &PublicView::of(&action)),
         };
         if let Some(seconds) = wait
             && let Ok(applied) = HeaderValue::try_from(format!("wait={seconds}"))
         {
-            answer.headers_mut().insert(PREFERENCE_APPLIED, applied);
+            response.headers_mut().insert(PREFERENCE_APPLIED, applied);
         }
-        Ok(answer)
+        Ok(response)
     }
 
-    /// Waits while the action is pending: until a decision, until `limit`, or until the server is to end.
-    async fn wait(&self, action: Action, limit: Duration) -> Result<Action, Refusal> {
+    /// Waits while the action is pending: until it is decided, `limit` has passed, or the server
+    /// drains.
+    async fn wait(&self, action: Action, limit: Duration) -> Result<Action, Rejection> {
         let ours = Uuid::try_parse(action.request_id.as_str());
         let (Status::Pending, Ok(id)) = (action.status, ours) else {
             return Ok(action);
         };
         let deadline = Instant::now() + limit;
-        // Subscribe, then read, then wait: a decision between the reads wakes this one.
+        // Subscribe, read, then wait: the subscription catches a decision made after the read.
         let mut watch = self.store.watch(id);
         loop {
-            let Some(now) = self.ask(self.store.find(id, None)).await? else {
+            let Some(now) = self.await_store(self.store.find(id, None)).await? else {
                 return Ok(action);
             };
             if now.status != Status::Pending || self.drain.has_started() {
@@ -104,7 +113,8 @@ impl<St: Store> Shared<St> {
     }
 }
 
-/// Reads `Prefer: wait=N` in seconds (RFC 7240). What is malformed counts as absent, and of several the first counts.
+/// Reads `Prefer: wait=N`, in seconds (RFC 7240). A malformed wait counts as absent. The first of
+/// several counts.
 fn preferred_wait(headers: &HeaderMap) -> Option<u64> {
     headers
         .get_all(PREFER)
@@ -112,7 +122,7 @@ fn preferred_wait(headers: &HeaderMap) -> Option<u64> {
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
         .find_map(|preference| {
-            // A preference may have parameters of its own; `wait` has none that mean anything.
+            // A preference may have parameters. `wait` defines none, so they are ignored.
             let preference = preference.split(';').next().unwrap_or_default();
             let (name, value) = preference.split_once('=')?;
             name.trim()
@@ -126,7 +136,7 @@ fn seconds(text: &str) -> Option<u64> {
     if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
     }
-    // More digits than fit are a very long wait.
+    // A number that overflows is a very long wait.
     Some(text.parse().unwrap_or(u64::MAX).min(MAX_WAIT))
 }
 

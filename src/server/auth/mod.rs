@@ -1,20 +1,23 @@
-//! Who asks, and for which tenant.
+//! Authentication: who the caller is, and for which tenant.
+
+mod keys;
 
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
 use tokio::sync::watch;
 
-use super::answer::Refusal;
-use super::keys::{Keys, Scope};
-use super::request;
+pub use self::keys::{Keys, KeysError, Scope};
 use crate::protocol::{ApiKey, Code, TenantId};
+use crate::server::http::Rejection;
+use crate::server::http::headers;
 use crate::store::Actor;
 
-/// How a server knows who asks.
+/// How a server authenticates its callers.
 ///
-/// Without API keys the `Tenant-Id` header is trusted, which is for a loopback address or for a network where something in
-/// front of the server sets that header; which hosts and web pages are answered is then
-/// [limited](super::HitlServiceBuilder::host). With keys the tenant is the key's own, and a header that names another is refused.
+/// Without API keys the server trusts the `Tenant-Id` header. Use this on a loopback address, or on
+/// a network where a proxy sets that header. The hosts and web pages that are answered are then
+/// [limited](crate::server::HitlServiceBuilder::host). With API keys the tenant is that of the key,
+/// and a header that names another tenant is rejected.
 #[derive(Debug, Clone, Default)]
 pub struct Auth(Option<watch::Receiver<Keys>>);
 
@@ -29,31 +32,37 @@ impl Auth {
         Self::watched_keys(watch::channel(keys).1)
     }
 
-    /// As [`keys`](Self::keys), with the keys that were sent last, so that they can be replaced while the server runs.
+    /// Takes API keys from a channel, so that they can be replaced while the server runs. Each
+    /// request is checked against the keys sent last.
     ///
-    /// What was let in before, such as a request that waits for a decision, is answered to its end.
+    /// A request that was already accepted, such as one that waits for a decision, completes with
+    /// the old keys.
     pub fn watched_keys(keys: watch::Receiver<Keys>) -> Self {
         Self(Some(keys))
     }
 
-    /// Whether anyone may name any tenant.
+    /// Returns whether any caller may name any tenant.
     pub fn trusts_tenant_header(&self) -> bool {
         self.0.is_none()
     }
 
-    /// Says who asks, or refuses.
-    pub(super) fn caller(&self, headers: &HeaderMap) -> Result<Caller, Refusal> {
+    /// Returns the caller.
+    pub(crate) fn authenticate(&self, headers: &HeaderMap) -> Result<Caller, Rejection> {
         match &self.0 {
             Some(keys) => by_key(&keys.borrow(), headers)?.ok_or_else(|| {
                 unauthorized("this server needs an API key; send 'Authorization: Bearer …'")
             }),
             None => by_header(headers)?
-                .ok_or_else(|| Refusal::invalid(request::missing(&request::TENANT))),
+                .ok_or_else(|| Rejection::invalid(headers::missing(&headers::TENANT))),
         }
     }
 
-    /// Says who asks, if anyone says so. Credentials that are there must be good.
-    pub(super) fn caller_if_any(&self, headers: &HeaderMap) -> Result<Option<Caller>, Refusal> {
+    /// Returns the caller, or `None` for an anonymous request. Credentials must be valid where they
+    /// are present.
+    pub(crate) fn authenticate_if_present(
+        &self,
+        headers: &HeaderMap,
+    ) -> Result<Option<Caller>, Rejection> {
         match &self.0 {
             Some(keys) => by_key(&keys.borrow(), headers),
             None => by_header(headers),
@@ -61,20 +70,20 @@ impl Auth {
     }
 }
 
-/// Who asks.
+/// An authenticated caller.
 #[derive(Debug)]
-pub(super) struct Caller {
-    pub(super) tenant_id: TenantId,
-    pub(super) actor: Actor,
+pub(crate) struct Caller {
+    pub(crate) tenant_id: TenantId,
+    pub(crate) actor: Actor,
     scope: Scope,
 }
 
 impl Caller {
-    /// Lets those pass who may decide and submit.
-    pub(super) fn may_decide(self) -> Result<Self, Refusal> {
+    /// Rejects a caller who may neither decide nor submit.
+    pub(crate) fn may_decide(self) -> Result<Self, Rejection> {
         match self.scope {
             Scope::Decide => Ok(self),
-            Scope::Read => Err(Refusal::new(
+            Scope::Read => Err(Rejection::new(
                 Code::Forbidden,
                 "this API key has the scope 'read'; 'decide' is needed",
             )),
@@ -82,14 +91,14 @@ impl Caller {
     }
 }
 
-fn by_header(headers: &HeaderMap) -> Result<Option<Caller>, Refusal> {
+fn by_header(headers: &HeaderMap) -> Result<Option<Caller>, Rejection> {
     if headers.contains_key(AUTHORIZATION) {
-        // To ignore it would take any key for a good one.
+        // Ignoring it would accept any key.
         return Err(unauthorized(
             "this server has no API keys configured; send 'Tenant-Id' and no 'Authorization'",
         ));
     }
-    let tenant_id = request::identifier(headers, &request::TENANT, TenantId::new)?;
+    let tenant_id = headers::identifier(headers, &headers::TENANT, TenantId::new)?;
     Ok(tenant_id.map(|tenant_id| Caller {
         tenant_id,
         actor: Actor::new("tenant-header"),
@@ -97,7 +106,7 @@ fn by_header(headers: &HeaderMap) -> Result<Option<Caller>, Refusal> {
     }))
 }
 
-fn by_key(keys: &Keys, headers: &HeaderMap) -> Result<Option<Caller>, Refusal> {
+fn by_key(keys: &Keys, headers: &HeaderMap) -> Result<Option<Caller>, Rejection> {
     let Some(value) = headers.get(AUTHORIZATION) else {
         return Ok(None);
     };
@@ -106,9 +115,9 @@ fn by_key(keys: &Keys, headers: &HeaderMap) -> Result<Option<Caller>, Refusal> {
     let owner = keys
         .owner(&key)
         .ok_or_else(|| unauthorized("the API key is unknown"))?;
-    let named = request::identifier(headers, &request::TENANT, TenantId::new)?;
+    let named = headers::identifier(headers, &headers::TENANT, TenantId::new)?;
     if named.is_some_and(|named| named != owner.tenant_id) {
-        return Err(Refusal::new(
+        return Err(Rejection::new(
             Code::Forbidden,
             "the API key is another tenant's than the one that the Tenant-Id header names",
         ));
@@ -120,7 +129,7 @@ fn by_key(keys: &Keys, headers: &HeaderMap) -> Result<Option<Caller>, Refusal> {
     }))
 }
 
-/// Reads `Bearer`, in any case, and one token behind it (RFC 6750, section 2.1).
+/// Reads the scheme `Bearer`, in any case, followed by one token (RFC 6750, section 2.1).
 fn bearer(value: &[u8]) -> Option<ApiKey> {
     const SCHEME: &[u8] = b"bearer ";
     let (scheme, token) = value.split_at_checked(SCHEME.len())?;
@@ -131,8 +140,8 @@ fn bearer(value: &[u8]) -> Option<ApiKey> {
     ApiKey::new(token.trim_matches(' ')).ok()
 }
 
-fn unauthorized(detail: &'static str) -> Refusal {
-    Refusal::new(Code::Unauthorized, detail)
+fn unauthorized(detail: &'static str) -> Rejection {
+    Rejection::new(Code::Unauthorized, detail)
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Answers: an action, or a problem that says why not.
+//! Responses: an action, or a problem that says why there is none.
 
 use std::borrow::Cow;
 use std::convert::Infallible;
@@ -10,13 +10,13 @@ use http::header::{
     ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, LOCATION, RETRY_AFTER,
     WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
 };
-use http::{HeaderValue, Response, StatusCode};
+use http::{HeaderValue, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use serde::Serialize;
 
 use crate::protocol::{Action, Code, Problem};
 
-/// The body of an answer: a few bytes of JSON that are there at once.
+/// The body of a response: a short JSON text, complete from the start.
 #[derive(Debug, Clone, Default)]
 pub struct ResponseBody(Bytes);
 
@@ -43,25 +43,25 @@ impl Body for ResponseBody {
     }
 }
 
-pub(super) type Answer = Response<ResponseBody>;
+pub(crate) type Response = http::Response<ResponseBody>;
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const PROBLEM_JSON: HeaderValue = HeaderValue::from_static("application/problem+json");
 
-/// Why a request gets no success, as the problem that the client will read. Boxed, as it is the rare case.
+/// The problem of a request that is not successful. It is boxed because it is the rare case.
 #[derive(Debug)]
-pub(super) struct Refusal(Box<Refused>);
+pub(crate) struct Rejection(Box<RejectionParts>);
 
 #[derive(Debug)]
-struct Refused {
+struct RejectionParts {
     status: StatusCode,
     problem: Problem,
     allow: Option<&'static str>,
     location: Option<HeaderValue>,
 }
 
-impl Refusal {
-    pub(super) fn new(code: Code, detail: impl Into<Cow<'static, str>>) -> Self {
+impl Rejection {
+    pub(crate) fn new(code: Code, detail: impl Into<Cow<'static, str>>) -> Self {
         let (status, title) = match code {
             Code::Duplicate => (StatusCode::CONFLICT, "This decision is on record already"),
             Code::DecisionConflict => (
@@ -100,7 +100,7 @@ impl Refusal {
                 "The server cannot answer now",
             ),
         };
-        Self(Box::new(Refused {
+        Self(Box::new(RejectionParts {
             status,
             problem: Problem::new(code, status.as_u16(), title, detail),
             allow: None,
@@ -109,55 +109,56 @@ impl Refusal {
     }
 
     /// 400.
-    pub(super) fn invalid(detail: impl Into<Cow<'static, str>>) -> Self {
+    pub(crate) fn invalid(detail: impl Into<Cow<'static, str>>) -> Self {
         Self::new(Code::InvalidRequest, detail)
     }
 
     /// 404.
-    pub(super) fn not_found(detail: impl Into<Cow<'static, str>>) -> Self {
+    pub(crate) fn not_found(detail: impl Into<Cow<'static, str>>) -> Self {
         Self::new(Code::NotFound, detail)
     }
 
-    /// 503, to be asked again with the same key.
-    pub(super) fn unavailable(detail: impl Into<Cow<'static, str>>) -> Self {
+    /// 503. The client is to send the request again with the same key.
+    pub(crate) fn unavailable(detail: impl Into<Cow<'static, str>>) -> Self {
         Self::new(Code::Unavailable, detail)
     }
 
-    /// 405, with the methods that the path takes.
-    pub(super) fn method(allow: &'static str) -> Self {
-        let mut refusal = Self::new(
+    /// 405, with the methods that the path allows.
+    pub(crate) fn method(allow: &'static str) -> Self {
+        let mut rejection = Self::new(
             Code::MethodNotAllowed,
             format!("allowed methods are: {allow}"),
         );
-        refusal.0.allow = Some(allow);
-        refusal
+        rejection.0.allow = Some(allow);
+        rejection
     }
 
-    /// Says what is wrong by a status of its own, where the code stands for several.
-    pub(super) fn with_status(mut self, status: StatusCode, title: &'static str) -> Self {
+    /// Sets a more specific status, where the code covers several.
+    pub(crate) fn with_status(mut self, status: StatusCode, title: &'static str) -> Self {
         self.0.status = status;
         self.0.problem.status = status.as_u16();
         self.0.problem.title = title.into();
         self
     }
 
-    /// Adds the action on record and where to look at it.
-    pub(super) fn with_action(mut self, action: Action, location: Option<HeaderValue>) -> Self {
+    /// Adds the action on record, and the path of its status.
+    pub(crate) fn with_action(mut self, action: Action, location: Option<HeaderValue>) -> Self {
         self.0.problem = self.0.problem.with_action(action);
         self.0.location = location;
         self
     }
 
-    pub(super) fn into_answer(self) -> Answer {
-        let Refused {
+    pub(crate) fn into_response(self) -> Response {
+        let RejectionParts {
             status,
             problem,
             allow,
             location,
         } = *self.0;
-        let mut answer = json(status, PROBLEM_JSON, &problem);
-        let headers = answer.headers_mut();
-        // A plain 409 confirms; with `Retry-After` it would mean "in flight". Only what may be sent again carries one.
+        let mut response = serialized(status, PROBLEM_JSON, &problem);
+        let headers = response.headers_mut();
+        // A plain 409 is a confirmation. With `Retry-After` it would mean "in flight", so only
+        // responses that invite a retry have that header.
         if matches!(
             status,
             StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS
@@ -173,38 +174,39 @@ impl Refusal {
         if let Some(location) = location {
             headers.insert(LOCATION, location);
         }
-        answer
+        response
     }
 }
 
-/// An answer that is no problem.
-pub(super) fn success<T: Serialize>(status: StatusCode, value: &T) -> Answer {
-    json(status, JSON, value)
+/// Returns a JSON response.
+pub(crate) fn json<T: Serialize>(status: StatusCode, value: &T) -> Response {
+    serialized(status, JSON, value)
 }
 
-fn json<T: Serialize>(status: StatusCode, media_type: HeaderValue, value: &T) -> Answer {
+fn serialized<T: Serialize>(status: StatusCode, media_type: HeaderValue, value: &T) -> Response {
     let Ok(text) = serde_json::to_vec(value) else {
-        // Only a time that RFC 3339 cannot write gets here: nothing that can be said about the record is certain.
-        return Refusal::unavailable("the record cannot be shown").into_answer();
+        // This happens only if RFC 3339 cannot express a time. The state of the record is then
+        // unknown.
+        return Rejection::unavailable("the record cannot be shown").into_response();
     };
-    let mut answer = Response::new(ResponseBody(text.into()));
-    *answer.status_mut() = status;
-    let headers = answer.headers_mut();
+    let mut response = Response::new(ResponseBody(text.into()));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, media_type);
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    answer
+    response
 }
 
-/// Takes the body away, as the answer to a `HEAD` has none, and keeps its length.
-pub(super) fn without_body(answer: &mut Answer) {
-    let len = std::mem::take(answer.body_mut()).0.len();
-    answer.headers_mut().insert(CONTENT_LENGTH, len.into());
+/// Removes the body, as the response to a `HEAD` has none, and keeps its length.
+pub(crate) fn without_body(response: &mut Response) {
+    let len = std::mem::take(response.body_mut()).0.len();
+    response.headers_mut().insert(CONTENT_LENGTH, len.into());
 }
 
-/// Ends the connection with this answer.
-pub(super) fn close_after(answer: &mut Answer) {
-    answer
+/// Closes the connection after this response.
+pub(crate) fn close_after(response: &mut Response) {
+    response
         .headers_mut()
         .insert(CONNECTION, HeaderValue::from_static("close"));
 }

@@ -1,0 +1,15 @@
+//! HTTP itself: the checks of a request, and the shape of a response.
+
+pub(crate) mod head;
+pub(crate) mod headers;
+pub(crate) mod response;
+
+mod body;
+mod host;
+
+pub use self::host::{Host, InvalidHost};
+pub use self::response::ResponseBody;
+
+pub(crate) use self::body::RequestBody;
+pub(crate) use self::host::HostGuard;
+pub(crate) use self::response::{Rejection, Response};
