@@ -24,7 +24,9 @@ use std::time::Duration;
 
 use aegis_hitl::protocol::Payload;
 use aegis_hitl::server::{HitlService, Server};
-use aegis_hitl::store::{Actor, Decide, Decided, Embedded, Fingerprinted, Identity, Memory, Store};
+use aegis_hitl::store::{
+    Actor, Decide, Decided, Fingerprinted, Identity, MemoryStore, SqliteStore, Store,
+};
 use aegis_hitl::{Decision, IdempotencyKey, RequestId, TenantId, ThreadId};
 use serde_json::json;
 
@@ -57,9 +59,9 @@ fn run_server(path: Option<&str>) {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
         match path {
-            None => serve(Memory::new()).await,
+            None => serve(MemoryStore::new()).await,
             Some(path) => {
-                let store = Embedded::open(path).unwrap();
+                let store = SqliteStore::open(path).unwrap();
                 serve(store.clone()).await;
                 store.close().await;
             }
@@ -143,7 +145,7 @@ fn actions(path: &Path) -> i64 {
 
 /// Fills a store up to so many actions.
 async fn fill(path: &Path, target: i64) {
-    let store = Embedded::open(path).unwrap();
+    let store = SqliteStore::open(path).unwrap();
     let missing = target - actions(path);
     println!(
         "filling up to {target} actions: {} are missing",

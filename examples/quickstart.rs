@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use aegis_hitl::server::{HitlService, Server};
-use aegis_hitl::store::{Embedded, Store};
+use aegis_hitl::store::{SqliteStore, Store};
 use aegis_hitl::{AegisService, IdempotencyKey, Outcome, Receipt};
 use serde_json::json;
 use tokio::io::{self, AsyncReadExt, AsyncWriteExt};
@@ -30,7 +30,7 @@ type BoxError = Box<dyn Error + Send + Sync>;
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
     let folder = tempfile::tempdir()?;
-    let store = Embedded::open(folder.path().join("aegis.db"))?;
+    let store = SqliteStore::open(folder.path().join("aegis.db"))?;
     let server = Server::bind("127.0.0.1:0").await?;
     let server_address = server.local_addr()?;
     let (stop, stopped) = oneshot::channel::<()>();

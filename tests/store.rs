@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use aegis_hitl::store::{
-    Actor, Decide, Decided, Embedded, Fingerprinted, Identity, Memory, Store, StoreError, Submit,
-    conformance,
+    Actor, Decide, Decided, Fingerprinted, Identity, MemoryStore, SqliteStore, Store, StoreError,
+    Submit, conformance,
 };
 use aegis_hitl::{Action, Decision, Execution, IdempotencyKey, Payload, RequestId, Status};
 use rusqlite::Connection;
@@ -35,7 +35,7 @@ fn approval(key: &str) -> Decide {
     decision(key, Decision::Approve)
 }
 
-async fn record(store: &Embedded, request: Decide) -> Action {
+async fn record(store: &SqliteStore, request: Decide) -> Action {
     match store.decide(request).await.unwrap() {
         Decided::Recorded(action) => action,
         other => panic!("not recorded: {other:?}"),
@@ -54,7 +54,7 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn the_memory_store_conforms() {
-    conformance::run(|| async { Memory::new() }).await;
+    conformance::run(|| async { MemoryStore::new() }).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -62,7 +62,7 @@ async fn the_embedded_store_conforms() {
     let folders = Mutex::new(Vec::new());
     conformance::run(|| async {
         let folder = TempDir::new().unwrap();
-        let store = Embedded::open(folder.path().join("aegis.db")).unwrap();
+        let store = SqliteStore::open(folder.path().join("aegis.db")).unwrap();
         folders.lock().unwrap().push(folder);
         store
     })
@@ -74,7 +74,7 @@ async fn handles_of_the_embedded_store_conform_together_on_one_thread() {
     let folders = Mutex::new(Vec::new());
     conformance::run_together(|| async {
         let folder = TempDir::new().unwrap();
-        let store = Embedded::open(folder.path().join("aegis.db")).unwrap();
+        let store = SqliteStore::open(folder.path().join("aegis.db")).unwrap();
         folders.lock().unwrap().push(folder);
         vec![store.clone(), store]
     })
@@ -83,7 +83,7 @@ async fn handles_of_the_embedded_store_conform_together_on_one_thread() {
 
 #[tokio::test]
 async fn the_memory_store_fails_on_demand() {
-    let store = Memory::new();
+    let store = MemoryStore::new();
     store.set_unavailable(true);
     assert!(store.check().await.unwrap_err().is_unavailable());
     assert!(store.decide(approval("k")).await.is_err());
@@ -99,11 +99,11 @@ async fn what_was_recorded_is_there_after_reopening() {
     let mut request = approval("k");
     request.payload = Some(Fingerprinted::new(Payload::from_json(r#"{"n": 1}"#).unwrap()).unwrap());
     request.comment = Some("fine".to_owned());
-    let store = Embedded::open(&path).unwrap();
+    let store = SqliteStore::open(&path).unwrap();
     let recorded = record(&store, request.clone()).await;
     store.close().await;
 
-    let store = Embedded::open(&path).unwrap();
+    let store = SqliteStore::open(&path).unwrap();
     assert_eq!(
         store.find(id(&recorded), None).await.unwrap(),
         Some(recorded)
@@ -116,7 +116,7 @@ async fn what_was_recorded_is_there_after_reopening() {
 async fn a_closed_store_refuses_and_leaves_one_file_and_its_lock() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("aegis.db");
-    let store = Embedded::open(&path).unwrap();
+    let store = SqliteStore::open(&path).unwrap();
     record(&store, approval("k")).await;
     let other_handle = store.clone();
     store.close().await;
@@ -141,7 +141,7 @@ async fn a_closed_store_refuses_and_leaves_one_file_and_its_lock() {
 async fn dropping_the_last_handle_still_records_what_was_asked_for() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("aegis.db");
-    let store = Embedded::open(&path).unwrap();
+    let store = SqliteStore::open(&path).unwrap();
     for key in 0..100 {
         let mut asked = tokio_test::task::spawn(store.decide(approval(&format!("k-{key}"))));
         let _ = asked.poll();
@@ -149,7 +149,7 @@ async fn dropping_the_last_handle_still_records_what_was_asked_for() {
     drop(store);
     // Closing goes on in the background, and ends when the lock is released.
     let store = loop {
-        match Embedded::open(&path) {
+        match SqliteStore::open(&path) {
             Ok(store) => break store,
             Err(error) => assert!(error.is_in_use(), "{error}"),
         }
@@ -162,7 +162,7 @@ async fn dropping_the_last_handle_still_records_what_was_asked_for() {
 async fn a_second_open_in_one_process_is_refused_by_any_path() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("aegis.db");
-    let store = Embedded::open(&path).unwrap();
+    let store = SqliteStore::open(&path).unwrap();
     let mut paths = vec![path.clone(), folder.path().join(".").join("aegis.db")];
     #[cfg(unix)]
     {
@@ -171,7 +171,7 @@ async fn a_second_open_in_one_process_is_refused_by_any_path() {
         paths.push(link);
     }
     for other in paths {
-        let error = Embedded::open(&other).unwrap_err();
+        let error = SqliteStore::open(&other).unwrap_err();
         assert!(error.is_in_use(), "{error}");
         let path = fs::canonicalize(&path).unwrap();
         assert_eq!(
@@ -192,7 +192,7 @@ async fn its_files_are_readable_by_the_owner_alone() {
 
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("aegis.db");
-    let store = Embedded::open(&path).unwrap();
+    let store = SqliteStore::open(&path).unwrap();
     record(&store, approval("k")).await;
     for suffix in ["", "-wal", "-shm", ".lock"] {
         let metadata = fs::metadata(beside(&path, suffix)).unwrap();
@@ -201,7 +201,7 @@ async fn its_files_are_readable_by_the_owner_alone() {
 }
 
 fn refused(path: &Path) -> String {
-    let error: StoreError = Embedded::open(path).unwrap_err();
+    let error: StoreError = SqliteStore::open(path).unwrap_err();
     assert!(error.is_incompatible(), "{error}");
     let message = error.to_string();
     assert!(message.contains(&*path.to_string_lossy()), "{message}");
@@ -248,7 +248,7 @@ fn another_applications_database_is_refused_and_left_as_it_was() {
 async fn a_newer_schema_is_refused() {
     let folder = TempDir::new().unwrap();
     let path = fs::canonicalize(folder.path()).unwrap().join("aegis.db");
-    Embedded::open(&path).unwrap().close().await;
+    SqliteStore::open(&path).unwrap().close().await;
     let other = Connection::open(&path).unwrap();
     other.pragma_update(None, "user_version", 99).unwrap();
     drop(other);
@@ -260,7 +260,7 @@ async fn a_newer_schema_is_refused() {
 async fn a_failed_action_is_decided_again_with_its_own_event() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("aegis.db");
-    let store = Embedded::open(&path).unwrap();
+    let store = SqliteStore::open(&path).unwrap();
     let first = approval("k");
     let approved = record(&store, first.clone()).await;
     let operator = Connection::open(&path).unwrap();
@@ -301,7 +301,7 @@ async fn a_failed_action_is_decided_again_with_its_own_event() {
 async fn a_closed_action_answers_closed_to_the_opposite_decision_alone() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("aegis.db");
-    let store = Embedded::open(&path).unwrap();
+    let store = SqliteStore::open(&path).unwrap();
     for closed in ["expired", "cancelled"] {
         let request = decision(closed, Decision::Reject);
         let rejected = record(&store, request.clone()).await;
@@ -333,7 +333,7 @@ async fn a_closed_action_answers_closed_to_the_opposite_decision_alone() {
 async fn an_operators_lock_makes_requests_fail_and_reads_go_on() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("aegis.db");
-    let store = Embedded::open(&path).unwrap();
+    let store = SqliteStore::open(&path).unwrap();
     let recorded = record(&store, approval("k")).await;
     let operator = Connection::open(&path).unwrap();
     operator.execute_batch("BEGIN IMMEDIATE").unwrap();
@@ -369,7 +369,7 @@ async fn an_operators_lock_makes_requests_fail_and_reads_go_on() {
 async fn requests_that_wait_take_no_more_than_64_mib() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("aegis.db");
-    let store = Embedded::open(&path).unwrap();
+    let store = SqliteStore::open(&path).unwrap();
     record(&store, approval("k")).await;
     let operator = Connection::open(&path).unwrap();
     operator.execute_batch("BEGIN IMMEDIATE").unwrap();
@@ -413,7 +413,7 @@ async fn requests_that_wait_take_no_more_than_64_mib() {
 async fn a_decision_is_not_before_its_action_where_the_clock_steps_back() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("aegis.db");
-    let store = Embedded::open(&path).unwrap();
+    let store = SqliteStore::open(&path).unwrap();
     let request = approval("k");
     let submit = Submit {
         identity: request.identity.clone(),
@@ -438,7 +438,7 @@ async fn a_decision_is_not_before_its_action_where_the_clock_steps_back() {
 async fn an_operator_reads_while_it_runs() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("aegis.db");
-    let store = Embedded::open(&path).unwrap();
+    let store = SqliteStore::open(&path).unwrap();
     let recorded = record(&store, approval("k")).await;
     let operator = Connection::open(&path).unwrap();
     let (request_id, decided_at): (String, String) = operator
@@ -465,7 +465,7 @@ async fn an_action_takes_at_most_700_bytes_on_disk() {
     const TASKS: u64 = 100;
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("aegis.db");
-    let store = Embedded::open(&path).unwrap();
+    let store = SqliteStore::open(&path).unwrap();
     let payload = r#"{"to":"someone@example.com","subject":"hello","amount":12}"#;
     let payload = Fingerprinted::new(Payload::from_json(payload).unwrap()).unwrap();
     let tasks: Vec<_> = (0..TASKS)

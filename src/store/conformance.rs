@@ -2,9 +2,9 @@
 //!
 //! ```
 //! # #[tokio::main] async fn main() {
-//! use aegis_hitl::store::{Memory, conformance};
+//! use aegis_hitl::store::{MemoryStore, conformance};
 //!
-//! conformance::run(|| async { Memory::new() }).await;
+//! conformance::run(|| async { MemoryStore::new() }).await;
 //! # }
 //! ```
 

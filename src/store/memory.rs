@@ -17,7 +17,7 @@ use crate::protocol::{Action, RequestId, TenantId, uuid_v7};
 
 /// A store in memory, for tests: it rules as every store does, and forgets all with its last handle.
 #[derive(Clone, Default)]
-pub struct Memory {
+pub struct MemoryStore {
     shared: Arc<Shared>,
 }
 
@@ -41,7 +41,7 @@ struct Records {
     events: u64,
 }
 
-impl Memory {
+impl MemoryStore {
     /// Makes an empty store.
     pub fn new() -> Self {
         Self::default()
@@ -159,7 +159,7 @@ fn name(calls: &mut HashMap<Uuid, Vec<i64>>, call_id: Option<&RequestId>, row: i
     }
 }
 
-impl Store for Memory {
+impl Store for MemoryStore {
     async fn decide(&self, request: Decide) -> Result<Decided, StoreError> {
         self.run(&request)
     }
@@ -199,8 +199,8 @@ impl Store for Memory {
     }
 }
 
-impl fmt::Debug for Memory {
+impl fmt::Debug for MemoryStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Memory").finish_non_exhaustive()
+        f.debug_struct("MemoryStore").finish_non_exhaustive()
     }
 }

@@ -4,10 +4,10 @@
 //! it is durable. What an outcome means for a caller (its HTTP status) is the server's business; a store speaks in
 //! outcomes.
 
-mod embedded;
 mod error;
 mod operation;
 mod rule;
+mod sqlite;
 mod watch;
 
 #[cfg(feature = "test-util")]
@@ -22,11 +22,11 @@ use uuid::Uuid;
 
 use crate::protocol::{Action, Fingerprint, IdempotencyKey, Payload, TenantId, ThreadId};
 
-pub use self::embedded::{Embedded, Verified};
 pub use self::error::StoreError;
 #[cfg(feature = "test-util")]
-pub use self::memory::Memory;
+pub use self::memory::MemoryStore;
 pub use self::operation::{Decide, Decided, Submit, Submitted};
+pub use self::sqlite::{SqliteStore, Verified};
 pub use self::watch::{Watch, Watchers};
 
 /// What names an action: tenant, thread and idempotency key.

@@ -39,11 +39,11 @@ fn names(folder: &Path) -> HashSet<String> {
 
 /// A folder with a store of some decisions, of a server that is gone.
 async fn stored() -> (TempDir, PathBuf) {
-    use aegis_hitl::store::{Embedded, Store};
+    use aegis_hitl::store::{SqliteStore, Store};
 
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("aegis.db");
-    let store = Embedded::open(&path).unwrap();
+    let store = SqliteStore::open(&path).unwrap();
     for key in 0..20 {
         let mut request = super::approval(&format!("k-{key}"));
         request.payload = Some(super::large());

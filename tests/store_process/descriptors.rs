@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::process::Command;
 
-use aegis_hitl::store::{Decided, Embedded, Store};
+use aegis_hitl::store::{Decided, SqliteStore, Store};
 use tempfile::TempDir;
 use uuid::Uuid;
 
@@ -12,7 +12,7 @@ use super::other::Other;
 use super::{approval, large, verify};
 
 /// Uses up all descriptors, and decides until the log has been copied.
-pub(crate) async fn starve(store: Embedded) {
+pub(crate) async fn starve(store: SqliteStore) {
     let mut taken = Vec::new();
     while let Ok(file) = File::open("/dev/null") {
         taken.push(file);

@@ -24,7 +24,7 @@ use std::sync::LazyLock;
 use std::thread;
 use std::time::Duration;
 
-use aegis_hitl::store::{Actor, Decide, Decided, Embedded, Fingerprinted, Identity, Store};
+use aegis_hitl::store::{Actor, Decide, Decided, Fingerprinted, Identity, SqliteStore, Store};
 use aegis_hitl::{Decision, Payload};
 use rusqlite::Connection;
 use tempfile::TempDir;
@@ -56,7 +56,7 @@ async fn child() {
     if let "look" | "read" = &*role {
         return look(&path, role == "read");
     }
-    let store = Embedded::open(path).unwrap();
+    let store = SqliteStore::open(path).unwrap();
     eprintln!("open");
     match &*role {
         "hold" => until_told(),
@@ -89,7 +89,7 @@ fn look(path: &str, reads: bool) {
 }
 
 /// Decides for ever, names each key after its decision was acknowledged, and asks again for as long as it is not.
-async fn insist(store: Embedded) {
+async fn insist(store: SqliteStore) {
     let tasks: Vec<_> = (0..16)
         .map(|task| {
             let store = store.clone();
@@ -114,7 +114,7 @@ async fn insist(store: Embedded) {
 }
 
 /// Decides until the store has failed, which is then all it says.
-async fn mourn(store: Embedded) {
+async fn mourn(store: SqliteStore) {
     for count in 0.. {
         match store.decide(approval(&format!("k-{count}"))).await {
             Ok(_) => eprintln!("ack k-{count}"),
@@ -146,7 +146,7 @@ fn large() -> Fingerprinted {
 }
 
 /// Decides for ever, and names each key after its decision was acknowledged.
-async fn load(store: Embedded) {
+async fn load(store: SqliteStore) {
     let tasks: Vec<_> = (0..32)
         .map(|task| {
             let store = store.clone();
@@ -166,7 +166,7 @@ async fn load(store: Embedded) {
 }
 
 /// Does what each line says.
-async fn obey(store: Embedded) {
+async fn obey(store: SqliteStore) {
     for line in std::io::stdin().lines() {
         let line = line.unwrap();
         let done = match &*line {
@@ -194,17 +194,17 @@ async fn a_second_process_is_refused_and_told_who_holds_the_database() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("aegis.db");
     let other = Other::start("hold", &path);
-    let error = Embedded::open(&path).unwrap_err();
+    let error = SqliteStore::open(&path).unwrap_err();
     assert!(error.is_in_use(), "{error}");
     let holder = format!("held by process {}", other.child.id());
     assert!(error.to_string().contains(&holder), "{error}");
     other.end();
-    Embedded::open(&path).unwrap().check().await.unwrap();
+    SqliteStore::open(&path).unwrap().check().await.unwrap();
 }
 
 /// Every acknowledged key is on record, and every decision has its one event.
 async fn verify(path: &Path, acknowledged: &HashSet<String>) {
-    let store = Embedded::open(path).unwrap();
+    let store = SqliteStore::open(path).unwrap();
     let totals = store.totals().await.unwrap();
     assert_eq!(totals.decisions, totals.events);
     for key in acknowledged {

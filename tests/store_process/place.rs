@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use aegis_hitl::store::{Decided, Embedded, Store};
+use aegis_hitl::store::{Decided, SqliteStore, Store};
 use tempfile::TempDir;
 
 use super::approval;
@@ -31,20 +31,20 @@ async fn a_hard_link_is_the_same_database() {
     let link = folder.path().join("link.db");
     let other = Other::start("hold", &path);
     fs::hard_link(&path, &link).unwrap();
-    let error = Embedded::open(&link).unwrap_err();
+    let error = SqliteStore::open(&link).unwrap_err();
     assert!(error.is_in_use(), "{error}");
     other.end();
 
-    let store = Embedded::open(&link).unwrap();
+    let store = SqliteStore::open(&link).unwrap();
     store.decide(approval("k")).await.unwrap();
     let before = locks(&path);
     assert!(!before.is_empty());
-    let error = Embedded::open(&path).unwrap_err();
+    let error = SqliteStore::open(&path).unwrap_err();
     assert!(error.is_in_use(), "{error}");
     // To close a descriptor of the file would have dropped them.
     assert_eq!(locks(&path), before);
     store.close().await;
-    Embedded::open(&path).unwrap().close().await;
+    SqliteStore::open(&path).unwrap().close().await;
 }
 
 #[tokio::test]
@@ -69,7 +69,7 @@ async fn a_file_that_is_mounted_in_two_folders_is_the_same_database() {
     let own = std::env::current_exe().unwrap();
     let command = unshared(script, &[path.as_ref(), mounted.as_ref(), own.as_ref()]);
     let other = Other::run(command, "hold", &mounted);
-    let error = Embedded::open(&path).unwrap_err();
+    let error = SqliteStore::open(&path).unwrap_err();
     assert!(error.is_in_use(), "{error}");
     other.end();
 }
@@ -80,7 +80,7 @@ async fn uproot(change: impl Fn(&Path), left: impl Fn(&Path) -> std::path::PathB
     for idle in [false, true] {
         let folder = TempDir::new().unwrap();
         let path = folder.path().join("aegis.db");
-        let store = Embedded::open(&path).unwrap();
+        let store = SqliteStore::open(&path).unwrap();
         store.decide(approval("before")).await.unwrap();
         change(&path);
         let since = Instant::now();
@@ -96,7 +96,7 @@ async fn uproot(change: impl Fn(&Path), left: impl Fn(&Path) -> std::path::PathB
         assert!(store.totals().await.is_err());
         store.close().await;
 
-        let store = Embedded::open(left(&path)).unwrap();
+        let store = SqliteStore::open(left(&path)).unwrap();
         let decided = store.decide(approval("before")).await.unwrap();
         assert!(matches!(decided, Decided::Duplicate(_)), "{decided:?}");
         store.close().await;
@@ -132,7 +132,7 @@ async fn a_database_that_is_back_in_its_place_stays_refused() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("aegis.db");
     let away = folder.path().join("away.db");
-    let store = Embedded::open(&path).unwrap();
+    let store = SqliteStore::open(&path).unwrap();
     store.decide(approval("k")).await.unwrap();
     fs::rename(&path, &away).unwrap();
     assert!(store.check().await.is_err() || store.decide(approval("k")).await.is_err());

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aegis_hitl::store::{
-    Decide, Decided, Embedded, Store, StoreError, Submit, Submitted, Totals, Watch, Watchers,
+    Decide, Decided, SqliteStore, Store, StoreError, Submit, Submitted, Totals, Watch, Watchers,
 };
 use aegis_hitl::{Action, TenantId};
 use rusqlite::{Connection, OpenFlags};
@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 #[derive(Clone)]
 pub struct Disk {
-    store: Embedded,
+    store: SqliteStore,
     /// Where waits listen in place of the store's own watchers.
     deaf: Option<Watchers>,
     folder: Arc<TempDir>,
@@ -24,7 +24,7 @@ impl Default for Disk {
     fn default() -> Self {
         let folder = TempDir::new().unwrap();
         Self {
-            store: Embedded::open(folder.path().join("aegis.db")).unwrap(),
+            store: SqliteStore::open(folder.path().join("aegis.db")).unwrap(),
             deaf: None,
             folder: Arc::new(folder),
         }

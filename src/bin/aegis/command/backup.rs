@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use aegis_hitl::store::Embedded;
+use aegis_hitl::store::SqliteStore;
 use clap::Args;
 
 use super::{Context, check};
@@ -30,7 +30,7 @@ pub(crate) struct Backup {
 pub(crate) async fn run(args: Backup, context: Context) -> Result<(), Failure> {
     let store = args.store.or(context.config.serve.store);
     let store = store.unwrap_or_else(|| PathBuf::from(config::STORE));
-    let verified = Embedded::back_up(&store, &args.to)
+    let verified = SqliteStore::back_up(&store, &args.to)
         .map_err(|error| Failure::other("no backup was made").because(error))?;
     if args.json {
         return print_json(&check::json(&verified));

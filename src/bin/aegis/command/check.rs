@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use aegis_hitl::store::{Embedded, Verified};
+use aegis_hitl::store::{SqliteStore, Verified};
 use clap::Args;
 use serde_json::json;
 
@@ -24,7 +24,7 @@ pub(crate) struct Check {
 /// Reads a whole database, and says what is wrong with it.
 pub(crate) async fn run(args: Check, _: Context) -> Result<(), Failure> {
     let file = args.file.display();
-    let verified = Embedded::verify(&args.file)
+    let verified = SqliteStore::verify(&args.file)
         .map_err(|error| Failure::other(format!("{file} was not checked")).because(error))?;
     if args.json {
         print_json(&json(&verified))?;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use aegis_hitl::protocol::{DEFAULT_PREFIX, Prefix};
 use aegis_hitl::server::{Auth, HitlService, Host, Server, Shutdown};
-use aegis_hitl::store::Embedded;
+use aegis_hitl::store::SqliteStore;
 use clap::Args;
 use tokio::sync::watch;
 
@@ -178,7 +178,7 @@ pub(crate) async fn run(args: Serve, context: Context) -> Result<(), Failure> {
             false => Failure::other(error.to_string()),
         })?;
 
-    let store = Embedded::open(&path)
+    let store = SqliteStore::open(&path)
         .map_err(|error| Failure::other("cannot open the store").because(error))?;
     let service = HitlService::builder(store.clone());
     let service = hosts

@@ -75,7 +75,7 @@ const OVERHEAD: usize = 1024;
 /// Dropping the last handle closes the store in the background: what was asked for is still recorded. [`close`](Self::close)
 /// waits for that. Reads run on tokio's blocking threads, so the store must be used within a tokio runtime.
 #[derive(Clone)]
-pub struct Embedded {
+pub struct SqliteStore {
     commands: SyncSender<Command>,
     room: Arc<Semaphore>,
     readers: Arc<Readers>,
@@ -85,7 +85,7 @@ pub struct Embedded {
     repeats: Arc<Repeats>,
 }
 
-impl Embedded {
+impl SqliteStore {
     /// Opens the database at `path`, or creates it, readable by this user alone. The folder must exist.
     ///
     /// This blocks for as long as it takes to recover and migrate the file.
@@ -222,7 +222,7 @@ impl Embedded {
     }
 }
 
-impl Store for Embedded {
+impl Store for SqliteStore {
     async fn decide(&self, request: Decide) -> Result<Decided, StoreError> {
         self.run(request).await
     }
@@ -280,9 +280,9 @@ fn totals(connection: &Connection) -> rusqlite::Result<Totals> {
         })
 }
 
-impl fmt::Debug for Embedded {
+impl fmt::Debug for SqliteStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Embedded")
+        f.debug_struct("SqliteStore")
             .field("path", &self.location.path)
             .finish_non_exhaustive()
     }

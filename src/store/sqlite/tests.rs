@@ -32,7 +32,7 @@ fn log_bytes(path: &Path) -> u64 {
 }
 
 /// Decides from many tasks, without a pause, and returns the log's greatest size.
-async fn load(store: &Embedded, path: &Path, decisions: usize) -> u64 {
+async fn load(store: &SqliteStore, path: &Path, decisions: usize) -> u64 {
     let text = format!(r#"{{"text": "{}"}}"#, "x".repeat(10_000));
     let payload = Fingerprinted::new(Payload::from_json(&text).unwrap()).unwrap();
     let tasks: Vec<_> = (0..16)
@@ -59,7 +59,7 @@ async fn load(store: &Embedded, path: &Path, decisions: usize) -> u64 {
 async fn the_log_stays_bounded_under_constant_load() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("aegis.db");
-    let store = Embedded::open(&path).unwrap();
+    let store = SqliteStore::open(&path).unwrap();
     let reads = tokio::spawn({
         let store = store.clone();
         async move {
@@ -81,7 +81,7 @@ async fn the_log_stays_bounded_under_constant_load() {
 async fn a_long_read_stops_no_writes_and_the_log_is_reused_after_it() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("aegis.db");
-    let store = Embedded::open(&path).unwrap();
+    let store = SqliteStore::open(&path).unwrap();
     load(&store, &path, 160).await;
     let operator = Connection::open(&path).unwrap();
     operator.execute_batch("BEGIN").unwrap();
@@ -110,10 +110,10 @@ async fn a_long_read_stops_no_writes_and_the_log_is_reused_after_it() {
 
 /// A store that cannot record what [`refused`] asks for. The event comes after the action's row: that one is taken back, and so
 /// is the batch, which is recorded without it.
-fn refusing() -> (TempDir, Embedded) {
+fn refusing() -> (TempDir, SqliteStore) {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("aegis.db");
-    let store = Embedded::open(&path).unwrap();
+    let store = SqliteStore::open(&path).unwrap();
     let operator = Connection::open(&path).unwrap();
     operator
         .execute_batch(
@@ -164,7 +164,7 @@ fn named(call: Uuid) -> Decide {
 async fn ids_are_looked_up_in_an_index() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("aegis.db");
-    let store = Embedded::open(&path).unwrap();
+    let store = SqliteStore::open(&path).unwrap();
     store.decide(named(Uuid::new_v4())).await.unwrap();
     store.close().await;
     let connection = Connection::open(&path).unwrap();
@@ -194,7 +194,7 @@ async fn ids_are_looked_up_in_an_index() {
 #[tokio::test]
 async fn the_newest_calls_that_changed_nothing_are_remembered() {
     let folder = TempDir::new().unwrap();
-    let store = Embedded::open(folder.path().join("aegis.db")).unwrap();
+    let store = SqliteStore::open(folder.path().join("aegis.db")).unwrap();
     let request = approval(None);
     store.decide(request.clone()).await.unwrap();
     let calls: Vec<_> = (0..=MOST).map(|_| Uuid::new_v4()).collect();
@@ -233,7 +233,7 @@ async fn a_call_of_a_batch_that_was_taken_back_is_not_found() {
 async fn an_identity_that_meets_another_one_of_its_digest_is_refused_and_not_answered_for_it() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("aegis.db");
-    let store = Embedded::open(&path).unwrap();
+    let store = SqliteStore::open(&path).unwrap();
     let request = approval(None);
     store.decide(request.clone()).await.unwrap();
     // Nobody can find two of one digest; an edit by hand can make them.
