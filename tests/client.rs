@@ -99,7 +99,7 @@ async fn an_approval_goes_out_as_the_protocol_has_it() {
         seen.header("x-request-id"),
         Some(receipt.call_id().as_str())
     );
-    assert!(receipt.call_id().as_uuid_v4().is_some());
+    assert!(receipt.call_id().as_uuid().is_some());
     assert_eq!(seen.header("content-type"), Some("application/json"));
     assert_eq!(seen.header("authorization"), None);
     assert_eq!(seen.header("accept-encoding"), Some("identity"));

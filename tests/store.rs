@@ -43,7 +43,7 @@ async fn record(store: &Embedded, request: Decide) -> Action {
 }
 
 fn id(action: &Action) -> Uuid {
-    action.request_id.as_uuid_v4().unwrap()
+    action.request_id.as_uuid().unwrap()
 }
 
 fn beside(path: &Path, suffix: &str) -> PathBuf {
@@ -280,7 +280,7 @@ async fn a_failed_action_is_decided_again_with_its_own_event() {
     assert_eq!(again.execution, None);
     assert_eq!(store.find(id(&approved), None).await.unwrap(), Some(again));
     // Both calls made a transition of this action, so both name it.
-    let call = first.call_id.as_ref().unwrap().as_uuid_v4().unwrap();
+    let call = first.call_id.as_ref().unwrap().as_uuid().unwrap();
     assert!(store.find(call, None).await.unwrap().is_some());
     let decided = store.decide(first).await.unwrap();
     assert!(matches!(decided, Decided::Conflict(_)), "{decided:?}");

@@ -412,7 +412,7 @@ set_header!(
 /// });
 /// let response = SetRequestIdLayer::mint().layer(echo).oneshot(Request::new(())).await?;
 /// let id = RequestId::new(response.body().to_str()?)?;
-/// assert!(id.as_uuid_v4().is_some());
+/// assert!(id.as_uuid().is_some());
 /// # Ok(())
 /// # }
 /// ```

@@ -38,7 +38,7 @@ pub(crate) use self::id::uuid_value;
 pub(crate) use self::{
     action::rfc3339,
     fingerprint::{Body, Fingerprint},
-    id::hex,
+    id::{hex, uuid_v7},
 };
 
 /// Any error.

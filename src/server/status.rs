@@ -51,7 +51,7 @@ impl<St: Store> Shared<St> {
         request::call_id(headers)?;
         // One answer for unknown, malformed and another tenant's: it tells nothing about what exists.
         let nothing = || Refusal::not_found("there is no such action");
-        let id = RequestId::new(id).ok().and_then(|id| id.as_uuid_v4());
+        let id = RequestId::new(id).ok().and_then(|id| id.as_uuid());
         let id = id.ok_or_else(nothing)?;
         let tenant = caller.as_ref().map(|caller| &caller.tenant_id);
         let found = self.ask(self.store.find(id, tenant)).await?;

@@ -81,7 +81,7 @@ where
         tenants_threads_and_keys_do_not_meet,
         a_call_id_finds_the_one_action_that_it_names,
         a_tenants_call_id_is_its_own,
-        a_call_id_that_is_no_uuid_v4_still_tells_a_retry,
+        a_call_id_of_any_form_tells_a_retry,
         a_decision_wakes_who_waits_for_it,
         of_many_calls_one_is_recorded,
         a_dropped_call_is_settled_by_asking_again,
@@ -161,7 +161,7 @@ fn submission(key: &str) -> Submit {
 }
 
 fn id(action: &Action) -> Uuid {
-    let id = action.request_id.as_uuid_v4();
+    let id = action.request_id.as_uuid();
     id.expect("the store's id is a UUIDv4")
 }
 
@@ -489,12 +489,9 @@ async fn a_tenants_call_id_is_its_own<S: Store>(stores: &Stores<S>) {
     }
 }
 
-async fn a_call_id_that_is_no_uuid_v4_still_tells_a_retry<S: Store>(stores: &Stores<S>) {
+async fn a_call_id_of_any_form_tells_a_retry<S: Store>(stores: &Stores<S>) {
     let version_1 = "c232ab00-9414-11ec-b3c8-9f6bdeced846";
-    for (key, call_id) in [
-        ("k-1", "call 1".replace(' ', "-")),
-        ("k-2", version_1.into()),
-    ] {
+    for (key, call_id) in [("k-1", "call-1"), ("k-2", version_1)] {
         let request = Decide {
             call_id: Some(call_id.parse().unwrap()),
             ..decision(key, Approve)
@@ -502,7 +499,7 @@ async fn a_call_id_that_is_no_uuid_v4_still_tells_a_retry<S: Store>(stores: &Sto
         unwrap_variant!(stores.decide(0, request.clone()).await, Decided::Recorded);
         unwrap_variant!(stores.decide(1, request).await, Decided::Replayed);
     }
-    assert_eq!(stores.find(2, version_1.parse().unwrap()).await, None);
+    assert!(stores.find(2, version_1.parse().unwrap()).await.is_some());
     // One id in two spellings is one id.
     let spellings = [
         "9f1b2c3d-0000-4000-8000-00000000abcd",

@@ -1,6 +1,7 @@
 //! A store in memory.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,12 +9,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use uuid::Uuid;
 
-use super::rule::{Asked, Recorded, Ruling, canonical_call, payloads_differ, rule};
+use super::operation::{Event, Inserted, Ledger, New, Operation, Record};
 use super::{
-    Decide, Decided, Fingerprinted, Identity, Store, StoreError, Submit, Submitted, Totals, Watch,
-    Watchers,
+    Decide, Decided, Identity, Store, StoreError, Submit, Submitted, Totals, Watch, Watchers,
 };
-use crate::protocol::{Action, RequestId, Status, TenantId};
+use crate::protocol::{Action, RequestId, TenantId, uuid_v7};
 
 /// A store in memory, for tests: it rules as every store does, and forgets all with its last handle.
 #[derive(Clone, Default)]
@@ -30,19 +30,15 @@ struct Shared {
 
 #[derive(Default)]
 struct Records {
-    actions: HashMap<Uuid, Record>,
-    identities: HashMap<Identity, Uuid>,
-    /// The actions that a call id names, by calls that made a transition.
-    calls: HashMap<Uuid, Vec<Uuid>>,
+    /// By row.
+    records: Vec<Record>,
+    ids: HashMap<Uuid, i64>,
+    identities: HashMap<Identity, i64>,
+    /// The rows that a call id names, by calls that made a transition.
+    calls: HashMap<Uuid, Vec<i64>>,
     /// The same, by calls that changed nothing.
-    confirmed: HashMap<Uuid, Vec<Uuid>>,
-    transitions: u64,
-}
-
-struct Record {
-    action: Action,
-    digest: Option<[u8; 32]>,
-    call_id: Option<String>,
+    repeats: HashMap<Uuid, Vec<i64>>,
+    events: u64,
 }
 
 impl Memory {
@@ -64,50 +60,81 @@ impl Memory {
         Ok(records.unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn wake(&self, action: &Action) {
-        if let Some(id) = action.request_id.as_uuid_v4() {
+    fn run<O: Operation>(&self, operation: &O) -> Result<O::Outcome, StoreError> {
+        let outcome = match operation.apply(&mut *self.records()?) {
+            Ok(outcome) => outcome,
+            Err(never) => match never {},
+        };
+        if let Some(id) = O::changed(&outcome).and_then(|action| action.request_id.as_uuid()) {
             self.shared.watchers.wake(id);
         }
+        Ok(outcome)
+    }
+}
+
+impl Ledger for Records {
+    type Error = Infallible;
+
+    /// In microseconds, as every store keeps times.
+    fn now(&self) -> SystemTime {
+        let since = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        let rest = Duration::from_nanos(u64::from(since.subsec_nanos() % 1000));
+        UNIX_EPOCH + (since - rest)
+    }
+
+    fn find(&self, identity: &Identity) -> Result<Option<Record>, Infallible> {
+        let row = self.identities.get(identity);
+        Ok(row.and_then(|row| self.record(*row)).cloned())
+    }
+
+    fn insert(&mut self, new: New<'_>) -> Result<Inserted, Infallible> {
+        if let Some(record) = self.find(new.identity)? {
+            return Ok(Inserted::Existing(record));
+        }
+        let (row, id) = (self.records.len() as i64, uuid_v7());
+        let record = new.record(row, id.into());
+        self.ids.insert(id, row);
+        self.identities.insert(new.identity.clone(), row);
+        self.records.push(record.clone());
+        Ok(Inserted::New(record))
+    }
+
+    fn update(&mut self, record: &Record) -> Result<(), Infallible> {
+        let place = usize::try_from(record.row).ok();
+        if let Some(place) = place.and_then(|row| self.records.get_mut(row)) {
+            *place = record.clone();
+        }
+        Ok(())
+    }
+
+    fn append(&mut self, event: Event<'_>) -> Result<(), Infallible> {
+        self.events += 1;
+        name(&mut self.calls, event.call_id, event.row);
+        Ok(())
+    }
+
+    fn remember(&mut self, record: &Record, call_id: Option<&RequestId>) {
+        name(&mut self.repeats, call_id, record.row);
     }
 }
 
 impl Records {
-    fn insert(
-        &mut self,
-        identity: Identity,
-        payload: Option<Fingerprinted>,
-    ) -> (Uuid, &mut Record) {
-        let id = Uuid::new_v4();
-        let mut action = Action::new(RequestId::from(id), Status::Pending);
-        action.tenant_id = Some(identity.tenant_id.clone());
-        action.thread_id = Some(identity.thread_id.clone());
-        action.idempotency_key = Some(identity.idempotency_key.clone());
-        action.created_at = Some(now());
-        self.identities.insert(identity, id);
-        let record = self.actions.entry(id).or_insert(Record {
-            action,
-            digest: None,
-            call_id: None,
-        });
-        record.fill_in(payload);
-        (id, record)
-    }
-
-    fn note(&mut self, id: Uuid, call_id: Option<&RequestId>) {
-        self.transitions += 1;
-        name(&mut self.calls, call_id, id);
+    fn record(&self, row: i64) -> Option<&Record> {
+        self.records.get(usize::try_from(row).ok()?)
     }
 
     /// The one action that a call id names, of a tenant or of all.
     fn named(&self, call: Uuid, tenant: Option<&TenantId>) -> Option<&Record> {
-        let of = |calls: &HashMap<Uuid, Vec<Uuid>>| -> Vec<&Record> {
+        let of = |calls: &HashMap<Uuid, Vec<i64>>| -> Vec<&Record> {
             let named = calls.get(&call).into_iter().flatten();
-            let named = named.filter_map(|id| self.actions.get(id));
-            named.filter(|record| record.is_of(tenant)).collect()
+            let named = named.filter_map(|row| self.record(*row));
+            named.filter(|record| is_of(record, tenant)).collect()
         };
         let recorded = of(&self.calls);
         let named = if recorded.is_empty() {
-            of(&self.confirmed)
+            of(&self.repeats)
         } else {
             recorded
         };
@@ -116,117 +143,29 @@ impl Records {
             _ => None,
         }
     }
+}
 
-    fn decide(&mut self, request: Decide) -> Decided {
-        let call_id = request.call_id.as_ref();
-        let canonical = call_id.map(canonical_call);
-        let (id, record) = match self.identities.get(&request.identity) {
-            None if request.require_submission => return Decided::NotFound,
-            None => self.insert(request.identity, None),
-            Some(&id) => match self.actions.get_mut(&id) {
-                Some(record) => (id, record),
-                None => return Decided::NotFound,
-            },
-        };
-        let ruling = rule(
-            Recorded {
-                status: record.action.status,
-                decision: record.action.decision,
-                closed: false,
-                digest: record.digest.as_ref(),
-                call_id: record.call_id.as_deref(),
-            },
-            Asked {
-                decision: request.decision,
-                digest: request.payload.as_ref().map(Fingerprinted::digest),
-                call_id: canonical.as_deref(),
-            },
-        );
-        match ruling {
-            Ruling::Record => {}
-            Ruling::Replay => {
-                let mut action = record.action.clone();
-                action.replayed = true;
-                return Decided::Replayed(action);
-            }
-            Ruling::Duplicate => {
-                let action = record.action.clone();
-                name(&mut self.confirmed, call_id, id);
-                return Decided::Duplicate(action);
-            }
-            Ruling::Conflict => return Decided::Conflict(record.action.clone()),
-            Ruling::PayloadMismatch => return Decided::PayloadMismatch(record.action.clone()),
-            Ruling::Closed => return Decided::Closed(record.action.clone()),
-        }
-        record.action.status = Status::Committed;
-        record.action.decision = Some(request.decision);
-        record.action.decided_at = record.action.created_at.max(Some(now()));
-        record.action.comment = request.comment;
-        record.call_id = canonical.map(Into::into);
-        record.fill_in(request.payload);
-        let action = record.action.clone();
-        self.note(id, call_id);
-        Decided::Recorded(action)
-    }
-
-    fn submit(&mut self, request: Submit) -> Submitted {
-        let on_record = self.identities.get(&request.identity).copied();
-        if let Some(id) = on_record
-            && let Some(record) = self.actions.get(&id)
-        {
-            let asked = request.payload.as_ref().map(Fingerprinted::digest);
-            let action = record.action.clone();
-            if payloads_differ(record.digest.as_ref(), asked) {
-                return Submitted::PayloadMismatch(action);
-            }
-            name(&mut self.confirmed, request.call_id.as_ref(), id);
-            return Submitted::Existing(action);
-        }
-        let (id, record) = self.insert(request.identity, request.payload);
-        let action = record.action.clone();
-        self.note(id, request.call_id.as_ref());
-        Submitted::Recorded(action)
-    }
+fn is_of(record: &Record, tenant: Option<&TenantId>) -> bool {
+    tenant.is_none() || record.action.tenant_id.as_ref() == tenant
 }
 
 /// Takes note that a call names an action.
-fn name(calls: &mut HashMap<Uuid, Vec<Uuid>>, call_id: Option<&RequestId>, id: Uuid) {
-    if let Some(call) = call_id.and_then(RequestId::as_uuid_v4) {
+fn name(calls: &mut HashMap<Uuid, Vec<i64>>, call_id: Option<&RequestId>, row: i64) {
+    if let Some(call) = call_id.and_then(RequestId::as_uuid) {
         let named = calls.entry(call).or_default();
-        if !named.contains(&id) {
-            named.push(id);
-        }
-    }
-}
-
-impl Record {
-    fn is_of(&self, tenant: Option<&TenantId>) -> bool {
-        tenant.is_none() || self.action.tenant_id.as_ref() == tenant
-    }
-
-    fn fill_in(&mut self, payload: Option<Fingerprinted>) {
-        if let (None, Some(payload)) = (&self.digest, payload) {
-            self.digest = Some(*payload.digest());
-            self.action.payload = Some(payload.payload);
+        if !named.contains(&row) {
+            named.push(row);
         }
     }
 }
 
 impl Store for Memory {
     async fn decide(&self, request: Decide) -> Result<Decided, StoreError> {
-        let decided = self.records()?.decide(request);
-        if let Decided::Recorded(action) = &decided {
-            self.wake(action);
-        }
-        Ok(decided)
+        self.run(&request)
     }
 
     async fn submit(&self, request: Submit) -> Result<Submitted, StoreError> {
-        let submitted = self.records()?.submit(request);
-        if let Submitted::Recorded(action) = &submitted {
-            self.wake(action);
-        }
-        Ok(submitted)
+        self.run(&request)
     }
 
     async fn find(
@@ -235,8 +174,8 @@ impl Store for Memory {
         tenant: Option<&TenantId>,
     ) -> Result<Option<Action>, StoreError> {
         let records = self.records()?;
-        let found = records.actions.get(&id);
-        let found = found.filter(|record| record.is_of(tenant));
+        let found = records.ids.get(&id).and_then(|row| records.record(*row));
+        let found = found.filter(|record| is_of(record, tenant));
         let found = found.or_else(|| records.named(id, tenant));
         Ok(found.map(|record| record.action.clone()))
     }
@@ -253,9 +192,9 @@ impl Store for Memory {
         let records = self.records()?;
         let decided = |record: &&Record| record.action.decision.is_some();
         Ok(Totals {
-            actions: records.actions.len() as u64,
-            decisions: records.actions.values().filter(decided).count() as u64,
-            events: records.transitions,
+            actions: records.records.len() as u64,
+            decisions: records.records.iter().filter(decided).count() as u64,
+            events: records.events,
         })
     }
 }
@@ -264,13 +203,4 @@ impl fmt::Debug for Memory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Memory").finish_non_exhaustive()
     }
-}
-
-/// Now, in microseconds, as every store keeps times.
-fn now() -> SystemTime {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    let rest = Duration::from_nanos(u64::from(since.subsec_nanos() % 1000));
-    UNIX_EPOCH + (since - rest)
 }

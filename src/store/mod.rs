@@ -6,6 +6,7 @@
 
 mod embedded;
 mod error;
+mod operation;
 mod rule;
 mod watch;
 
@@ -19,14 +20,13 @@ use std::future::Future;
 
 use uuid::Uuid;
 
-use crate::protocol::{
-    Action, Decision, Fingerprint, IdempotencyKey, Payload, RequestId, TenantId, ThreadId,
-};
+use crate::protocol::{Action, Fingerprint, IdempotencyKey, Payload, TenantId, ThreadId};
 
 pub use self::embedded::{Embedded, Verified};
 pub use self::error::StoreError;
 #[cfg(feature = "test-util")]
 pub use self::memory::Memory;
+pub use self::operation::{Decide, Decided, Submit, Submitted};
 pub use self::watch::{Watch, Watchers};
 
 /// What names an action: tenant, thread and idempotency key.
@@ -67,6 +67,11 @@ impl Fingerprinted {
         &self.payload
     }
 
+    /// How long the payload's text is, in bytes.
+    pub(crate) fn len(&self) -> usize {
+        self.payload.as_str().len()
+    }
+
     /// Returns the digest.
     pub fn digest(&self) -> &[u8; 32] {
         &self.fingerprint.0
@@ -102,72 +107,6 @@ impl fmt::Display for Actor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
-}
-
-/// Asks for a decision on an action.
-#[derive(Debug, Clone)]
-#[allow(clippy::exhaustive_structs)]
-pub struct Decide {
-    /// The action.
-    pub identity: Identity,
-    /// The decision.
-    pub decision: Decision,
-    /// The `X-Request-Id` of the call, by which its own retry is told from a duplicate.
-    pub call_id: Option<RequestId>,
-    /// What the action is about; `None` matches any payload on record.
-    pub payload: Option<Fingerprinted>,
-    /// What the reviewer wrote.
-    pub comment: Option<String>,
-    /// Who asks.
-    pub actor: Actor,
-    /// Whether only an action that was submitted before may be decided.
-    pub require_submission: bool,
-}
-
-/// Submits an action for a decision.
-#[derive(Debug, Clone)]
-#[allow(clippy::exhaustive_structs)]
-pub struct Submit {
-    /// The action.
-    pub identity: Identity,
-    /// The `X-Request-Id` of the call.
-    pub call_id: Option<RequestId>,
-    /// What the action is about.
-    pub payload: Option<Fingerprinted>,
-    /// Who asks.
-    pub actor: Actor,
-}
-
-/// What became of a [`Decide`]. Every variant but `NotFound` holds the action as it now is on record.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(clippy::exhaustive_enums)]
-pub enum Decided {
-    /// This call's decision was recorded, with its event.
-    Recorded(Action),
-    /// This very call had recorded the decision before: it is the call's own retry.
-    Replayed(Action),
-    /// Another call had recorded the same decision before.
-    Duplicate(Action),
-    /// The opposite decision is on record.
-    Conflict(Action),
-    /// The key is on record with another payload.
-    PayloadMismatch(Action),
-    /// The action expired or was cancelled, and that is not the decision that was asked for.
-    Closed(Action),
-    /// No such action was submitted, and [`Decide::require_submission`] was set.
-    NotFound,
-}
-
-/// What became of a [`Submit`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(clippy::exhaustive_enums)]
-pub enum Submitted {
-    /// The action is new and pending.
-    Recorded(Action),
-    /// The action was on record already, in whatever state it is now.
-    Existing(Action),
-    /// The key is on record with another payload.
-    PayloadMismatch(Action),
 }
 
 /// How many rows a store holds.

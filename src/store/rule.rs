@@ -28,7 +28,7 @@ pub(crate) struct Asked<'a> {
 
 /// The form in which call ids are compared: a UUIDv4 has many spellings, and stores keep it as 16 bytes.
 pub(crate) fn canonical_call(call_id: &RequestId) -> Cow<'_, str> {
-    match call_id.as_uuid_v4() {
+    match call_id.as_uuid() {
         Some(uuid) => uuid.to_string().into(),
         None => call_id.as_str().into(),
     }

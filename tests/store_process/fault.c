@@ -5,6 +5,8 @@
  *     drop   fails one sync, and removes the order
  *     stuck  fails every sync for as long as the order is there
  *     kill   as drop, and kills the process in the middle of it
+ *     late   fails one sync, but leaves the pages in memory, clean, so that no later sync writes them
+ *     evict  takes such pages out of memory, as far as they were not written again
  *     clock  makes the clock of the thread with the name that follows fail, which Rust answers with a panic
  */
 #define _GNU_SOURCE
@@ -28,6 +30,7 @@ struct kept {
     ino_t ino;
     off_t at;
     size_t length;
+    int lost;
     char old[];
 };
 
@@ -63,6 +66,25 @@ static int ends_with(int fd, const char *suffix) {
 static void keep(int fd, off_t at, size_t length) {
     struct stat stat;
     if (!is_database(fd) || fstat(fd, &stat)) return;
+    /* What is written again is dirty again. */
+    for (struct kept **at_kept = &newest; *at_kept;) {
+        struct kept *kept = *at_kept;
+        off_t begin = at, end = at + (off_t)length, last = kept->at + (off_t)kept->length;
+        if (kept->lost && kept->dev == stat.st_dev && kept->ino == stat.st_ino && begin < last && end > kept->at) {
+            if (begin <= kept->at && end < last) {
+                memmove(kept->old, kept->old + (end - kept->at), last - end);
+                kept->length = last - end, kept->at = end;
+            } else {
+                kept->length = begin > kept->at ? begin - kept->at : 0;
+            }
+        }
+        if (kept->length == 0) {
+            *at_kept = kept->next;
+            free(kept);
+        } else {
+            at_kept = &kept->next;
+        }
+    }
     struct kept *kept = calloc(1, sizeof *kept + length);
     kept->dev = stat.st_dev, kept->ino = stat.st_ino, kept->at = at, kept->length = length;
     /* Behind the end of the file there were zeros, as far as a reader of a hole can tell. */
@@ -71,13 +93,13 @@ static void keep(int fd, off_t at, size_t length) {
     newest = kept;
 }
 
-/* Forgets what was kept of a file, newest first, and puts it back before. */
-static void settle(int fd, int put_back) {
+/* Forgets what was kept of a file, lost or not, newest first, and puts it back before. */
+static void settle(int fd, int put_back, int lost) {
     struct stat stat;
     if (fstat(fd, &stat)) return;
     for (struct kept **at = &newest; *at;) {
         struct kept *kept = *at;
-        if (kept->dev != stat.st_dev || kept->ino != stat.st_ino) {
+        if (kept->dev != stat.st_dev || kept->ino != stat.st_ino || kept->lost != lost) {
             at = &kept->next;
             continue;
         }
@@ -108,16 +130,31 @@ ssize_t write(int fd, const void *bytes, size_t length) {
     return syscall(SYS_write, fd, bytes, length);
 }
 
+static int of(int fd, const struct kept *kept) {
+    struct stat stat;
+    return !fstat(fd, &stat) && kept->dev == stat.st_dev && kept->ino == stat.st_ino;
+}
+
 static int sync_by(long call, int fd) {
     char verb[16], suffix[128];
     pthread_mutex_lock(&lock);
     int fails = is_database(fd) && order(verb, suffix) && strcmp(verb, "clock") && ends_with(fd, suffix);
+    int evicts = fails && !strcmp(verb, "evict");
+    if (evicts) {
+        settle(fd, 1, 1);
+        unlink(getenv("AEGIS_TEST_ORDER"));
+        fails = 0;
+    }
     if (fails) {
-        settle(fd, 1);
+        if (!strcmp(verb, "late")) {
+            for (struct kept *kept = newest; kept; kept = kept->next) kept->lost |= of(fd, kept);
+        } else {
+            settle(fd, 1, 0);
+        }
         if (strcmp(verb, "stuck")) unlink(getenv("AEGIS_TEST_ORDER"));
         if (!strcmp(verb, "kill")) kill(getpid(), SIGKILL);
     } else {
-        settle(fd, 0);
+        settle(fd, 0, 0);
     }
     pthread_mutex_unlock(&lock);
     if (fails) {

@@ -47,6 +47,7 @@ impl Other {
     }
 
     /// Reads what it says without looking at it, so that it need not wait for anybody to do so.
+    #[cfg(feature = "cli")]
     pub(crate) fn read_on(&mut self) {
         let mut output = std::mem::replace(&mut self.output, Box::new(std::io::empty()));
         // It ends with the process.

@@ -160,20 +160,45 @@ async fn a_server_that_died_of_a_failed_sync_is_followed_by_one_that_loses_nothi
 }
 
 #[tokio::test]
-async fn a_store_in_doubt_waits_for_another_programs_read_to_end() {
+async fn nothing_is_acknowledged_behind_pages_of_the_log_that_are_in_memory_alone() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("aegis.db");
     let Some(mut store) = Faulty::start(folder.path(), "insist", &path) else {
         return;
     };
     store.until_acknowledged(10);
+    // It keeps the log from being emptied, so what is recorded next is behind those pages.
     let program = Other::start("read", &path);
     store.until_acknowledged(10);
-    store.order("drop aegis.db-wal");
-    // The other tests show that a recovery takes far fewer.
-    store.until_unavailable(2_000);
-    program.end();
+    store.order("late aegis.db-wal");
+    store.until_unavailable(1);
     store.until_acknowledged(200);
+    store.order("evict aegis.db-wal");
+    while store.order.exists() {
+        store.until_acknowledged(1);
+    }
+    // The power goes.
     let acknowledged = store.kill();
+    program.kill();
     verify(&path, &acknowledged).await;
+}
+
+#[tokio::test]
+async fn a_store_is_opened_beside_another_programs_read() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("aegis.db");
+    let mut store = Other::start("insist", &path);
+    let mut acknowledged = HashSet::new();
+    while acknowledged.len() < 10 {
+        let line = store.line();
+        acknowledged.insert(line.strip_prefix("ack ").unwrap().to_owned());
+    }
+    let program = Other::start("read", &path);
+    for _ in 0..10 {
+        let line = store.line();
+        acknowledged.insert(line.strip_prefix("ack ").unwrap().to_owned());
+    }
+    store.kill();
+    verify(&path, &acknowledged).await;
+    program.end();
 }

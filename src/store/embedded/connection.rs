@@ -1,18 +1,19 @@
 //! Opening the database, and making sure of what is in it.
 
 use std::fs::OpenOptions;
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::path::Path;
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
 use super::StoreError;
-use super::calls::Calls;
 use super::fault::{Cause, Fault};
 use super::lock::Location;
+use super::repeats::Repeats;
 use super::schema::{self, Version};
-use super::transition::Transaction;
+use super::transaction::Transaction;
 
 /// How long an operator's lock is waited for.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
@@ -21,7 +22,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 /// (<https://sqlite.org/walformat.html>, "WAL-Index File Format").
 const INDEX_HEADER: usize = 100;
 
-/// How long a recovery waits for it, while requests wait for the recovery.
+/// How long a recovery waits for others, while requests wait for the recovery.
 const RECOVERY_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// In KiB. Every new action touches a page of the index of identities, anywhere. More would keep more of these, but SQLite looks
@@ -75,7 +76,10 @@ fn open(location: &Location, mode: OpenFlags) -> rusqlite::Result<Connection> {
 }
 
 /// Opens the database for writing for the first time: looks at what it is, and brings its schema up to date.
-pub(super) fn first_writer(location: &Location) -> Result<(Connection, Calls), StoreError> {
+pub(super) fn first_writer(
+    location: &Location,
+    repeats: &Repeats,
+) -> Result<Connection, StoreError> {
     let path = &location.path;
     let failed = |fault: Fault| {
         StoreError::unavailable(format!("the database {} cannot be opened", path.display()))
@@ -106,24 +110,25 @@ pub(super) fn first_writer(location: &Location) -> Result<(Connection, Calls), S
             path.display()
         )));
     }
-    settle(&connection).map_err(failed)?;
+    settle(location, &connection).map_err(failed)?;
     if let Version::Older(version) = version {
         schema::migrate(&mut connection, version).map_err(failed)?;
     }
-    let calls = schema::secret(&connection)
-        .and_then(|secret| Calls::load(&connection, secret))
-        .map_err(|error| failed(error.into()))?;
-    probe(&connection, &calls).map_err(failed)?;
-    Ok((connection, calls))
+    probe(&connection, repeats).map_err(failed)?;
+    Ok(connection)
 }
 
 /// Opens the database for writing again, after a fault.
-pub(super) fn recovered_writer(location: &Location, calls: &Calls) -> Result<Connection, Fault> {
+pub(super) fn recovered_writer(
+    location: &Location,
+    repeats: &Repeats,
+) -> Result<Connection, Fault> {
     forget_index(location)?;
     let connection = writer(location)?;
-    with_busy_timeout(&connection, RECOVERY_TIMEOUT, settle)?;
-    calls.reload(&connection)?;
-    probe(&connection, calls)?;
+    with_busy_timeout(&connection, RECOVERY_TIMEOUT, |connection| {
+        settle(location, connection)
+    })?;
+    probe(&connection, repeats)?;
     Ok(connection)
 }
 
@@ -151,20 +156,42 @@ pub(super) fn forget_index(location: &Location) -> Result<(), Fault> {
     forget().map_err(|error| Fault::Broken(Cause::Index(error)))
 }
 
-/// Copies the whole log into the database file, syncs that, and empties the log.
+/// Makes all of the log durable: copies it into the database file, syncs that, and empties the log; or, where a reader of another
+/// program keeps it from being emptied, writes it again.
 ///
-/// The log may end with transactions that were never fsynced: of a server that was killed, or because the fsync failed. Nothing
-/// is written behind them, as it would be lost with them.
-fn settle(connection: &Connection) -> Result<(), Fault> {
+/// The log may end with transactions that were never fsynced: of a server that was killed, or because the fsync failed. What is
+/// recorded next stands behind them, and would be lost with them.
+fn settle(location: &Location, connection: &Connection) -> Result<(), Fault> {
     if checkpoint(connection, "TRUNCATE")?.is_held_up {
-        return Err(Fault::Passing(Cause::Reader));
+        // Nobody else may write meanwhile.
+        connection.execute_batch("BEGIN IMMEDIATE")?;
+        let written = write_again(&location.beside("-wal"));
+        connection.execute_batch("ROLLBACK")?;
+        written.map_err(|error| Fault::Broken(Cause::Sync(error)))?;
     }
     Ok(())
 }
 
+/// Writes a file's own bytes over it, so that the kernel takes its pages for dirty, and syncs it.
+fn write_again(path: &Path) -> io::Result<()> {
+    let mut file = OpenOptions::new().read(true).write(true).open(path)?;
+    let mut bytes = vec![0; 1 << 20];
+    let mut at = 0;
+    loop {
+        file.seek(SeekFrom::Start(at))?;
+        let length = file.read(&mut bytes)?;
+        if length == 0 {
+            return file.sync_data();
+        }
+        file.seek(SeekFrom::Start(at))?;
+        file.write_all(&bytes[..length])?;
+        at += length as u64;
+    }
+}
+
 /// Makes a durable write.
-fn probe(connection: &Connection, calls: &Calls) -> Result<(), Fault> {
-    let transaction = Transaction::begin(connection, calls)?;
+fn probe(connection: &Connection, repeats: &Repeats) -> Result<(), Fault> {
+    let mut transaction = Transaction::begin(connection, repeats)?;
     transaction.beat()?;
     transaction.commit()?;
     Ok(())

@@ -50,10 +50,8 @@ pub(super) enum Cause {
     Sync(io::Error),
     /// The wal-index could not be given up.
     Index(io::Error),
-    /// Another program's read keeps the log from being emptied.
+    /// A read that began before the fault goes on.
     Reader,
-    /// A read of this store does.
-    OwnReader,
     /// A thread cannot be started, or has failed.
     Thread(io::Error),
     /// The files cannot be looked at.
@@ -65,15 +63,12 @@ impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Database(error) => error.fmt(f),
-            Self::Sync(error) => write!(f, "the database file cannot be synced: {error}"),
+            Self::Sync(error) => write!(f, "the database cannot be synced: {error}"),
             Self::Index(error) => write!(f, "the wal-index cannot be written: {error}"),
-            Self::OwnReader => f.write_str("a read is not finished"),
+            Self::Reader => f.write_str("a read is not finished"),
             Self::Thread(error) => write!(f, "a thread does not run: {error}"),
             Self::Place(error) => write!(f, "the database cannot be found: {error}"),
             Self::Uprooted(how) => f.write_str(how),
-            Self::Reader => f.write_str(
-                "another program is in the middle of a read, which must end before the log can be emptied",
-            ),
         }
     }
 }
@@ -85,7 +80,7 @@ impl Error for Cause {
             Self::Sync(error) | Self::Index(error) | Self::Thread(error) | Self::Place(error) => {
                 error.source()
             }
-            Self::Reader | Self::OwnReader | Self::Uprooted(_) => None,
+            Self::Reader | Self::Uprooted(_) => None,
         }
     }
 }

@@ -1,17 +1,17 @@
 //! The embedded store: SQLite in this process.
 
 mod backup;
-mod calls;
 mod checkpoint;
 mod connection;
 mod fault;
+mod job;
 mod lock;
 mod read;
+mod repeats;
 mod rows;
 mod schema;
-mod secret;
 mod state;
-mod transition;
+mod transaction;
 mod verify;
 mod writer;
 
@@ -25,20 +25,20 @@ use std::sync::mpsc::{self, SyncSender, TrySendError};
 use std::thread;
 
 use rusqlite::Connection;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{Semaphore, oneshot};
 use uuid::Uuid;
 
-use self::calls::Calls;
 use self::checkpoint::Checkpointer;
 use self::fault::Fault;
+use self::job::{Beat, Command, Job, Reply, Run};
 use self::lock::Location;
 use self::read::Readers;
+use self::repeats::Repeats;
 use self::state::State;
 pub use self::verify::Verified;
-use self::writer::{Call, Command, Parts, Writer};
-use super::{
-    Decide, Decided, Fingerprinted, Store, StoreError, Submit, Submitted, Totals, Watch, Watchers,
-};
+use self::writer::{Parts, Writer};
+use super::operation::Operation;
+use super::{Decide, Decided, Store, StoreError, Submit, Submitted, Totals, Watch, Watchers};
 use crate::protocol::{Action, TenantId};
 
 /// The most requests that wait for the writer.
@@ -67,7 +67,8 @@ const OVERHEAD: usize = 1024;
 /// When the disk is full or fails, every request is answered with an error and nothing is acknowledged; the store tries to
 /// recover as requests or [checks](Store::check) come in, four times a second at most. After a failed sync nothing that was
 /// written since the last good one is relied on: it is written again from the log. Other programs may have the database open
-/// meanwhile; only one in the middle of a read, at the start or during a recovery, is waited for.
+/// meanwhile, and read. They must be other processes: POSIX drops the locks of a process on a file with the first descriptor of it
+/// that is closed, and the store closes some when it is opened, recovers and is closed.
 ///
 /// Of the calls that changed nothing (duplicates) it remembers the ids of the newest 16,384, until it is closed.
 ///
@@ -81,7 +82,7 @@ pub struct Embedded {
     watchers: Watchers,
     state: Arc<State>,
     location: Arc<Location>,
-    calls: Arc<Calls>,
+    repeats: Arc<Repeats>,
 }
 
 impl Embedded {
@@ -94,13 +95,13 @@ impl Embedded {
     /// - [In use](StoreError::is_in_use), if another process holds the database, or this one holds it already.
     /// - [Incompatible](StoreError::is_incompatible), if the path is no file that can be written, or the file is no
     ///   database of this application, or one of a newer version.
-    /// - [Unavailable](StoreError::is_unavailable), if the disk is full or fails, or another program is in the middle of a read
-    ///   or a write that does not end within 2 s.
+    /// - [Unavailable](StoreError::is_unavailable), if the disk is full or fails, or another program is in the middle of a write
+    ///   that does not end within 2 s.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, StoreError> {
         let (location, lock) = lock::acquire(path.as_ref())?;
         let location = Arc::new(location);
-        let (connection, calls) = connection::first_writer(&location)?;
-        let calls = Arc::new(calls);
+        let repeats = Arc::new(Repeats::default());
+        let connection = connection::first_writer(&location, &repeats)?;
         let (commands, queue) = mpsc::sync_channel(QUEUE);
         let state = Arc::new(State::new());
         let readers = Arc::new(Readers::new(location.clone(), state.clone()));
@@ -113,7 +114,7 @@ impl Embedded {
         let writer = Writer::new(Parts {
             commands: queue,
             connection,
-            calls: calls.clone(),
+            repeats: repeats.clone(),
             checkpointer,
             state: state.clone(),
             readers: readers.clone(),
@@ -134,7 +135,7 @@ impl Embedded {
             watchers,
             state,
             location,
-            calls,
+            repeats,
         })
     }
 
@@ -186,34 +187,30 @@ impl Embedded {
         self.state.failed().await;
     }
 
-    /// Takes room for a request.
-    fn room(
-        &self,
-        payload: Option<&Fingerprinted>,
-        comment: Option<&str>,
-    ) -> Result<OwnedSemaphorePermit, StoreError> {
-        let payload = payload.map_or(0, |payload| payload.payload().as_str().len());
-        let bytes = payload + comment.map_or(0, str::len) + OVERHEAD;
+    async fn run<O: Operation>(&self, operation: O) -> Result<O::Outcome, StoreError> {
+        let bytes = operation.size() + OVERHEAD;
         // One that is too large for all of the room is let in alone.
         let room = bytes.div_ceil(1024).min(ROOM) as u32;
-        let taken = self.room.clone().try_acquire_many_owned(room);
-        taken.map_err(|_| {
+        let room = self.room.clone().try_acquire_many_owned(room);
+        let room = room.map_err(|_| {
             StoreError::unavailable(format!(
                 "{} MiB of requests are waiting for the store already",
                 ROOM / 1024
             ))
-        })
+        })?;
+        self.send(|reply| Run::new(operation, room, reply)).await
     }
 
-    async fn ask<T>(
+    /// Sends a job to the writer, and waits for its answer.
+    async fn send<T, J: Job + 'static>(
         &self,
-        command: impl FnOnce(oneshot::Sender<Result<T, StoreError>>) -> Command,
+        job: impl FnOnce(Reply<T>) -> J,
     ) -> Result<T, StoreError> {
         if self.state.is_closing() {
             return Err(self.state.closed_error());
         }
         let (reply, answer) = oneshot::channel();
-        match self.commands.try_send(command(reply)) {
+        match self.commands.try_send(Command::Run(Box::new(job(reply)))) {
             Ok(()) => answer
                 .await
                 .unwrap_or_else(|_| Err(self.state.closed_error())),
@@ -227,15 +224,11 @@ impl Embedded {
 
 impl Store for Embedded {
     async fn decide(&self, request: Decide) -> Result<Decided, StoreError> {
-        let room = self.room(request.payload.as_ref(), request.comment.as_deref())?;
-        self.ask(|reply| Command::Decide(Call::new(request, room, reply)))
-            .await
+        self.run(request).await
     }
 
     async fn submit(&self, request: Submit) -> Result<Submitted, StoreError> {
-        let room = self.room(request.payload.as_ref(), None)?;
-        self.ask(|reply| Command::Submit(Call::new(request, room, reply)))
-            .await
+        self.run(request).await
     }
 
     async fn find(
@@ -243,11 +236,11 @@ impl Store for Embedded {
         id: Uuid,
         tenant: Option<&TenantId>,
     ) -> Result<Option<Action>, StoreError> {
-        let calls = self.calls.clone();
+        let repeats = self.repeats.clone();
         let tenant = tenant.cloned();
         let record = self
             .readers
-            .read(move |connection| rows::by_id(connection, &calls, id, tenant.as_ref()))
+            .read(move |connection| rows::by_id(connection, &repeats, id, tenant.as_ref()))
             .await?;
         Ok(record.map(|record| record.action))
     }
@@ -260,12 +253,16 @@ impl Store for Embedded {
         if self.state.epoch().is_ok() && self.state.was_just_written() {
             return Ok(());
         }
-        self.ask(Command::Check).await
+        self.send(Beat).await
     }
 
     async fn totals(&self) -> Result<Totals, StoreError> {
         self.readers.read(totals).await
     }
+}
+
+fn unready() -> StoreError {
+    StoreError::unavailable("the database takes no writes")
 }
 
 fn totals(connection: &Connection) -> rusqlite::Result<Totals> {

@@ -7,19 +7,10 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use super::calls::Calls;
+use super::repeats::Repeats;
 use crate::protocol::{Action, Payload, RequestId, TenantId};
 use crate::store::Identity;
-
-/// A row of `action`.
-pub(super) struct Record {
-    pub(super) id: i64,
-    pub(super) action: Action,
-    pub(super) closed: bool,
-    pub(super) digest: Option<[u8; 32]>,
-    /// As [`canonical_call`](crate::store::rule::canonical_call) has it.
-    pub(super) call_id: Option<String>,
-}
+use crate::store::operation::Record;
 
 /// The columns that [`record`] reads, in its order.
 macro_rules! select {
@@ -73,30 +64,81 @@ pub(super) fn digest(identity: &Identity) -> [u8; 16] {
 /// Finds by the store's id, or else by a call id that names one action only, of a tenant or of all.
 pub(super) fn by_id(
     connection: &Connection,
-    calls: &Calls,
+    repeats: &Repeats,
     id: Uuid,
     tenant: Option<&TenantId>,
 ) -> rusqlite::Result<Option<Record>> {
     let tenant = tenant.map(TenantId::as_str);
     let found = connection
         .prepare_cached(select!(
-            "id = ?1 AND request_id = ?2 AND (?3 IS NULL OR tenant_id = ?3)"
+            "request_id = ?1 AND (?2 IS NULL OR tenant_id = ?2)"
         ))?
-        .query_row(
-            params![calls.secret().row(id), id.as_bytes(), tenant],
-            record,
-        )
+        .query_row(params![id.as_bytes(), tenant], record)
         .optional()?;
     if found.is_some() {
         return Ok(found);
     }
-    let Some(action) = calls.find(connection, id, tenant)? else {
+    let named = match by_call(connection, id, tenant)? {
+        // What is on record comes first, so that no repeated call takes it away.
+        Named::Nothing => by_repeat(connection, repeats, id, tenant)?,
+        named => named,
+    };
+    let Named::One(row) = named else {
         return Ok(None);
     };
     connection
         .prepare_cached(select!("id = ?1"))?
-        .query_row([action], record)
+        .query_row([row], record)
         .optional()
+}
+
+/// What a call id names.
+enum Named {
+    Nothing,
+    One(i64),
+    Several,
+}
+
+impl Named {
+    fn of(mut rows: impl Iterator<Item = rusqlite::Result<i64>>) -> rusqlite::Result<Self> {
+        let Some(one) = rows.next().transpose()? else {
+            return Ok(Self::Nothing);
+        };
+        for other in rows {
+            if other? != one {
+                return Ok(Self::Several);
+            }
+        }
+        Ok(Self::One(one))
+    }
+}
+
+/// By the calls that made a transition.
+fn by_call(connection: &Connection, call: Uuid, tenant: Option<&str>) -> rusqlite::Result<Named> {
+    // The type is part of the index.
+    let mut rows = connection.prepare_cached(
+        "SELECT action.id FROM event JOIN action ON action.id = event.action \
+         WHERE event.call_id = ?1 AND typeof(event.call_id) = 'blob' \
+         AND (?2 IS NULL OR tenant_id = ?2)",
+    )?;
+    Named::of(rows.query_map(params![call.as_bytes(), tenant], |row| row.get(0))?)
+}
+
+/// By the calls that changed nothing.
+fn by_repeat(
+    connection: &Connection,
+    repeats: &Repeats,
+    call: Uuid,
+    tenant: Option<&str>,
+) -> rusqlite::Result<Named> {
+    let mut is_of = connection
+        .prepare_cached("SELECT id FROM action WHERE id = ?1 AND (?2 IS NULL OR tenant_id = ?2)")?;
+    let rows = repeats.of(call).into_iter();
+    let rows = rows.filter_map(|row| {
+        let row = is_of.query_row(params![row, tenant], |row| row.get(0));
+        row.optional().transpose()
+    });
+    Named::of(rows)
 }
 
 fn record(row: &Row<'_>) -> rusqlite::Result<Record> {
@@ -115,7 +157,7 @@ fn record(row: &Row<'_>) -> rusqlite::Result<Record> {
     action.created_at = Some(from_micros(row.get(13)?));
     action.decided_at = row.get::<_, Option<i64>>(14)?.map(from_micros);
     Ok(Record {
-        id: row.get(0)?,
+        row: row.get(0)?,
         action,
         closed: row.get(8)?,
         digest: row.get(9)?,
@@ -169,17 +211,12 @@ impl ToSql for CallId<'_> {
     fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
         Ok(match self.0 {
             None => ToSqlOutput::Borrowed(ValueRef::Null),
-            Some(id) => match id.as_uuid_v4() {
+            Some(id) => match id.as_uuid() {
                 Some(uuid) => ToSqlOutput::Owned(uuid.into_bytes().to_vec().into()),
                 None => id.as_str().into(),
             },
         })
     }
-}
-
-/// Now, in the resolution that is kept.
-pub(super) fn now() -> i64 {
-    micros(SystemTime::now())
 }
 
 /// A time as it is kept: in microseconds since 1970.

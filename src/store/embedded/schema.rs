@@ -6,13 +6,18 @@ use rusqlite::{Connection, TransactionBehavior};
 
 use super::StoreError;
 use super::fault::{Fault, is_not_a_database};
-use super::secret::Secret;
 
 /// `AEGI`: marks the file as ours, for this code and for `file(1)`.
 const APPLICATION_ID: i32 = 0x4145_4749;
 
-/// Each entry takes the schema from its index to the next version. Entries are never changed once released.
-const MIGRATIONS: [&str; 1] = [include_str!("schema/1.sql")];
+/// The version of the first entry of [`MIGRATIONS`]. The one before it was never released.
+const FIRST: usize = 2;
+
+/// Each entry takes the schema to the next version. Entries are never changed once released.
+const MIGRATIONS: [&str; 1] = [include_str!("schema/2.sql")];
+
+/// The version that the last entry takes the schema to.
+const CURRENT: usize = FIRST + MIGRATIONS.len() - 1;
 
 /// Whether the database must be migrated, or what is wrong with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,12 +36,11 @@ pub(super) fn version(connection: &Connection, path: &Path) -> Result<Version, S
     let (application, version) = (read("application_id")?, read("user_version")?);
     if application == APPLICATION_ID {
         return match usize::try_from(version) {
-            Ok(version) if version == MIGRATIONS.len() => Ok(Version::Current),
-            Ok(version) if version < MIGRATIONS.len() => Ok(Version::Older(version)),
+            Ok(CURRENT) => Ok(Version::Current),
+            Ok(version) if (FIRST..CURRENT).contains(&version) => Ok(Version::Older(version)),
             _ => Err(StoreError::incompatible(format!(
-                "the database {} has schema version {version}; this release reads versions 1 to {}, use a newer one",
+                "the database {} has schema version {version}; this release reads versions {FIRST} to {CURRENT}",
                 path.display(),
-                MIGRATIONS.len()
             ))),
         };
     }
@@ -70,20 +74,11 @@ pub(super) fn unreadable(path: &Path, error: rusqlite::Error) -> StoreError {
 /// Takes the schema to the current version, all steps in one transaction.
 pub(super) fn migrate(connection: &mut Connection, from: usize) -> Result<(), Fault> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    for step in MIGRATIONS.iter().skip(from) {
+    for step in MIGRATIONS.iter().skip((from + 1).saturating_sub(FIRST)) {
         transaction.execute_batch(step)?;
     }
-    transaction.execute(
-        "INSERT INTO secret (id, bytes) VALUES (1, ?1) ON CONFLICT DO NOTHING",
-        [Secret::mint().as_bytes()],
-    )?;
     transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
-    transaction.pragma_update(None, "user_version", MIGRATIONS.len() as i64)?;
+    transaction.pragma_update(None, "user_version", CURRENT as i64)?;
     transaction.commit()?;
     Ok(())
-}
-
-/// Reads the database's secret.
-pub(super) fn secret(connection: &Connection) -> rusqlite::Result<Secret> {
-    connection.query_row("SELECT bytes FROM secret", [], |row| row.get(0))
 }

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, Row};
-use uuid::Uuid;
 
 use super::schema::{self, Version};
 use super::{StoreError, rows};
@@ -143,29 +142,25 @@ fn references(connection: &Connection, faults: &mut Faults) -> rusqlite::Result<
 
 /// What each row says of itself.
 fn actions(connection: &Connection, faults: &mut Faults) -> rusqlite::Result<()> {
-    let secret = schema::secret(connection)?;
     let mut actions = connection.prepare(
-        "SELECT id, request_id, identity, tenant_id, thread_id, idempotency_key, digest, payload FROM action",
+        "SELECT id, identity, tenant_id, thread_id, idempotency_key, digest, payload FROM action",
     )?;
     let mut actions = actions.query([])?;
     while let Some(row) = actions.next()? {
         let id: i64 = row.get(0)?;
-        if secret.row(Uuid::from_bytes(row.get(1)?)) != id {
-            faults.add(format!("action {id}: the request id does not lead to it"));
-        }
         let identity = identity(row)?;
-        if identity.map(|identity| rows::digest(&identity)) != Some(row.get(2)?) {
+        if identity.map(|identity| rows::digest(&identity)) != Some(row.get(1)?) {
             faults.add(format!(
                 "action {id}: the identity is not that of its tenant, thread and key"
             ));
         }
-        let payload: Option<String> = row.get(7)?;
+        let payload: Option<String> = row.get(6)?;
         let digest = payload.map(|json| {
             let payload = Payload::from_json(&json).ok()?;
             Some(Fingerprint::of_payload(&payload).ok()?.0)
         });
         // A payload that cannot be read has no digest, and an action without one has none to compare.
-        if digest.is_some_and(|digest| digest.is_none() || row.get(6).ok() != digest) {
+        if digest.is_some_and(|digest| digest.is_none() || row.get(5).ok() != digest) {
             faults.add(format!("action {id}: the digest is not the payload's"));
         }
     }
@@ -174,7 +169,7 @@ fn actions(connection: &Connection, faults: &mut Faults) -> rusqlite::Result<()>
 
 fn identity(row: &Row<'_>) -> rusqlite::Result<Option<Identity>> {
     let text = |column| row.get::<_, String>(column);
-    let (tenant, thread, key) = (text(3)?, text(4)?, text(5)?);
+    let (tenant, thread, key) = (text(2)?, text(3)?, text(4)?);
     let (Ok(tenant_id), Ok(thread_id), Ok(idempotency_key)) =
         (tenant.parse(), thread.parse(), key.parse())
     else {

@@ -9,18 +9,17 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use super::calls::Calls;
 use super::checkpoint::{Checkpointer, Step};
 use super::fault::{Cause, Fault, is_fatal};
+use super::job::{Command, Job};
 use super::lock::{Location, Lock, Log};
 use super::read::Readers;
+use super::repeats::Repeats;
 use super::state::State;
-use super::transition::Transaction;
-use super::{StoreError, connection};
-use crate::protocol::Action;
-use crate::store::{Decide, Decided, Submit, Submitted, Watchers};
+use super::transaction::Transaction;
+use super::{StoreError, connection, unready};
+use crate::store::Watchers;
 
 /// The most requests in one transaction.
 const MAX_BATCH: usize = 512;
@@ -34,40 +33,6 @@ const REST_TIMEOUT: Duration = Duration::from_millis(50);
 /// How often the writer makes sure that its files are in their place when it has nothing else to do.
 const LOOK_AROUND: Duration = Duration::from_secs(1);
 
-type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
-
-/// What the writer is asked to do.
-#[derive(Debug)]
-pub(super) enum Command {
-    Decide(Box<Call<Decide, Decided>>),
-    Submit(Box<Call<Submit, Submitted>>),
-    Check(Reply<()>),
-    /// Look at the state.
-    Wake,
-}
-
-/// A request, and its answer, which is held back until the commit.
-#[derive(Debug)]
-pub(super) struct Call<Q, A> {
-    request: Q,
-    answer: Option<A>,
-    reply: Reply<A>,
-    /// The room that the request takes, until it is answered.
-    _room: OwnedSemaphorePermit,
-}
-
-impl<Q, A> Call<Q, A> {
-    pub(super) fn new(request: Q, room: OwnedSemaphorePermit, reply: Reply<A>) -> Box<Self> {
-        Box::new(Self {
-            request,
-            answer: None,
-            reply,
-            _room: room,
-        })
-    }
-}
-
-#[derive(Debug)]
 pub(super) struct Writer {
     commands: Receiver<Command>,
     connection: Option<Connection>,
@@ -75,7 +40,7 @@ pub(super) struct Writer {
     log_file: Option<Log>,
     /// Why this store will never take a write again.
     uprooted: Option<StoreError>,
-    calls: Arc<Calls>,
+    repeats: Arc<Repeats>,
     checkpointer: Option<Checkpointer>,
     /// Pages in the log, as of the last commit.
     log: Arc<AtomicU32>,
@@ -94,7 +59,7 @@ pub(super) struct Writer {
 pub(super) struct Parts {
     pub(super) commands: Receiver<Command>,
     pub(super) connection: Connection,
-    pub(super) calls: Arc<Calls>,
+    pub(super) repeats: Arc<Repeats>,
     pub(super) checkpointer: Checkpointer,
     pub(super) state: Arc<State>,
     pub(super) readers: Arc<Readers>,
@@ -110,7 +75,7 @@ impl Writer {
             connection: None,
             log_file: None,
             uprooted: None,
-            calls: parts.calls,
+            repeats: parts.repeats,
             checkpointer: Some(parts.checkpointer),
             log: Arc::default(),
             state: parts.state,
@@ -160,7 +125,8 @@ impl Writer {
         let mut batch = Vec::with_capacity(MAX_BATCH);
         while !self.state.is_closing() {
             match self.commands.recv_timeout(LOOK_AROUND) {
-                Ok(first) => batch.push(first),
+                Ok(Command::Run(first)) => batch.push(first),
+                Ok(Command::Wake) => continue,
                 Err(RecvTimeoutError::Timeout) => {
                     if self.uprooted.is_none()
                         && let Err(fault @ Fault::Uprooted(_)) = self.look_around()
@@ -184,31 +150,37 @@ impl Writer {
         }
     }
 
-    fn fill(&self, batch: &mut Vec<Command>) {
-        batch.extend(self.commands.try_iter().take(MAX_BATCH - batch.len()));
+    fn fill(&self, batch: &mut Vec<Box<dyn Job>>) {
+        batch.extend(self.waiting().take(MAX_BATCH - batch.len()));
     }
 
-    fn serve(&mut self, batch: &mut Vec<Command>) {
-        batch.retain(|command| !matches!(command, Command::Wake));
-        if batch.is_empty() {
-            return;
-        }
-        let calls = self.calls.clone();
+    /// The jobs that wait now.
+    fn waiting(&self) -> impl Iterator<Item = Box<dyn Job>> {
+        self.commands
+            .try_iter()
+            .filter_map(|command| match command {
+                Command::Run(job) => Some(job),
+                Command::Wake => None,
+            })
+    }
+
+    fn serve(&mut self, batch: &mut Vec<Box<dyn Job>>) {
+        let repeats = self.repeats.clone();
         let Some(connection) = self.ready() else {
             let error = self.uprooted.clone().unwrap_or_else(unready);
             refuse(batch.drain(..), &error);
             return;
         };
         let begun = Instant::now();
-        let done = transact(connection, &calls, batch);
+        let done = transact(connection, &repeats, batch);
         // Before anything is acknowledged: it might be recorded where nobody will look.
         match done.and_then(|()| self.look_around().map_err(Stop::Fault)) {
             Ok(()) => {
-                if batch.iter().any(Command::has_written) {
+                if batch.iter().any(|job| job.has_written()) {
                     self.state.set_written(begun);
                 }
-                for command in batch.drain(..) {
-                    command.answer(&self.watchers);
+                for job in batch.drain(..) {
+                    job.answer(&self.watchers);
                 }
                 self.tend();
             }
@@ -221,8 +193,8 @@ impl Writer {
             // Nothing of the batch is recorded. Which request it was shows when each has a transaction of its own. That this
             // happens next to never is why no request has a savepoint, which copies every page that the request changes.
             Err(Stop::Request(_)) => {
-                for command in batch.drain(..) {
-                    self.serve(&mut vec![command]);
+                for job in batch.drain(..) {
+                    self.serve(&mut vec![job]);
                 }
             }
             Err(Stop::Fault(fault)) => {
@@ -266,9 +238,9 @@ impl Writer {
         self.look_around()?;
         self.readers.clear();
         if !self.readers.is_empty() {
-            return Err(Fault::Passing(Cause::OwnReader));
+            return Err(Fault::Passing(Cause::Reader));
         }
-        let connection = connection::recovered_writer(&self.location, &self.calls)?;
+        let connection = connection::recovered_writer(&self.location, &self.repeats)?;
         self.install(connection)?;
         self.checkpointer = Some(Checkpointer::spawn(self.location.clone())?);
         self.readers.fill()?;
@@ -282,7 +254,7 @@ impl Writer {
             let error =
                 StoreError::unavailable("the database takes no writes now").with_source(error);
             // Who waited behind this batch has waited as long, and would wait once more.
-            refuse(self.commands.try_iter().take(super::QUEUE), &error);
+            refuse(self.waiting().take(super::QUEUE), &error);
             return error;
         }
         self.state.set_unready();
@@ -380,7 +352,7 @@ impl Drop for Writer {
             self.state.set_failed();
         }
         self.state.set_closing();
-        refuse(self.commands.try_iter(), &self.state.closed_error());
+        refuse(self.waiting(), &self.state.closed_error());
         self.readers.clear();
         let broken = self.checkpointer.take().and_then(Checkpointer::end);
         let closed = match broken {
@@ -416,8 +388,12 @@ impl From<Fault> for Stop {
 }
 
 /// Runs a batch in one transaction. On success everything that its answers say is durable.
-fn transact(connection: &Connection, calls: &Calls, batch: &mut [Command]) -> Result<(), Stop> {
-    let done = attempt(connection, calls, batch);
+fn transact(
+    connection: &Connection,
+    repeats: &Repeats,
+    batch: &mut [Box<dyn Job>],
+) -> Result<(), Stop> {
+    let done = attempt(connection, repeats, batch);
     if done.is_err() && !connection.is_autocommit() {
         let undone = connection.execute_batch("ROLLBACK");
         // After a fault the connection is dropped, which rolls back.
@@ -428,25 +404,14 @@ fn transact(connection: &Connection, calls: &Calls, batch: &mut [Command]) -> Re
     done
 }
 
-fn attempt(connection: &Connection, calls: &Calls, batch: &mut [Command]) -> Result<(), Stop> {
-    let mut transaction = Transaction::begin(connection, calls).map_err(Fault::of)?;
-    let mut has_beaten = false;
-    for command in batch {
-        let done = match command {
-            Command::Decide(call) => transaction
-                .decide(&call.request)
-                .map(|decided| call.answer = Some(decided)),
-            Command::Submit(call) => transaction
-                .submit(&call.request)
-                .map(|submitted| call.answer = Some(submitted)),
-            Command::Check(_) if has_beaten => Ok(()),
-            Command::Check(_) => {
-                has_beaten = true;
-                transaction.beat()
-            }
-            Command::Wake => Ok(()),
-        };
-        done.map_err(|error| {
+fn attempt(
+    connection: &Connection,
+    repeats: &Repeats,
+    batch: &mut [Box<dyn Job>],
+) -> Result<(), Stop> {
+    let mut transaction = Transaction::begin(connection, repeats).map_err(Fault::of)?;
+    for job in batch {
+        job.run(&mut transaction).map_err(|error| {
             if is_fatal(&error) {
                 Stop::Fault(Fault::of(error))
             } else {
@@ -470,54 +435,8 @@ fn missed(error: io::Error) -> Fault {
     Fault::Broken(Cause::Place(error))
 }
 
-fn unready() -> StoreError {
-    StoreError::unavailable("the database takes no writes")
-}
-
-fn refuse(commands: impl Iterator<Item = Command>, error: &StoreError) {
-    for command in commands {
-        match command {
-            Command::Decide(call) => drop(call.reply.send(Err(error.clone()))),
-            Command::Submit(call) => drop(call.reply.send(Err(error.clone()))),
-            Command::Check(reply) => drop(reply.send(Err(error.clone()))),
-            Command::Wake => {}
-        }
-    }
-}
-
-impl Command {
-    fn has_written(&self) -> bool {
-        match self {
-            Self::Decide(call) => matches!(call.answer, Some(Decided::Recorded(_))),
-            Self::Submit(call) => matches!(call.answer, Some(Submitted::Recorded(_))),
-            Self::Check(_) => true,
-            Self::Wake => false,
-        }
-    }
-
-    /// Answers, and wakes those who wait for the action. Nobody may listen any more.
-    fn answer(self, watchers: &Watchers) {
-        match self {
-            Self::Decide(call) => {
-                if let Some(Decided::Recorded(action)) = &call.answer {
-                    wake(watchers, action);
-                }
-                drop(call.reply.send(call.answer.ok_or_else(unready)));
-            }
-            Self::Submit(call) => {
-                if let Some(Submitted::Recorded(action)) = &call.answer {
-                    wake(watchers, action);
-                }
-                drop(call.reply.send(call.answer.ok_or_else(unready)));
-            }
-            Self::Check(reply) => drop(reply.send(Ok(()))),
-            Self::Wake => {}
-        }
-    }
-}
-
-fn wake(watchers: &Watchers, action: &Action) {
-    if let Some(id) = action.request_id.as_uuid_v4() {
-        watchers.wake(id);
+fn refuse(jobs: impl Iterator<Item = Box<dyn Job>>, error: &StoreError) {
+    for job in jobs {
+        job.refuse(error);
     }
 }

@@ -1,7 +1,8 @@
 -- The checks are chains of OR: SQLite builds a temporary table for each IN of three values or more, on every insert.
 CREATE TABLE action (
     id              INTEGER PRIMARY KEY,
-    request_id      BLOB NOT NULL CHECK (length(request_id) = 16),    -- leads to `id` by the secret, so it has no index
+    request_id      BLOB NOT NULL UNIQUE CHECK (length(request_id) = 16),
+                                                         -- a UUIDv7, so that new ones are neighbours in the index
     identity        BLOB NOT NULL UNIQUE CHECK (length(identity) = 16),
                                                          -- of tenant, thread and key: the start of SHA-256 over each of them
                                                          -- behind a byte that has its length
@@ -16,7 +17,7 @@ CREATE TABLE action (
     digest          BLOB CHECK (length(digest) = 32),    -- SHA-256 of the payload's canonical form
     payload         TEXT,
     comment         TEXT,
-    call_id         ANY,                                 -- X-Request-Id of the decision: 16 bytes if a UUIDv4, else text
+    call_id         ANY,                                 -- X-Request-Id of the decision: 16 bytes if a UUID, else text
     created_at      INTEGER NOT NULL,                    -- microseconds since 1970, UTC
     decided_at      INTEGER,
     CHECK ((status = 'PENDING') = (decision IS NULL)),
@@ -44,17 +45,8 @@ CREATE TABLE event (
     call_id     ANY                                      -- X-Request-Id of the call
 ) STRICT;
 
--- Which events have which call ids, for all but the newest. See `calls`.
-CREATE TABLE call_block (
-    id      INTEGER PRIMARY KEY,                         -- bucket * 2^48 + the seq at which the block ends
-    entries BLOB NOT NULL                                -- 8 bytes each, in order: 6 of the tag, 2 of end - seq
-) STRICT;
-
--- One row, made with the database. Whoever has it can tell the ids of this database from others and put them in order.
-CREATE TABLE secret (
-    id    INTEGER PRIMARY KEY CHECK (id = 1),
-    bytes BLOB NOT NULL CHECK (length(bytes) = 32)
-) STRICT;
+-- For a status by call id. Ids that are no UUIDs are not looked up.
+CREATE INDEX event_call ON event (call_id) WHERE typeof(call_id) = 'blob';
 
 -- One row, rewritten to show that a write is durable.
 CREATE TABLE heartbeat (

@@ -1,0 +1,98 @@
+//! What waits for the writer.
+
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+use super::transaction::Transaction;
+use super::{StoreError, unready};
+use crate::protocol::RequestId;
+use crate::store::Watchers;
+use crate::store::operation::Operation;
+
+pub(super) type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
+
+/// What is sent to the writer.
+pub(super) enum Command {
+    Run(Box<dyn Job>),
+    /// Look at the state.
+    Wake,
+}
+
+/// Something to be done in a transaction, and answered once that is committed.
+pub(super) trait Job: Send {
+    /// Does it. It may be done once more, in another transaction, if this one is not committed.
+    fn run(&mut self, transaction: &mut Transaction<'_>) -> rusqlite::Result<()>;
+
+    /// Whether what was done is a write.
+    fn has_written(&self) -> bool;
+
+    /// Answers, and wakes those who wait for the action. Nobody may listen any more.
+    fn answer(self: Box<Self>, watchers: &Watchers);
+
+    /// Answers that it was not done.
+    fn refuse(self: Box<Self>, error: &StoreError);
+}
+
+/// An operation, and its outcome, which is held back until the commit.
+pub(super) struct Run<O: Operation> {
+    operation: O,
+    outcome: Option<O::Outcome>,
+    reply: Reply<O::Outcome>,
+    /// The room that it takes, until it is answered.
+    _room: OwnedSemaphorePermit,
+}
+
+impl<O: Operation> Run<O> {
+    pub(super) fn new(operation: O, room: OwnedSemaphorePermit, reply: Reply<O::Outcome>) -> Self {
+        Self {
+            operation,
+            outcome: None,
+            reply,
+            _room: room,
+        }
+    }
+}
+
+impl<O: Operation> Job for Run<O> {
+    fn run(&mut self, transaction: &mut Transaction<'_>) -> rusqlite::Result<()> {
+        self.outcome = Some(self.operation.apply(transaction)?);
+        Ok(())
+    }
+
+    fn has_written(&self) -> bool {
+        self.outcome.as_ref().and_then(O::changed).is_some()
+    }
+
+    fn answer(self: Box<Self>, watchers: &Watchers) {
+        let changed = self.outcome.as_ref().and_then(O::changed);
+        let id = changed.and_then(|action| RequestId::as_uuid(&action.request_id));
+        if let Some(id) = id {
+            watchers.wake(id);
+        }
+        drop(self.reply.send(self.outcome.ok_or_else(unready)));
+    }
+
+    fn refuse(self: Box<Self>, error: &StoreError) {
+        drop(self.reply.send(Err(error.clone())));
+    }
+}
+
+/// A durable write of nothing.
+pub(super) struct Beat(pub(super) Reply<()>);
+
+impl Job for Beat {
+    fn run(&mut self, transaction: &mut Transaction<'_>) -> rusqlite::Result<()> {
+        transaction.beat()
+    }
+
+    fn has_written(&self) -> bool {
+        true
+    }
+
+    fn answer(self: Box<Self>, _: &Watchers) {
+        drop(self.0.send(Ok(())));
+    }
+
+    fn refuse(self: Box<Self>, error: &StoreError) {
+        drop(self.0.send(Err(error.clone())));
+    }
+}
