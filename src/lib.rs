@@ -4,13 +4,13 @@
 //! A request times out. Sending it again may run it twice; not sending it may lose it. This crate
 //! covers both sides of that question:
 //!
-//! - The **layers** name each call (tenant, thread, idempotency key, request id), retry it only when
-//!   a retry cannot run it twice, and treat the server's `409` to a known key as success. They work
-//!   on any HTTP client that is a [`tower_service::Service`].
+//! - The **layers** name each call (tenant, thread, idempotency key, request id), retry it only
+//!   when a retry cannot run it twice, and treat the server's `409` to a known key as success. They
+//!   work on any HTTP client that is a [`tower_service::Service`].
 //! - **`AegisService`** (feature `client`) puts the layers around a hyper client and speaks an
 //!   approvals API: approve, reject, status.
-//! - The **server** (feature `server`; binary `aegis`, feature `cli`) records each decision once, in
-//!   an embedded SQLite database, and answers only after the commit is durable.
+//! - The **server** (feature `server`; binary `aegis`, feature `cli`) records each decision once,
+//!   in an embedded SQLite database, and answers only after the commit is durable.
 //!
 //! The wire protocol is that of the Python SDK `aegis-idempotency`, which works against this server
 //! unmodified.
