@@ -71,8 +71,11 @@ async fn without_an_id_in_the_409_the_calls_own_id_is_asked_for() {
         vec![answer(409), status("COMMITTED", Some("approve"))],
     )
     .await;
-    let path = format!("/api/v1/hitl/status/{}", receipt.unwrap().call_id());
+    let receipt = receipt.unwrap();
+    let path = format!("/api/v1/hitl/status/{}", receipt.call_id());
     assert_eq!(peer.requests()[1].path(), path);
+    // The status tells the id that the 409 did not.
+    assert_eq!(receipt.request_id().unwrap().as_str(), "r-1");
 }
 
 #[tokio::test]

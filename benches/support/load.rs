@@ -116,13 +116,21 @@ pub(crate) async fn run(
     keys: Keys,
     time: Duration,
 ) -> Sample {
+    // All at once, as one that waits for the others is idle, and closed in the end.
+    let opening: Vec<_> = (0..connections)
+        .map(|number| {
+            tokio::spawn(async move {
+                let mut connection = Connection::open(address, number, keys).await;
+                for _ in 0..connection.repeated.len() {
+                    assert_eq!(connection.ask().await, 202);
+                }
+                connection
+            })
+        })
+        .collect();
     let mut open = Vec::new();
-    for number in 0..connections {
-        let mut connection = Connection::open(address, number, keys).await;
-        for _ in 0..connection.repeated.len() {
-            assert_eq!(connection.ask().await, 202);
-        }
-        open.push(connection);
+    for connection in opening {
+        open.push(connection.await.unwrap());
     }
     let expected = match keys {
         Keys::New => 202,
