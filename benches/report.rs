@@ -1,4 +1,4 @@
-//! Writes what the other benches measured as one table into README.md, and as a plot beside it.
+//! Writes what the other benches measured as tables into benches/README.md, and as a plot beside it.
 //!
 //! Without `--write` the table is printed and nothing is changed.
 
@@ -42,11 +42,15 @@ fn main() {
         return;
     }
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let readme = root.join("README.md");
+    let readme = root.join("benches/README.md");
     let before = fs::read_to_string(&readme).unwrap();
-    let (head, rest) = before.split_once(BEGIN).expect("README.md has no markers");
-    let (_, tail) = rest.split_once(END).expect("README.md has no end marker");
-    let plot = "![What a call costs beyond the bare one](benches/plot.svg)";
+    let (head, rest) = before
+        .split_once(BEGIN)
+        .expect("benches/README.md has no markers");
+    let (_, tail) = rest
+        .split_once(END)
+        .expect("benches/README.md has no end marker");
+    let plot = "![What a call costs beyond the bare one](plot.svg)";
     let after = format!("{head}{BEGIN}\n{text}\n{plot}\n{END}{tail}");
     fs::write(readme, after).unwrap();
     fs::write(root.join("benches/plot.svg"), plot::of(&bars(&overhead))).unwrap();

@@ -1,24 +1,26 @@
 //! HTTP clients under the layers.
 //!
-//! The layers stand on any tower service of HTTP requests. Directly around the client belongs
-//! [`TrackDeliveryLayer`](crate::layer::TrackDeliveryLayer), which knows its errors: only by it does the retry know which requests
-//! never reached the service. All of these run in `examples/`.
+//! The layers work on any tower service of HTTP requests.
+//! [`TrackDeliveryLayer`](crate::layer::TrackDeliveryLayer) belongs directly around the client,
+//! whose errors it knows. Only it can report to the retry which requests never reached the service.
+//! Everything on this page runs in `examples/`.
 //!
 //! # hyper-util
 //!
-//! Its client is such a service as it comes; `TrackDeliveryLayer::hyper_util` (feature `hyper-util`) knows its errors. On HTTP/2 set
-//! `http2_keep_alive_interval` and a timer, or a connection whose peer is gone is used for ever.
+//! hyper-util's client is such a service. `TrackDeliveryLayer::hyper_util` (feature `hyper-util`)
+//! knows its errors. For HTTP/2, set `http2_keep_alive_interval` and a timer; otherwise a
+//! connection whose peer is gone is used forever.
 //!
 //! # reqwest
 //!
-//! `ReqwestClient` (feature `reqwest`) makes reqwest's client such a service, and switches off the redirects and retries of
-//! its own.
+//! `ReqwestClient` (feature `reqwest`) makes reqwest's client such a service, and switches off its
+//! redirects and retries.
 //!
 //! # tonic
 //!
-//! A `Channel` takes a body of tonic's own, which cannot be copied for a retry. The layers work on a body that can, here
-//! `Full<Bytes>`, and below them it becomes tonic's. What proves that a request was never sent is the channel's
-//! `ConnectError`:
+//! A `Channel` takes tonic's own body, which cannot be copied for a retry. The layers work on a
+//! body that can, here `Full<Bytes>`, which is converted below them. The channel's `ConnectError`
+//! proves that a request was never sent:
 //!
 //! ```
 //! use std::error::Error;
@@ -55,19 +57,23 @@
 //! # }
 //! ```
 //!
-//! A generated client sends a tonic body into the stack, so that above the layers it is read into `Full<Bytes>`: see
-//! `examples/tonic_channel.rs`. That is for calls with one message; a stream of messages is not repeated.
+//! A generated client sends a tonic body into the stack. Read it into `Full<Bytes>` above the
+//! layers, as in `examples/tonic_channel.rs`. This is for calls with one message. A stream of
+//! messages is not replayed.
 //!
-//! With the feature `hyper-util`, `judge_hyper` in place of `Failure::Unknown` also knows a stream that the server refused.
+//! With the feature `hyper-util`, `judge_hyper` instead of `Failure::Unknown` also recognizes a
+//! stream that the server refused.
 //!
-//! What these layers cannot do for gRPC, since they work on HTTP:
+//! The layers work on HTTP, which limits what they can do for gRPC:
 //!
-//! - gRPC's status stands in the trailers, behind the body. A response with head 200 and then `UNAVAILABLE` is a success to
-//!   the retry. Only where a server fails at once, with no body (*Trailers-Only*), is `grpc-status` in the head, where
-//!   [`ClassifyGrpc`](crate::layer::ClassifyGrpc) reads it and the server's pushback. Later trailers are not waited for: that would
-//!   hold back the head of every streaming response until its end.
-//! - There is no 409. A service that says `ALREADY_EXISTS` says so in `grpc-status`; no duplicate is confirmed.
-//! - All calls are POST. Without an idempotency key (it goes out as metadata) or
+//! - gRPC's status is in the trailers, after the body. A response with head 200 and then
+//!   `UNAVAILABLE` is a success to the retry. Only if a server fails immediately, without a body
+//!   (*Trailers-Only*), is `grpc-status` in the head, where
+//!   [`ClassifyGrpc`](crate::layer::ClassifyGrpc) reads it and the server's pushback. Waiting for
+//!   later trailers would delay the head of every streaming response until its end.
+//! - There is no 409. A service reports `ALREADY_EXISTS` in `grpc-status`, and no duplicate is
+//!   confirmed.
+//! - All calls are POST. Without an idempotency key (which is sent as metadata) or
 //!   [`SafeToRetry`](crate::layer::SafeToRetry), only what was never sent is sent again.
 //!
 //! # axum
@@ -97,12 +103,11 @@
 //! # }
 //! ```
 //!
-//! A request that comes with a body of the client's own, or any other that streams, is made replayable by
-//! [`ReplayBodyLayer`](crate::layer::ReplayBodyLayer) above the stack; `map_request` below then turns `ReplayBody` into what the
-//! client takes.
+//! Requests may have a body of the client's own, or another one that streams.
+//! [`ReplayBodyLayer`](crate::layer::ReplayBodyLayer) above the stack makes it replayable, and
+//! `map_request` below converts `ReplayBody` into what the client takes.
 //!
-//! A layer does the same where a stack is all layers: `tower::util::MapRequestLayer`, or `MapRequestBodyLayer` of
-//! `tower-http`.
+//! As layers, `tower::util::MapRequestLayer` or tower-http's `MapRequestBodyLayer` do the same.
 
 #[cfg(feature = "reqwest")]
 mod reqwest;

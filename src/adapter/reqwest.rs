@@ -16,17 +16,17 @@ use crate::layer::{Exchange, Failure, judge_hyper};
 
 /// reqwest's client as a tower service of HTTP requests, for the layers to stack on.
 ///
-/// It is best made of a `ClientBuilder`: [`from_builder`](Self::from_builder) switches off what reqwest would do by itself
-/// between the layers and the network:
+/// Make it from a `ClientBuilder`: [`from_builder`](Self::from_builder) switches off what reqwest
+/// would do by itself between the layers and the network:
 ///
-/// - *Redirects*, which would carry the idempotency key and the tenant to whatever address a response names; and by which
-///   reqwest asks more than one server within what the layers take for one attempt.
-/// - *Retries*, which the layers do not see, so that attempts would multiply. By default reqwest repeats what it takes for
-///   refused by the protocol. It counts among that every request on a connection that goes away (`GOAWAY`), although hyper
-///   cannot always tell whether that very request was processed.
+/// - *Redirects.* They would send the idempotency key and the tenant to whatever address a response
+///   names, and let reqwest call more than one server within one attempt.
+/// - *Retries.* The layers do not see them, so attempts would multiply. By default reqwest retries
+///   what it believes was refused by the protocol. This includes every request on a connection that
+///   goes away (`GOAWAY`), although hyper cannot always tell whether that request was processed.
 ///
-/// Then one call is one request, and an error of the connect proves that the request was never sent. The retry layer repeats
-/// it whatever the method.
+/// One call is then one request, and a connect error proves that the request was never sent. The
+/// retry layer sends it again whatever its method.
 ///
 #[cfg_attr(feature = "test-util", doc = "```")]
 #[cfg_attr(not(feature = "test-util"), doc = "```ignore")]
@@ -57,19 +57,20 @@ use crate::layer::{Exchange, Failure, judge_hyper};
 /// # }
 /// ```
 ///
-/// Bodies go through without a copy of their bytes; an error of a request's body arrives in words. A timeout that is set on reqwest's client bounds an attempt and its
-/// response's body; [`RetryLayer::attempt_timeout`](crate::layer::RetryLayer::attempt_timeout) bounds it up to the
-/// response's head. `connect_timeout` is worth setting: a connect that times out was never sent, an attempt that times out
-/// may have been.
+/// Bodies pass through without a copy of their bytes. An error of a request's body arrives in
+/// words. A timeout set on reqwest's client limits an attempt and its response's body;
+/// [`RetryLayer::attempt_timeout`](crate::layer::RetryLayer::attempt_timeout) limits the time until
+/// the response's head. Set `connect_timeout`: a request whose connect times out was never sent,
+/// one whose attempt times out may have been.
 #[derive(Clone)]
 pub struct ReqwestClient {
     client: Client,
-    /// Whether one call is one request, so that an error of the connect speaks for all of it.
+    /// Whether one call is one request, so that a connect error covers all of it.
     single: bool,
 }
 
 impl ReqwestClient {
-    /// Builds a client that follows no redirects and retries nothing by itself; see [`ReqwestClient`].
+    /// Builds a client without redirects and retries of its own; see [`ReqwestClient`].
     ///
     /// # Errors
     ///
@@ -86,11 +87,11 @@ impl ReqwestClient {
     }
 }
 
-/// Takes a client as it is set up, with its redirects and its own retries.
+/// Wraps a client as configured, with its redirects and retries.
 ///
-/// Since a connect can then fail on the way to the second server after a first one has acted, no error of it proves that a
-/// request was never sent: a request that is not safe to repeat is sent once. Where the set-up is yours, use
-/// [`ReqwestClient::from_builder`].
+/// A connect can then fail on the way to the second server after a first one has acted. No error
+/// proves that a request was never sent, and a request that is not safe to repeat is sent once. Use
+/// [`ReqwestClient::from_builder`] if the configuration is yours.
 impl From<Client> for ReqwestClient {
     fn from(client: Client) -> Self {
         Self {
@@ -101,7 +102,7 @@ impl From<Client> for ReqwestClient {
 }
 
 impl fmt::Debug for ReqwestClient {
-    // reqwest's own names the default headers, which may hold credentials.
+    // reqwest's own `Debug` shows the default headers, which may contain credentials.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ReqwestClient").finish_non_exhaustive()
     }
@@ -117,7 +118,7 @@ where
     type Future = ReqwestFuture;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        // reqwest queues; it is always ready.
+        // reqwest queues, so it is always ready.
         Poll::Ready(Ok(()))
     }
 
@@ -133,7 +134,7 @@ where
         };
         ReqwestFuture {
             state,
-            // Of a client that may send more than once, nothing is ever proven.
+            // Nothing is ever proven about a client that may send more than once.
             exchange: Some(exchange).filter(|_| single),
         }
     }
@@ -153,7 +154,7 @@ pin_project! {
     #[project = StateProj]
     enum State {
         Sent { #[pin] attempt: <Client as Service<Request>>::Future },
-        // The request is not one that reqwest can send.
+        // reqwest cannot send the request.
         Invalid { error: Option<Error> },
     }
 }
@@ -174,7 +175,7 @@ impl Future for ReqwestFuture {
             if let Some(exchange) = exchange.take() {
                 exchange.failed(judge(&source));
             }
-            // Its URL may hold a password or a token.
+            // Its URL may contain a password or a token.
             let source = source.without_url();
             ReqwestError { source }
         })
@@ -187,10 +188,10 @@ impl fmt::Debug for ReqwestFuture {
     }
 }
 
-/// What an error of one request of reqwest's proves.
+/// Judges what an error of a reqwest request proves.
 fn judge(error: &Error) -> Failure {
     if error.is_builder() {
-        // The URL is none that it can use, or has another scheme than http and https.
+        // reqwest cannot use the URL, or its scheme is neither http nor https.
         Failure::Permanent
     } else if error.is_connect() {
         Failure::NeverSent
@@ -199,7 +200,7 @@ fn judge(error: &Error) -> Failure {
     }
 }
 
-/// Why reqwest failed. Its [`source`](StdError::source) is reqwest's error, without the URL.
+/// Why reqwest failed. The [`source`](StdError::source) is reqwest's error, without the URL.
 #[derive(Debug)]
 pub struct ReqwestError {
     source: Error,
@@ -234,8 +235,9 @@ impl StdError for ReqwestError {
 }
 
 pin_project! {
-    /// A request body whose errors tell in words what happened. One that comes from another exchange, as a proxied body
-    /// does, may hold what proves something there: nothing of it is about the exchange that it fails here.
+    /// A request body whose errors are reduced to words. An error from another exchange, as of a
+    /// proxied body, may contain a proof about that exchange. It proves nothing about the one that
+    /// fails here.
     struct Untyped<B> {
         #[pin]
         body: B,
@@ -267,7 +269,7 @@ where
     }
 }
 
-/// What an error and its sources say, without their types.
+/// The text of an error and its sources, without their types.
 #[derive(Debug)]
 struct Words {
     message: String,
@@ -276,7 +278,7 @@ struct Words {
 
 impl Words {
     fn of(error: &(dyn StdError + 'static)) -> Self {
-        // Chains are short; the bound keeps one that loops from going on for ever.
+        // Chains are short. The bound ends a cyclic one.
         Self::down_to(32, error)
     }
 

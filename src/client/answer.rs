@@ -1,4 +1,5 @@
-//! Reads a server's answer. The status alone is not trusted where the body says more.
+//! Reads a server's answer. Where the body says more than the status, the status alone is not
+//! trusted.
 
 use std::error::Error as StdError;
 use std::time::Duration;
@@ -20,7 +21,7 @@ use crate::protocol::{
     ThreadId,
 };
 
-/// An answer with its body, as far as it could be read.
+/// An answer with its body, as far as the body could be read.
 pub(super) struct Answer {
     status: StatusCode,
     headers: HeaderMap,
@@ -32,17 +33,17 @@ pub(super) struct Answer {
     pub(super) told: Told,
 }
 
-/// What is told of a call besides its answer.
+/// What is known about a call besides its answer.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Told {
-    /// What is known of the delivery of the attempts before the one that was answered.
+    /// What is known about the delivery of the attempts before the one that was answered.
     pub(super) earlier: Delivery,
     pub(super) retry_after: Option<Duration>,
     pub(super) not_retried: Option<NotRetried>,
 }
 
 impl Answer {
-    /// Takes the end of a call for an answer where there was one, if only its head.
+    /// Takes the end of a call as an answer if there was one, even if only its head arrived.
     pub(super) fn of(result: Result<Response<AnswerBody>, RetryError>) -> Result<Self, Error> {
         let error = match result {
             Ok(response) => return Ok(Self::read(response)),
@@ -64,7 +65,7 @@ impl Answer {
                 },
                 cause: Some(broken.cause.to_string().into()),
                 told: Told {
-                    // Each attempt before it may have been acted upon.
+                    // Any attempt before it may have been acted upon.
                     earlier: match error.attempts() {
                         0 | 1 => Delivery::NeverSent,
                         _ => Delivery::Unknown,
@@ -78,7 +79,7 @@ impl Answer {
 
     fn read(response: Response<AnswerBody>) -> Self {
         let attempts = Attempts::of(&response);
-        // A layer of the caller's may have turned the 409 into a success already; it left the mark.
+        // A layer of the caller may already have turned the 409 into a success. It left the mark.
         let is_duplicate = Confirmation::of(&response) == Some(Confirmation::Duplicate)
             && !response.headers().contains_key(RETRY_AFTER);
         let told = Told {
@@ -98,7 +99,7 @@ impl Answer {
         }
     }
 
-    /// The body, if it came whole, or else why it did not.
+    /// Returns the body if it arrived whole, or else why it did not.
     fn whole(self) -> Result<Bytes, BoxError> {
         match self.body.end {
             End::Whole => Ok(self.body.read),
@@ -109,9 +110,9 @@ impl Answer {
     }
 }
 
-/// What a decision's answer has to agree with.
+/// What the answer to a decision has to agree with.
 pub(super) struct Expected {
-    /// The tenant that was sent; `None` where the API key names it.
+    /// The tenant that was sent. `None` if the API key names it.
     pub(super) tenant: Option<TenantId>,
     pub(super) thread: ThreadId,
     pub(super) key: IdempotencyKey,
@@ -119,7 +120,7 @@ pub(super) struct Expected {
 }
 
 impl Expected {
-    /// Compares an identity as far as it is told.
+    /// Compares an identity with as much of it as the answer contains.
     fn is_named(&self, view: &View<'_>) -> bool {
         let tenant = self.tenant.as_ref();
         tenant.is_none_or(|sent| view.tenant_id.agrees(sent.as_str()))
@@ -127,7 +128,7 @@ impl Expected {
             && view.idempotency_key.agrees(self.key.as_str())
     }
 
-    /// The same of an action.
+    /// The same for an action.
     fn is_of(&self, action: &Action) -> bool {
         fn agree<T: PartialEq>(told: Option<&T>, sent: &T) -> bool {
             told.is_none_or(|told| told == sent)
@@ -139,14 +140,14 @@ impl Expected {
     }
 }
 
-/// Parses the action as a whole, or else keeps what there is of it.
+/// Parses the whole action, or else keeps what there is of it.
 pub(super) fn action_in(json: &[u8]) -> Option<Action> {
     serde_json::from_slice(json)
         .ok()
         .or_else(|| View::of(json)?.salvaged())
 }
 
-/// Parses a problem, with as much of its action as can be kept.
+/// Parses a problem, with as much of its action as possible.
 fn problem_in(body: &[u8], status: StatusCode) -> Option<Problem> {
     let view = View::of(body)?;
     let code = view.code().map(code_of);
@@ -167,9 +168,10 @@ fn code_of(word: &str) -> Code {
     Code::deserialize(word).unwrap_or(Code::Unknown)
 }
 
-/// Says what keeps a body from being read as JSON: a coding that was not asked for, or another media type.
+/// Returns why a body is not to be read as JSON: a content coding that was not requested, or
+/// another media type.
 ///
-/// One pass over the few headers of an answer costs less than two lookups.
+/// One pass over the few headers of an answer is cheaper than two lookups.
 fn foreign(headers: &HeaderMap) -> Option<&'static str> {
     for (name, value) in headers {
         if name == CONTENT_ENCODING && !value.as_bytes().eq_ignore_ascii_case(b"identity") {
@@ -182,7 +184,8 @@ fn foreign(headers: &HeaderMap) -> Option<&'static str> {
     None
 }
 
-/// Whether a head announces no body: it says so, or names no media type, as the seed's server does.
+/// Whether a head allows an empty body: it announces one, or names no media type, as the seed's
+/// server does.
 fn may_be_empty(headers: &HeaderMap) -> bool {
     !headers.contains_key(CONTENT_TYPE)
         || headers
@@ -197,8 +200,8 @@ fn is_json(media_type: &[u8]) -> bool {
         || essence.to_ascii_lowercase().ends_with(b"+json")
 }
 
-/// Turns the answer to a decision into a receipt or an error. Returns with the receipt whether the server told which decision
-/// is on record.
+/// Turns the answer to a decision into a receipt or an error. Also returns whether the server said
+/// which decision is on record.
 pub(super) fn receipt(
     answer: Answer,
     expected: &Expected,
@@ -225,7 +228,7 @@ pub(super) fn receipt(
     let end = answer.body.end;
     let body = match (outcome, end) {
         (_, End::Whole) => answer.body.read,
-        // The head says it, and what came of the body must not say otherwise.
+        // The head says it, and as much of the body as arrived must not contradict it.
         (Outcome::Accepted, End::Late | End::BrokenOff) => answer.body.read,
         (Outcome::Accepted, End::TooLong) => return Err(fault("it is too long")),
         (Outcome::Duplicate, _) => {
@@ -234,7 +237,7 @@ pub(super) fn receipt(
             return Err(cause.into_iter().fold(fault, Error::with_source));
         }
     };
-    // A connection that closes behind such a head looks the same.
+    // A connection that closes after such a head looks the same.
     if outcome == Outcome::Duplicate && body.is_empty() && !may_be_empty(&answer.headers) {
         return Err(fault("it is declared as JSON and is empty"));
     }
@@ -244,7 +247,7 @@ pub(super) fn receipt(
     };
     let view = view.ok_or_else(|| fault("it is not a JSON object"))?;
     match view.code() {
-        // Without a code of ours the status speaks: the seed's server says no more.
+        // Without one of our codes the status decides: the seed's server says no more.
         None | Some("duplicate") => {}
         Some("decision-conflict" | "payload-mismatch") => {
             return Err(Error::status(problem_in(&body, status), status, attempts));
@@ -278,7 +281,8 @@ pub(super) fn receipt(
             return Err(fault("the action is still pending"));
         }
     }
-    // A problem of a type that is not ours may be a gateway's, which knows nothing of the decision.
+    // A problem with a foreign type may come from a gateway, which knows nothing about the
+    // decision.
     let is_foreign = view.code().is_none() && view.kind.is_there() && !view.kind.is("about:blank");
     if outcome == Outcome::Duplicate && is_foreign && !is_told {
         return Err(fault("it is a problem of another kind"));
@@ -299,13 +303,14 @@ pub(super) fn receipt(
     Ok((receipt, is_told))
 }
 
-/// Completes the receipt of a bare 409 with what the status endpoint told.
+/// Completes the receipt of a bare 409 with the status endpoint's answer.
 pub(super) fn verified(
     receipt: Receipt,
     expected: &Expected,
     action: Action,
 ) -> Result<Receipt, Error> {
-    // Where the 409 told an id, the status is that of this id. The call's own id was asked for otherwise.
+    // If the 409 contained an id, the status belongs to it. Otherwise the call's own id was asked
+    // for.
     let is_asked_for = receipt
         .request_id
         .as_ref()
@@ -326,7 +331,7 @@ pub(super) fn verified(
     }
 }
 
-/// Whatever the status says, a recorded opposite is no success.
+/// A recorded opposite is not a success, whatever the status.
 fn opposite(action: Option<Action>, status: StatusCode, attempts: u32) -> Error {
     let code = Code::DecisionConflict;
     let mut problem = Problem::new(code, status.as_u16(), "Decision conflict", "");
@@ -334,7 +339,8 @@ fn opposite(action: Option<Action>, status: StatusCode, attempts: u32) -> Error 
     Error::conflict(problem, status, attempts)
 }
 
-/// Turns the answer to a status question into the action or an error. `tenant` is the one that was asked as.
+/// Turns the answer to a status request into the action or an error. `tenant` is the one that was
+/// sent.
 pub(super) fn action(answer: Answer, tenant: Option<&TenantId>) -> Result<Action, Error> {
     let Answer {
         status, attempts, ..
@@ -353,7 +359,7 @@ pub(super) fn action(answer: Answer, tenant: Option<&TenantId>) -> Result<Action
     let body = answer
         .whole()
         .map_err(|error| Error::protocol_caused(broken, status, attempts, error))?;
-    // An array would be taken for the members in their order.
+    // An array would be read as the members in their order.
     if !body.trim_ascii_start().starts_with(b"{") {
         let fault = format!("{broken}: it is not a JSON object");
         return Err(Error::protocol(fault, status, attempts));
@@ -369,7 +375,8 @@ pub(super) fn action(answer: Answer, tenant: Option<&TenantId>) -> Result<Action
     }
 }
 
-/// Says where JSON could not be read. What the parser says may repeat values of the answer, which are not for a log.
+/// Says where the JSON is malformed. The parser's own message may repeat values of the answer,
+/// which must not be logged.
 fn unreadable(what: &str, error: &serde_json::Error) -> String {
     let place = (error.line(), error.column());
     format!("{what}: line {}, column {}", place.0, place.1)

@@ -23,8 +23,8 @@ type Observer = Arc<dyn Fn(&AttemptEvent<'_>) + Send + Sync>;
 
 /// Builds an [`AegisService`].
 ///
-/// The defaults are the Python SDK's: `http://localhost:8000`, `/api/v1`, 10 seconds for each attempt, 3 retries after 0.5, 1
-/// and 2 seconds (here with up to a quarter of jitter on top).
+/// The defaults are the Python SDK's: `http://localhost:8000`, `/api/v1`, 10 seconds for each
+/// attempt, and 3 retries after 0.5, 1 and 2 seconds (here with up to a quarter of jitter on top).
 #[derive(Clone)]
 pub struct Builder {
     base_url: String,
@@ -75,21 +75,23 @@ impl Builder {
         }
     }
 
-    /// Sets the server: scheme `http` or `https`, host, and if need be port and path. `http://localhost:8000` by default.
+    /// Sets the server: scheme `http` or `https`, host, and optionally port and path. The default
+    /// is `http://localhost:8000`.
     #[must_use]
     pub fn base_url(mut self, url: impl Into<String>) -> Self {
         self.base_url = url.into();
         self
     }
 
-    /// Sets the path before `/hitl/…`; `/api/v1` by default.
+    /// Sets the path before `/hitl/…`. The default is `/api/v1`.
     #[must_use]
     pub fn api_prefix(mut self, prefix: impl Into<String>) -> Self {
         self.prefix = prefix.into();
         self
     }
 
-    /// Sets the tenant of all calls that name none. A server with API keys takes the tenant from the key instead.
+    /// Sets the tenant for calls that name none. A server with API keys takes the tenant from the
+    /// key instead.
     #[must_use]
     pub fn tenant_id<T>(mut self, tenant: T) -> Self
     where
@@ -99,7 +101,7 @@ impl Builder {
         self
     }
 
-    /// Sets the thread of all calls that name none.
+    /// Sets the thread for calls that name none.
     #[must_use]
     pub fn thread_id<T>(mut self, thread: T) -> Self
     where
@@ -109,7 +111,7 @@ impl Builder {
         self
     }
 
-    /// Sets the credential, sent as `Authorization: Bearer …`. No `Tenant-Id` is sent then.
+    /// Sets the credential, sent as `Authorization: Bearer …`. It replaces `Tenant-Id`.
     #[must_use]
     pub fn api_key<K>(mut self, key: K) -> Self
     where
@@ -119,44 +121,44 @@ impl Builder {
         self
     }
 
-    /// Sets how long one attempt may take; 10 seconds by default. To connect, TLS included, may
-    /// take half of it.
+    /// Sets the time limit for one attempt. The default is 10 seconds. Connecting, including TLS,
+    /// may take half of it.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// Sets how many retries one call may take; 3 by default, 0 for none.
+    /// Sets the maximum number of retries per call; 0 means none. The default is 3.
     #[must_use]
     pub fn max_retries(mut self, retries: u32) -> Self {
         self.max_retries = retries;
         self
     }
 
-    /// Sets how long to wait before each retry.
+    /// Sets the waits before retries.
     #[must_use]
     pub fn backoff(mut self, backoff: Backoff) -> Self {
         self.backoff = backoff;
         self
     }
 
-    /// Sets how long one call may take in all, waits included. There is no such limit by default.
+    /// Sets the time limit for a call as a whole, including waits. By default there is none.
     #[must_use]
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = Some(deadline);
         self
     }
 
-    /// Limits the retries of all calls together, or with `None` does not. By default each service has a [`Budget::default`] of its
-    /// own, which its clones share.
+    /// Limits the retries of all calls together. `None` removes the limit. By default each service
+    /// has its own [`Budget::default`], shared by its clones.
     #[must_use]
     pub fn budget(mut self, budget: impl Into<Option<Budget>>) -> Self {
         self.budget = Some(budget.into());
         self
     }
 
-    /// Tells `observer` of the end of every attempt; see [`RetryLayer::observe`].
+    /// Calls `observer` at the end of every attempt; see [`RetryLayer::observe`].
     #[must_use]
     pub fn observe<F>(mut self, observer: F) -> Self
     where
@@ -166,64 +168,68 @@ impl Builder {
         self
     }
 
-    /// Sets what a 409 is taken for that does not say which decision is on record; [`OnDuplicate::Confirm`] by default.
+    /// Sets how to treat a 409 that does not say which decision is on record. The default is
+    /// [`OnDuplicate::Confirm`].
     ///
-    /// A server of this crate always says it, and then there is nothing to choose: the opposite decision is a conflict.
+    /// A server of this crate always says it, and this setting has no effect: the opposite decision
+    /// is a conflict.
     #[must_use]
     pub fn on_duplicate(mut self, on_duplicate: OnDuplicate) -> Self {
         self.on_duplicate = on_duplicate;
         self
     }
 
-    /// Speaks HTTP/2 from the first byte, without finding out whether the server does.
+    /// Speaks HTTP/2 from the first byte, without negotiation.
     ///
-    /// For `http` servers that take it; there HTTP/1.1 is spoken otherwise. For `https` the server chooses by itself, and this
-    /// only leaves HTTP/1.1 out of what is offered. It is a setting of the own HTTP client, so not of
-    /// [`build_with`](Self::build_with).
+    /// For `http` servers that support it, where HTTP/1.1 is the default. An `https` server
+    /// negotiates the version, and this setting only removes HTTP/1.1 from the offer. It configures
+    /// the built-in HTTP client, and has no effect on [`build_with`](Self::build_with).
     #[must_use]
     pub fn http2_prior_knowledge(mut self) -> Self {
         self.http2_prior_knowledge = true;
         self
     }
 
-    /// Sets after how long without a frame an HTTP/2 connection on which answers are awaited is pinged, and how long the reply
-    /// may take before the connection is given up. 10 and 5 seconds by default; both are more than nothing.
+    /// Sets the keep-alive of HTTP/2 connections that have answers pending: how long without a
+    /// frame until a ping, and how long its reply may take before the connection is closed. The
+    /// defaults are 10 and 5 seconds. Both must be more than zero.
     ///
-    /// A server that is gone without a word is found out by nothing else before the attempt's timeout. It is a setting of the
-    /// own HTTP client, so not of [`build_with`](Self::build_with).
+    /// Without it, only the attempt's timeout detects a server that disappeared silently. It
+    /// configures the built-in HTTP client, and has no effect on [`build_with`](Self::build_with).
     #[must_use]
     pub fn http2_keep_alive(mut self, interval: Duration, timeout: Duration) -> Self {
         self.http2_keep_alive = KeepAlive { interval, timeout };
         self
     }
 
-    /// Goes through this HTTP proxy, whatever the environment says: `http://`, host and port, and if need be user and
-    /// password.
+    /// Uses this HTTP proxy and ignores the environment. The URL has the scheme `http`, a host and
+    /// a port, and optionally user and password.
     ///
-    /// By default `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` name the proxy, as curl reads them, but for servers
-    /// on `localhost` and loopback addresses. To an `https` server it is a tunnel (`CONNECT`); requests to an `http` server
-    /// are read by the proxy. It is a setting of the own HTTP client, so not of [`build_with`](Self::build_with).
+    /// By default `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` name the proxy, as for
+    /// curl, except for servers on `localhost` and loopback addresses. To an `https` server the
+    /// proxy opens a tunnel (`CONNECT`); requests to an `http` server it reads. This configures the
+    /// built-in HTTP client, and has no effect on [`build_with`](Self::build_with).
     #[must_use]
     pub fn proxy(mut self, url: impl Into<String>) -> Self {
         self.proxy = ProxySetting::Url(url.into());
         self
     }
 
-    /// Goes through no proxy, whatever the environment says.
+    /// Uses no proxy and ignores the environment.
     #[must_use]
     pub fn no_proxy(mut self) -> Self {
         self.proxy = ProxySetting::Never;
         self
     }
 
-    /// Sets the `User-Agent` of every request; `aegis-hitl/` and the version by default.
+    /// Sets the `User-Agent` of every request. The default is `aegis-hitl/` and the version.
     #[must_use]
     pub fn user_agent(mut self, user_agent: impl Into<String>) -> Self {
         self.user_agent = user_agent.into();
         self
     }
 
-    /// Trusts these PEM certificates too, besides the platform's roots.
+    /// Trusts these PEM certificates, in addition to the platform's roots.
     #[cfg(feature = "tls")]
     #[must_use]
     pub fn root_certificate_pem(mut self, pem: impl Into<Vec<u8>>) -> Self {
@@ -231,8 +237,8 @@ impl Builder {
         self
     }
 
-    /// Proves with this certificate who connects, where the server asks for one: PEM of the chain, the own certificate
-    /// first, and of its private key.
+    /// Authenticates with this client certificate if the server requests one. The PEM contains the
+    /// chain, own certificate first, and the private key.
     #[cfg(feature = "tls")]
     #[must_use]
     pub fn client_identity_pem(mut self, pem: impl Into<Vec<u8>>) -> Self {
@@ -240,8 +246,8 @@ impl Builder {
         self
     }
 
-    /// Uses this configuration of rustls (0.23) for TLS, in place of the platform's roots and of the other settings for
-    /// certificates. Its ALPN protocols are replaced by those that the client speaks.
+    /// Uses this rustls (0.23) configuration for TLS. It replaces the platform's roots and the
+    /// other certificate settings. Its ALPN protocols are replaced by those that the client speaks.
     #[cfg(feature = "tls")]
     #[must_use]
     pub fn tls_config(mut self, config: rustls::ClientConfig) -> Self {
@@ -249,16 +255,17 @@ impl Builder {
         self
     }
 
-    /// Checks the settings and makes the service on its own HTTP client.
+    /// Checks the settings and makes the service with the built-in HTTP client.
     ///
     /// # Errors
     ///
-    /// If a setting is wrong ([`Error::is_config`]); the message names it. If `https` is asked for and no TLS roots are to be
-    /// had.
+    /// If a setting is wrong ([`Error::is_config`]); the message names it. If the server is `https`
+    /// and no TLS roots are available.
     pub fn build(mut self) -> Result<AegisService, Error> {
         let base = url::parse_base(&self.base_url)?;
         let roots = std::mem::take(&mut self.root_certificates);
-        // Checked before the client is made, so that a wrong setting is named before a missing certificate store.
+        // Checked before the client is made, so that a wrong setting is reported before a missing
+        // certificate store.
         let connect_timeout = self.checked_timeout()? / 2;
         let settings = ClientSettings {
             connect_timeout,
@@ -276,8 +283,8 @@ impl Builder {
 
     /// Checks the settings and makes the service on any HTTP service.
     ///
-    /// The service has to leave redirects and retries alone: it would send keys to another origin, and its retries would
-    /// multiply with ours.
+    /// The service must not follow redirects or retry: redirects would send keys to another origin,
+    /// and its retries would multiply with these.
     ///
     /// # Errors
     ///
@@ -339,7 +346,7 @@ impl Builder {
         };
         let layer = AegisLayer::new()
             .set_request_id(SetRequestIdLayer::mint())
-            // The body tells more than the status: which decision is on record.
+            // The body says more than the status: which decision is on record.
             .confirm(ConfirmDuplicateLayer::new().annotate_only())
             .retry(retry);
         let stack = layer.layer(ReadAnswers::new(service, timeout, self.deadline));

@@ -1,4 +1,4 @@
-//! The HTTP client under `AegisService`: the one file that names hyper-util's legacy client.
+//! The HTTP client under `AegisService`. The only file that names hyper-util's legacy client.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -19,7 +19,7 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper_util::client::legacy;
 use hyper_util::client::legacy::connect::{CaptureConnection, capture_connection};
-// Handed on to `proxy` and `tls`, so that this stays the only file to change when that client goes.
+// Re-exported for `proxy` and `tls`, so that only this file changes when that client is replaced.
 pub(super) use hyper_util::client::legacy::Builder;
 pub(super) use hyper_util::client::legacy::connect::{
     Connected, Connection, HttpConnector, proxy::Tunnel,
@@ -34,15 +34,15 @@ use super::proxy::{Proxy, Route};
 use super::tls;
 use crate::layer::{Exchange, Failure, judge_hyper};
 
-/// How long a connection may lie unused before it is closed. Shorter than the times after which servers and balancers drop
-/// theirs, so that requests rarely meet a connection that is just being closed.
+/// How long an idle connection stays open. Shorter than the idle timeouts of servers and balancers,
+/// so that requests rarely meet a connection that is being closed.
 const IDLE: Duration = Duration::from_secs(5);
 
-/// When an HTTP/2 connection on which answers are awaited is pinged.
+/// When to ping an HTTP/2 connection that has answers pending.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct KeepAlive {
     pub(super) interval: Duration,
-    /// How long the reply may take.
+    /// The time limit for the reply.
     pub(super) timeout: Duration,
 }
 
@@ -55,15 +55,15 @@ impl Default for KeepAlive {
     }
 }
 
-/// What an [`HttpClient`] is made by.
+/// The settings of an [`HttpClient`].
 pub(super) struct ClientSettings {
-    /// How long a connection may take to be made, name and TLS included.
+    /// The time limit for making a connection, including name resolution and TLS.
     pub(super) connect_timeout: Duration,
     #[cfg_attr(not(feature = "tls"), expect(dead_code))]
     pub(super) root_certificates: Vec<Vec<u8>>,
     #[cfg_attr(not(feature = "tls"), expect(dead_code))]
     pub(super) client_identity: Option<Vec<u8>>,
-    /// In place of roots and identity.
+    /// Replaces roots and identity.
     #[cfg(feature = "tls")]
     pub(super) tls_config: Option<rustls::ClientConfig>,
     pub(super) http2_prior_knowledge: bool,
@@ -71,17 +71,20 @@ pub(super) struct ClientSettings {
     pub(super) proxy: Option<Proxy>,
 }
 
-/// An HTTP client on hyper-util: pooled connections, HTTP/1.1, and for https HTTP/2 where the server offers it (ALPN).
+/// An HTTP client on hyper-util, with pooled connections. It speaks HTTP/1.1, and for https HTTP/2
+/// where the server offers it (ALPN).
 ///
-/// It follows no redirects. A request that was queued on a pooled connection and handed back before it was started is put on
-/// another connection; nothing of it was sent, so that is not an attempt, and servers do not see it.
+/// It follows no redirects. A request that was queued on a pooled connection and handed back before
+/// it was started goes to another connection. Nothing of it was sent, so this does not count as an
+/// attempt, and servers do not see it.
 #[derive(Clone)]
 pub struct HttpClient {
-    // Shared: hyper-util's client is a few hundred bytes, and every call has a clone for its retries.
+    // Shared: hyper-util's client takes a few hundred bytes, and every call clones it for its
+    // retries.
     client: Arc<Client>,
-    /// Whether a connection may carry other requests beside one that is given up.
+    /// Whether a connection may carry other requests besides one that is abandoned.
     is_multiplexed: bool,
-    /// What a proxy that reads the requests wants to see on each.
+    /// The credential for each request to a proxy that reads requests.
     proxy_authorization: Option<HeaderValue>,
 }
 
@@ -96,7 +99,8 @@ impl HttpClient {
     pub(super) fn new(base: &Uri, mut settings: ClientSettings) -> Result<Self, Error> {
         let mut http = HttpConnector::new();
         http.set_nodelay(true);
-        // Divided among the addresses of a name, so that one that does not answer leaves time for the others.
+        // Divided among the addresses of a name, so that an unresponsive one leaves time for the
+        // others.
         http.set_connect_timeout(Some(settings.connect_timeout));
         let mut builder = legacy::Client::builder(TokioExecutor::new());
         builder
@@ -146,8 +150,9 @@ mod tls {
     }
 }
 
-/// Bounds the making of a connection as a whole: a peer that takes the connection and says nothing in the TLS handshake was
-/// never sent the request, so the call can be retried whatever its method.
+/// Limits the time for making a connection as a whole. A peer that accepts the connection but is
+/// silent in the TLS handshake was never sent the request, so the call can be retried whatever its
+/// method.
 #[derive(Clone)]
 pub(super) struct Timed<C> {
     inner: C,
@@ -156,7 +161,7 @@ pub(super) struct Timed<C> {
 
 impl<C> Timed<C> {
     pub(super) fn new(inner: C, timeout: Duration) -> Self {
-        // What is longer than this is for ever, and the last instants of a clock are too many for its timers.
+        // A longer timeout means no limit, and timers cannot represent a clock's last instants.
         let timeout = timeout.min(Duration::from_secs(u64::from(u32::MAX)));
         Self { inner, timeout }
     }
@@ -171,7 +176,7 @@ where
 {
     type Response = C::Response;
     type Error = BoxError;
-    // A box for each connection, beside all else that one costs.
+    // One box per connection is little compared with the rest of its cost.
     type Future = Pin<Box<dyn Future<Output = Result<C::Response, BoxError>> + Send>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
@@ -193,7 +198,7 @@ impl Service<Request<Full<Bytes>>> for HttpClient {
     type Future = HttpClientFuture;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        // hyper-util's client queues; it is always ready.
+        // hyper-util's client queues, so it is always ready.
         Poll::Ready(Ok(()))
     }
 
@@ -234,8 +239,9 @@ pin_project! {
     }
 }
 
-/// The connection that an answer is awaited on. If the wait is given up, it leaves the pool, so that the next attempt is not
-/// put on a connection that answers no more. On HTTP/1 hyper closes it anyhow; on HTTP/2 it would be used on.
+/// The connection that an answer is awaited on. If the wait is abandoned, the connection leaves the
+/// pool, so that the next attempt does not use one that no longer answers. hyper closes it anyway
+/// on HTTP/1, but would keep using it on HTTP/2.
 #[derive(Debug, Default)]
 struct Awaited {
     /// `None` on HTTP/1.
@@ -263,7 +269,8 @@ impl Drop for Awaited {
     }
 }
 
-/// What an error proves of its exchange. A certificate that is not trusted now is not trusted in a second either.
+/// Judges what an error proves about its exchange. A certificate that is not trusted now will not
+/// be trusted a second later either.
 fn judge(error: &legacy::Error) -> Failure {
     #[cfg(feature = "tls")]
     if tls::is_untrusted(error) {
@@ -278,7 +285,7 @@ impl Future for HttpClientFuture {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let result = ready!(this.inner.poll(cx));
-        // It was answered or failed by itself, and the pool knows of that.
+        // It was answered or failed by itself, and the pool knows.
         let mut connection = mem::take(this.connection);
         connection.is_waiting = false;
         Poll::Ready(match result {
@@ -303,12 +310,12 @@ impl Future for HttpClientFuture {
 pin_project! {
     /// The body of an answer.
     ///
-    /// Dropped while more of it is awaited, it takes its connection out of the pool.
+    /// Dropping it while more is awaited removes its connection from the pool.
     #[derive(Debug)]
     pub struct HttpBody {
         #[pin]
         inner: Incoming,
-        // Whether it comes over a stream of HTTP/2.
+        // Whether it arrives over an HTTP/2 stream.
         is_stream: bool,
         connection: Awaited,
     }
@@ -326,7 +333,8 @@ impl Body for HttpBody {
         let frame = this.inner.as_mut().poll_frame(cx);
         this.connection.is_waiting = frame.is_pending();
         match ready!(frame) {
-            // hyper takes a stream that is reset with NO_ERROR, by RST_STREAM or by GOAWAY, for one that has ended.
+            // hyper treats a stream that is reset with NO_ERROR, by RST_STREAM or by GOAWAY, as
+            // ended.
             None if *this.is_stream && !this.inner.is_end_stream() => {
                 let error = "the stream was reset before its end";
                 Poll::Ready(Some(Err(error.into())))

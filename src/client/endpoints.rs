@@ -1,4 +1,4 @@
-//! The endpoints of the API as requests: where they go, who asks, and within which limits.
+//! The endpoints of the API as requests: URIs, credentials and limits.
 
 use std::time::Duration;
 
@@ -18,10 +18,10 @@ use crate::protocol::{
 
 const PREFER: HeaderName = HeaderName::from_static("prefer");
 
-/// The longest wait that a server grants.
+/// The longest wait that servers grant.
 pub(super) const MAX_WAIT: Duration = Duration::from_secs(55);
 
-/// What the requests of a service have in common.
+/// What all requests of a service have in common.
 pub(super) struct Endpoints {
     pub(super) approve: Uri,
     pub(super) reject: Uri,
@@ -31,18 +31,18 @@ pub(super) struct Endpoints {
     pub(super) thread: Option<ThreadId>,
     pub(super) authorization: Option<HeaderValue>,
     pub(super) user_agent: HeaderValue,
-    /// How long one attempt may take.
+    /// The time limit for one attempt.
     pub(super) timeout: Duration,
     pub(super) deadline: Option<Duration>,
 }
 
 impl Endpoints {
-    /// When a call that begins now has to be over. A deadline beyond what a clock can hold is none.
+    /// Returns when a call that begins now must end. A deadline beyond a clock's range is none.
     pub(super) fn deadline(&self, limits: Limits) -> Option<Instant> {
         after(limits.deadline.or(self.deadline)?)
     }
 
-    /// What the answer to `request` has to agree with.
+    /// Returns what the answer to `request` has to agree with.
     pub(super) fn expected(&self, request: &DecisionRequest) -> Result<Expected, Error> {
         Ok(Expected {
             tenant: self.tenant(request.tenant.as_ref()).cloned(),
@@ -103,7 +103,8 @@ impl Endpoints {
         let mut http = Request::new(Full::default());
         *http.uri_mut() = uri;
         *http.headers_mut() = self.common_headers();
-        // A public answer is better than none: without tenant and credentials the question goes out bare, as the SDK's does.
+        // A public answer is better than none. Without tenant and credentials the request goes out
+        // bare, as the SDK's does.
         if tenant.is_some() || self.tenant.is_some() || self.authorization.is_some() {
             self.credentials(&mut http, tenant.as_ref())?;
         }
@@ -113,7 +114,7 @@ impl Endpoints {
             let prefer = HeaderValue::try_from(format!("wait={seconds}"))
                 .map_err(|_| Error::request("the wait cannot be sent"))?;
             http.headers_mut().insert(PREFER, prefer);
-            // The attempt has to outlast the wait that it asks for.
+            // The attempt has to outlast the wait that it requests.
             let own = limits.timeout.unwrap_or(self.timeout);
             limits.timeout = Some(own.saturating_add(Duration::from_secs(seconds)));
         }
@@ -121,10 +122,10 @@ impl Endpoints {
         Ok(http)
     }
 
-    /// The headers that every request has, with room for those of a call, as a map that grows is hashed anew. Made each
-    /// time, as a clone of one costs more.
+    /// The headers of every request, with room for those of a call, because growing a map rehashes
+    /// it. Made anew each time, because cloning costs more.
     ///
-    /// No content coding is read, as what an answer confirms is in its body.
+    /// Content codings are not accepted: what an answer confirms is in its body.
     fn common_headers(&self) -> HeaderMap {
         let mut headers = HeaderMap::with_capacity(8);
         headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
@@ -133,7 +134,7 @@ impl Endpoints {
         headers
     }
 
-    /// The tenant that a call asks as; `None` where the API key names it, or nothing does.
+    /// Returns the tenant of a call. `None` if the API key names it, or nothing does.
     pub(super) fn tenant<'a>(&'a self, own: Option<&'a TenantId>) -> Option<&'a TenantId> {
         match self.authorization {
             Some(_) => None,
@@ -141,7 +142,7 @@ impl Endpoints {
         }
     }
 
-    /// Says who asks: the API key, or else the tenant.
+    /// Sets the API key, or else the tenant.
     fn credentials(
         &self,
         request: &mut Request<Full<Bytes>>,
@@ -177,7 +178,7 @@ fn limit<B>(http: &mut Request<B>, limits: Limits, deadline: Option<Instant>) {
     if let Some(timeout) = limits.timeout {
         extensions.insert(AttemptTimeout(Some(timeout)));
     }
-    // A call's own deadline may be none, and then takes the place of the service's.
+    // A call's own deadline may mean no limit, and still replaces the service's.
     if deadline.is_some() || limits.deadline.is_some() {
         let left = |deadline: Instant| deadline.saturating_duration_since(Instant::now());
         extensions.insert(Deadline(deadline.map(left)));

@@ -1,4 +1,4 @@
-//! Why a call of [`AegisService`](super::AegisService) did not put a decision on record.
+//! Why a call of [`AegisService`](super::AegisService) put no decision on record.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -13,10 +13,12 @@ use crate::protocol::{
     Action, BoxError, Code, Escaped, IdempotencyKey, InvalidValue, Problem, RequestId,
 };
 
-/// Why a call failed: what kind of failure, what is known of the delivery, and what the server said.
+/// Why a call failed: the kind of failure, what is known about the delivery, and what the server
+/// said.
 ///
-/// No error ever stands for a decision that was confirmed. Whether one may have been recorded all the same is what
-/// [`is_outcome_unknown`](Self::is_outcome_unknown) tells; to ask again with the same key is then safe and settles it.
+/// An error never stands for a confirmed decision. The decision may still be on record; see
+/// [`is_outcome_unknown`](Self::is_outcome_unknown). Asking again with the same key is then safe
+/// and settles it.
 pub struct Error {
     inner: Box<Inner>,
 }
@@ -27,7 +29,7 @@ struct Inner {
     status: Option<StatusCode>,
     attempts: u32,
     delivery: Delivery,
-    /// What is known of the delivery of the attempts before the one that was answered.
+    /// What is known about the delivery of the attempts before the one that was answered.
     earlier: Delivery,
     retry_after: Option<Duration>,
     not_retried: Option<NotRetried>,
@@ -121,7 +123,7 @@ impl Error {
         this
     }
 
-    /// Adds what is told of the call besides its answer.
+    /// Adds what is known about the call besides its answer.
     pub(super) fn told(mut self, told: Told) -> Self {
         self.inner.earlier = told.earlier;
         self.inner.delivery = self.inner.delivery.max(told.earlier);
@@ -130,7 +132,7 @@ impl Error {
         self
     }
 
-    /// Adds what the call was named.
+    /// Adds the names of the call.
     pub(super) fn named(
         mut self,
         key: Option<&IdempotencyKey>,
@@ -149,7 +151,7 @@ impl Error {
         this
     }
 
-    /// The server answered, but not as the protocol has it.
+    /// The server answered, but not according to the protocol.
     pub(super) fn protocol(detail: impl Into<String>, status: StatusCode, attempts: u32) -> Self {
         Self::answered(Kind::Protocol, detail.into(), status, attempts)
     }
@@ -163,14 +165,15 @@ impl Error {
         Self::protocol(detail, status, attempts).with_source(source)
     }
 
-    /// The server took the call for a duplicate, and which decision is on record could not be found out.
+    /// The server considered the call a duplicate, and the decision on record could not be
+    /// determined.
     pub(super) fn unverified(receipt: &Receipt) -> Self {
         let detail =
             "the server has a decision under this key, but which one could not be verified";
         Self::protocol(detail, receipt.status, receipt.attempts)
     }
 
-    /// Another decision or another payload is on record than the one that was asked for.
+    /// Another decision or another payload is on record.
     pub(super) fn conflict(problem: Problem, status: StatusCode, attempts: u32) -> Self {
         let recorded = problem.action.as_ref().and_then(|action| action.decision);
         let detail = match (problem.code, recorded) {
@@ -199,7 +202,7 @@ impl Error {
         let (kind, what) = match status {
             _ if code == Code::ActionClosed => (Kind::Closed, "the action is closed"),
             status if status.is_server_error() => (Kind::Unavailable, "the server is unavailable"),
-            // A 409 that reaches this line has a `Retry-After`: the first call is still in flight.
+            // A 409 that gets here has a `Retry-After`: the first call is still in flight.
             StatusCode::REQUEST_TIMEOUT | StatusCode::CONFLICT => (
                 Kind::Unavailable,
                 "the server did not settle the request in time",
@@ -216,7 +219,7 @@ impl Error {
             .filter(|problem| !problem.detail.is_empty())
         {
             detail.push_str(": ");
-            // From another program: bounded, and on one line.
+            // From another program: limited in length, and on one line.
             let said: String = problem.detail.chars().take(500).collect();
             detail.push_str(&Escaped::line(&said).to_string());
         }
@@ -230,12 +233,14 @@ impl Error {
         self.inner.kind == Kind::Config
     }
 
-    /// Whether the call itself is wrong: a tenant, a thread, a key or a payload is missing or invalid. Nothing was sent.
+    /// Whether the call itself is wrong: a tenant, a thread, a key or a payload is missing or
+    /// invalid. Nothing was sent.
     pub fn is_request(&self) -> bool {
         self.inner.kind == Kind::Request
     }
 
-    /// Whether no attempt was sent: no connection could be made, or the server refused the stream before it looked at it.
+    /// Whether no attempt was sent: no connection could be made, or the server refused the stream
+    /// before it processed it.
     pub fn is_connect(&self) -> bool {
         self.inner.kind == Kind::Transport && self.inner.delivery == Delivery::NeverSent
     }
@@ -250,7 +255,8 @@ impl Error {
         self.inner.kind == Kind::Timeout
     }
 
-    /// Whether the opposite decision or another payload is on record; [`recorded`](Self::recorded) holds it.
+    /// Whether the opposite decision or another payload is on record; [`recorded`](Self::recorded)
+    /// holds it.
     pub fn is_conflict(&self) -> bool {
         self.inner.kind == Kind::Conflict
     }
@@ -260,12 +266,12 @@ impl Error {
         self.inner.kind == Kind::Closed
     }
 
-    /// Whether the server refused the request with any other status of 400 to 499.
+    /// Whether the server refused the request with another status from 400 to 499.
     pub fn is_refused(&self) -> bool {
         self.inner.kind == Kind::Refused
     }
 
-    /// Whether the credential is missing, unknown, or does not allow this: 401 or 403.
+    /// Whether the credential is missing, unknown, or does not allow the call: 401 or 403.
     pub fn is_unauthorized(&self) -> bool {
         matches!(
             self.inner.status,
@@ -273,7 +279,7 @@ impl Error {
         )
     }
 
-    /// Whether a quota or a rate is spent: 429.
+    /// Whether a quota or a rate limit is used up: 429.
     pub fn is_rate_limited(&self) -> bool {
         self.inner.status == Some(StatusCode::TOO_MANY_REQUESTS)
     }
@@ -283,7 +289,8 @@ impl Error {
         self.inner.status == Some(StatusCode::NOT_FOUND)
     }
 
-    /// Whether the server still could not serve the request after all retries: 5xx, 408, or 409 with `Retry-After`.
+    /// Whether the server could not serve the request after all retries: 5xx, 408, or 409 with
+    /// `Retry-After`.
     pub fn is_unavailable(&self) -> bool {
         self.inner.kind == Kind::Unavailable
     }
@@ -293,45 +300,48 @@ impl Error {
         self.inner.kind == Kind::Protocol
     }
 
-    /// Whether the decision may be on record although the call failed. To ask again with the same key settles it.
+    /// Whether the decision may be on record although the call failed. Asking again with the same
+    /// key settles it.
     pub fn is_outcome_unknown(&self) -> bool {
         match self.inner.kind {
             Kind::Config | Kind::Request | Kind::Conflict | Kind::Closed => false,
             Kind::Transport | Kind::Timeout => self.inner.delivery != Delivery::NeverSent,
             Kind::Unavailable | Kind::Protocol => true,
-            // The refusal speaks for its own attempt only; what came of an earlier one is not known.
+            // The refusal covers its own attempt only. What became of an earlier one is unknown.
             Kind::Refused => self.inner.earlier != Delivery::NeverSent,
         }
     }
 
-    /// Returns the key of the call; `None` if the call was not begun, or asked for a status.
+    /// Returns the key of the call. `None` if the call was not begun, or asked for a status.
     ///
-    /// With it and the [`call_id`](Self::call_id), this very call can be made again.
+    /// Together with the [`call_id`](Self::call_id) it identifies this very call, so that it can be
+    /// made again.
     pub fn idempotency_key(&self) -> Option<&IdempotencyKey> {
         self.inner.key.as_ref()
     }
 
-    /// Returns the `X-Request-Id` of the call; `None` if the call was not begun, or asked for a status.
+    /// Returns the `X-Request-Id` of the call. `None` if the call was not begun, or asked for a
+    /// status.
     pub fn call_id(&self) -> Option<&RequestId> {
         self.inner.call_id.as_ref()
     }
 
-    /// Returns how long the server asks to wait before the call is made again, if it does (`Retry-After`).
+    /// Returns how long the server asks to wait before the next call (`Retry-After`), if it does.
     pub fn retry_after(&self) -> Option<Duration> {
         self.inner.retry_after
     }
 
-    /// Tells why no other attempt was made; `None` if it would not have been worth it.
+    /// Returns why no other attempt was made. `None` if none would have been worth it.
     pub fn not_retried(&self) -> Option<NotRetried> {
         self.inner.not_retried
     }
 
-    /// Returns what is known of the delivery, over all attempts: the worst of them.
+    /// Returns the worst that is known about the delivery of all attempts.
     pub fn delivery(&self) -> Delivery {
         self.inner.delivery
     }
 
-    /// Returns how many attempts were started.
+    /// Returns the number of attempts started.
     pub fn attempts(&self) -> u32 {
         self.inner.attempts
     }
@@ -341,21 +351,22 @@ impl Error {
         self.inner.status
     }
 
-    /// Returns what the server said, if it said it as RFC 9457 has it.
+    /// Returns the server's RFC 9457 problem, if it sent one.
     pub fn problem(&self) -> Option<&Problem> {
         self.inner.problem.as_ref()
     }
 
-    /// Returns the action on record, where the server told it.
+    /// Returns the action on record, if the server sent it.
     pub fn recorded(&self) -> Option<&Action> {
         self.problem()?.action.as_deref()
     }
 }
 
-/// For tests of what stands on [`AegisService`](super::AegisService): a double makes its errors here.
+/// Constructors for tests of code that uses [`AegisService`](super::AegisService).
 #[cfg(feature = "test-util")]
 impl Error {
-    /// Makes the error of a call that was answered with this status, and with this problem in the body.
+    /// Makes the error of a call that was answered with this status, and with this problem in the
+    /// body.
     ///
     /// ```
     /// use aegis_hitl::Error;
@@ -373,7 +384,7 @@ impl Error {
         Self::status(problem.into(), status, 1)
     }
 
-    /// Makes the error of a call of one attempt that got no answer in time, and may have been acted upon.
+    /// Makes the error of a call with one attempt that timed out and may have been acted upon.
     ///
     /// ```
     /// let late = aegis_hitl::Error::from_timeout();
@@ -386,7 +397,7 @@ impl Error {
         this
     }
 
-    /// Makes the error of a call of one attempt for which no connection could be made.
+    /// Makes the error of a call with one attempt that could not connect.
     ///
     /// ```
     /// let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
@@ -408,7 +419,7 @@ impl fmt::Display for Error {
 
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The problem holds the action, and that the payload; neither belongs into a log.
+        // The problem contains the action, and the action the payload. Neither may be logged.
         f.debug_struct("Error")
             .field("kind", &self.inner.kind)
             .field("detail", &self.inner.detail)

@@ -1,4 +1,4 @@
-//! Whether connections go straight to the server or through a proxy.
+//! Whether connections go directly to the server or through a proxy.
 
 use std::future::Future;
 use std::io;
@@ -17,12 +17,12 @@ use super::connector::{Connected, Connection, HttpConnector, Tunnel};
 use super::{Error, url};
 use crate::protocol::BoxError;
 
-/// Where the proxy is named.
+/// Where the proxy is configured.
 #[derive(Clone)]
 pub(super) enum ProxySetting {
     /// In `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY`, or their lower-case forms.
     Environment,
-    /// There is none.
+    /// Nowhere: there is none.
     Never,
     Url(String),
 }
@@ -34,14 +34,14 @@ pub(super) struct Proxy {
 }
 
 impl ProxySetting {
-    /// Returns the proxy for a server, which is one for the life of a client.
+    /// Returns the proxy for a server. It does not change during a client's life.
     pub(super) fn proxy_for(&self, base: &Uri) -> Result<Option<Proxy>, Error> {
         let found = match self {
             Self::Never => return Ok(None),
             // As in Go: a proxy's `localhost` is another machine.
             Self::Environment if is_loopback(base) => return Ok(None),
             Self::Environment => match Matcher::from_env().intercept(base) {
-                // Whoever sets one may have to keep requests from going out directly.
+                // Whoever configures a proxy may have to keep requests from going out directly.
                 None if names_unusable(base) => {
                     return Err(unusable("in the environment is malformed"));
                 }
@@ -66,7 +66,7 @@ impl ProxySetting {
     }
 }
 
-/// Whether the environment names a proxy for `base` that is none. The matcher passes it by without a word.
+/// Whether the environment names an invalid proxy for `base`. The matcher ignores it silently.
 fn names_unusable(base: &Uri) -> bool {
     let value = |name: &str| {
         let lower = name.to_ascii_lowercase();
@@ -81,7 +81,7 @@ fn names_unusable(base: &Uri) -> bool {
     };
     let of_scheme = match base.scheme_str() {
         Some("https") => value("HTTPS_PROXY"),
-        // In a CGI program it is a header of the request.
+        // In a CGI program the variable is a header of the request.
         _ if std::env::var_os("REQUEST_METHOD").is_some() => None,
         _ => value("HTTP_PROXY"),
     };
@@ -91,7 +91,7 @@ fn names_unusable(base: &Uri) -> bool {
             .is_some_and(|proxy| !is_proxied(proxy))
 }
 
-/// Its URL may hold a password, so it is not repeated.
+/// The URL may contain a password, so the message does not repeat it.
 fn unusable(fault: &str) -> Error {
     Error::config(format!(
         "the URL of the proxy {fault}; allowed is http:// with a host, and if need be a port, a user and a password"
@@ -111,18 +111,18 @@ fn is_loopback(base: &Uri) -> bool {
         || host.starts_with("127.") && host.split('.').all(is_number)
 }
 
-/// Makes connections, straight or through the proxy.
+/// Makes connections, directly or through the proxy.
 #[derive(Clone)]
 pub(super) enum Route {
     Direct(HttpConnector),
-    /// The proxy is sent the requests themselves.
+    /// Requests are sent to the proxy itself.
     Forward(HttpConnector, Uri),
-    /// The proxy passes on bytes, so that TLS reaches from end to end.
+    /// The proxy forwards bytes, so TLS is end to end.
     Tunnel(Tunnel<HttpConnector>),
 }
 
 impl Route {
-    /// Returns the route to `base`, and the credential that the proxy wants to see on each request.
+    /// Returns the route to `base`, and the credential for the proxy on each request.
     pub(super) fn new(
         http: HttpConnector,
         base: &Uri,
@@ -174,7 +174,7 @@ impl Service<Uri> for Route {
     }
 }
 
-/// A connection that knows whether a proxy reads its requests, which then name the server in full.
+/// A connection that knows whether a proxy reads its requests. These then name the server in full.
 pub(super) struct RoutedStream {
     io: TokioIo<TcpStream>,
     is_forwarded: bool,

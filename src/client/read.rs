@@ -1,4 +1,5 @@
-//! Reads each answer to its end within its attempt, so that timeout, deadline and retries cover the body too.
+//! Reads each answer to its end within its attempt, so that timeout, deadline and retries cover the
+//! body too.
 
 use std::convert::Infallible;
 use std::error::Error as StdError;
@@ -21,16 +22,17 @@ use tower_service::Service;
 use crate::layer::{AttemptTimeout, Deadline};
 use crate::protocol::BoxError;
 
-/// The most bytes of an answer that are read.
+/// The maximum number of bytes read from an answer.
 const MAX_ANSWER: usize = 1024 * 1024;
 
-/// The same of an answer that will likely be followed by another attempt, where the status says nearly all.
+/// The same for an answer that another attempt will probably follow. Its status says nearly
+/// everything.
 const MAX_FAILURE: usize = 64 * 1024;
 
-/// How long such an answer's body may take.
+/// The time limit for the body of such an answer.
 const FAILURE_PATIENCE: Duration = Duration::from_millis(250);
 
-/// The longest that the body of a 202 may take. It adds an action to what the head says already.
+/// The longest time for the body of a 202. It only adds an action to what the head says.
 const ACCEPTED_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The HTTP service under the layers, with answers read to their end.
@@ -42,7 +44,7 @@ pub(super) struct ReadAnswers<S> {
 }
 
 impl<S> ReadAnswers<S> {
-    /// Reads the answers of `inner` for calls with these limits, where a request names none.
+    /// Reads the answers of `inner`. The limits are for calls whose request names none.
     pub(super) fn new(inner: S, timeout: Duration, deadline: Option<Duration>) -> Self {
         Self {
             inner,
@@ -84,7 +86,8 @@ where
         let deadline = extensions
             .get::<Deadline>()
             .map_or(self.deadline, |deadline| deadline.0);
-        // A quarter, so that a 202 whose body drips is a receipt before the attempt or the call is over.
+        // A quarter, so that a 202 with a dripping body becomes a receipt before the attempt or the
+        // call ends.
         let whole = deadline.map_or(timeout, |deadline| deadline.min(timeout));
         ReadAnswer {
             state: State::Head {
@@ -95,20 +98,20 @@ where
     }
 }
 
-/// The body of an answer, read already.
+/// The body of an answer, already read.
 #[derive(Debug)]
 pub(super) struct AnswerBody {
     pub(super) read: Bytes,
     pub(super) end: End,
 }
 
-/// How the reading of a body ended.
+/// How reading a body ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum End {
     Whole,
-    /// More may have come, but not in time.
+    /// More may have been sent, but not in time.
     Late,
-    /// It broke off, where the head alone says enough.
+    /// It broke off, and the head alone says enough.
     BrokenOff,
     TooLong,
 }
@@ -132,12 +135,12 @@ impl Body for AnswerBody {
 
 /// An answer whose body broke off.
 ///
-/// The cause is no [`source`](StdError::source): it tells how the body ended, and read as the cause of the whole exchange
-/// it could be taken for proof that the request was never sent.
+/// The cause is not a [`source`](StdError::source). It says how the body ended. As the cause of the
+/// whole exchange, it could be mistaken for proof that the request was never sent.
 pub(super) struct BrokenOff {
     pub(super) status: StatusCode,
     pub(super) headers: HeaderMap,
-    /// What came before it broke off.
+    /// What arrived before it broke off.
     pub(super) read: Bytes,
     pub(super) cause: BoxError,
 }
@@ -150,7 +153,7 @@ impl fmt::Display for BrokenOff {
 
 impl fmt::Debug for BrokenOff {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // What was read is not for a log.
+        // What was read must not be logged.
         f.debug_struct("BrokenOff")
             .field("status", &self.status)
             .field("cause", &self.cause)
@@ -166,7 +169,7 @@ pin_project! {
     pub(super) struct ReadAnswer<F, R> {
         #[pin]
         state: State<F, R>,
-        // How long the body of a 202 may take.
+        // The time limit for the body of a 202.
         patience: Duration,
     }
 }
@@ -181,7 +184,7 @@ pin_project! {
             #[pin]
             body: R,
             read: Read,
-            // Set when the body first has to be waited for.
+            // Started when the body first has to be waited for.
             #[pin]
             timer: Option<Sleep>,
             bounds: Bounds,
@@ -189,15 +192,15 @@ pin_project! {
     }
 }
 
-/// How much of a body is read, and what it means if that is not all.
+/// How much of a body is read, and what an incomplete one means.
 #[derive(Clone, Copy)]
 struct Bounds {
     bytes: usize,
-    /// The length that the head announces.
+    /// The length announced in the head.
     announced: Option<u64>,
-    /// `None` where only the attempt's timeout and the deadline bound it.
+    /// `None` if only the attempt's timeout and the deadline limit it.
     patience: Option<Duration>,
-    /// Whether the head alone will do if the body breaks off.
+    /// Whether the head alone is enough if the body breaks off.
     is_optional: bool,
 }
 
@@ -229,12 +232,13 @@ impl Bounds {
     }
 }
 
-/// What was read so far. One piece, the usual case, is not copied.
+/// What was read so far. A single piece, the usual case, is not copied.
 #[derive(Default)]
 struct Read {
     first: Bytes,
     all: BytesMut,
-    /// What counts against the bound: each frame at least as one byte, so that empty ones come to an end too.
+    /// What counts towards the limit. Each frame counts as at least one byte, so that a flood of
+    /// empty ones ends.
     counted: usize,
     length: usize,
 }
@@ -264,7 +268,7 @@ impl Read {
         }
     }
 
-    /// Reads on to the end, or to the bound.
+    /// Reads to the end, or to the limit.
     fn poll<R>(
         &mut self,
         mut body: Pin<&mut R>,
@@ -279,7 +283,7 @@ impl Read {
             let frame = match ready!(body.as_mut().poll_frame(cx)) {
                 Some(Ok(frame)) => frame,
                 Some(Err(error)) => return Poll::Ready(Err(error.into())),
-                // Not every client finds out that a body ended early.
+                // Not every client notices that a body ended early.
                 None if bounds
                     .announced
                     .is_some_and(|length| length > self.length as u64) =>
@@ -343,14 +347,14 @@ where
                                 timer.set(Some(tokio::time::sleep(patience)));
                             }
                             if let Some(timer) = timer.as_pin_mut() {
-                                // A body that is busy without an end would else keep it from firing.
+                                // Otherwise a body that is always busy would keep it from firing.
                                 ready!(pin!(tokio::task::unconstrained(timer)).poll(cx));
                             }
                             Ok(End::Late)
                         }
                     };
                     let Some(head) = head.take() else {
-                        // It has ended already, and is not polled again.
+                        // It has already ended and must not be polled again.
                         return Poll::Pending;
                     };
                     let read = read.take();

@@ -1,4 +1,4 @@
-//! What a call that succeeded brings back.
+//! The result of a successful call.
 
 use std::fmt;
 use std::sync::OnceLock;
@@ -9,7 +9,7 @@ use http::StatusCode;
 use super::answer::action_in;
 use crate::protocol::{Action, Decision, RequestId};
 
-/// The action of an answer, parsed when somebody asks for it: most callers want to know that it is on record, and no more.
+/// The action in an answer, parsed on demand: most callers only want to know that it is on record.
 #[derive(Clone, Default)]
 pub(super) struct LazyAction {
     json: Bytes,
@@ -17,7 +17,7 @@ pub(super) struct LazyAction {
 }
 
 impl LazyAction {
-    /// An action in an answer, or in a part of one.
+    /// Wraps an action in an answer, or in a part of one.
     pub(super) fn in_json(json: Bytes) -> Self {
         Self {
             json,
@@ -42,16 +42,16 @@ impl From<Action> for LazyAction {
 
 impl fmt::Debug for LazyAction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // It holds the key and the payload, which do not belong into a log.
+        // It contains the key and the payload, which must not be logged.
         f.write_str("Action { .. }")
     }
 }
 
-/// Whether this call put the decision on record or found it there. Both mean that it is on record.
+/// Whether this call put the decision on record or found it there. Either way it is on record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[allow(clippy::exhaustive_enums)]
 pub enum Outcome {
-    /// The server took this call's decision.
+    /// The server accepted this call's decision.
     Accepted,
     /// The server had recorded the same decision before, for another call with this key.
     Duplicate,
@@ -70,22 +70,23 @@ pub struct Receipt {
 }
 
 impl Receipt {
-    /// Tells whether this call put the decision on record or found it there.
+    /// Returns whether this call put the decision on record or found it there.
     pub fn outcome(&self) -> Outcome {
         self.outcome
     }
 
-    /// Whether the decision was found on record.
+    /// Whether the decision was already on record.
     pub fn is_duplicate(&self) -> bool {
         self.outcome == Outcome::Duplicate
     }
 
-    /// Returns the decision on record: the one that was asked for.
+    /// Returns the decision on record, which is the one that was asked for.
     pub fn decision(&self) -> Decision {
         self.decision
     }
 
-    /// Returns the server's id of the action, to ask for its status; `None` if the server did not tell it.
+    /// Returns the server's id for the action, to ask for its status. `None` if the server did not
+    /// send it.
     pub fn request_id(&self) -> Option<&RequestId> {
         self.request_id.as_ref()
     }
@@ -100,21 +101,21 @@ impl Receipt {
         self.attempts
     }
 
-    /// Returns the status as it was answered: 202 or 409.
+    /// Returns the status of the answer: 202 or 409.
     pub fn status_code(&self) -> StatusCode {
         self.status
     }
 
-    /// Returns the action as it is on record, if the server told it.
+    /// Returns the action on record, if the server sent it.
     pub fn action(&self) -> Option<&Action> {
         self.action.get()
     }
 }
 
-/// For tests of what stands on [`AegisService`](super::AegisService): a double makes its receipts here.
+/// Constructors for tests of code that uses [`AegisService`](super::AegisService).
 #[cfg(feature = "test-util")]
 impl Receipt {
-    /// Makes the receipt of a call of one attempt, with a minted call id and no action.
+    /// Makes the receipt of a call with one attempt, a minted call id and no action.
     ///
     /// ```
     /// use aegis_hitl::{Decision, DecisionRequest, Error, IdempotencyKey, Outcome, Receipt};
@@ -146,7 +147,7 @@ impl Receipt {
         }
     }
 
-    /// Adds the action and its id, as a server tells them.
+    /// Adds the action and its id, as a server would send them.
     #[must_use]
     pub fn with_action(mut self, action: Action) -> Self {
         self.request_id = Some(action.request_id.clone());

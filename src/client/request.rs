@@ -1,4 +1,4 @@
-//! What is asked of the server: a decision, or a status.
+//! The requests: a decision, or a status.
 
 use std::fmt;
 use std::future::{Future, IntoFuture};
@@ -27,23 +27,23 @@ pub(super) struct Limits {
     pub(super) timeout: Option<Duration>,
 }
 
-/// The setters of a call's own limits, on each type that has some.
+/// Defines the setters for a call's own limits.
 macro_rules! limit_setters {
     ($(#[$attribute:meta])*) => {
-        /// Sets how long this call may take in all, in place of the service's deadline.
+        /// Sets the time limit for this call as a whole, in place of the service's deadline.
         $(#[$attribute])*
         pub fn deadline(self, deadline: Duration) -> Self {
             self.limit(|limits| limits.deadline = Some(deadline))
         }
 
-        /// Sets how many retries this call may take, in place of the service's number.
+        /// Sets the maximum number of retries for this call, in place of the service's.
         $(#[$attribute])*
         pub fn max_retries(self, retries: u32) -> Self {
             self.limit(|limits| limits.max_retries = Some(retries))
         }
 
-        /// Sets how long one attempt of this call may take, in place of the service's timeout. A wait for a decision, if one is
-        /// asked for, is added to it.
+        /// Sets the time limit for one attempt of this call, in place of the service's timeout. If
+        /// the call waits for a decision, that wait is added.
         $(#[$attribute])*
         pub fn timeout(self, timeout: Duration) -> Self {
             self.limit(|limits| limits.timeout = Some(timeout))
@@ -51,9 +51,9 @@ macro_rules! limit_setters {
     };
 }
 
-/// One decision to be put on record: the request type of [`AegisService`] as a [`Service`].
+/// A decision to put on record. The request type of [`AegisService`] as a [`Service`].
 ///
-/// A layer on the service reads it by the methods that end in `_ref`, where the plain name sets.
+/// A layer on the service reads it with the methods ending in `_ref`; the plain names are setters.
 #[derive(Clone)]
 pub struct DecisionRequest {
     pub(super) decision: Decision,
@@ -67,7 +67,7 @@ pub struct DecisionRequest {
 }
 
 impl DecisionRequest {
-    /// Asks for `decision` under `key`.
+    /// Makes a request for `decision` under `key`.
     pub fn new(decision: Decision, key: IdempotencyKey) -> Self {
         Self {
             decision,
@@ -81,28 +81,29 @@ impl DecisionRequest {
         }
     }
 
-    /// Names the tenant, in place of the service's.
+    /// Sets the tenant, in place of the service's.
     #[must_use]
     pub fn tenant_id(mut self, tenant: TenantId) -> Self {
         self.tenant = Some(tenant);
         self
     }
 
-    /// Names the thread, in place of the service's.
+    /// Sets the thread, in place of the service's.
     #[must_use]
     pub fn thread_id(mut self, thread: ThreadId) -> Self {
         self.thread = Some(thread);
         self
     }
 
-    /// Sends this `X-Request-Id` in place of a minted one, so that a repeated call is taken for the same call.
+    /// Sends this `X-Request-Id` instead of a minted one, so that a repeated call counts as the
+    /// same call.
     #[must_use]
     pub fn call_id(mut self, id: RequestId) -> Self {
         self.call_id = Some(id);
         self
     }
 
-    /// Sends what the action is about.
+    /// Sends a payload: what the action is about.
     #[must_use]
     pub fn payload(mut self, payload: Payload) -> Self {
         self.payload = Some(payload);
@@ -123,7 +124,7 @@ impl DecisionRequest {
         self
     }
 
-    /// Returns the decision that is asked for.
+    /// Returns the decision to put on record.
     pub fn decision(&self) -> Decision {
         self.decision
     }
@@ -133,22 +134,22 @@ impl DecisionRequest {
         &self.key
     }
 
-    /// Returns the tenant, if the request names its own.
+    /// Returns the tenant, if the request sets its own.
     pub fn tenant_id_ref(&self) -> Option<&TenantId> {
         self.tenant.as_ref()
     }
 
-    /// Returns the thread, if the request names its own.
+    /// Returns the thread, if the request sets its own.
     pub fn thread_id_ref(&self) -> Option<&ThreadId> {
         self.thread.as_ref()
     }
 
-    /// Returns the call's id, if it is given and not to be minted.
+    /// Returns the call id, if the request sets one.
     pub fn call_id_ref(&self) -> Option<&RequestId> {
         self.call_id.as_ref()
     }
 
-    /// Returns what the action is about.
+    /// Returns the payload.
     pub fn payload_ref(&self) -> Option<&Payload> {
         self.payload.as_ref()
     }
@@ -158,7 +159,7 @@ impl DecisionRequest {
         self.comment.as_deref()
     }
 
-    /// Takes the JSON body: the payload's text as it is, and the comment in the reserved member.
+    /// Takes the JSON body: the payload's text unchanged, and the comment in the reserved member.
     pub(super) fn take_body(&mut self) -> Result<Bytes, Error> {
         let Some(comment) = &self.comment else {
             let payload = self.payload.take();
@@ -166,7 +167,7 @@ impl DecisionRequest {
         };
         let payload = self.payload.as_ref().map_or("{}", Payload::as_str);
         let comment = serde_json::json!({ "comment": comment });
-        // A payload is always an object; what is between its braces is empty or a list of members.
+        // A payload is always an object. Between its braces there is nothing, or a list of members.
         let members = payload
             .strip_prefix('{')
             .and_then(|rest| rest.strip_suffix('}'))
@@ -176,7 +177,7 @@ impl DecisionRequest {
             .payload
             .as_ref()
             .map(Payload::parse::<std::collections::HashMap<String, serde::de::IgnoredAny>>)
-            // A name that cannot be read could be it.
+            // A name that cannot be read might be the reserved one.
             .is_some_and(|members| members.map_or(true, |members| members.contains_key("aegis")));
         if reserved {
             return Err(Error::request(
@@ -192,7 +193,7 @@ impl DecisionRequest {
 
 impl fmt::Debug for DecisionRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Without key and payload: requests get logged.
+        // Without key and payload, because requests get logged.
         f.debug_struct("DecisionRequest")
             .field("decision", &self.decision)
             .field("thread", &self.thread)
@@ -201,7 +202,7 @@ impl fmt::Debug for DecisionRequest {
     }
 }
 
-/// A decision that is sent when it is awaited; made by [`AegisService::approve`] and its kin.
+/// A decision that is sent when awaited. Made by [`AegisService::approve`], `reject` and `execute`.
 #[must_use = "a decision is sent when it is awaited"]
 pub struct DecisionCall<S> {
     service: AegisService<S>,
@@ -225,12 +226,12 @@ impl<S> DecisionCall<S> {
         value: Result<T, Error>,
         set: impl FnOnce(DecisionRequest, T) -> DecisionRequest,
     ) -> Self {
-        // The first fault is the one that is told.
+        // The first fault is the one reported.
         self.request = self.request.and_then(|request| Ok(set(request, value?)));
         self
     }
 
-    /// Names the tenant, in place of the service's.
+    /// Sets the tenant, in place of the service's.
     pub fn tenant_id<T>(self, tenant: T) -> Self
     where
         T: TryInto<TenantId, Error: Into<InvalidValue>>,
@@ -241,7 +242,7 @@ impl<S> DecisionCall<S> {
         self.with(tenant, DecisionRequest::tenant_id)
     }
 
-    /// Names the thread, in place of the service's.
+    /// Sets the thread, in place of the service's.
     pub fn thread_id<T>(self, thread: T) -> Self
     where
         T: TryInto<ThreadId, Error: Into<InvalidValue>>,
@@ -252,7 +253,8 @@ impl<S> DecisionCall<S> {
         self.with(thread, DecisionRequest::thread_id)
     }
 
-    /// Sends this `X-Request-Id` in place of a minted one, so that a repeated call is taken for the same call.
+    /// Sends this `X-Request-Id` instead of a minted one, so that a repeated call counts as the
+    /// same call.
     pub fn call_id<T>(self, id: T) -> Self
     where
         T: TryInto<RequestId, Error: Into<InvalidValue>>,
@@ -261,7 +263,7 @@ impl<S> DecisionCall<S> {
         self.with(id, DecisionRequest::call_id)
     }
 
-    /// Sends what the action is about: anything that serializes to a JSON object.
+    /// Sends a payload: anything that serializes to a JSON object.
     pub fn payload<T: Serialize + ?Sized>(self, payload: &T) -> Self {
         let payload = Payload::new(payload)
             .map_err(|error| Error::request(format!("the payload is unusable: {error}")));
@@ -303,7 +305,7 @@ where
     }
 }
 
-/// What is said with a question for a status, besides the id.
+/// The parts of a status request besides the id.
 #[derive(Debug, Default)]
 pub(super) struct Question {
     pub(super) tenant: Option<TenantId>,
@@ -311,7 +313,7 @@ pub(super) struct Question {
     pub(super) limits: Limits,
 }
 
-/// A question for an action's status that is sent when it is awaited; made by [`AegisService::status`].
+/// A status request that is sent when awaited. Made by [`AegisService::status`].
 #[must_use = "the status is asked for when it is awaited"]
 pub struct StatusCall<S> {
     service: AegisService<S>,
@@ -331,7 +333,7 @@ impl<S> StatusCall<S> {
         }
     }
 
-    /// Names the tenant, in place of the service's.
+    /// Sets the tenant, in place of the service's.
     pub fn tenant_id<T>(mut self, tenant: T) -> Self
     where
         T: TryInto<TenantId, Error: Into<InvalidValue>>,
@@ -343,9 +345,10 @@ impl<S> StatusCall<S> {
         self
     }
 
-    /// Asks the server to answer only when the action is decided, or when `wait` is over (`Prefer: wait`, RFC 7240).
+    /// Waits on the server until the action is decided, or until `wait` is over (`Prefer: wait`,
+    /// RFC 7240).
     ///
-    /// Whole seconds, rounded up; servers wait 55 at most.
+    /// The wait is rounded up to whole seconds. Servers wait for 55 at most.
     pub fn wait(mut self, wait: Duration) -> Self {
         self.question.wait = Some(wait);
         self

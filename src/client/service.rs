@@ -1,4 +1,4 @@
-//! The service: its calls, each from the request to the receipt.
+//! The service and its calls, from the request to the receipt.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -26,26 +26,29 @@ use crate::protocol::{
     Action, Decision, IdempotencyKey, InvalidValue, RequestId, Status, TenantId,
 };
 
-/// What a 409 is taken for that does not say which decision is on record.
+/// How to treat a 409 that does not say which decision is on record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum OnDuplicate {
-    /// For the decision that was asked for. Right for servers on which the opposite decision is not answered with 409.
+    /// As confirmation of the decision that was asked for. Right for servers that do not answer the
+    /// opposite decision with 409.
     #[default]
     Confirm,
-    /// For nothing, until the status endpoint has told the decision: a recorded opposite is a conflict, a pending action is
-    /// waited for as long as one attempt may take, and what cannot be found out is an error.
+    /// As nothing, until the status endpoint has named the decision. A recorded opposite is a
+    /// conflict. A pending action is waited for as long as one attempt may take. If the decision
+    /// cannot be determined, the call is an error.
     Verify,
 }
 
-/// The pause between two questions for a pending action, where the server does not wait by itself.
+/// The pause between two status requests for a pending action, if the server does not wait by
+/// itself.
 const VERIFY_PAUSE: Duration = Duration::from_millis(500);
 
 /// A client for an approvals API: every decision goes on record exactly once.
 ///
-/// It is cheap to clone and to share. Every call carries tenant, thread, key and one request id over all of its attempts; is
-/// retried when that is safe; takes 409 as *on record already*, after a look at the body; and never takes a recorded opposite
-/// decision for a success.
+/// It is cheap to clone and to share. Every call carries tenant, thread, key and one request id
+/// across its attempts. It is retried when that is safe. A 409 means *already on record*, after a
+/// check of the body. A recorded opposite decision is never a success.
 ///
 /// ```no_run
 /// use aegis_hitl::{AegisService, Outcome};
@@ -67,7 +70,7 @@ const VERIFY_PAUSE: Duration = Duration::from_millis(500);
 /// # }
 /// ```
 ///
-/// It is itself a [`Service`] of [`DecisionRequest`], so that other layers stack on it.
+/// It is also a [`Service`] of [`DecisionRequest`], so that other layers stack on it.
 pub struct AegisService<S = HttpClient> {
     stack: Aegis<ReadAnswers<S>>,
     endpoints: Arc<Endpoints>,
@@ -75,7 +78,7 @@ pub struct AegisService<S = HttpClient> {
 }
 
 impl AegisService {
-    /// Starts with the defaults.
+    /// Starts building a service, with the defaults.
     pub fn builder() -> Builder {
         Builder::new()
     }
@@ -160,10 +163,10 @@ where
         let (receipt, is_told) = answer::receipt(answer, &expected, call_id.clone())
             .map_err(|error| named(error.told(told)))?;
         match self.on_duplicate {
-            // Boxed, as the rare case would otherwise make the future of every call larger.
+            // Boxed, because this rare case would make the future of every call larger.
             OnDuplicate::Verify if receipt.is_duplicate() && !is_told => {
                 let timeout = limits.timeout.unwrap_or(self.endpoints.timeout);
-                // In place of the call's own, which the time so far was taken from already.
+                // Replaces the call's own limit, from which the elapsed time was already taken.
                 let until = earlier(after(timeout), deadline);
                 let retries = limits.max_retries;
                 let verified =
@@ -174,7 +177,7 @@ where
         }
     }
 
-    /// Waits until the service is ready, but no longer than the call may take.
+    /// Waits until the service is ready, within the call's deadline.
     async fn ready(&mut self, deadline: Option<Instant>) -> Result<(), Error> {
         let now = poll_fn(|cx| Poll::Ready(self.stack.poll_ready(cx))).await;
         if let Poll::Ready(ready) = now {
@@ -190,7 +193,7 @@ where
         .map_err(Error::failed)
     }
 
-    /// Finds out which decision a bare 409 confirms.
+    /// Determines which decision a bare 409 confirms.
     async fn verify(
         &mut self,
         receipt: Receipt,
@@ -267,7 +270,7 @@ where
     }
 
     fn call(&mut self, request: DecisionRequest) -> Self::Future {
-        // The instance that was polled ready makes the call; the clone stays.
+        // The instance that was polled ready makes the call; the clone stays behind.
         let clone = self.clone();
         let ready = mem::replace(self, clone);
         Box::pin(ready.decide(request))

@@ -28,7 +28,7 @@ fn connector(route: Route, mut settings: ClientSettings) -> Result<HttpsConnecto
         }
         None => config(settings)?,
     };
-    // The protocols are what the client speaks, and not a setting.
+    // The protocols are those that the client speaks; they are not a setting.
     config.alpn_protocols.clear();
     let builder = HttpsConnectorBuilder::new()
         .with_tls_config(config)
@@ -40,7 +40,7 @@ fn connector(route: Route, mut settings: ClientSettings) -> Result<HttpsConnecto
     })
 }
 
-/// The platform's roots and what was added to them.
+/// The platform's roots and those added to them.
 fn config(settings: ClientSettings) -> Result<ClientConfig, Error> {
     let unusable = "the TLS configuration is unusable";
     let mut roots = Vec::new();
@@ -76,7 +76,7 @@ fn config(settings: ClientSettings) -> Result<ClientConfig, Error> {
     }
 }
 
-/// The certificate chain and the private key of a client.
+/// Parses the certificate chain and the private key of a client.
 fn identity(pem: &[u8]) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), Error> {
     let chain = CertificateDer::pem_slice_iter(pem)
         .collect::<Result<Vec<_>, _>>()
@@ -92,7 +92,7 @@ fn identity(pem: &[u8]) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'
     Ok((chain, key))
 }
 
-/// Whether a connection was not made as the server's certificate is not valid for it.
+/// Whether a connection failed because the server's certificate is not valid.
 pub(super) fn is_untrusted(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut next = Some(error);
     for _ in 0..32 {
@@ -101,7 +101,8 @@ pub(super) fn is_untrusted(error: &(dyn std::error::Error + 'static)) -> bool {
         if matches!(tls, Some(rustls::Error::InvalidCertificate(_))) {
             return true;
         }
-        // What an `io::Error` wraps is not its source: that is the source of what it wraps.
+        // The error that an `io::Error` wraps is not its source: `source` skips to that error's
+        // source.
         let io = error.downcast_ref::<std::io::Error>();
         next = match io.and_then(std::io::Error::get_ref) {
             Some(wrapped) => Some(wrapped),
@@ -111,7 +112,7 @@ pub(super) fn is_untrusted(error: &(dyn std::error::Error + 'static)) -> bool {
     false
 }
 
-/// The client of an https server.
+/// Makes the client for an https server.
 pub(super) fn client(
     builder: &Builder,
     route: Route,

@@ -1,5 +1,5 @@
-//! The URLs among the settings, each part checked by itself: `Uri` alone takes a port of any number, and then goes to another
-//! one.
+//! The URLs in the settings. Each part is checked separately, because `Uri` accepts a port of any
+//! number and then uses another one.
 
 use std::net::Ipv6Addr;
 
@@ -12,7 +12,8 @@ use crate::protocol::Prefix;
 pub(super) fn parse_base(url: &str) -> Result<Uri, Error> {
     const ALLOWED: &str =
         "allowed is http:// or https:// with a host, and if need be a port and a path";
-    // A URL may hold a password, so no part of it is repeated, nor is what a parser says of it.
+    // A URL may contain a password, so the message repeats neither a part of it nor the parser's
+    // words.
     let wrong = |fault: &str| Error::config(format!("the base URL {fault}; {ALLOWED}"));
     let (scheme, rest) = split_scheme(url, &["http", "https"])
         .ok_or_else(|| wrong("has no scheme http or https"))?;
@@ -24,13 +25,13 @@ pub(super) fn parse_base(url: &str) -> Result<Uri, Error> {
         return Err(wrong("has a user or a password"));
     }
     check_host_and_port(authority).map_err(wrong)?;
-    // By the rule of prefixes, as it stands before one.
+    // The rule for prefixes applies, because this path stands before one.
     if path.ends_with("//") || Prefix::new(path).is_err() {
         return Err(wrong(
             "has a path with an escape, a character that is none of a URL, or a segment that is empty, '.' or '..'",
         ));
     }
-    // The scheme in lower case, as it is compared with later on.
+    // The scheme in lower case, because it is compared later.
     format!("{scheme}://{rest}")
         .parse()
         .map_err(|_| wrong("is malformed"))
@@ -51,7 +52,7 @@ pub(super) fn check_proxy(url: &str) -> Result<(), &'static str> {
     }
 }
 
-/// Checks host and port of a proxy that was parsed elsewhere.
+/// Checks the host and port of a proxy whose URL was parsed elsewhere.
 pub(super) fn check_proxy_host(uri: &Uri) -> Result<(), &'static str> {
     if uri.scheme_str() != Some("http") {
         return Err("has another scheme than http");
@@ -89,7 +90,7 @@ fn is_port(port: &str) -> bool {
     is_number && port.parse::<u16>().is_ok_and(|port| port > 0)
 }
 
-/// A base URL as it may be logged: not if it could hold a password or a token.
+/// Returns a base URL if it may be logged: not if it could contain a password or a token.
 pub(super) fn shown(url: &str) -> &str {
     if parse_base(url).is_ok() {
         url

@@ -1,4 +1,4 @@
-//! The members of an answer that a conclusion rests on, read without the rest.
+//! The members of an answer that conclusions rest on, read without the rest.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -11,14 +11,14 @@ use crate::protocol::{Action, RequestId, Status};
 
 /// A member of an answer that is compared with words of the protocol.
 ///
-/// Any JSON value will do, so that a type that is new to this version fails none of the other members.
+/// Any JSON value is accepted, so that a type new to this version does not fail the other members.
 #[derive(Default)]
 pub(super) enum Word<'a> {
     #[default]
     Absent,
     Null,
     Text(Cow<'a, str>),
-    /// A value that is no string, and agrees with nothing.
+    /// A value that is not a string. It agrees with nothing.
     Other,
 }
 
@@ -39,7 +39,7 @@ impl Word<'_> {
         self.text() == Some(word)
     }
 
-    /// Whether it is what was sent, or says nothing.
+    /// Whether the value is the one that was sent, or absent.
     pub(super) fn agrees(&self, sent: &str) -> bool {
         !self.is_there() || self.is(sent)
     }
@@ -99,7 +99,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Word<'a> {
     }
 }
 
-/// The members of an answer that a conclusion rests on, of a problem as well as of an action.
+/// The members of an answer that conclusions rest on. The answer is a problem or an action.
 #[derive(Default)]
 pub(super) struct View<'a> {
     pub(super) request_id: Word<'a>,
@@ -114,15 +114,16 @@ pub(super) struct View<'a> {
 }
 
 impl<'a> View<'a> {
-    /// Reads a JSON object; an empty body is an object without members.
+    /// Reads a JSON object. An empty body is an object without members.
     ///
-    /// A member that occurs twice fails the whole: readers would disagree on which one holds.
+    /// A repeated member makes the whole invalid, because readers would disagree on which one
+    /// counts.
     pub(super) fn of(body: &'a [u8]) -> Option<Self> {
         let (view, read) = Self::read(body);
         read.is_ok().then_some(view)
     }
 
-    /// Reads the members of a JSON object that came whole, of a body that did not.
+    /// Reads the complete members of a JSON object from an incomplete body.
     pub(super) fn so_far(body: &'a [u8]) -> Option<Self> {
         let (view, read) = Self::read(body);
         match read {
@@ -133,7 +134,8 @@ impl<'a> View<'a> {
 
     fn read(body: &'a [u8]) -> (Self, Result<(), serde_json::Error>) {
         let mut view = Self::default();
-        // Checked as a whole, which is cheaper than string by string. Of a body that was cut, the last character may be, too.
+        // Checked as a whole, which is cheaper than string by string. In an incomplete body the
+        // last character may be cut off.
         let body = body.trim_ascii();
         let (text, is_text) = match str::from_utf8(body) {
             Ok(text) => (text, true),
@@ -155,7 +157,7 @@ impl<'a> View<'a> {
         }
     }
 
-    /// The place of a member that is looked at.
+    /// Returns the place of a member that matters.
     fn word(&mut self, member: &str) -> Option<&mut Word<'a>> {
         Some(match member {
             "request_id" => &mut self.request_id,
@@ -171,7 +173,7 @@ impl<'a> View<'a> {
     }
 }
 
-/// Fills a view member by member, so that of a body that breaks off there is what came before.
+/// Fills a view member by member, so that of an incomplete body it has what came before.
 struct Members<'v, 'a>(&'v mut View<'a>);
 
 impl<'de> Visitor<'de> for Members<'_, 'de> {
@@ -204,27 +206,27 @@ impl<'de> Visitor<'de> for Members<'_, 'de> {
 }
 
 impl<'a> View<'a> {
-    /// The nested action, if it is an object.
+    /// Returns the nested action, if it is an object.
     pub(super) fn nested(&self) -> Option<Self> {
         Self::of(self.action?.get().as_bytes())
     }
 
-    /// The code, by its own member or by the problem's type.
+    /// Returns the code, from its own member or from the problem's type.
     pub(super) fn code(&self) -> Option<&str> {
         match &self.code {
             Word::Absent | Word::Null => self.kind.text()?.strip_prefix(URN),
             Word::Text(code) => Some(code),
-            // There is a code, and it is none of ours.
+            // There is a code, but not one of ours.
             Word::Other => Some(""),
         }
     }
 
-    /// The id that the server tells.
+    /// Returns the id that the server sent.
     pub(super) fn request_id(&self) -> Option<RequestId> {
         RequestId::new(self.request_id.text()?).ok()
     }
 
-    /// What can be kept of an action that cannot be parsed as a whole.
+    /// Returns what can be kept of an action that cannot be parsed as a whole.
     pub(super) fn salvaged(&self) -> Option<Action> {
         if !self.status.is_there() {
             return None;

@@ -16,14 +16,15 @@ use super::{
 };
 use crate::protocol::{TenantId, ThreadId};
 
-/// Makes a call happen once: sets the headers that name it, retries it when that is safe, and takes 409 as done.
+/// Runs a call once: sets the headers that name it, retries it when that is safe, and treats 409 as
+/// success.
 ///
-/// These are, from the outside in, [`SetTenantLayer`], [`SetThreadLayer`], [`SetIdempotencyKeyLayer`],
-/// [`SetRequestIdLayer`], [`ConfirmDuplicateLayer`] and [`RetryLayer`]; see [the module](super) for an example and for where
-/// other layers go.
+/// It combines, from the outside in, [`SetTenantLayer`], [`SetThreadLayer`],
+/// [`SetIdempotencyKeyLayer`], [`SetRequestIdLayer`], [`ConfirmDuplicateLayer`] and [`RetryLayer`].
+/// See [the module](super) for an example and for the place of other layers.
 ///
-/// Without further settings, tenant, thread and key come from the request alone (its headers or its extensions), a request
-/// id is minted for each call, and retry and confirmation have their defaults.
+/// By default, tenant, thread and key come from the request only (its headers or its extensions),
+/// each call gets a new request id, and retry and confirmation have their defaults.
 ///
 /// ```
 /// use aegis_hitl::layer::{AegisLayer, Backoff, RetryLayer, SetIdempotencyKeyLayer};
@@ -67,67 +68,68 @@ impl AegisLayer {
         }
     }
 
-    /// Gives `tenant` to every request that names none itself.
+    /// Sets `tenant` on every request that names none.
     #[must_use]
     pub fn tenant(self, tenant: TenantId) -> Self {
         self.set_tenant(SetTenantLayer::new(tenant))
     }
 
-    /// Gives `thread` to every request that names none itself.
+    /// Sets `thread` on every request that names none.
     #[must_use]
     pub fn thread(self, thread: ThreadId) -> Self {
         self.set_thread(SetThreadLayer::new(thread))
     }
 
-    /// Mints a key for every request that has none; see [`SetIdempotencyKeyLayer::mint`].
+    /// Mints a key for every request without one; see [`SetIdempotencyKeyLayer::mint`].
     #[must_use]
     pub fn mint_idempotency_key(self) -> Self {
         self.set_idempotency_key(SetIdempotencyKeyLayer::mint())
     }
 
-    /// Replaces how the tenant is set.
+    /// Replaces the layer that sets the tenant.
     #[must_use]
     pub fn set_tenant(mut self, layer: SetTenantLayer) -> Self {
         self.tenant = layer;
         self
     }
 
-    /// Replaces how the thread is set.
+    /// Replaces the layer that sets the thread.
     #[must_use]
     pub fn set_thread(mut self, layer: SetThreadLayer) -> Self {
         self.thread = layer;
         self
     }
 
-    /// Replaces how the idempotency key is set.
+    /// Replaces the layer that sets the idempotency key.
     #[must_use]
     pub fn set_idempotency_key(mut self, layer: SetIdempotencyKeyLayer) -> Self {
         self.key = layer;
         self
     }
 
-    /// Replaces how the request id is set.
+    /// Replaces the layer that sets the request id.
     #[must_use]
     pub fn set_request_id(mut self, layer: SetRequestIdLayer) -> Self {
         self.request_id = layer;
         self
     }
 
-    /// Replaces the confirmation.
+    /// Replaces the confirmation layer.
     #[must_use]
     pub fn confirm(mut self, layer: ConfirmDuplicateLayer) -> Self {
         self.confirm = layer;
         self
     }
 
-    /// Replaces the retry.
+    /// Replaces the retry layer.
     #[must_use]
     pub fn retry(mut self, layer: RetryLayer) -> Self {
         self.retry = layer;
         self
     }
 
-    /// Carries the key in another header than `Idempotency-Key`, in all layers. Call it after the layers are set.
+    /// Uses another header than `Idempotency-Key` for the key, in all layers. Call it after the
+    /// layers are set.
     #[must_use]
     pub fn idempotency_header(mut self, name: HeaderName) -> Self {
         self.key = self.key.header(name.clone());
@@ -160,10 +162,10 @@ impl<S> Layer<S> for AegisLayer {
     }
 }
 
-/// The whole stack; made by [`AegisLayer`].
+/// The whole stack, made by [`AegisLayer`].
 ///
-/// It behaves as its layers do around one another. The headers are written by the retry, into each attempt, so that they
-/// need not be kept beside the caller's own; what is minted is minted once a call.
+/// It behaves like its layers stacked around one another. The retry writes the headers into each
+/// attempt, so they need not be kept beside the caller's own. Ids are minted once per call.
 #[derive(Clone)]
 pub struct Aegis<S> {
     retry: Retry<S>,

@@ -1,4 +1,4 @@
-//! Turns 409 to a request that carried an idempotency key into a confirmed success.
+//! Turns a 409 to a request with an idempotency key into a confirmed success.
 
 use std::fmt;
 use std::pin::Pin;
@@ -16,21 +16,21 @@ use super::set::MintedKey;
 use super::{Delivery, RequestHead, ResponseHead, carries_key};
 use crate::protocol::IDEMPOTENCY_KEY;
 
-/// Whether a success is this call's own, or confirms that an earlier call with the same key had it.
+/// Whether this call did the work, or an earlier call with the same key did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[allow(clippy::exhaustive_enums)]
 pub enum Confirmation {
-    /// The service took this call.
+    /// The service accepted this call.
     Fresh,
-    /// The service answered 409: it had taken a call with this key before.
+    /// The service answered 409: it had accepted an earlier call with this key.
     Duplicate,
 }
 
 impl Confirmation {
-    /// Tells how a response confirms its call; `None` if it does not, as it is no success.
+    /// Returns how a response confirms its call, or `None` if it is not a success.
     ///
-    /// `Duplicate` is also in the response's extensions. `Fresh` is not, as that would cost every success three
-    /// allocations; ask here for either.
+    /// `Duplicate` is also in the response's extensions. `Fresh` is not, because that would cost
+    /// every success three allocations. This method returns either.
     pub fn of<B>(response: &Response<B>) -> Option<Self> {
         match response.extensions().get::<Self>() {
             Some(confirmation) => Some(*confirmation),
@@ -41,22 +41,25 @@ impl Confirmation {
 
 type Predicate = Arc<dyn Fn(&RequestHead<'_>, &ResponseHead<'_>) -> bool + Send + Sync>;
 
-/// Turns 409 to a request that carried an idempotency key into a success, marked [`Confirmation::Duplicate`].
+/// Turns a 409 to a request with an idempotency key into a success, marked
+/// [`Confirmation::Duplicate`].
 ///
-/// That is right for services on which 409 to a keyed request means *done before, under this key*. Three 409s are passed on
-/// as they are:
+/// Use it for services on which 409 to a keyed request means *done before, under this key*. Three
+/// kinds of 409 pass through unchanged:
 ///
-/// - To a request without a key: it is a plain conflict.
-/// - To a first attempt under a key that [was minted](super::SetIdempotencyKeyLayer::mint) for this call: nobody can have used
-///   the key before, so that it is a plain conflict, too. [`RetryLayer`](super::RetryLayer) tells whether an earlier attempt may
-///   have reached the service; under another retry, an attempt counts as the first.
-/// - With `Retry-After`: the first call is still in flight ([IETF draft], section 2.7), nothing is confirmed, and the retry
-///   layer asks again.
+/// - To a request without a key. It is a plain conflict.
+/// - To a first attempt under a key that [was minted](super::SetIdempotencyKeyLayer::mint) for this
+///   call. Nobody can have used the key before, so this is a plain conflict too.
+///   [`RetryLayer`](super::RetryLayer) reports whether an earlier attempt may have reached the
+///   service; under another retry, every attempt counts as the first.
+/// - With `Retry-After`. The first call is still in flight ([IETF draft], section 2.7), so nothing
+///   is confirmed, and the retry layer tries again.
 ///
-/// It judges the last answer of a call, so it stands outside of a retry. [`AegisLayer`](super::AegisLayer) has one of its own
-/// in the right place; one below it would see neither which attempt it is nor that the key was minted.
+/// The layer judges a call's last answer, so it belongs outside of the retry.
+/// [`AegisLayer`](super::AegisLayer) includes it in the right place. A second one below would know
+/// neither the number of the attempt nor that the key was minted.
 ///
-/// The body and the headers stay as the service sent them; they need not be what a first call gets.
+/// Body and headers stay as the service sent them. They may differ from the first call's.
 ///
 /// [IETF draft]: https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/
 ///
@@ -88,10 +91,10 @@ pub struct ConfirmDuplicateLayer {
     confirm: Confirm,
 }
 
-/// How the answer to a request with a key is judged.
+/// How to judge the answer to a request with a key.
 #[derive(Clone)]
 struct Confirm {
-    /// The status that 409 becomes; `None` leaves it.
+    /// The status to replace 409 with, or `None` to keep it.
     status: Option<StatusCode>,
     predicate: Option<Predicate>,
 }
@@ -108,7 +111,7 @@ impl ConfirmDuplicateLayer {
         }
     }
 
-    /// Turns a confirmed 409 into `status` in place of 200.
+    /// Turns a confirmed 409 into `status` instead of 200.
     ///
     /// # Panics
     ///
@@ -123,21 +126,24 @@ impl ConfirmDuplicateLayer {
         self
     }
 
-    /// Leaves the status at 409 and only adds [`Confirmation::Duplicate`] to the extensions.
+    /// Keeps the status 409 and only adds [`Confirmation::Duplicate`] to the extensions.
     #[must_use]
     pub fn annotate_only(mut self) -> Self {
         self.confirm.status = None;
         self
     }
 
-    /// Confirms only the 409s that `predicate` accepts, for services that say more in a header, or on which only some paths
-    /// deduplicate. The request's method, URI and headers are kept for it, which costs a copy.
+    /// Confirms only the 409s that `predicate` accepts, for services that say more in a header or
+    /// deduplicate on some paths only. The request's method, URI and headers are copied for the
+    /// predicate.
     ///
     /// ```
     /// use aegis_hitl::layer::ConfirmDuplicateLayer;
     ///
     /// let layer = ConfirmDuplicateLayer::new()
-    ///     .when(|request, response| request.uri.path() == "/charge" && !response.headers.contains_key("cf-ray"));
+    ///     .when(|request, response| {
+    ///         request.uri.path() == "/charge" && !response.headers.contains_key("cf-ray")
+    ///     });
     /// ```
     #[must_use]
     pub fn when<P>(mut self, predicate: P) -> Self
@@ -148,25 +154,25 @@ impl ConfirmDuplicateLayer {
         self
     }
 
-    /// Looks for the key in another header than `Idempotency-Key`.
+    /// Expects the key in another header than `Idempotency-Key`.
     #[must_use]
     pub fn idempotency_header(mut self, name: HeaderName) -> Self {
         self.key_header = name;
         self
     }
 
-    /// The header that the key is looked for in.
+    /// Returns the header that carries the key.
     pub(super) fn key_header(&self) -> &HeaderName {
         &self.key_header
     }
 
-    /// Whether the request has to be kept for the predicate.
+    /// Whether the predicate needs a copy of the request's head.
     #[inline]
     pub(super) fn looks_at_the_request(&self) -> bool {
         self.confirm.predicate.is_some()
     }
 
-    /// Confirms the answer to a request that carried a key, if it is one to confirm.
+    /// Confirms the answer to a request with a key, if it can be confirmed.
     #[inline]
     pub(super) fn confirm<R>(&self, response: &mut Response<R>, request: Option<&SentHead>) {
         self.confirm.confirm(response, request);
@@ -200,7 +206,7 @@ impl<S> Layer<S> for ConfirmDuplicateLayer {
     }
 }
 
-/// Confirms duplicates; made by [`ConfirmDuplicateLayer`].
+/// Confirms duplicates. Made by [`ConfirmDuplicateLayer`].
 #[derive(Debug, Clone)]
 pub struct ConfirmDuplicate<S> {
     inner: S,
@@ -256,7 +262,7 @@ pin_project! {
     pub struct ConfirmFuture<F> {
         #[pin]
         inner: F,
-        // `None` if the request carried no key.
+        // `None` if the request has no key.
         confirm: Option<Confirm>,
         // Whether the key was minted for this call.
         is_minted: bool,
@@ -264,7 +270,7 @@ pin_project! {
     }
 }
 
-/// What a predicate sees of the request, as it was sent.
+/// The head of the request as it was sent, for the predicate.
 #[derive(Debug)]
 pub(super) struct SentHead {
     method: Method,
@@ -373,7 +379,8 @@ mod tests {
             .unwrap()
     }
 
-    // gocardless-pro-ruby#39 swallows the 409, so that nobody can tell; gocardless-nodejs#91 parses its body as the first call's.
+    // gocardless-pro-ruby#39 swallows the 409, so callers cannot tell; gocardless-nodejs#91 parses
+    // its body as the first call's.
     #[tokio::test]
     async fn a_409_to_a_keyed_request_is_a_success_marked_duplicate() {
         let response = answer(ConfirmDuplicateLayer::new(), true, 409, false).await;

@@ -1,9 +1,11 @@
-//! What is known of a request's delivery, and whether it is safe to send again.
+//! What is known about a request's delivery, and whether it is safe to send again.
 //!
-//! An error alone proves nothing: below a retry may stand a redirect, a token fetch, a backup request or another retry, and
-//! the error that comes up is the last exchange's only. So the proof is counted where exchanges are made. The retry opens a
-//! scope for each attempt, [`TrackDelivery`] around the HTTP client counts the exchanges that begin in it and those that
-//! provably never reached the service, and an attempt was never sent if that holds for all of its exchanges.
+//! An error alone proves nothing. A redirect, a token fetch, a backup request or another retry may
+//! stand below a retry, and the error that surfaces belongs to the last exchange only. The proof is
+//! therefore counted where exchanges are made. The retry opens a scope for each attempt.
+//! [`TrackDelivery`], around the HTTP client, counts the exchanges that begin in the scope and
+//! those that provably never reached the service. An attempt was never sent if that holds for all
+//! of its exchanges.
 
 use std::cell::Cell;
 use std::fmt;
@@ -18,15 +20,15 @@ use tower_service::Service;
 
 use super::retry::SafeToRetry;
 
-/// What is known of a request's delivery.
+/// What is known about a request's delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[allow(clippy::exhaustive_enums)]
 pub enum Delivery {
-    /// No byte of the request reached the service: it has certainly not been acted upon.
+    /// No byte of the request reached the service, so it has not been acted upon.
     NeverSent,
     /// The service answered.
     Answered,
-    /// The request may have been acted upon, and no answer came.
+    /// The request may have been acted upon, and there was no answer.
     Unknown,
 }
 
@@ -40,38 +42,40 @@ impl fmt::Display for Delivery {
     }
 }
 
-/// What an error of one exchange proves.
+/// What the error of one exchange proves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Failure {
-    /// Nothing: the request may have been acted upon. A timeout is this, unless it is of the connect.
+    /// Nothing: the request may have been acted upon. This includes timeouts, except those of the
+    /// connect.
     Unknown,
     /// No byte of the request reached the service.
     NeverSent,
-    /// The peer refused the stream before any processing (RFC 9113, section 8.7). It is believed once a call.
+    /// The peer refused the stream before any processing (RFC 9113, section 8.7). Believed once per
+    /// call.
     Refused,
-    /// No byte of the request reached the service, and none will, however often it is tried: a URI that the client cannot
-    /// use, a certificate that it does not trust.
+    /// No byte of the request reached the service, and no further attempt can: the client cannot
+    /// use the URI, or does not trust the certificate.
     Permanent,
 }
 
-/// The exchanges of one attempt, or of all that happens within one.
+/// The exchanges of one attempt, or of everything within one.
 #[derive(Debug, Clone, Copy, Default)]
 struct Tally {
-    /// Exchanges that were begun.
+    /// Exchanges begun.
     begun: u32,
-    /// Of these, how many provably never reached the service.
+    /// Exchanges that provably never reached the service.
     never_sent: u32,
-    /// Of these, how many were refused by the peer.
+    /// Exchanges that the peer refused.
     refused: u32,
-    /// Of these, how many can never succeed.
+    /// Exchanges that can never succeed.
     permanent: u32,
-    /// Attempts of retries below.
+    /// Attempts made by retries below.
     attempts: u32,
 }
 
 impl Tally {
-    /// What was added since `earlier`.
+    /// Returns what was added since `earlier`.
     fn since(self, earlier: Self) -> Self {
         Self {
             begun: self.begun - earlier.begun,
@@ -93,7 +97,7 @@ impl Tally {
     }
 }
 
-/// What the exchanges of an attempt are counted for. Zero is no attempt.
+/// Identifies the attempt that exchanges are counted for. Zero means none.
 type Id = u64;
 
 #[derive(Debug, Clone, Copy)]
@@ -109,14 +113,14 @@ thread_local! {
     static NEXT: Cell<Id> = const { Cell::new(0) };
 }
 
-/// Blocks of ids, so that threads do not contend for one counter.
+/// Threads take ids in blocks, so that they do not contend for one counter.
 static BLOCKS: AtomicU64 = AtomicU64::new(0);
 
 fn next_id() -> Id {
     const BLOCK: u64 = 1 << 32;
     let mut id = NEXT.get();
     if id.is_multiple_of(BLOCK) {
-        // The first of a block is left out, so that none is zero.
+        // The first id of a block is skipped, so that no id is zero.
         id = BLOCKS.fetch_add(BLOCK, Ordering::Relaxed) + 1;
     }
     NEXT.set(id + 1);
@@ -128,7 +132,7 @@ fn next_id() -> Id {
 pub(super) struct Track {
     id: Id,
     tally: Tally,
-    /// How many attempts it was said to be to the scope around it.
+    /// How many attempts were reported to the enclosing scope.
     counted: u32,
 }
 
@@ -141,7 +145,8 @@ impl Track {
         }
     }
 
-    /// Opens the scope of the attempt, until the guard is dropped. To be held whenever the service is called or polled.
+    /// Opens the attempt's scope until the guard is dropped. Hold the guard whenever the service is
+    /// called or polled.
     #[inline]
     pub(super) fn enter(&mut self) -> Entered<'_> {
         let outer = SCOPE.replace(Scope {
@@ -151,12 +156,13 @@ impl Track {
         Entered { outer, track: self }
     }
 
-    /// How many attempts this one was: those of retries below, or one.
+    /// Returns how many attempts this one was: those of retries below, or one.
     pub(super) fn attempts(&self) -> u32 {
         self.tally.attempts.max(1)
     }
 
-    /// What all that happened within the attempt proves. `refused` is whether a refusal was believed before in this call.
+    /// Returns what everything within the attempt proves. `refused` says whether this call has
+    /// believed a refusal before.
     pub(super) fn failure(&self, refused: &mut bool) -> Failure {
         let Tally {
             begun,
@@ -184,7 +190,7 @@ impl Track {
     }
 }
 
-/// The open scope of an attempt.
+/// An attempt's open scope.
 pub(super) struct Entered<'a> {
     outer: Scope,
     track: &'a mut Track,
@@ -194,7 +200,8 @@ impl Drop for Entered<'_> {
     #[inline]
     fn drop(&mut self) {
         let inner = SCOPE.get().tally;
-        // What happened here happened within the attempt around it, too, if this retry stands below another one.
+        // If this retry stands below another one, all of this also happened within the outer
+        // attempt.
         if self.outer.id != 0 {
             let attempts = inner.attempts.max(1);
             let outer = &mut self.outer.tally;
@@ -207,13 +214,13 @@ impl Drop for Entered<'_> {
     }
 }
 
-/// One exchange with a service, told to the retry above.
+/// One exchange with a service, reported to the retry above.
 ///
-/// For HTTP clients that are services of their own: begin an exchange in `Service::call`, and when it fails say what the error
-/// proves. [`TrackDeliveryLayer`] does that around any other client.
+/// For HTTP clients that are services themselves: begin an exchange in `Service::call`, and when it
+/// fails, report what the error proves. [`TrackDeliveryLayer`] does this around any other client.
 ///
-/// An exchange that is begun and of which nothing is proven may have been acted upon. One that is begun outside of an attempt
-/// (as in a spawned task) counts for none, and proves nothing.
+/// An exchange about which nothing is proven may have been acted upon. An exchange begun outside of
+/// an attempt, as in a spawned task, is not counted and proves nothing.
 #[derive(Debug)]
 #[must_use = "an exchange of which nothing is said may have been acted upon"]
 pub struct Exchange {
@@ -232,10 +239,11 @@ impl Exchange {
         Self { id: scope.id }
     }
 
-    /// Says what the exchange's error proves. To be called while the attempt is being polled.
+    /// Reports what the exchange's error proves. Call it while the attempt is being polled.
     pub fn failed(self, failure: Failure) {
         let mut scope = SCOPE.get();
-        // Another attempt's: it may be polled by whoever shares its future, whom it proves nothing.
+        // The exchange belongs to another attempt. Whoever shares its future may be polling it, and
+        // it proves nothing to them.
         if scope.id == 0 || scope.id != self.id {
             return;
         }
@@ -252,7 +260,7 @@ impl Exchange {
     }
 }
 
-/// Says what an error of an HTTP client proves. Any `Fn(&E) -> Failure` does.
+/// Judges what an error of an HTTP client proves. Any `Fn(&E) -> Failure` is a judge.
 pub trait Judge<E> {
     /// Judges the error of one exchange.
     fn judge(&self, error: &E) -> Failure;
@@ -267,16 +275,18 @@ where
     }
 }
 
-/// Tells the retry above which requests never reached the service.
+/// Reports to the retry above which requests never reached the service.
 ///
-/// It stands directly around the HTTP client. Without it a retry takes every error for *may have been acted upon*: it sends
-/// again only what is idempotent, or carries a key, or is said to be safe. With it, a request that was never sent is sent again
-/// whatever its method, and errors tell [`Delivery::NeverSent`].
+/// Place it directly around the HTTP client. Without it a retry assumes that every error *may have
+/// been acted upon* and sends again only what is idempotent, keyed, or declared safe. With it, a
+/// request that was never sent is sent again whatever its method, and errors report
+/// [`Delivery::NeverSent`].
 ///
-/// What stands between it and the retry may send a request more than once, as redirects, backup requests, token fetches and
-/// other retries do: an attempt was never sent only if that is proven for every exchange that was begun for it. What is sent
-/// from a task of its own is not counted, so that nothing is proven of it; a service must not send one and the same request both
-/// from such a task, or from a future that it shares with another call, and directly.
+/// Redirects, backup requests, token fetches and other retries between this layer and the retry may
+/// send a request more than once. An attempt was never sent only if that is proven for every
+/// exchange begun for it. Exchanges in a spawned task are not counted, so nothing is proven about
+/// them. A service must not send the same request both directly and from such a task, or from a
+/// future that it shares with another call.
 ///
 /// ```
 /// use std::io;
@@ -310,7 +320,7 @@ pub struct TrackDeliveryLayer<J> {
 }
 
 impl<J> TrackDeliveryLayer<J> {
-    /// Judges the client's errors by a function.
+    /// Judges the client's errors with a function.
     pub fn new<E>(judge: J) -> Self
     where
         J: Fn(&E) -> Failure,
@@ -336,7 +346,7 @@ impl<S, J: Clone> Layer<S> for TrackDeliveryLayer<J> {
     }
 }
 
-/// Tracks the exchanges of an HTTP client; made by [`TrackDeliveryLayer`].
+/// Tracks the exchanges of an HTTP client. Made by [`TrackDeliveryLayer`].
 #[derive(Clone)]
 pub struct TrackDelivery<S, J> {
     inner: S,
@@ -429,9 +439,11 @@ mod hyper_util;
 #[cfg(feature = "hyper-util")]
 pub use self::hyper_util::{HyperErrors, judge_hyper};
 
-/// Whether a request may be sent again although it may have been acted upon: the one gate that no classifier can bypass.
+/// Whether a request that may have been acted upon may be sent again. No classifier can bypass this
+/// gate.
 ///
-/// It may if its method is idempotent (RFC 9110, section 9.2.2), if it carries an idempotency key, or if its sender says so.
+/// It may if its method is idempotent (RFC 9110, section 9.2.2), if it carries an idempotency key,
+/// or if its sender declares it safe.
 pub(super) fn safe_to_send_again<B>(request: &http::Request<B>, is_keyed: bool) -> bool {
     is_keyed
         || is_idempotent(request.method())
@@ -507,7 +519,7 @@ mod tests {
             });
             assert_eq!(judged, expected, "{failures:?}");
         }
-        // One that is still under way, or was dropped, may have been acted upon.
+        // An exchange in progress or dropped may have been acted upon.
         assert_eq!(
             judged(|| {
                 let _dropped = Exchange::begin();
@@ -563,7 +575,7 @@ mod tests {
             let entered = outer.enter();
             for failure in [Failure::NeverSent, second] {
                 let mut inner = Track::new();
-                // Called and polled: two visits of one attempt.
+                // The call and the poll are two visits to one attempt.
                 let visit = inner.enter();
                 let exchange = Exchange::begin();
                 drop(visit);

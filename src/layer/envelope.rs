@@ -1,8 +1,9 @@
-//! What a stack writes into each attempt of a call, and reads off the last answer.
+//! What the stack writes into each attempt of a call and reads off the last answer.
 //!
-//! [`AegisLayer`](super::AegisLayer) is the header layers, the confirmation and the retry, one around the other. The retry
-//! carries the outer ones out itself, by way of an [`Envelope`]: it opens one for each call, closes it with the answer, and
-//! in between has the names written into each further attempt, so that nothing is looked for or kept twice.
+//! [`AegisLayer`](super::AegisLayer) consists of the header layers, the confirmation and the retry.
+//! The retry does the work of the outer ones through an [`Envelope`]: it opens one for each call,
+//! has it write the names into each further attempt, and closes it with the answer. Nothing is
+//! looked up or kept twice.
 
 use http::{Extensions, HeaderName, HeaderValue, Request, Response, StatusCode};
 
@@ -18,7 +19,7 @@ use super::{
 pub(super) struct Envelope {
     names: Names,
     confirm: ConfirmDuplicateLayer,
-    /// Whether the names are distinct and all layers agree on the key's header.
+    /// Whether the names are distinct and all layers agree on the header for the key.
     is_usual: bool,
 }
 
@@ -31,40 +32,41 @@ pub(super) struct Names {
     pub(super) request_id: SetRequestIdLayer,
 }
 
-/// What an envelope keeps of one call.
+/// What an envelope keeps for one call.
 #[derive(Debug, Default)]
 pub(super) struct Contents {
-    /// Which of the names the request had as it came.
+    /// The names that the request already had.
     own: Own,
     minted: Minted,
     /// Whether the request carries the key that a confirmation needs.
     is_keyed: bool,
-    /// The request as it was sent, if the confirmation looks at it.
+    /// The head of the request as it was sent, if the confirmation needs it.
     head: Option<Box<SentHead>>,
 }
 
-/// What was minted for a call, so that all of its attempts carry the same.
+/// What was minted for a call, so that all of its attempts carry the same values.
 ///
-/// Numbers, as they are loaded in the halves in which they are made; bytes would be loaded as one, and wait for both.
+/// Stored as numbers, which are loaded in the halves in which they were stored. Bytes would be
+/// loaded whole, and the load would wait for both stores.
 #[derive(Debug, Default)]
 struct Minted {
     key: Option<u128>,
     request_id: Option<u128>,
 }
 
-/// Which of the names a request has as it comes.
+/// Which names a request already has when it arrives.
 #[derive(Debug, Clone, Copy, Default)]
 struct Own {
     tenant: bool,
     thread: bool,
     key: bool,
     request_id: bool,
-    /// Whether the key is one, and not blank.
+    /// Whether its key is not blank.
     is_keyed: bool,
 }
 
 impl Envelope {
-    /// The envelope of a retry that finds its keys in `key_header`.
+    /// Makes the envelope of a retry that expects keys in `key_header`.
     pub(super) fn new(
         names: Names,
         confirm: ConfirmDuplicateLayer,
@@ -80,13 +82,13 @@ impl Envelope {
         }
     }
 
-    /// The header that carries the request id.
+    /// Returns the header that carries the request id.
     pub(super) fn request_id_header(&self) -> &HeaderName {
         self.names.request_id.header_name()
     }
 
-    /// Names the request of a call, after each of its headers was given to `keep` as it came. Returns whether it carries a
-    /// key in `key_header`.
+    /// Passes each header of a call's request to `keep` as it arrived, then names the request.
+    /// Returns whether it carries a key in `key_header`.
     #[inline]
     pub(super) fn open<B>(
         &self,
@@ -96,13 +98,13 @@ impl Envelope {
         mut keep: impl FnMut(&HeaderName, &HeaderValue),
     ) -> bool {
         let is_keyed = if self.is_usual {
-            // One look at each header.
+            // Looks at each header once.
             for (name, value) in request.headers() {
                 contents.own.note(&self.names, name, value);
                 keep(name, value);
             }
             let is_written = self.names.fill(request, contents.own, &mut contents.minted);
-            // A key that is written here is never blank.
+            // A key written here is never blank.
             contents.is_keyed = is_written || contents.own.is_keyed;
             contents.is_keyed
         } else {
@@ -129,7 +131,7 @@ impl Envelope {
         carries_key(request.headers(), key_header)
     }
 
-    /// Names a request that is as the first one was as it came.
+    /// Names a request that is the same as the call's first one when it arrived.
     pub(super) fn reopen<B>(&self, contents: &mut Contents, request: &mut Request<B>) {
         if self.is_usual {
             self.names.fill(request, contents.own, &mut contents.minted);
@@ -138,8 +140,8 @@ impl Envelope {
         }
     }
 
-    /// Confirms the answer, if it is one to confirm. `sent` are the extensions of the request, and `earlier` is what is known
-    /// of the attempts before the one that was answered.
+    /// Confirms the answer, if it can be confirmed. `sent` are the extensions of the request, and
+    /// `earlier` is what is known about the attempts before the one that was answered.
     #[inline]
     pub(super) fn close<R>(
         &self,
@@ -151,8 +153,8 @@ impl Envelope {
         if !contents.is_keyed || response.status() != StatusCode::CONFLICT {
             return;
         }
-        // Nobody can have used a key that this call has minted, here or in a layer above, if no earlier attempt can have
-        // reached the service.
+        // If no earlier attempt can have reached the service, nobody can have used a key that was
+        // minted for this call, here or in a layer above.
         let is_minted_here = contents.minted.key.is_some()
             && self.names.key.header_name() == self.confirm.key_header();
         let is_minted = is_minted_here || sent.get::<MintedKey>().is_some();
@@ -163,7 +165,7 @@ impl Envelope {
 }
 
 impl Own {
-    /// Takes note of one header. The first value of a key is the one that counts.
+    /// Records one header. Of several keys, the first counts.
     #[inline]
     fn note(&mut self, names: &Names, name: &HeaderName, value: &HeaderValue) {
         if name == names.key.header_name() && !self.key {
@@ -177,7 +179,7 @@ impl Own {
 }
 
 impl Names {
-    /// Writes what the request does not have, as one layer after the other does.
+    /// Writes the names that the request lacks, as the layers do one after the other.
     fn set<B>(&self, request: &mut Request<B>, minted: &mut Minted) {
         // Only ids are ever minted.
         self.tenant.set(request, &mut None);
@@ -186,8 +188,8 @@ impl Names {
         self.request_id.set(request, &mut minted.request_id);
     }
 
-    /// As [`set`](Self::set), for names that are all different and a request that was looked through before. Returns whether
-    /// the key was written.
+    /// Like [`set`](Self::set), for names that are all different and a request whose headers were
+    /// already looked at. Returns whether the key was written.
     #[inline]
     fn fill<B>(&self, request: &mut Request<B>, own: Own, minted: &mut Minted) -> bool {
         if !own.tenant {
@@ -203,7 +205,8 @@ impl Names {
         keyed
     }
 
-    /// Whether no two of the names share a header. If they do, what one layer writes is what the next one finds.
+    /// Whether no two names share a header. If two do, the second layer finds what the first one
+    /// wrote.
     fn are_distinct(&self) -> bool {
         let all: [&HeaderName; 4] = [
             self.tenant.header_name(),

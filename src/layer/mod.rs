@@ -1,14 +1,16 @@
-//! Tower layers that make a call that must happen once happen once. They need no feature and know no client.
+//! Tower layers that make retries safe. They need no feature and depend on no HTTP client.
 //!
 //! From the outside in, as [`AegisLayer`] stacks them:
 //!
-//! 1. [`SetTenantLayer`], [`SetThreadLayer`], [`SetIdempotencyKeyLayer`], [`SetRequestIdLayer`] write the headers that name
-//!    the call. They stand outside the retry, so that all attempts of one call carry the same values.
-//! 2. [`ConfirmDuplicateLayer`] turns 409 to a request that carried a key into a success. It stands inside the headers,
-//!    as it must see whether a key is sent, and outside the retry, as it judges only the last answer.
+//! 1. [`SetTenantLayer`], [`SetThreadLayer`], [`SetIdempotencyKeyLayer`] and [`SetRequestIdLayer`]
+//!    write the headers that name the call. They stand outside of the retry, so that all attempts
+//!    of a call carry the same values.
+//! 2. [`ConfirmDuplicateLayer`] turns a 409 to a request with a key into a success. It stands
+//!    inside the headers, because it must see the key, and outside of the retry, because it judges
+//!    the last answer only.
 //! 3. [`RetryLayer`] sends again what is safe to send again.
-//! 4. [`TrackDeliveryLayer`], directly around the HTTP client, tells the retry which requests never reached the service. It is
-//!    not part of `AegisLayer`, as it depends on the client.
+//! 4. [`TrackDeliveryLayer`], directly around the HTTP client, reports which requests never reached
+//!    the service. It depends on the client, so it is not part of `AegisLayer`.
 //! 5. The HTTP client.
 //!
 //! ```
@@ -37,7 +39,7 @@
 //!     .service(client);
 //!
 //! let mut request = Request::post("http://localhost/charge").body(Full::default())?;
-//! // A key that names the action. Under a minted one, a 409 to the first attempt is a plain conflict.
+//! // A key that names the action. Under a minted one, a 409 to the first attempt is a conflict.
 //! request.extensions_mut().insert(IdempotencyKey::new("charge-order-42")?);
 //! let response = service.oneshot(request).await?;
 //! assert!(response.status().is_success());
@@ -48,11 +50,12 @@
 //!
 //! # Where other layers go
 //!
-//! - Limits (`tower::limit`, `tower::buffer`, load shedding) go **above** these layers. A concurrency limit below a retry
-//!   can deadlock: the retry waits for a second permit while its caller holds the first on a service that is ready.
-//! - A timeout above bounds the whole call; [`RetryLayer::deadline`] does the same, and tells what is known of the delivery.
-//!   A timeout for each attempt is [`RetryLayer::attempt_timeout`].
-//! - Tracing above sees calls, tracing below sees attempts.
+//! - Limits (`tower::limit`, `tower::buffer`, load shedding) go **above** these layers. A
+//!   concurrency limit below a retry can deadlock: the retry waits for a second permit while its
+//!   caller holds the first one in a service that is ready.
+//! - A timeout above bounds the whole call. [`RetryLayer::deadline`] does the same and also reports
+//!   what is known about the delivery. [`RetryLayer::attempt_timeout`] bounds each attempt.
+//! - Tracing above sees calls. Tracing below sees attempts.
 
 mod aegis;
 mod confirm;
@@ -86,7 +89,7 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
 use tokio::time::Instant;
 
-/// The head of a request, as far as a rule may look at it.
+/// The head of a request, for predicates and classifiers.
 #[derive(Clone, Copy)]
 #[non_exhaustive]
 pub struct RequestHead<'a> {
@@ -98,7 +101,7 @@ pub struct RequestHead<'a> {
     pub headers: &'a HeaderMap,
 }
 
-/// The head of a response, as far as a rule may look at it.
+/// The head of a response, for predicates and classifiers.
 #[derive(Clone, Copy)]
 #[non_exhaustive]
 pub struct ResponseHead<'a> {
@@ -108,7 +111,7 @@ pub struct ResponseHead<'a> {
     pub headers: &'a HeaderMap,
 }
 
-/// A URI as it may be logged: without user, password and query.
+/// A URI in the form that may be logged: without user, password and query.
 struct Shown<'a>(&'a Uri);
 
 impl fmt::Debug for Shown<'_> {
@@ -125,7 +128,7 @@ impl fmt::Debug for Shown<'_> {
 
 impl fmt::Debug for RequestHead<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Without the headers, as for responses: not each that is a secret is marked as one.
+        // Headers are left out, as for responses: not every secret one is marked sensitive.
         f.debug_struct("RequestHead")
             .field("method", self.method)
             .field("uri", &Shown(self.uri))
@@ -150,16 +153,17 @@ impl<'a> ResponseHead<'a> {
         }
     }
 
-    /// Reads `Retry-After` (RFC 9110, section 10.2.3): seconds, a fraction of which is read too, or a date, which if past means
-    /// now. `None` if there is none, or a malformed one.
+    /// Reads `Retry-After` (RFC 9110, section 10.2.3): seconds, with an optional fraction, or a
+    /// date. A date in the past means now. Returns `None` if the header is missing or malformed.
     pub fn retry_after(&self) -> Option<Duration> {
         retry::retry_after(self.headers)
     }
 }
 
-/// Returns when `limit` from now is over; `None`, which is never, if that is beyond what clocks and their timers can hold.
+/// Returns the instant `limit` from now, or `None`, meaning never, if clocks and timers cannot
+/// represent it.
 pub(crate) fn after(limit: Duration) -> Option<Instant> {
-    // Timers round up, so that the last instant of a clock is one too many for them. Nobody waits for a century.
+    // Timers round up, so a clock's last instant is out of their range. Nobody waits for a century.
     const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
     if limit > LONGEST {
         return None;
@@ -167,7 +171,7 @@ pub(crate) fn after(limit: Duration) -> Option<Instant> {
     Instant::now().checked_add(limit)
 }
 
-/// Returns a header's first value. Comparing a name with a few others takes less time than hashing it.
+/// Returns a header's first value. Comparing the name with a few others is faster than hashing it.
 fn first_value<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderValue> {
     if headers.len() > 16 {
         return headers.get(name);
@@ -178,8 +182,8 @@ fn first_value<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a Head
         .map(|(_, value)| value)
 }
 
-/// Whether a key is blank, which is as good as none. So is one that begins as a quoted string and does not end as one: a
-/// server that follows the IETF draft refuses it.
+/// Whether a key is blank, which counts as no key. A key that begins as a quoted string but does
+/// not end as one counts as blank too: a server that follows the IETF draft refuses it.
 fn is_blank(key: &HeaderValue) -> bool {
     let key = key.as_bytes().trim_ascii();
     match key.strip_prefix(b"\"") {
@@ -190,7 +194,7 @@ fn is_blank(key: &HeaderValue) -> bool {
     }
 }
 
-/// Whether `headers` hold an idempotency key.
+/// Whether `headers` contain an idempotency key.
 fn carries_key(headers: &HeaderMap, key_header: &HeaderName) -> bool {
     first_value(headers, key_header).is_some_and(|key| !is_blank(key))
 }

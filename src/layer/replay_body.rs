@@ -1,4 +1,4 @@
-//! Bodies that can be sent again: those that clone, and any other within a cap.
+//! Bodies that can be sent again: those that clone, and any other up to a cap.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -14,16 +14,17 @@ use tower_service::Service;
 
 use crate::protocol::BoxError;
 
-/// A request body of which another copy can be sent.
+/// A request body that can be copied for another attempt.
 ///
-/// Every `Clone` body is one. A body that streams becomes one by [`ReplayBodyLayer`].
+/// Every `Clone` body is one. [`ReplayBodyLayer`] makes one of a body that streams.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be sent again, as it does not clone",
     note = "a body that is at hand can be a `http_body_util::Full<Bytes>`",
     note = "for one that streams put a `ReplayBodyLayer` above the retry, so that it becomes a `ReplayBody`"
 )]
 pub trait Replay: Sized {
-    /// Returns a copy that sends the same bytes from the start, or `None` if there can be none (any more).
+    /// Returns a copy that sends the same bytes from the start, or `None` if that is not possible,
+    /// or no longer.
     fn replay(&self) -> Option<Self>;
 }
 
@@ -33,15 +34,16 @@ impl<B: Clone> Replay for B {
     }
 }
 
-/// Makes streaming request bodies replayable, up to a cap: 64 KiB by default.
+/// Makes streaming request bodies replayable, up to a cap of 64 KiB by default.
 ///
-/// It stands above [`RetryLayer`](super::RetryLayer), and the client below takes [`ReplayBody`]. A body that turns out longer
-/// than the cap is streamed on to its end, and its request is not retried.
+/// Place it above [`RetryLayer`](super::RetryLayer); the client below receives [`ReplayBody`]. A
+/// body longer than the cap is streamed to its end, and its request is not retried.
 ///
-/// On HTTP/2, many uploads at once whose answers come early (503 before the body was read) may end in broken pipes: the rest of
-/// their bodies is still on its way to streams that the server has closed, and some servers (those on h2 among them) then close the
-/// whole connection with `GOAWAY` and `ENHANCE_YOUR_CALM` for too many small frames. What became of the other requests on it is
-/// unknown, so that only those that are safe to send again are. Larger chunks help.
+/// On HTTP/2, many simultaneous uploads that are answered early (503 before the body was read) may
+/// end in broken pipes. The rest of their bodies is still being sent to streams that the server has
+/// closed. Some servers, among them those on h2, then close the whole connection with `GOAWAY` and
+/// `ENHANCE_YOUR_CALM`, because of too many small frames. What became of the connection's other
+/// requests is unknown, so only those that are safe are sent again. Larger chunks help.
 ///
 /// ```
 /// use aegis_hitl::layer::{Backoff, ReplayBody, ReplayBodyLayer, RetryLayer};
@@ -65,7 +67,8 @@ impl<B: Clone> Replay for B {
 ///             let mut seen = seen.lock().map_err(|_| "poisoned")?;
 ///             *seen += 1;
 ///             let status = if *seen == 1 { 503 } else { 200 };
-///             Ok::<_, &str>(Response::builder().status(status).body(Empty::<Bytes>::new()).unwrap())
+///             let response = Response::builder().status(status);
+///             Ok::<_, &str>(response.body(Empty::<Bytes>::new()).unwrap())
 ///         }
 ///     }
 /// }));
@@ -116,7 +119,7 @@ impl<S> Layer<S> for ReplayBodyLayer {
     }
 }
 
-/// Makes request bodies replayable; made by [`ReplayBodyLayer`].
+/// Makes request bodies replayable. Made by [`ReplayBodyLayer`].
 #[derive(Debug, Clone)]
 pub struct ReplayBodies<S> {
     inner: S,
@@ -162,22 +165,23 @@ where
 
 /// A body that keeps what was sent of it, up to a cap, so that it can be sent again from the start.
 ///
-/// A copy sends the whole body, byte for byte, or fails. Copies are numbered as they are made. One that is read takes over from
-/// all that were made before it; these then end with an error, as they would otherwise take bytes that the later one needs. A copy
-/// that was made in time, but is read only when the body has passed the cap or its source has failed, ends with an error, too.
+/// A copy sends the whole body, byte for byte, or fails. Copies are numbered in the order in which
+/// they are made. Reading one supersedes all earlier ones, which then end with an error, because
+/// they would take bytes that the later one needs. A copy that is first read after the body has
+/// passed the cap, or after its source has failed, also ends with an error.
 pub struct ReplayBody<B> {
     shared: Arc<Mutex<Shared<B>>>,
     at: Position,
 }
 
-/// Which copy it is, and how far it was sent.
+/// Which copy this is, and how much of it was sent.
 #[derive(Debug)]
 struct Position {
     /// The copy's number; the original is 0.
     number: u64,
-    /// How many bytes it has sent.
+    /// Bytes sent.
     sent: u64,
-    /// Whether it has sent the trailers.
+    /// Whether the trailers were sent.
     sent_trailers: bool,
 }
 
@@ -190,12 +194,12 @@ impl Position {
         }
     }
 
-    /// Whether all that was read of the source is sent.
+    /// Whether everything read from the source was sent.
     fn is_level_with<B>(&self, shared: &Shared<B>) -> bool {
         self.sent == shared.read && self.sent_trailers == shared.read_trailers
     }
 
-    /// Why the copy cannot be sent to its end, if that is known already.
+    /// Returns why the copy cannot be sent completely, if that is already known.
     fn fault<B>(&self, shared: &Shared<B>) -> Option<Fault> {
         if self.number < shared.reader {
             Some(Fault::Superseded)
@@ -209,32 +213,34 @@ impl Position {
     }
 }
 
-/// What all copies share.
+/// The state that all copies share.
 struct Shared<B> {
     source: Source<B>,
-    /// What was read of the source so far; empty once it is too long to be kept.
+    /// What was read from the source so far. Empty once the body is too long to keep.
     kept: Vec<u8>,
     trailers: Option<HeaderMap>,
-    /// How much more may be kept; `None` once it is too long, or its source failed.
+    /// How many more bytes may be kept. `None` once the body is too long or its source has failed.
     room: Option<usize>,
-    /// How many bytes were read of the source.
+    /// Bytes read from the source.
     read: u64,
-    /// Whether trailers were read of the source.
+    /// Whether trailers were read from the source.
     read_trailers: bool,
-    /// How long the source said at first that it is.
+    /// The length that the source announced at first.
     announced: SizeHint,
-    /// How many copies were made, the original included.
+    /// How many copies exist, including the original.
     copies: u64,
-    /// The latest copy that was read from.
+    /// The latest copy that was read.
     reader: u64,
-    /// Who waits for the source.
+    /// The task that waits for the source.
     waker: Option<Waker>,
 }
 
-/// Trailers end a body. One that goes on is no body of HTTP, and could not be sent again as it was.
+/// Trailers end a body. One that continues is not a valid HTTP body and could not be replayed as it
+/// was.
 const AFTER_TRAILERS: &str = "the body goes on after its trailers";
 
-/// The first attempt, which trusts the length, would send another part of it than a later one, which has seen the end.
+/// The first attempt trusts the announced length. A later one has seen the real end, so the two
+/// would send different bodies.
 const OTHER_LENGTH: &str = "the body is not as long as it says";
 
 enum Source<B> {
@@ -244,7 +250,7 @@ enum Source<B> {
 }
 
 impl<B: Body> ReplayBody<B> {
-    /// Keeps up to `max_bytes` of `body`, trailers included.
+    /// Keeps up to `max_bytes` of `body`, including trailers.
     pub fn new(body: B, max_bytes: usize) -> Self {
         let announced = body.size_hint();
         let least = usize::try_from(announced.lower()).unwrap_or(usize::MAX);
@@ -273,7 +279,7 @@ impl<B> ReplayBody<B> {
     }
 }
 
-// Not `Clone`: whether there can be another copy is only known when it is asked for.
+// Not `Clone`: whether another copy is possible is only known when one is needed.
 impl<B> Replay for ReplayBody<B> {
     fn replay(&self) -> Option<Self> {
         let mut shared = self.lock();
@@ -288,11 +294,12 @@ impl<B> Replay for ReplayBody<B> {
 }
 
 impl<B> Shared<B> {
-    /// Keeps a piece, if there is room. It is copied, as a small slice may hold a large buffer.
+    /// Keeps a piece, if there is room. The bytes are copied, because a small slice may hold on to
+    /// a large buffer.
     fn keep(&mut self, data: &[u8]) {
         let most = self.kept.len() + self.room.unwrap_or_default();
         if self.make_room(data.len()) {
-            // Doubled as a vector does, but never beyond what may be kept.
+            // Doubles like a vector, but never beyond the cap.
             let needed = self.kept.len() + data.len();
             if needed > self.kept.capacity() {
                 let capacity = needed.max(most.min(self.kept.capacity() * 2));
@@ -302,7 +309,7 @@ impl<B> Shared<B> {
         }
     }
 
-    /// Makes room, or gives up keeping.
+    /// Makes room, or stops keeping the body.
     fn make_room(&mut self, length: usize) -> bool {
         self.room = self.room.and_then(|room| room.checked_sub(length));
         if self.room.is_none() {
@@ -312,7 +319,7 @@ impl<B> Shared<B> {
         self.room.is_some()
     }
 
-    /// Ends it with an error of its source. What was kept is not the whole body, and never will be.
+    /// Ends the body with an error from its source. What was kept will never be the whole body.
     fn fail(&mut self, error: BoxError) -> ReplayBodyError {
         self.source = Source::Failed;
         self.room = None;
@@ -326,7 +333,7 @@ impl<B> Shared<B>
 where
     B: Body<Error: Into<BoxError>>,
 {
-    /// Reads the next frame of the source, and keeps it if there is room.
+    /// Reads the source's next frame and keeps it if there is room.
     fn poll_source(
         &mut self,
         cx: &mut Context<'_>,
@@ -354,7 +361,8 @@ where
         Poll::Ready(Some(match frame.into_data() {
             Ok(mut data) => {
                 let data = data.copy_to_bytes(data.remaining());
-                // An empty frame is passed on, and takes no room: there may be any number of them.
+                // An empty frame passes through and takes no room: a body may have any number of
+                // them.
                 if self.read_trailers && !data.is_empty() {
                     return Poll::Ready(Some(Err(self.fail(AFTER_TRAILERS.into()))));
                 }
@@ -380,7 +388,7 @@ where
                     self.read_trailers = true;
                     Ok(Frame::trailers(trailers))
                 }
-                // To leave out what cannot be kept would be to send another body.
+                // Leaving out what cannot be kept would send another body.
                 Err(_) => Err(self.fail("the body has a frame of an unknown kind".into())),
             },
         }))
@@ -402,7 +410,8 @@ where
         let mut shared = this.shared.lock().unwrap_or_else(PoisonError::into_inner);
         if this.at.number > shared.reader {
             shared.reader = this.at.number;
-            // An earlier copy that waits learns that it is superseded. Woken without the lock, as it may be polled at once.
+            // Tells an earlier, waiting copy that it is superseded. The lock is released first,
+            // because the waker may poll at once.
             if let Some(earlier) = shared.waker.take() {
                 drop(shared);
                 earlier.wake();
@@ -436,7 +445,7 @@ where
             Source::Ended => true,
             Source::Failed => false,
         };
-        // A copy that cannot be sent to its end has to be read for its error.
+        // A copy that cannot be sent completely must be read to obtain its error.
         ended && self.at.fault(&shared).is_none() && self.at.is_level_with(&shared)
     }
 
@@ -488,12 +497,14 @@ impl ReplayBodyError {
         matches!(self.0, Fault::Superseded)
     }
 
-    /// Whether the body turned out longer than what is kept of it, so that this attempt cannot send it from the start.
+    /// Whether the body turned out to be longer than the cap, so this attempt cannot send it from
+    /// the start.
     pub fn is_too_long(&self) -> bool {
         matches!(self.0, Fault::TooLong)
     }
 
-    /// Returns the source's own error, or `None` if it failed for another reason, or in an earlier attempt.
+    /// Returns the source's own error, or `None` if the body failed for another reason or in an
+    /// earlier attempt.
     pub fn into_inner(self) -> Option<BoxError> {
         match self.0 {
             Fault::Source(error) => Some(error),
@@ -532,7 +543,7 @@ mod tests {
 
     use super::*;
 
-    /// A body of chunks that come when they are sent, and does not clone.
+    /// A body whose chunks come from a channel. It does not clone.
     struct Chunks {
         chunks: mpsc::UnboundedReceiver<Result<Frame<Bytes>, &'static str>>,
         length: Option<u64>,
@@ -701,14 +712,14 @@ mod tests {
         !body.is_end_stream() && (hint.lower(), hint.upper()) == (0, None)
     }
 
-    // linkerd errors, too. The tail alone was sent as if it were the whole.
+    // linkerd also returns an error. The tail alone used to be sent as if it were the whole.
     #[tokio::test]
     async fn a_copy_that_is_read_after_the_cap_was_passed_is_an_error() {
         for read in ["123", "1"] {
             let (sender, mut first) = body(5);
             sender.send(data(read)).unwrap();
             first.frame().await.unwrap().unwrap();
-            // In time, as before a drain and a wait.
+            // Made in time, as before a drain and a wait.
             let copy = first.replay().unwrap();
             sender.send(data("45678")).unwrap();
             sender.send(data("tail")).unwrap();
@@ -730,7 +741,7 @@ mod tests {
         drop(sender);
         first.frame().await.unwrap().unwrap();
         first.frame().await.unwrap().unwrap_err();
-        // Nor does the copy that failed end well afterwards.
+        // The failed copy does not end successfully afterwards either.
         assert!(first.frame().await.unwrap().is_err());
         assert!(is_unknown(&copy));
         let error = copy.collect().await.unwrap_err();
@@ -738,7 +749,8 @@ mod tests {
         assert!(error.into_inner().is_none());
     }
 
-    // Numbered by its first poll, an attempt that was given up took the source from the one after it.
+    // Copies used to be numbered by their first poll, and an abandoned attempt then took the source
+    // from its successor.
     #[tokio::test]
     async fn a_copy_that_is_read_late_takes_nothing_from_a_later_one() {
         let (sender, first) = body(5);
@@ -817,7 +829,7 @@ mod tests {
 
         #[derive(Debug, Clone)]
         enum Step {
-            /// The source brings this many bytes, or none.
+            /// The source yields this many bytes, or none.
             Bring(usize),
             Fail,
             End,
@@ -840,7 +852,8 @@ mod tests {
         proptest! {
             #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
 
-            // Whatever is abandoned, read late, cut short or too long: a copy that ends well has sent the whole body.
+            // A copy that ends successfully has sent the whole body, whichever copies are
+            // abandoned, read late, cut short or too long.
             #[test]
             fn a_copy_is_byte_exact_or_an_error(
                 cap in 0..12_usize,

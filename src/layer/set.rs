@@ -1,6 +1,7 @@
-//! Layers that write the headers which name a call: tenant, thread, idempotency key, request id.
+//! Layers that set the headers that name a call: tenant, thread, idempotency key, request id.
 //!
-//! Each writes one header, once a call. The request's own header wins, then its typed extension, then the layer's value.
+//! Each sets one header, once per call. The request's own header wins over its typed extension, and
+//! that over the layer's value.
 
 use std::task::{Context, Poll};
 
@@ -15,24 +16,24 @@ use crate::protocol::{
     X_REQUEST_ID, uuid_value,
 };
 
-/// Where a layer's own value comes from.
+/// The source of a layer's own value.
 #[derive(Debug, Clone)]
 enum Source {
-    /// Only the request and its extension are asked.
+    /// None: only the request's header and extension count.
     Absent,
-    /// Every call gets this value.
+    /// The same value for every call.
     Given(HeaderValue),
-    /// Every call gets a new UUIDv4.
+    /// A new UUIDv4 for every call.
     Minted { sensitive: bool },
 }
 
 #[derive(Debug, Clone)]
 struct Setting {
     header: HeaderName,
-    /// Whether that is another header than the layer's own.
+    /// Whether `header` differs from the layer's usual one.
     renamed: bool,
     source: Source,
-    /// How a value that is no header yet is written.
+    /// Whether a value that is not a header yet is written as a quoted string.
     quoted: bool,
 }
 
@@ -46,13 +47,13 @@ impl Setting {
         }
     }
 
-    /// Whether it is a key that is minted. Only keys are minted as secrets.
+    /// Whether this mints keys. Only keys are minted as secrets.
     fn mints_keys(&self) -> bool {
         matches!(self.source, Source::Minted { sensitive: true })
     }
 
-    /// Writes the header of a request that has none, and returns whether there was a value for it. An id that is minted is
-    /// noted in `minted`, and one that was noted before is written again.
+    /// Sets the header on a request that lacks it. Returns whether there was a value. A minted id
+    /// is stored in `minted`; an id stored there before is written again.
     #[inline(always)]
     fn fill(
         &self,
@@ -61,7 +62,8 @@ impl Setting {
         minted: &mut Option<u128>,
         usual: HeaderName,
     ) -> bool {
-        // Each value goes from where it is made into the map: to gather them in a variable costs a move for each.
+        // Each value goes straight into the map. Collecting them in a variable would cost a move
+        // for each.
         match (extension, &self.source) {
             (Some(value), _) => self.write(headers, usual, value),
             (None, Source::Given(value)) => self.write(headers, usual, value.clone()),
@@ -83,19 +85,19 @@ impl Setting {
 
     #[inline(always)]
     fn write(&self, headers: &mut HeaderMap, usual: HeaderName, value: HeaderValue) -> bool {
-        // Fails only on a map that is full (32768 headers). The header then stays away, and what comes after sees a request
-        // without it.
+        // Fails only if the map is full (32,768 headers). The header is then missing, and the
+        // layers below see a request without it.
         let written = if self.renamed {
             headers.try_insert(self.header.clone(), value)
         } else {
-            // A constant costs no reference count.
+            // A constant has no reference count to update.
             headers.try_insert(usual, value)
         };
         written.is_ok()
     }
 }
 
-/// In a request's extensions: its key was minted for this very call, so that nobody can have used it before.
+/// In a request's extensions: the key was minted for this call, so nobody can have used it before.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct MintedKey;
 
@@ -113,19 +115,19 @@ macro_rules! set_header {
         }
 
         impl $layer {
-            /// The header that is written.
+            /// Returns the header that is set.
             pub(super) fn header_name(&self) -> &HeaderName {
                 &self.setting.header
             }
 
-            /// Writes the header, unless the request has its own or there is no value.
+            /// Sets the header, unless the request has its own or there is no value.
             pub(super) fn set<B>(&self, request: &mut Request<B>, minted: &mut Option<u128>) {
                 if first_value(request.headers(), &self.setting.header).is_none() {
                     self.fill(request, minted);
                 }
             }
 
-            /// Writes the header of a request that has none. Returns whether there was a value.
+            /// Sets the header on a request that lacks it. Returns whether there was a value.
             #[inline]
             pub(super) fn fill<B>(
                 &self,
@@ -201,7 +203,8 @@ macro_rules! set_header {
     };
 }
 
-/// Sets `Tenant-Id`: the request's own header wins, then a [`TenantId`] in its extensions, then the layer's.
+/// Sets `Tenant-Id`. The request's own header wins, then a [`TenantId`] in its extensions, then the
+/// layer's value.
 ///
 /// ```
 /// use aegis_hitl::TenantId;
@@ -228,14 +231,15 @@ pub struct SetTenantLayer {
 }
 
 impl SetTenantLayer {
-    /// Gives `tenant` to every request that names none itself.
+    /// Sets `tenant` on every request that names none.
     pub fn new(tenant: TenantId) -> Self {
         Self {
             setting: Setting::new(TENANT_ID, Source::Given(tenant.header_value())),
         }
     }
 
-    /// Gives only the [`TenantId`] in a request's extensions, and nothing to a request without one.
+    /// Takes the tenant only from a [`TenantId`] in the request's extensions. A request without one
+    /// is left alone.
     pub fn from_extension() -> Self {
         Self {
             setting: Setting::new(TENANT_ID, Source::Absent),
@@ -252,7 +256,8 @@ set_header!(
     |id, _| { id.header_value() }
 );
 
-/// Sets `Thread-Id`: the request's own header wins, then a [`ThreadId`] in its extensions, then the layer's.
+/// Sets `Thread-Id`. The request's own header wins, then a [`ThreadId`] in its extensions, then the
+/// layer's value.
 ///
 /// ```
 /// use aegis_hitl::layer::SetThreadLayer;
@@ -282,14 +287,15 @@ pub struct SetThreadLayer {
 }
 
 impl SetThreadLayer {
-    /// Gives `thread` to every request that names none itself.
+    /// Sets `thread` on every request that names none.
     pub fn new(thread: ThreadId) -> Self {
         Self {
             setting: Setting::new(THREAD_ID, Source::Given(thread.header_value())),
         }
     }
 
-    /// Gives only the [`ThreadId`] in a request's extensions, and nothing to a request without one.
+    /// Takes the thread only from a [`ThreadId`] in the request's extensions. A request without one
+    /// is left alone.
     pub fn from_extension() -> Self {
         Self {
             setting: Setting::new(THREAD_ID, Source::Absent),
@@ -306,13 +312,16 @@ set_header!(
     |id, _| { id.header_value() }
 );
 
-/// Sets `Idempotency-Key`: the request's own header wins, then an [`IdempotencyKey`] in its extensions, then a minted one.
+/// Sets `Idempotency-Key`. The request's own header wins, then an [`IdempotencyKey`] in its
+/// extensions, then a minted key.
 ///
-/// A minted key makes the attempts of one call the same call; it cannot make two calls the same. Where an agent may crash
-/// and ask again, give each request a key that it can derive again ([`IdempotencyKey::derive`]).
+/// A minted key makes the attempts of one call the same call. It cannot make two calls the same. An
+/// agent that may crash and ask again needs a key that it can derive again
+/// ([`IdempotencyKey::derive`]).
 ///
-/// A server that finds a key in another header than `Idempotency-Key` needs [`header`](Self::header) here and
-/// `idempotency_header` on the retry and the confirm layer; [`AegisLayer`](super::AegisLayer) sets all three.
+/// A server that expects the key in another header needs [`header`](Self::header) here and
+/// `idempotency_header` on the retry and confirmation layers. [`AegisLayer`](super::AegisLayer)
+/// sets all three.
 ///
 /// ```
 /// use aegis_hitl::IdempotencyKey;
@@ -323,7 +332,8 @@ set_header!(
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let echo = service_fn(|request: Request<()>| async move {
-///     Ok::<_, std::convert::Infallible>(Response::new(request.headers().get("idempotency-key").cloned()))
+///     let key = request.headers().get("idempotency-key").cloned();
+///     Ok::<_, std::convert::Infallible>(Response::new(key))
 /// });
 /// let service = SetIdempotencyKeyLayer::from_extension().layer(echo);
 ///
@@ -340,26 +350,30 @@ pub struct SetIdempotencyKeyLayer {
 }
 
 impl SetIdempotencyKeyLayer {
-    /// Mints a key for every request that has none.
+    /// Mints a key for every request without one.
     ///
-    /// Nobody can have used the key before, so that a 409 to the first attempt is a plain conflict. That the key was minted is
-    /// noted in the request's extensions, for [`ConfirmDuplicateLayer`](super::ConfirmDuplicateLayer) below.
+    /// Nobody can have used the key before, so a 409 to the first attempt is a plain conflict. The
+    /// request's extensions record that the key was minted, for
+    /// [`ConfirmDuplicateLayer`](super::ConfirmDuplicateLayer) below.
     ///
-    /// This turns a POST that could be sent only once into one that may be sent again: use it where the server deduplicates.
+    /// This makes a POST retryable that could otherwise be sent only once. Use it where the server
+    /// deduplicates.
     pub fn mint() -> Self {
         Self {
             setting: Setting::new(IDEMPOTENCY_KEY, Source::Minted { sensitive: true }),
         }
     }
 
-    /// Gives only the [`IdempotencyKey`] in a request's extensions, and nothing to a request without one.
+    /// Takes the key only from an [`IdempotencyKey`] in the request's extensions. A request without
+    /// one is left alone.
     pub fn from_extension() -> Self {
         Self {
             setting: Setting::new(IDEMPOTENCY_KEY, Source::Absent),
         }
     }
 
-    /// Sends the quoted string of the [IETF draft] in place of the bare key. A request's own header stays as it is.
+    /// Sends the [IETF draft]'s quoted string instead of the bare key. A request's own header stays
+    /// as it is.
     ///
     /// [IETF draft]: https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/
     #[must_use]
@@ -382,7 +396,8 @@ set_header!(
     }
 );
 
-/// Sets `X-Request-Id`: the request's own header wins, then a [`RequestId`] in its extensions, then a minted one.
+/// Sets `X-Request-Id`. The request's own header wins, then a [`RequestId`] in its extensions, then
+/// a minted id.
 ///
 /// ```
 /// use aegis_hitl::RequestId;
@@ -407,14 +422,15 @@ pub struct SetRequestIdLayer {
 }
 
 impl SetRequestIdLayer {
-    /// Mints an id, a UUIDv4, for every request that has none.
+    /// Mints an id, a UUIDv4, for every request without one.
     pub fn mint() -> Self {
         Self {
             setting: Setting::new(X_REQUEST_ID, Source::Minted { sensitive: false }),
         }
     }
 
-    /// Gives only the [`RequestId`] in a request's extensions, and nothing to a request without one.
+    /// Takes the id only from a [`RequestId`] in the request's extensions. A request without one is
+    /// left alone.
     pub fn from_extension() -> Self {
         Self {
             setting: Setting::new(X_REQUEST_ID, Source::Absent),

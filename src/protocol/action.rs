@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 
 use super::{Escaped, IdempotencyKey, RequestId, TenantId, ThreadId};
 
-/// A name that is none of a closed set, such as `"aprove"` where `approve` or `reject` is due.
+/// A name outside of a closed set, such as `"aprove"` instead of `approve` or `reject`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnknownName {
     what: &'static str,
@@ -33,8 +33,8 @@ impl fmt::Display for UnknownName {
 
 impl std::error::Error for UnknownName {}
 
-/// An enum whose variants are words on the wire. With `other`, it reads words that it does not know; only what this version knows
-/// can be parsed from text, as from an option or a query.
+/// Defines an enum whose variants are words on the wire. With `other`, deserializing accepts
+/// unknown words. Parsing from text, as from an option or a query, never does.
 macro_rules! words {
     ($type:ident, $what:literal, $allowed:literal, { $($variant:ident => $word:literal),+ $(,)? } $(, other: $other:ident)?) => {
         impl $type {
@@ -72,7 +72,7 @@ macro_rules! words {
 
         impl<'de> Deserialize<'de> for $type {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                // Any value, as one that is no word is not known either.
+                // Any JSON value: one that is not a string is an unknown word too.
                 let name = Value::deserialize(deserializer)?;
                 let known = name.as_str().unwrap_or_default().parse();
                 $(let known = known.or(Ok::<_, UnknownName>(Self::$other));)?
@@ -82,12 +82,12 @@ macro_rules! words {
     };
 }
 
-/// What a reviewer says of an action.
+/// A reviewer's decision on an action.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Decision {
-    /// The agent may go on: `approve`.
+    /// The agent may proceed: `approve`.
     Approve,
-    /// The agent may not: `reject`.
+    /// The agent may not proceed: `reject`.
     Reject,
 }
 
@@ -104,17 +104,18 @@ impl Decision {
     }
 }
 
-/// Where an action stands.
+/// The state of an action.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Status {
-    /// Submitted, and no decision yet: `PENDING`.
+    /// Submitted, without a decision yet: `PENDING`.
     Pending,
-    /// A decision is recorded, durably: `COMMITTED`.
+    /// A decision is recorded durably: `COMMITTED`.
     Committed,
-    /// Approved, but carrying it out failed or its outcome is unknown; it may be decided again: `FAILED`.
+    /// Approved, but the execution failed or its outcome is unknown: `FAILED`. It may be decided
+    /// again.
     Failed,
-    /// A word that this version does not know, in the answer of another server.
+    /// A word from another server that this version does not know.
     Other,
 }
 
@@ -124,7 +125,7 @@ words!(Status, "status", "'PENDING', 'COMMITTED' and 'FAILED'", {
     Failed => "FAILED",
 }, other: Other);
 
-/// How far an approved action was carried out.
+/// How far the execution of an approved action has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Execution {
@@ -136,7 +137,7 @@ pub enum Execution {
     Failed,
     /// The claim's lease ended with no report: `unknown`.
     Unknown,
-    /// A word that this version does not know, in the answer of another server.
+    /// A word from another server that this version does not know.
     Other,
 }
 
@@ -147,9 +148,9 @@ words!(Execution, "execution", "'claimed', 'completed', 'failed' and 'unknown'",
     Unknown => "unknown",
 }, other: Other);
 
-/// A JSON object, kept as the text that was sent: what the action is about.
+/// What the action is about: a JSON object, kept as the text that was sent.
 ///
-/// Its `Debug` form does not show it.
+/// `Debug` does not show it.
 #[derive(Clone, Serialize)]
 #[serde(transparent)]
 pub struct Payload(Box<RawValue>);
@@ -167,11 +168,11 @@ impl fmt::Debug for Payload {
 }
 
 impl Payload {
-    /// Serializes `value`, which must become a JSON object.
+    /// Serializes `value` into a JSON object.
     ///
     /// # Errors
     ///
-    /// If `value` cannot be serialized, or becomes anything but an object.
+    /// If `value` cannot be serialized, or does not become an object.
     pub fn new<T: Serialize + ?Sized>(value: &T) -> Result<Self, serde_json::Error> {
         Self::object(serde_json::value::to_raw_value(value)?)
     }
@@ -182,11 +183,11 @@ impl Payload {
         Box::<str>::from(self.0).into_boxed_bytes().into()
     }
 
-    /// Parses JSON text, which must be an object.
+    /// Parses a JSON object from text.
     ///
     /// # Errors
     ///
-    /// If `text` is not JSON, or is anything but an object.
+    /// If `text` is not JSON, or not an object.
     pub fn from_json(text: &str) -> Result<Self, serde_json::Error> {
         Self::object(serde_json::from_str(text.trim())?)
     }
@@ -224,43 +225,43 @@ impl Eq for Payload {}
 
 /// An action as the server has it on record.
 ///
-/// Its identity is tenant, thread and idempotency key. A status answer to a caller without credentials leaves out
-/// everything but the id, the state and the times. Its `Debug` form shows neither payload nor comment.
+/// Its identity is tenant, thread and idempotency key. The status shown to a caller without
+/// credentials has only the id, the state and the times. `Debug` shows neither payload nor comment.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Action {
-    /// The server's id of the action.
+    /// The server's id for the action.
     pub request_id: RequestId,
-    /// Whose action it is.
+    /// The tenant that the action belongs to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tenant_id: Option<TenantId>,
     /// The conversation or agent run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub thread_id: Option<ThreadId>,
-    /// The key under which it was asked for.
+    /// The idempotency key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idempotency_key: Option<IdempotencyKey>,
-    /// Where it stands.
+    /// The state.
     pub status: Status,
-    /// The decision on record. A word that this version does not know is `None`.
+    /// The decision on record. An unknown word reads as `None`.
     #[serde(default, deserialize_with = "known_decision")]
     pub decision: Option<Decision>,
-    /// How far it was carried out.
+    /// How far the execution has come.
     #[serde(default)]
     pub execution: Option<Execution>,
-    /// When the server first heard of it.
+    /// When the server first recorded the action.
     #[serde(default, with = "rfc3339", skip_serializing_if = "Option::is_none")]
     pub created_at: Option<SystemTime>,
     /// When the decision was recorded.
     #[serde(default, with = "rfc3339")]
     pub decided_at: Option<SystemTime>,
-    /// Whether this answer repeats one that was recorded for the same call.
+    /// Whether this answer repeats the one recorded for the same call.
     #[serde(default)]
     pub replayed: bool,
     /// What the action is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub payload: Option<Payload>,
-    /// What the reviewer wrote.
+    /// The reviewer's comment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub comment: Option<String>,
 }
@@ -283,7 +284,7 @@ impl fmt::Debug for Action {
 }
 
 impl Action {
-    /// Makes an action of which nothing is known but its id and its status.
+    /// Makes an action with an id and a status, and nothing else.
     pub fn new(request_id: RequestId, status: Status) -> Self {
         Self {
             request_id,
@@ -302,7 +303,7 @@ impl Action {
     }
 }
 
-/// Reads a decision; one that is neither to approve nor to reject is none that can be relied on.
+/// Reads a decision. An unknown word becomes `None`, because no caller can rely on it.
 fn known_decision<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<Decision>, D::Error> {
@@ -310,8 +311,8 @@ fn known_decision<'de, D: Deserializer<'de>>(
     Ok(word.as_str().and_then(|word| word.parse().ok()))
 }
 
-/// Times as RFC 3339 text in UTC. Other servers write them without a zone, too, which is UTC; what cannot be read as a time is
-/// none, as a time is never what an answer hangs on.
+/// Times as RFC 3339 text in UTC. Other servers also write times without a zone; these are read as
+/// UTC. Text that is not a time becomes `None`: no conclusion depends on a time.
 pub(crate) mod rfc3339 {
     use std::time::SystemTime;
 
@@ -364,7 +365,7 @@ mod tests {
         assert!("other".parse::<Status>().is_err());
     }
 
-    // FastAPI writes times without a zone, and enumerations grow.
+    // FastAPI writes times without a zone, and enumerations gain words.
     #[test]
     fn an_answer_is_read_as_far_as_it_is_known() {
         let read = |member: &str, value: &str| -> Action {

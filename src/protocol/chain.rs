@@ -1,11 +1,12 @@
-//! An error and what caused it.
+//! An error and its sources.
 
 use std::error::Error;
 use std::fmt;
 
-/// Shows an error and its sources, outermost first, with a colon between them.
+/// Displays an error and its sources, outermost first, separated by colons.
 ///
-/// Parts of it may come from another program: put it through [`Escaped`](super::Escaped) where people read it.
+/// Parts of the text may come from another program. Wrap it in [`Escaped`](super::Escaped) where
+/// people read it.
 ///
 /// ```
 /// use std::io;

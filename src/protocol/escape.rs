@@ -1,19 +1,21 @@
-//! Text of others, made safe to read.
+//! Text from others, made safe to display.
 
 use std::fmt::{self, Write};
 
-/// Text that somebody else wrote, as people can read it: what would move, hide or forge the text around it is shown by its code
-/// point.
+/// Displays text that somebody else wrote. Characters that would move, hide or forge the text
+/// around them appear as code points.
 ///
-/// An approval is worth what its reader saw. Characters that a terminal obeys, that turn the direction of the text (CVE-2021-42574,
-/// "Trojan Source") or that show nothing at all make a reader see something else than what is on record. They are written as
-/// `\u{202E}`; of the controls, `\n`, `\r` and `\t` are written so. These are: all control characters; bidirectional controls; what
-/// has no width or is ignored by default, such as zero-width spaces and joiners, soft hyphens, variation selectors, tag characters
-/// and fillers; spaces other than the ASCII one; separators of lines and paragraphs; what is private or not assigned; and a combining
-/// mark that has nothing before it to combine with.
+/// An approval is worth what its reader saw. Some characters control a terminal, reverse the
+/// direction of text (CVE-2021-42574, "Trojan Source"), or show nothing, so a reader sees something
+/// other than what is on record. They are written as `\u{202E}`, and of the controls `\n`, `\r` and
+/// `\t` as such. This covers all control characters; bidirectional controls; characters without
+/// width or ignored by default, such as zero-width spaces and joiners, soft hyphens, variation
+/// selectors, tag characters and fillers; spaces other than the ASCII one; line and paragraph
+/// separators; private and unassigned characters; and a combining mark with nothing before it to
+/// combine with.
 ///
-/// Letters that only look alike stay, as do backslashes that were in the text: the result is for reading, and is not meant to be
-/// turned back.
+/// Letters that only look alike are kept, and so are backslashes in the text. The result is for
+/// reading and cannot be converted back.
 ///
 /// ```
 /// use aegis_hitl::protocol::Escaped;
@@ -35,19 +37,21 @@ enum Form {
 }
 
 impl<'a> Escaped<'a> {
-    /// On one line: where a second one could pass for somebody else's, as in a log, a table or a message.
+    /// Displays text on one line, where a second line could pass for somebody else's: in a log, a
+    /// table or a message.
     pub fn line(text: &'a str) -> Self {
         let form = Form::Line;
         Self { text, form }
     }
 
-    /// On as many lines as the text has, with its tabs: where nothing but this text stands.
+    /// Displays text on its own lines, with its tabs, where no other text stands beside it.
     pub fn lines(text: &'a str) -> Self {
         let form = Form::Lines;
         Self { text, form }
     }
 
-    /// A JSON text, on one line, as the same JSON: in the escapes of JSON (`\u202e`), which every reader of JSON turns back.
+    /// Displays JSON text on one line, as the same JSON: with JSON's escapes (`\u202e`), which
+    /// every JSON parser decodes.
     pub fn json(text: &'a str) -> Self {
         let form = Form::Json;
         Self { text, form }
@@ -66,7 +70,7 @@ impl fmt::Display for Escaped<'_> {
             }
             match (self.form, character) {
                 (Form::Lines, '\n' | '\t') => f.write_char(character)?,
-                // JSON has them between its values only, where a space says the same.
+                // JSON has these only between values, where a space means the same.
                 (Form::Json, '\n' | '\r' | '\t') => f.write_char(' ')?,
                 (Form::Json, _) => {
                     for unit in character.encode_utf16(&mut [0; 2]) {
@@ -90,8 +94,8 @@ fn is_deceptive(character: char) -> bool {
     shows_nothing(character) || is_escaped_by_std(character, 'a')
 }
 
-/// What the standard library takes for printable and shows nothing: `Default_Ignorable_Code_Point` of Unicode as far as these are
-/// letters and marks, and three characters that are blank.
+/// Whether the standard library considers the character printable although it shows nothing: the
+/// letters and marks among Unicode's `Default_Ignorable_Code_Point`, and three blank characters.
 fn shows_nothing(character: char) -> bool {
     matches!(
         character,
@@ -115,8 +119,8 @@ fn is_mark(character: char) -> bool {
         && !is_escaped_by_std(character, 'a')
 }
 
-/// Whether [`str::escape_debug`] escapes a character other than ASCII behind this one: everything of the general categories C and Z,
-/// and at the start of a text, which `'\0'` stands for, a mark.
+/// Whether [`str::escape_debug`] escapes this non-ASCII character after `before`: everything in the
+/// general categories C and Z, and a mark at the start of a text, for which `'\0'` stands.
 fn is_escaped_by_std(character: char, before: char) -> bool {
     let mut buffer = [0; 5];
     let start = match before {
@@ -136,7 +140,8 @@ mod tests {
         Escaped::line(text).to_string()
     }
 
-    /// The examples of "Trojan Source: Invisible Vulnerabilities" (Boucher and Anderson, 2021), CVE-2021-42574 and -42694.
+    /// The examples of "Trojan Source: Invisible Vulnerabilities" (Boucher and Anderson, 2021),
+    /// CVE-2021-42574 and -42694.
     #[test]
     fn the_trojan_source_examples_show_what_they_are() {
         for (source, shown) in [
@@ -160,7 +165,7 @@ mod tests {
         ] {
             assert_eq!(line(source), shown);
         }
-        // A homoglyph is a letter like any other: that it is Cyrillic cannot be seen here.
+        // A homoglyph is an ordinary letter: nothing here shows that it is Cyrillic.
         assert_eq!(line("say\u{41d}ello"), "say\u{41d}ello");
     }
 
@@ -212,7 +217,7 @@ mod tests {
         for character in '\0'..=char::MAX {
             let shown = line(&format!("{character}a{character}"));
             assert!(shown.chars().all(|shown| !is_deceptive(shown)), "{shown:?}");
-            // Twice is as once.
+            // Escaping twice is the same as escaping once.
             if !shown.starts_with(character) {
                 assert_eq!(line(&shown), shown);
             }

@@ -1,8 +1,9 @@
-//! A request body: its payload, the payload's fingerprint, and the metadata beside it.
+//! A request body: its payload, the payload's fingerprint, and its metadata.
 //!
-//! The fingerprint is SHA-256 over canonical JSON (RFC 8785): member order, white space and the spelling of numbers and
-//! strings do not matter. In one point it is stricter: an integer that fits 64 bits keeps all of its digits, where the RFC
-//! would round it to a double, so that two amounts beyond 2^53 never pass for one.
+//! The fingerprint is SHA-256 over canonical JSON (RFC 8785): the order of members, white space,
+//! and the spelling of numbers and strings do not matter. It is stricter in one point. The RFC
+//! rounds integers to doubles; here an integer that fits 64 bits keeps all of its digits, so two
+//! amounts beyond 2^53 never share a fingerprint.
 
 use std::fmt;
 
@@ -12,7 +13,7 @@ use sha2::{Digest, Sha256};
 
 use super::Payload;
 
-/// The member that carries decision metadata and is no part of the payload.
+/// The member for decision metadata, which is not part of the payload.
 const RESERVED: &str = "aegis";
 
 /// The most characters that a comment may have.
@@ -27,7 +28,7 @@ pub(crate) struct Fingerprint(pub(crate) [u8; 32]);
 pub(crate) struct Body {
     /// The payload with its fingerprint; `None` for `{}` and for no body.
     pub(crate) payload: Option<(Payload, Fingerprint)>,
-    /// What the reviewer wrote.
+    /// The reviewer's comment.
     pub(crate) comment: Option<String>,
 }
 
@@ -36,7 +37,7 @@ impl Body {
     ///
     /// # Errors
     ///
-    /// A sentence that says what is wrong with the body.
+    /// Returns a sentence that says what is wrong with the body.
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self, String> {
         let bytes = bytes.trim_ascii();
         if bytes.is_empty() {
@@ -96,7 +97,8 @@ fn comment(reserved: &Json) -> Result<Option<String>, String> {
     Ok(comment)
 }
 
-/// The payload as it was sent, without the reserved member. What a person approves is what is kept, digit for digit.
+/// Returns the payload as it was sent, without the reserved member, so that what a person approves
+/// is kept digit for digit.
 fn text_without_reserved(bytes: &[u8], has_reserved: bool) -> Result<Payload, serde_json::Error> {
     let raw: &RawValue = serde_json::from_slice(bytes)?;
     if !has_reserved {
@@ -115,7 +117,7 @@ fn text_without_reserved(bytes: &[u8], has_reserved: bool) -> Result<Payload, se
 }
 
 impl Fingerprint {
-    /// Digests a payload that was not parsed as a body.
+    /// Computes the digest of a payload that was not parsed as a body.
     pub(crate) fn of_payload(payload: &Payload) -> Result<Self, serde_json::Error> {
         serde_json::from_str(payload.as_str()).map(|json| Self::of(&json))
     }
@@ -127,7 +129,7 @@ impl Fingerprint {
     }
 }
 
-/// A JSON value in which no object names a member twice and no integer of 64 bits was rounded.
+/// A JSON value without repeated members and without rounded 64-bit integers.
 #[derive(Debug, Clone, PartialEq)]
 enum Json {
     Null,
@@ -264,7 +266,7 @@ impl<'de> Visitor<'de> for JsonVisitor {
         let mut members = Vec::new();
         let mut names = std::collections::HashSet::new();
         while let Some((name, value)) = map.next_entry::<String, Json>()? {
-            // A reviewer and an executor must never read two different values of one member.
+            // A reviewer and an executor must never read two different values for one member.
             if !names.insert(name.clone()) {
                 return Err(de::Error::custom(
                     "an object has two members of the same name",
@@ -276,7 +278,7 @@ impl<'de> Visitor<'de> for JsonVisitor {
     }
 }
 
-/// An object's members in the order and the spelling in which they were sent.
+/// An object's members, in the order and spelling that was sent.
 struct Members<'a>(Vec<(String, &'a RawValue)>);
 
 impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {

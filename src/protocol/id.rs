@@ -1,6 +1,7 @@
 //! The values that name a call: tenant, thread, idempotency key, request id, API key.
 //!
-//! Each is checked once, when it is made, and then holds a [`HeaderValue`] whose clones are reference counts.
+//! Each is checked once, on construction. It holds a [`HeaderValue`], whose clones share one
+//! buffer.
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -12,16 +13,16 @@ use http::HeaderValue;
 use sha2::{Digest, Sha256};
 use uuid::{NoContext, Timestamp, Uuid};
 
-/// The most characters that a tenant, a thread, a key or a request id may have.
+/// The maximum length of a tenant, a thread, a key or a request id, in characters.
 pub const MAX_LEN: usize = 255;
 
-/// The most characters that an API key may have.
+/// The maximum length of an API key, in characters.
 pub const MAX_API_KEY_LEN: usize = 4096;
 
-/// A value that cannot name a tenant, a thread, a key, a request or a credential.
+/// A value that is not a valid tenant, thread, key, request id or credential.
 ///
-/// Its message says which value, what is wrong with it and what is allowed; the value itself is not repeated, as it may
-/// be a secret.
+/// The message says which value, what is wrong with it and what is allowed. It does not repeat the
+/// value, which may be a secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InvalidValue {
     name: &'static str,
@@ -38,7 +39,7 @@ enum Fault {
 }
 
 impl InvalidValue {
-    /// Names the kind of value that was refused, such as `tenant id`.
+    /// Returns the kind of value that was refused, such as `tenant id`.
     pub fn name(&self) -> &'static str {
         self.name
     }
@@ -73,7 +74,7 @@ impl From<std::convert::Infallible> for InvalidValue {
     }
 }
 
-/// Checks `text` and gives it the form that all clones share.
+/// Checks that `text` has 1 to `max` visible ASCII characters.
 fn check(name: &'static str, max: usize, text: &[u8]) -> Result<(), InvalidValue> {
     let fault = if text.is_empty() {
         Fault::Empty
@@ -87,9 +88,10 @@ fn check(name: &'static str, max: usize, text: &[u8]) -> Result<(), InvalidValue
     Err(InvalidValue { name, max, fault })
 }
 
-/// A header value over checked text. Owned bytes are shared from the start: the first clone costs no allocation.
+/// Makes a header value from checked text. The bytes are shared from the start, so the first clone
+/// allocates nothing.
 fn shared_value<T: AsRef<[u8]> + Send + 'static>(text: T, sensitive: bool) -> HeaderValue {
-    // The text is visible ASCII, which is always a header value; the fallback cannot be reached.
+    // Visible ASCII is always a header value, so the fallback is unreachable.
     let mut value = HeaderValue::from_maybe_shared(Bytes::from_owner(text))
         .unwrap_or_else(|_| HeaderValue::from_static(""));
     value.set_sensitive(sensitive);
@@ -97,15 +99,15 @@ fn shared_value<T: AsRef<[u8]> + Send + 'static>(text: T, sensitive: bool) -> He
 }
 
 fn as_text(value: &HeaderValue) -> &str {
-    // Only checked, visible ASCII gets into these types; the fallback cannot be reached.
+    // These types hold visible ASCII only, so the fallback is unreachable.
     value.to_str().unwrap_or_default()
 }
 
-/// The parts that every identifier has, so that each type below says only what is its own.
+/// What all identifiers have in common. Each type below adds only what is its own.
 macro_rules! identifier {
     ($type:ident, $name:literal, $max:expr, sensitive: $sensitive:literal) => {
         impl $type {
-            /// Checks `value` and keeps it.
+            /// Checks `value` and stores it.
             ///
             /// # Errors
             ///
@@ -164,7 +166,7 @@ macro_rules! identifier {
     };
 }
 
-/// Equality, order and hashing by the text alone, as that of `str`.
+/// Implements equality, order and hashing by the text, as `str` does.
 macro_rules! compare_as_text {
     ($type:ident) => {
         impl PartialEq for $type {
@@ -177,7 +179,7 @@ macro_rules! compare_as_text {
 
         impl Hash for $type {
             fn hash<H: Hasher>(&self, state: &mut H) {
-                // As `str` does, so that a map by ids can be asked for a text.
+                // As `str` does, so that a map keyed by ids can be looked up by text.
                 self.as_str().hash(state);
             }
         }
@@ -229,9 +231,9 @@ macro_rules! compare_as_text {
     };
 }
 
-/// Whose action it is: 1 to 255 visible ASCII characters, sent as `Tenant-Id`.
+/// The tenant that an action belongs to: 1 to 255 visible ASCII characters, sent as `Tenant-Id`.
 ///
-/// Its header value is marked sensitive and its `Debug` shows no text.
+/// The header value is marked sensitive, and `Debug` shows no text.
 #[derive(Clone)]
 pub struct TenantId(HeaderValue);
 
@@ -251,7 +253,8 @@ impl fmt::Debug for TenantId {
     }
 }
 
-/// Which conversation or agent run the action belongs to: 1 to 255 visible ASCII characters, sent as `Thread-Id`.
+/// The conversation or agent run that an action belongs to: 1 to 255 visible ASCII characters, sent
+/// as `Thread-Id`.
 #[derive(Clone)]
 pub struct ThreadId(HeaderValue);
 
@@ -271,10 +274,11 @@ impl fmt::Debug for ThreadId {
     }
 }
 
-/// What makes two calls the same call: 1 to 255 visible ASCII characters, sent as `Idempotency-Key`.
+/// Makes two calls the same call: 1 to 255 visible ASCII characters, sent as `Idempotency-Key`.
 ///
-/// A key is given ([`new`](Self::new)), minted for one logical call ([`mint`](Self::mint)), or derived from the parts that
-/// name an action ([`derive`](Self::derive)), so that an agent that crashed and starts again asks with the same key.
+/// A key is given ([`new`](Self::new)), minted for one logical call ([`mint`](Self::mint)), or
+/// derived from the parts that name an action ([`derive`](Self::derive)). An agent that restarts
+/// after a crash derives the same key again.
 ///
 /// ```
 /// use aegis_hitl::IdempotencyKey;
@@ -284,7 +288,7 @@ impl fmt::Debug for ThreadId {
 /// assert_ne!(key, IdempotencyKey::derive(["run-7", "send-email", "a@", "b.c"]));
 /// ```
 ///
-/// Its header value is marked sensitive and its `Debug` shows no text.
+/// The header value is marked sensitive, and `Debug` shows no text.
 #[derive(Clone)]
 pub struct IdempotencyKey(HeaderValue);
 
@@ -299,9 +303,10 @@ impl IdempotencyKey {
 
     /// Derives a key from the parts that name an action.
     ///
-    /// The same parts give the same key, on every machine and in every version of this crate. Different lists of parts give
-    /// different keys: each part is hashed behind its length (SHA-256), so `["ab", "c"]` and `["a", "bc"]` differ. The key
-    /// is 64 hexadecimal digits and shows nothing of the parts.
+    /// The same parts give the same key on every machine and in every version of this crate.
+    /// Different lists of parts give different keys: each part is hashed after its length
+    /// (SHA-256), so `["ab", "c"]` and `["a", "bc"]` differ. The key is 64 hexadecimal digits and
+    /// does not reveal the parts.
     pub fn derive<I>(parts: I) -> Self
     where
         I: IntoIterator,
@@ -316,12 +321,13 @@ impl IdempotencyKey {
         Self(shared_value(hex(&digest.finalize()), true))
     }
 
-    /// Parses the value of an `Idempotency-Key` header: the bare key, or the quoted string of the [IETF draft].
+    /// Parses the value of an `Idempotency-Key` header: the bare key, or the quoted string of the
+    /// [IETF draft].
     ///
     /// # Errors
     ///
-    /// If the value opens with a quote and is no structured-field string, or if the key in it is not 1 to 255 visible ASCII
-    /// characters.
+    /// If the value begins with a quote but is not a structured-field string, or if the key is not
+    /// 1 to 255 visible ASCII characters.
     ///
     /// [IETF draft]: https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/
     pub fn from_header(value: &HeaderValue) -> Result<Self, InvalidValue> {
@@ -349,7 +355,8 @@ impl IdempotencyKey {
 
     /// Returns the value of the `Idempotency-Key` header: the bare key, as the Python SDK sends it.
     ///
-    /// A key that itself opens with a quote is sent quoted, as its bare form would be read as a quoted string.
+    /// A key that begins with a quote is sent quoted, because its bare form would be read as a
+    /// quoted string.
     pub fn header_value(&self) -> HeaderValue {
         if self.0.as_bytes().starts_with(b"\"") {
             return self.quoted_header_value();
@@ -357,7 +364,8 @@ impl IdempotencyKey {
         self.0.clone()
     }
 
-    /// Returns the value of the `Idempotency-Key` header as the [IETF draft] has it: a quoted structured-field string.
+    /// Returns the value of the `Idempotency-Key` header as the [IETF draft] has it: a quoted
+    /// structured-field string.
     ///
     /// [IETF draft]: https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/
     pub fn quoted_header_value(&self) -> HeaderValue {
@@ -380,7 +388,7 @@ impl fmt::Debug for IdempotencyKey {
     }
 }
 
-/// Reads the rest of a structured-field string (RFC 9651, section 4.2.5) whose opening quote is gone.
+/// Reads the rest of a structured-field string (RFC 9651, section 4.2.5) after its opening quote.
 fn unquote(rest: &[u8]) -> Option<Vec<u8>> {
     let mut key = Vec::with_capacity(rest.len());
     let mut bytes = rest.iter().copied();
@@ -396,10 +404,11 @@ fn unquote(rest: &[u8]) -> Option<Vec<u8>> {
     }
 }
 
-/// Names one logical call, or an action on the server: 1 to 255 visible ASCII characters, sent as `X-Request-Id`.
+/// Names one logical call, or an action on the server: 1 to 255 visible ASCII characters, sent as
+/// `X-Request-Id`.
 ///
-/// The ids that this crate mints are UUIDs. A client's id stays the same over all attempts of one call, which is how a
-/// server tells a call's own retry from a duplicate.
+/// The ids that this crate mints are UUIDs. A client sends the same id with every attempt of a call,
+/// so a server can tell the call's own retry from a duplicate.
 #[derive(Clone)]
 pub struct RequestId(HeaderValue);
 
@@ -409,8 +418,8 @@ compare_as_text!(RequestId);
 impl RequestId {
     /// Mints an id, a UUIDv7 with 74 random bits from a cryptographically secure generator.
     ///
-    /// Ids that are minted one after the other are neighbours in an index. The id tells when it was
-    /// minted, to the millisecond.
+    /// Ids minted one after the other are neighbours in an index. An id reveals when it was minted,
+    /// to the millisecond.
     pub fn mint() -> Self {
         Self(uuid_value(uuid_v7(), false, false))
     }
@@ -420,13 +429,13 @@ impl RequestId {
         self.0.clone()
     }
 
-    /// Returns the id as a UUID of any version, or `None` if it is none.
+    /// Returns the id as a UUID of any version, or `None` if it is not one.
     pub fn as_uuid(&self) -> Option<Uuid> {
         Uuid::try_parse(self.as_str()).ok()
     }
 }
 
-/// A UUIDv7 of now. All of its 74 free bits are random: `Uuid::now_v7` counts in 42 of them.
+/// Mints a UUIDv7. All of its 74 free bits are random; `Uuid::now_v7` uses 42 of them as a counter.
 pub(crate) fn uuid_v7() -> Uuid {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -449,7 +458,8 @@ impl fmt::Debug for RequestId {
 
 /// A credential, sent as `Authorization: Bearer …`: 1 to 4096 visible ASCII characters.
 ///
-/// It is never shown: `Debug` is redacted, there is no `Display`, and its header value is marked sensitive.
+/// It is never shown: `Debug` is redacted, there is no `Display`, and the header value is marked
+/// sensitive.
 #[derive(Clone)]
 pub struct ApiKey(HeaderValue);
 
@@ -468,7 +478,8 @@ impl fmt::Debug for ApiKey {
     }
 }
 
-/// A UUID as a header value, in one allocation that its clones share; `quoted` is as a structured-field string.
+/// Formats a UUID as a header value, in one allocation that clones share. With `quoted` it is a
+/// structured-field string.
 pub(crate) fn uuid_value(uuid: Uuid, quoted: bool, sensitive: bool) -> HeaderValue {
     const LENGTH: usize = uuid::fmt::Hyphenated::LENGTH;
     if quoted {

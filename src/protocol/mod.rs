@@ -1,4 +1,4 @@
-//! The words that both sides of the wire speak: header names, paths, identifiers, and the shapes of answers.
+//! What both sides of the wire share: header names, paths, identifiers, and the shapes of answers.
 //!
 //! Nothing here does I/O.
 
@@ -53,14 +53,14 @@ pub const THREAD_ID: HeaderName = HeaderName::from_static("thread-id");
 /// The header that makes two requests the same call: `Idempotency-Key`.
 pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
-/// The header that names one logical call over all of its attempts: `X-Request-Id`.
+/// The header that names one logical call across its attempts: `X-Request-Id`.
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// The response header of an answer that was recorded earlier: `Idempotency-Replayed: true`.
+/// The response header that marks an answer recorded earlier: `Idempotency-Replayed: true`.
 pub const IDEMPOTENCY_REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
 
 /// The path before `/hitl/…`: `/api/v1`.
 pub const DEFAULT_PREFIX: &str = "/api/v1";
 
-/// The default server, as the Python SDK has it: `http://localhost:8000`.
+/// The default server, the same as the Python SDK's: `http://localhost:8000`.
 pub const DEFAULT_BASE_URL: &str = "http://localhost:8000";

@@ -1,14 +1,16 @@
-//! The path before `/hitl/…`, parsed once for both sides.
+//! The path before `/hitl/…`, parsed by one parser for both sides.
 
 use std::fmt;
 use std::str::FromStr;
 
 use super::DEFAULT_PREFIX;
 
-/// The path before `/hitl/…`: nothing, or segments with one slash before each. `/api/v1` by default.
+/// The path before `/hitl/…`: empty, or segments that each follow one slash. The default is
+/// `/api/v1`.
 ///
-/// Server and client parse it alike, so that what a server accepts a client can reach. Segments consist of RFC 3986's `pchar`
-/// without escapes, as a path is matched byte by byte; `.` and `..` are none, as proxies and clients take them away.
+/// Server and client share this parser, so a client can reach every prefix that a server accepts.
+/// Paths are matched byte by byte, so segments consist of RFC 3986's `pchar` without escapes. `.`
+/// and `..` are not allowed, because proxies and clients remove them.
 ///
 /// ```
 /// use aegis_hitl::protocol::Prefix;
@@ -22,11 +24,11 @@ use super::DEFAULT_PREFIX;
 pub struct Prefix(String);
 
 impl Prefix {
-    /// Parses a prefix. Slashes at its end are left out.
+    /// Parses a prefix and removes trailing slashes.
     ///
     /// # Errors
     ///
-    /// If it can be no path.
+    /// If `prefix` is not such a path.
     pub fn new(prefix: &str) -> Result<Self, InvalidPrefix> {
         let prefix = prefix.trim_end_matches('/');
         let is_allowed =
@@ -44,7 +46,7 @@ impl Prefix {
         }
     }
 
-    /// Returns the path, without a slash at its end.
+    /// Returns the path, without a trailing slash.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -86,7 +88,7 @@ impl TryFrom<String> for Prefix {
     }
 }
 
-/// A prefix that can be no path.
+/// The error for text that is not a prefix.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InvalidPrefix(());
 

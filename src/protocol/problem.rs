@@ -1,4 +1,4 @@
-//! What an error answer says: an RFC 9457 problem, `application/problem+json`.
+//! The body of an error answer: an RFC 9457 problem, `application/problem+json`.
 
 use std::borrow::Cow;
 
@@ -6,12 +6,12 @@ use serde::{Deserialize, Serialize};
 
 use super::Action;
 
-/// What went wrong, as a word that programs can match on.
+/// The kind of error, as a word that programs can match on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Code {
-    /// 409: the decision that was asked for is the one on record.
+    /// 409: the decision asked for is the one on record.
     Duplicate,
     /// 422: the opposite decision is on record.
     DecisionConflict,
@@ -23,11 +23,11 @@ pub enum Code {
     InvalidRequest,
     /// 401: the credential is missing or unknown.
     Unauthorized,
-    /// 403: the credential, or the web page that asks, is not allowed to do this.
+    /// 403: the credential, or the web page that sent the request, may not do this.
     Forbidden,
-    /// 404: there is no such path or action.
+    /// 404: the path or the action does not exist.
     NotFound,
-    /// 405: the path does not take this method.
+    /// 405: the path does not support this method.
     MethodNotAllowed,
     /// 408: the request did not arrive in time.
     RequestTimeout,
@@ -35,11 +35,11 @@ pub enum Code {
     PayloadTooLarge,
     /// 415: the body is not declared as JSON.
     UnsupportedMediaType,
-    /// 421: the server does not answer for the host that the request names.
+    /// 421: the server does not serve the host that the request names.
     MisdirectedRequest,
-    /// 429: a quota or a rate is spent.
+    /// 429: a quota or a rate limit is used up.
     QuotaExceeded,
-    /// 503: nothing was acknowledged; ask again with the same key.
+    /// 503: nothing was acknowledged. Retry with the same key.
     Unavailable,
     /// A code that this version does not know.
     #[serde(other)]
@@ -74,7 +74,7 @@ impl Code {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Problem {
-    /// A URI that names the kind of problem: `urn:aegis:problem:` and the code.
+    /// A URI that names the kind of problem: `urn:aegis:problem:` followed by the code.
     #[serde(rename = "type", default = "about_blank")]
     pub kind: Cow<'static, str>,
     /// The kind of problem in a few words, the same for every occurrence.
@@ -89,13 +89,13 @@ pub struct Problem {
     /// The kind of problem as a word.
     #[serde(default = "unknown")]
     pub code: Code,
-    /// The action on record, where there is one.
+    /// The action on record, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub action: Option<Box<Action>>,
 }
 
 impl Problem {
-    /// Makes a problem of the kind `code`.
+    /// Makes a problem of kind `code`.
     pub fn new(
         code: Code,
         status: u16,

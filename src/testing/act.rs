@@ -23,7 +23,7 @@ pub(super) enum Kind {
         code: u32,
     },
     GoAway {
-        /// Whether the last stream id that is told covers this stream.
+        /// Whether the announced last stream id covers this stream.
         covers: bool,
         code: u32,
     },
@@ -40,15 +40,15 @@ pub(super) struct Answer {
     pub(super) last: bool,
 }
 
-/// How the body of an answer comes to its end.
+/// How the body of an answer ends.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Ending {
     AtOnce,
     /// All of the body comes this long after the head.
     Late(Duration),
-    /// The body comes with the head, its end never.
+    /// The body arrives with the head, and its end never.
     Never,
-    /// The body comes with the head, then the exchange breaks off.
+    /// The body arrives with the head, then the exchange breaks off.
     BreaksOff,
 }
 
@@ -65,7 +65,7 @@ impl Act {
         }
     }
 
-    /// Answers with a status, and with no headers and an empty body unless they are added.
+    /// Answers with a status, no headers and an empty body, unless these are added.
     ///
     /// # Panics
     ///
@@ -86,9 +86,10 @@ impl Act {
         })))
     }
 
-    /// Reads the request and closes the connection without an answer: the reply is lost, whatever was done.
+    /// Reads the request and closes the connection without an answer: the reply is lost, whatever
+    /// was done.
     ///
-    /// On HTTP/2 that ends every stream of the connection.
+    /// On HTTP/2 this ends every stream of the connection.
     pub fn lose_reply() -> Self {
         Self::new(Kind::LoseReply)
     }
@@ -98,19 +99,20 @@ impl Act {
         Self::new(Kind::Hang)
     }
 
-    /// Refuses the stream with `REFUSED_STREAM`, before it reads the body: the peer has done nothing with the request
-    /// (RFC 9113, section 8.7). Only on HTTP/2.
+    /// Refuses the stream with `REFUSED_STREAM` before reading the body: the peer has not processed
+    /// the request (RFC 9113, section 8.7). HTTP/2 only.
     pub fn refuse_stream() -> Self {
         Self::reset_stream(REFUSED_STREAM).early()
     }
 
-    /// Reads the request and resets the stream with an error code (RFC 9113, section 7). Only on HTTP/2.
+    /// Reads the request and resets the stream with an error code (RFC 9113, section 7). HTTP/2
+    /// only.
     pub fn reset_stream(code: u32) -> Self {
         Self::new(Kind::ResetStream { code })
     }
 
-    /// Sends `GOAWAY` with a last stream id below this stream, which so was not and will not be acted upon (RFC 9113,
-    /// section 6.8). Older streams go on. Only on HTTP/2.
+    /// Sends `GOAWAY` with a last stream id below this stream, which therefore was not and will not
+    /// be processed (RFC 9113, section 6.8). Older streams go on. HTTP/2 only.
     pub fn go_away_before() -> Self {
         Self::new(Kind::GoAway {
             covers: false,
@@ -118,8 +120,8 @@ impl Act {
         })
     }
 
-    /// Sends `GOAWAY` with this stream as the last stream id, and then closes the connection without an answer: the peer may
-    /// have acted upon the request. Only on HTTP/2.
+    /// Sends `GOAWAY` with this stream as the last one, then closes the connection without an
+    /// answer: the peer may have processed the request. HTTP/2 only.
     pub fn go_away_after() -> Self {
         Self::new(Kind::GoAway {
             covers: true,
@@ -127,7 +129,7 @@ impl Act {
         })
     }
 
-    /// Sets the error code of a `GOAWAY`, which is `NO_ERROR` otherwise. Other acts stay as they are.
+    /// Sets the error code of a `GOAWAY`. The default is `NO_ERROR`. Other acts are unaffected.
     #[must_use]
     pub fn code(mut self, error: u32) -> Self {
         if let Kind::GoAway { code, .. } = &mut self.kind {
@@ -136,7 +138,7 @@ impl Act {
         self
     }
 
-    /// Adds a header to an answer. Other acts stay as they are.
+    /// Adds a header to an answer. Other acts are unaffected.
     ///
     /// # Panics
     ///
@@ -149,8 +151,8 @@ impl Act {
         self
     }
 
-    /// Adds a trailer to an answer whose body ends, as gRPC has its status there. Other acts stay as they are. Only on
-    /// HTTP/2.
+    /// Adds a trailer to an answer whose body ends, such as gRPC's status. Other acts are
+    /// unaffected. HTTP/2 only.
     ///
     /// # Panics
     ///
@@ -163,7 +165,7 @@ impl Act {
         self
     }
 
-    /// Sets the body of an answer. Other acts stay as they are.
+    /// Sets the body of an answer. Other acts are unaffected.
     #[must_use]
     pub fn body(mut self, body: impl Into<Bytes>) -> Self {
         if let Kind::Answer(answer) = &mut self.kind {
@@ -172,22 +174,23 @@ impl Act {
         self
     }
 
-    /// Acts this long after the request has arrived.
+    /// Delays the act by this long after the request arrived.
     #[must_use]
     pub fn after(mut self, delay: Duration) -> Self {
         self.delay = delay;
         self
     }
 
-    /// Acts on the request's head, before its body is read.
+    /// Acts on the request's head, before reading its body.
     #[must_use]
     pub fn early(mut self) -> Self {
         self.early = true;
         self
     }
 
-    /// Shuts the connection down with an answer, gracefully: on HTTP/1.1 by `Connection: close`, on HTTP/2 by a `GOAWAY` that
-    /// covers all streams and, a round trip later, one that covers those which have come by then.
+    /// Closes the connection gracefully after an answer. On HTTP/1.1 it sends `Connection: close`.
+    /// On HTTP/2 it sends a `GOAWAY` that covers all streams and, a round trip later, one that
+    /// covers those that have arrived by then.
     #[must_use]
     pub fn then_go_away(mut self) -> Self {
         if let Kind::Answer(answer) = &mut self.kind {
@@ -196,20 +199,20 @@ impl Act {
         self
     }
 
-    /// Sends an answer's head at once and its body this long after it.
+    /// Sends the head of an answer at once and its body after this delay.
     #[must_use]
     pub fn body_after(self, delay: Duration) -> Self {
         self.ending(Ending::Late(delay))
     }
 
-    /// Sends an answer's head and body, but never ends the body.
+    /// Sends the head and body of an answer, but never ends the body.
     #[must_use]
     pub fn body_never_ends(self) -> Self {
         self.ending(Ending::Never)
     }
 
-    /// Announces one byte more than the body has, and breaks off after the body: on HTTP/1.1 the connection is closed, on
-    /// HTTP/2 the stream is reset.
+    /// Announces one byte more than the body has, and breaks off after the body. On HTTP/1.1 it
+    /// closes the connection, on HTTP/2 it resets the stream.
     #[must_use]
     pub fn body_breaks_off(mut self) -> Self {
         if let Kind::Answer(answer) = &mut self.kind {

@@ -20,7 +20,7 @@ use tokio::time::Sleep;
 use super::State;
 use super::act::{Answer, Ending, Kind};
 
-/// An error makes hyper close the connection without (the rest of) an answer.
+/// An error makes hyper close the connection without an answer, or without the rest of one.
 type Break = &'static str;
 
 pub(super) async fn serve<I>(io: I, state: Arc<State>)
@@ -28,7 +28,7 @@ where
     I: AsyncRead + AsyncWrite + Unpin,
 {
     let service = service_fn(|request| exchange(request, state.clone()));
-    // Errors are what the script asks for.
+    // The script asks for errors.
     let _ = http1::Builder::new()
         .serve_connection(TokioIo::new(io), service)
         .await;
@@ -77,7 +77,7 @@ fn response(answer: Answer) -> Response<ActBody> {
     response
 }
 
-/// The time that hyper gets to write what it has before the body breaks off.
+/// The time for hyper to write what it has before the body breaks off.
 const FLUSH: Duration = Duration::from_millis(20);
 
 struct ActBody {

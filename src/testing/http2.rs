@@ -26,7 +26,7 @@ where
     };
     let closing = Arc::new(Notify::new());
     let leaving = Arc::new(Notify::new());
-    // Dropped with the connection, which ends what hangs.
+    // Dropped with the connection, which ends hanging streams.
     let mut streams = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -74,7 +74,7 @@ where
         if !act.delay.is_zero() {
             tokio::time::sleep(act.delay).await;
         }
-        // What fails from here on fails because the client is gone.
+        // Whatever fails from here on fails because the client is gone.
         match act.kind {
             Kind::Answer(answer) => {
                 if answer.last {
@@ -90,7 +90,7 @@ where
             Kind::ResetStream { code } => respond.send_reset(Reason::from(code)),
             Kind::GoAway { covers, code } => {
                 let stream = respond.stream_id().as_u32();
-                // The client's streams have odd numbers.
+                // A client's streams have odd numbers.
                 let last = if covers { stream } else { stream - 1 };
                 let _ = self.io.write_all(&go_away(last, code)).await;
                 let _ = self.io.flush().await;
@@ -124,7 +124,7 @@ async fn answer_with(answer: Answer, respond: &mut SendResponse<Bytes>) -> Resul
         Ending::AtOnce | Ending::Late(_) => body.send_trailers(answer.trailers)?,
         Ending::Never => std::future::pending().await,
         Ending::BreaksOff => {
-            // A reset drops the frames that are still queued.
+            // A reset drops frames that are still queued.
             tokio::time::sleep(super::FLUSH).await;
             body.send_reset(Reason::INTERNAL_ERROR);
         }
@@ -132,7 +132,8 @@ async fn answer_with(answer: Answer, respond: &mut SendResponse<Bytes>) -> Resul
     Ok(())
 }
 
-/// A `GOAWAY` frame (RFC 9113, section 6.8). h2 tells only last stream ids that cover all streams it has seen.
+/// A `GOAWAY` frame (RFC 9113, section 6.8). h2 only announces last stream ids that cover all
+/// streams it has seen.
 fn go_away(last_stream_id: u32, code: u32) -> Vec<u8> {
     const HEAD: [u8; 9] = [0, 0, 8, 7, 0, 0, 0, 0, 0];
     let mut frame = HEAD.to_vec();
@@ -141,7 +142,7 @@ fn go_away(last_stream_id: u32, code: u32) -> Vec<u8> {
     frame
 }
 
-/// A connection on which a frame can be written beside h2, between the frames that h2 writes.
+/// A connection on which frames can be written beside h2, between h2's own.
 struct Shared<I>(Arc<Mutex<I>>);
 
 impl<I> Clone for Shared<I> {

@@ -1,9 +1,9 @@
-//! A scripted HTTP peer, to test clients and layers against what networks and servers do.
+//! A scripted HTTP peer, for testing clients and layers against failures of networks and servers.
 //!
-//! The peer listens on a loopback socket and speaks HTTP/1.1 and HTTP/2 (by prior knowledge), whichever a connection begins
-//! with. For each request it plays the next [`Act`] of its script: an answer, early, late or broken off; a lost reply; a
-//! refused or reset stream; a `GOAWAY`. It keeps what it was sent and counts its connections, so that a test can say what
-//! retries really did.
+//! The peer listens on a loopback socket and speaks HTTP/1.1 and HTTP/2 (with prior knowledge),
+//! whichever a connection begins with. For each request it plays the next [`Act`] of its script: an
+//! answer, early, late or broken off; a lost reply; a refused or reset stream; a `GOAWAY`. It
+//! records requests and counts connections, so that a test can tell what retries really did.
 //!
 //! ```
 //! use aegis_hitl::layer::{Attempts, Backoff, RetryLayer};
@@ -37,7 +37,7 @@
 //! # }
 //! ```
 //!
-//! Where a peer cannot go on, as when there is no port to listen on, it panics: that is a failed test.
+//! A peer that cannot continue, for example because no port is free, panics and so fails the test.
 
 // See the module's doc.
 #![allow(clippy::expect_used)]
@@ -78,7 +78,7 @@ pub struct ReceivedRequest {
     pub version: Version,
     /// The headers.
     pub headers: HeaderMap,
-    /// What was read of the body before the peer acted or the client broke off.
+    /// What the peer read of the body before it acted, or before the client broke off.
     pub body: Bytes,
 }
 
@@ -88,7 +88,7 @@ impl ReceivedRequest {
         self.uri.path()
     }
 
-    /// Returns a header's first value, if there is one and it is text.
+    /// Returns a header's first value, if it is present and text.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()
     }
@@ -115,21 +115,22 @@ impl Drop for Listening {
 }
 
 impl Peer {
-    /// Starts a peer that plays `script` and then repeats its last act. Without any act it answers 200.
+    /// Starts a peer that plays `script` and then repeats its last act. An empty script answers
+    /// 200.
     ///
     /// # Panics
     ///
-    /// If there is no port to listen on.
+    /// If no port is free.
     pub async fn start(script: impl IntoIterator<Item = Act>) -> Self {
         Self::start_over(script, |stream| std::future::ready(Ok(stream))).await
     }
 
-    /// Starts a peer on connections that `accept` makes of the sockets, as by a TLS handshake. Where it fails, the socket is
-    /// closed and does not count as a connection.
+    /// Starts a peer on connections that `accept` makes from sockets, for example with a TLS
+    /// handshake. If `accept` fails, the socket is closed and does not count as a connection.
     ///
     /// # Panics
     ///
-    /// If there is no port to listen on.
+    /// If no port is free.
     pub async fn start_over<F, Fut, I>(script: impl IntoIterator<Item = Act>, accept: F) -> Self
     where
         F: Fn(TcpStream) -> Fut + Send + 'static,
@@ -163,14 +164,14 @@ impl Peer {
             // Dropped with this task, which closes the connections.
             let mut connections = JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
-                // Only a matter of speed.
+                // Only for speed.
                 let _ = stream.set_nodelay(true);
                 let accepted = accept(stream);
                 let state = serving.clone();
                 connections.spawn(async move {
                     if let Ok(io) = accepted.await {
                         state.connections.fetch_add(1, Ordering::SeqCst);
-                        // A client that breaks off has nothing more to be served.
+                        // A client that breaks off needs no more service.
                         let _ = serve(io, state).await;
                     }
                 });
@@ -190,7 +191,7 @@ impl Peer {
         self.listening.address
     }
 
-    /// Returns the base URL, `http://` and the address, without a slash at the end.
+    /// Returns the base URL: `http://` and the address, without a trailing slash.
     pub fn url(&self) -> String {
         format!("http://{}", self.address())
     }
@@ -201,12 +202,12 @@ impl Peer {
         requests.iter().map(Entry::request).collect()
     }
 
-    /// Counts the requests so far, whatever became of them.
+    /// Returns the number of requests so far, whatever became of them.
     pub fn count(&self) -> usize {
         lock(&self.state.requests).len()
     }
 
-    /// Counts the connections so far, open or closed.
+    /// Returns the number of connections so far, open or closed.
     pub fn connections(&self) -> usize {
         self.state.connections.load(Ordering::SeqCst)
     }
@@ -222,7 +223,8 @@ impl fmt::Debug for Peer {
     }
 }
 
-/// A loopback port that refuses connections, until it is opened. It stays taken, so that nobody else can listen on it.
+/// A loopback port that refuses connections until it is opened. It stays bound, so that nobody else
+/// can listen on it.
 ///
 /// ```
 /// use aegis_hitl::testing::{Act, ClosedPort};
@@ -251,7 +253,7 @@ impl ClosedPort {
     ///
     /// # Panics
     ///
-    /// If there is none.
+    /// If no port is free.
     #[allow(clippy::new_without_default)]
     pub fn new() -> Self {
         let socket = TcpSocket::new_v4().expect("no socket");
@@ -267,7 +269,7 @@ impl ClosedPort {
         self.address
     }
 
-    /// Returns the base URL, `http://` and the address, without a slash at the end.
+    /// Returns the base URL: `http://` and the address, without a trailing slash.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
@@ -283,17 +285,17 @@ impl ClosedPort {
     }
 }
 
-/// The time that a connection gets to write what it has before an answer breaks off.
+/// The time for a connection to write what it has before an answer breaks off.
 const FLUSH: Duration = Duration::from_millis(20);
 
-/// What all connections of a peer share.
+/// The state shared by all connections of a peer.
 struct State {
     script: Mutex<VecDeque<Act>>,
     requests: Mutex<Vec<Entry>>,
     connections: AtomicUsize,
 }
 
-/// A request, of which the body may still be coming.
+/// A request, whose body may still be arriving.
 struct Entry {
     parts: Parts,
     body: BytesMut,
@@ -312,7 +314,7 @@ impl Entry {
 }
 
 impl State {
-    /// Notes a request whose head arrived. Returns its number and what to do with it.
+    /// Records a request whose head arrived. Returns its number and the act for it.
     fn arrived(&self, parts: Parts) -> (usize, Act) {
         let mut requests = lock(&self.requests);
         requests.push(Entry {
@@ -328,7 +330,7 @@ impl State {
         (requests.len() - 1, act.unwrap_or_else(|| Act::answer(200)))
     }
 
-    /// Notes a piece of a request's body.
+    /// Records a piece of a request's body.
     fn received(&self, entry: usize, data: &[u8]) {
         if let Some(entry) = lock(&self.requests).get_mut(entry) {
             entry.body.extend_from_slice(data);
@@ -365,7 +367,7 @@ where
     Ok(())
 }
 
-/// A connection from which something was read that is to be read again.
+/// A connection whose first bytes were read and must be read again.
 struct Rewound<I> {
     read: Bytes,
     io: I,

@@ -12,7 +12,7 @@ use crate::protocol::{IdempotencyKey, RequestId, TENANT_ID};
 
 type Seen = Arc<Mutex<Vec<HeaderMap>>>;
 
-/// A peer that answers with these statuses, one after the other, and notes the headers that it saw.
+/// A peer that answers with these statuses in turn and records the headers that it received.
 fn peer(
     statuses: &'static [u16],
 ) -> (
@@ -140,7 +140,7 @@ async fn what_a_request_names_itself_is_left_as_it_is() {
         &names[3..],
         &names[..],
     ] {
-        // A blank first value is as good as no key, and still the request's own.
+        // A blank first value counts as no key, but is still the request's own.
         for values in [&["own"][..], &["own", "again"], &["", "again"]] {
             let (service, seen) = peer(&[503, 409]);
             let mut request = Request::post("/");
@@ -196,7 +196,7 @@ async fn a_key_in_another_header_is_seen_by_all_layers_and_a_blank_one_by_none()
         assert_eq!(seen.lock().unwrap().len(), 1);
     }
 
-    // The gate looks at another header than the key is written to: it sees none.
+    // The gate expects the key in another header than the one it is written to, and sees none.
     let apart = layer()
         .mint_idempotency_key()
         .retry(RetryLayer::new().idempotency_header(name))
@@ -210,7 +210,8 @@ async fn a_key_in_another_header_is_seen_by_all_layers_and_a_blank_one_by_none()
 
 type Payload = http_body_util::Full<bytes::Bytes>;
 
-/// Answers with the status that `x-status` asks for, and with the headers that it was sent; ready only if it is told so.
+/// Answers with the status in `x-status` and with the headers that it received. It is ready only
+/// when told so.
 #[derive(Clone)]
 struct Echo {
     is_ready: bool,
@@ -244,7 +245,7 @@ async fn answer(layer: &AegisLayer, status: &'static str) -> Response<Payload> {
     answer_to(layer, status, Request::post("/")).await
 }
 
-/// As `answer`, to a request that gives a key.
+/// Like `answer`, for a request that has a key.
 async fn keyed_answer(layer: &AegisLayer, status: &'static str) -> Response<Payload> {
     let key = IdempotencyKey::new("k-1").unwrap();
     answer_to(layer, status, Request::post("/").extension(key)).await
@@ -346,7 +347,7 @@ enum Before {
     Unavailable,
 }
 
-/// Answers 409, after what came before.
+/// Answers 409 after the given acts.
 fn conflicting(
     before: Before,
 ) -> impl Service<
@@ -377,7 +378,7 @@ fn conflicting(
     })
 }
 
-// Under a minted key, a name that is taken or an edit that conflicts was reported as done.
+// Under a minted key, a name already taken or a conflicting edit was once reported as done.
 #[tokio::test]
 async fn a_409_confirms_only_where_an_earlier_request_can_have_used_the_key() {
     for before in [

@@ -1,4 +1,4 @@
-//! What the errors of hyper and hyper-util prove.
+//! What errors of hyper and hyper-util prove.
 
 use std::error::Error;
 
@@ -6,7 +6,7 @@ use hyper_util::client::legacy;
 
 use super::{Failure, Judge, TrackDeliveryLayer};
 
-/// Judges errors as [`judge_hyper`] does.
+/// Judges errors with [`judge_hyper`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 #[allow(clippy::exhaustive_structs)]
 pub struct HyperErrors;
@@ -40,17 +40,17 @@ impl TrackDeliveryLayer<HyperErrors> {
     }
 }
 
-/// Says what an error of hyper or hyper-util proves of its own exchange.
+/// Judges what an error of hyper or hyper-util proves about its own exchange.
 ///
-/// Never sent are: a connect that failed, a request that hyper hands back unstarted, a stream that the peer refused
-/// (`REFUSED_STREAM`). Everything else may have been acted upon, a lost reply (`IncompleteMessage`) and a stream above a
-/// `GOAWAY`'s last id included.
+/// Proven to be never sent are: a failed connect, a request that hyper hands back unstarted, and a
+/// stream that the peer refused (`REFUSED_STREAM`). Everything else may have been acted upon,
+/// including a lost reply (`IncompleteMessage`) and a stream above a `GOAWAY`'s last id.
 ///
-/// Downcasts need the very versions of hyper and h2 that this crate uses, and fail silently with others. That errs on the safe
-/// side, and the tests provoke each of these with a real peer.
+/// Downcasts need the same versions of hyper and h2 that this crate uses, and fail silently with
+/// others. That errs on the safe side. The tests provoke each of these errors with a real peer.
 pub fn judge_hyper(error: &(dyn Error + 'static)) -> Failure {
     let mut next = Some(error);
-    // Chains are short; the bound keeps one that loops from hanging the call.
+    // Chains are short. The bound keeps a cyclic one from hanging the call.
     for _ in 0..32 {
         let Some(error) = next else { break };
         if let Some(error) = error.downcast_ref::<legacy::Error>() {
@@ -61,11 +61,12 @@ pub fn judge_hyper(error: &(dyn Error + 'static)) -> Failure {
                 return Failure::NeverSent;
             }
         } else if let Some(error) = error.downcast_ref::<hyper::Error>() {
-            // hyper says canceled only of a request that it hands back unstarted.
+            // hyper reports canceled only for a request that it hands back unstarted.
             if error.is_canceled() {
                 return Failure::NeverSent;
             }
-            // What lies under an error of the request's own body is another exchange's, as of a body that is passed on.
+            // Below an error of the request's own body lies another exchange's, if that body is
+            // passed on from one.
             if error.is_user() {
                 return Failure::Unknown;
             }
@@ -84,8 +85,9 @@ pub fn judge_hyper(error: &(dyn Error + 'static)) -> Failure {
     Failure::Unknown
 }
 
-/// Whether the client cannot use the URI: it has no scheme or host, or a scheme that the connector does not know. hyper-util
-/// says so in words only; if they change, the request is tried again, and a test fails.
+/// Whether the client cannot use the URI: it lacks a scheme or host, or the connector does not know
+/// the scheme. hyper-util reports this in words only. If the words change, the request is retried
+/// and a test fails.
 fn is_unusable(error: &legacy::Error) -> bool {
     let cause = error.source().map(ToString::to_string).unwrap_or_default();
     (error.is_connect() && cause.starts_with("invalid URL"))

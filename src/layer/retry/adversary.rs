@@ -1,4 +1,4 @@
-//! What stands below a retry, or answers for the service, and would have it conclude too much.
+//! Whatever below a retry, or in place of the service, could make it conclude too much.
 
 use std::convert::Infallible;
 use std::sync::Mutex;
@@ -21,8 +21,8 @@ fn quick() -> RetryLayer {
     RetryLayer::new().backoff(Backoff::none())
 }
 
-/// Sends each request to `peer` once for each turn, as a redirect, a hedge or a retry of another kind does, and returns what came
-/// of the last.
+/// Sends each request to `peer` once per turn, as a redirect, a hedge or another retry does, and
+/// returns the last result.
 async fn through(turns: u32, layer: &RetryLayer, peer: &Peer) -> Result<(), RetryError> {
     let below = peer.clone();
     let service = service_fn(move |request: Request<Full<Bytes>>| {
@@ -38,7 +38,8 @@ async fn through(turns: u32, layer: &RetryLayer, peer: &Peer) -> Result<(), Retr
     layer.layer(service).oneshot(post()).await.map(drop)
 }
 
-// With `tower_http::follow_redirect` below, the refused connect of the second hop made a POST be acted upon four times.
+// With `tower_http::follow_redirect` below, the refused connect of the second hop once caused a
+// POST to be acted upon four times.
 #[tokio::test(start_paused = true)]
 async fn the_error_of_a_later_exchange_proves_nothing_of_an_earlier_one() {
     for first in [Act::Answer(303), Act::Reset] {
@@ -61,7 +62,7 @@ async fn an_attempt_all_of_whose_exchanges_were_refused_was_never_sent() {
     );
 }
 
-// A backup request: the second is refused while the first may be acted upon.
+// A backup request: the second one is refused while the first one may be acted upon.
 #[tokio::test(start_paused = true)]
 async fn an_exchange_that_is_given_up_may_have_been_acted_upon() {
     let hanging = Peer::new([Act::Hang]);
@@ -166,7 +167,7 @@ async fn an_answer_is_not_given_up_for_a_retry_that_the_deadline_forbids() {
     }
 }
 
-/// Ready for the first attempt, and then as told.
+/// Ready for the first attempt, and then as configured.
 #[derive(Clone)]
 struct Unready {
     peer: Peer,
@@ -230,7 +231,7 @@ async fn a_service_that_does_not_get_ready_again_ends_the_call_at_its_deadline()
     let error = service.oneshot(keyed()).await.err().unwrap();
     assert!(error.is_deadline_exceeded());
     assert_eq!(start.elapsed(), Duration::from_secs(2));
-    // The one attempt was answered, so that it is known what became of it.
+    // The only attempt was answered, so its delivery is known.
     assert_eq!(
         (error.attempts(), error.delivery()),
         (1, Delivery::Answered)
@@ -473,7 +474,7 @@ async fn draining_endless_empty_frames_does_not_hang_the_thread() {
     assert_eq!(Attempts::of(&response), 4);
 }
 
-// Without a budget an outage is four times the load.
+// Without a budget an outage causes four times the load.
 #[tokio::test(start_paused = true)]
 async fn an_outage_does_not_multiply_the_load() {
     let peer = Peer::new([Act::Answer(503)]);
@@ -486,7 +487,7 @@ async fn an_outage_does_not_multiply_the_load() {
     while calls.join_next().await.is_some() {}
     assert!((1050..=1300).contains(&peer.count()), "{}", peer.count());
 
-    // A burst gets through, another service has a budget of its own, and there may be none.
+    // A burst gets through, another service has its own budget, and a budget can be switched off.
     for (layer, calls, attempts) in [
         (RetryLayer::new(), 30, 120),
         (RetryLayer::new(), 30, 120),

@@ -13,13 +13,14 @@ const SEED: [Duration; 3] = [
     Duration::from_secs(2),
 ];
 
-/// A schedule of waits between attempts, as plain data.
+/// A schedule of waits between attempts.
 ///
-/// It is no trait, so that it can be compared, printed, cloned and kept in a configuration. A wait that depends on the outcome is
-/// the classifier's, whose [`Verdict`](super::Verdict) may name one.
+/// It is data rather than a trait, so it can be compared, printed, cloned and configured. A wait
+/// that depends on the outcome is up to the classifier, whose [`Verdict`](super::Verdict) may name
+/// one.
 ///
-/// The default is [`Backoff::seed`] with up to a quarter on top, so that clients that failed together do not come back
-/// together.
+/// The default is [`Backoff::seed`] with up to a quarter of jitter on top, so that clients that
+/// failed together do not return together.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Backoff {
     schedule: Schedule,
@@ -45,7 +46,7 @@ enum Jitter {
 }
 
 impl Backoff {
-    /// Waits not at all.
+    /// Does not wait.
     pub const fn none() -> Self {
         Self {
             schedule: Schedule::Steps(Cow::Borrowed(&[])),
@@ -53,7 +54,7 @@ impl Backoff {
         }
     }
 
-    /// Waits as the Python SDK does: 0.5, 1 and 2 seconds, without jitter; further waits are 2 seconds.
+    /// Waits like the Python SDK: 0.5, 1 and 2 seconds, then 2 seconds each, without jitter.
     pub const fn seed() -> Self {
         Self {
             schedule: Schedule::Steps(Cow::Borrowed(&SEED)),
@@ -61,12 +62,12 @@ impl Backoff {
         }
     }
 
-    /// Waits the same each time, without jitter.
+    /// Waits the same time before each retry, without jitter.
     pub fn constant(wait: Duration) -> Self {
         Self::steps([wait])
     }
 
-    /// Waits for each of `waits` in turn, and then for the last of them again, without jitter.
+    /// Waits for each of `waits` in turn, then repeats the last one, without jitter.
     pub fn steps(waits: impl Into<Vec<Duration>>) -> Self {
         Self {
             schedule: Schedule::Steps(Cow::Owned(waits.into())),
@@ -82,7 +83,7 @@ impl Backoff {
         }
     }
 
-    /// Waits between `base` and three times the wait before, up to `max`: decorrelated jitter.
+    /// Waits between `base` and three times the previous wait, up to `max`: decorrelated jitter.
     pub const fn decorrelated(base: Duration, max: Duration) -> Self {
         Self {
             schedule: Schedule::Decorrelated { base, max },
@@ -90,7 +91,7 @@ impl Backoff {
         }
     }
 
-    /// Removes the jitter. A decorrelated schedule has its own and keeps it.
+    /// Removes the jitter. A decorrelated schedule keeps its own.
     #[must_use]
     pub const fn no_jitter(mut self) -> Self {
         self.jitter = Jitter::None;
@@ -111,16 +112,16 @@ impl Backoff {
         self
     }
 
-    /// Waits the step and up to `fraction` of it on top, so never less than the schedule says. A fraction that is not
-    /// between 0 and 1 acts as the nearer of the two.
+    /// Waits the step and up to `fraction` of it on top, never less than the schedule. `fraction`
+    /// is clamped to 0 to 1.
     #[must_use]
     pub const fn jitter_above(mut self, fraction: f64) -> Self {
-        // `max` first: it turns NaN into 0.
+        // `max` comes first because it turns NaN into 0.
         self.jitter = Jitter::Above(fraction.max(0.0).min(1.0));
         self
     }
 
-    /// Returns the wait before retry number `retry` (0 is the first), given the wait before it.
+    /// Returns the wait before retry number `retry` (0 is the first), given the previous wait.
     pub(super) fn wait(&self, retry: u32, previous: Duration, random: &Random) -> Duration {
         let step = match &self.schedule {
             Schedule::Steps(steps) => {
@@ -147,7 +148,7 @@ impl Backoff {
     }
 }
 
-/// A part of a duration, or all of it where floating point would go beyond what a duration holds.
+/// Returns a fraction of a duration, or all of it if floating point would overflow.
 fn part(of: Duration, fraction: f64) -> Duration {
     Duration::try_from_secs_f64(of.as_secs_f64() * fraction)
         .unwrap_or(Duration::MAX)
@@ -160,7 +161,7 @@ impl Default for Backoff {
     }
 }
 
-/// A source of jitter that is shared without a lock and repeats itself under the same seed (SplitMix64).
+/// A lock-free source of jitter that repeats itself under the same seed (SplitMix64).
 #[derive(Debug, Clone)]
 pub(super) struct Random(Arc<AtomicU64>);
 
@@ -169,7 +170,8 @@ impl Random {
         Self(Arc::new(AtomicU64::new(seed)))
     }
 
-    /// Seeds from the standard library's hasher, whose keys are random. Jitter needs to differ, not to be secret.
+    /// Seeds from the standard library's hasher, whose keys are random. Jitter must differ; it need
+    /// not be secret.
     pub(super) fn new() -> Self {
         let hasher = std::collections::hash_map::RandomState::new().build_hasher();
         Self::seeded(hasher.finish())
@@ -183,13 +185,14 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// Returns a duration between zero and `limit`, both included.
+    /// Returns a duration between zero and `limit`, inclusive.
     pub(super) fn up_to(&self, limit: Duration) -> Duration {
         if limit.is_zero() {
             return limit;
         }
         let limit = u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX);
-        // The high half of the product of a random word and the width: uniform but for a bias below 2^-64 of the width.
+        // The high half of the product of a random word and the width. Its bias is below 2^-64 of
+        // the width.
         let width = u128::from(limit) + 1;
         let nanos = (u128::from(self.next()) * width) >> 64;
         Duration::from_nanos(nanos as u64)

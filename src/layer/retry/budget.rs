@@ -1,4 +1,4 @@
-//! How many retries all calls together may spend.
+//! How many retries all calls together may make.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,22 +7,24 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// One retry, in the budget's fixed point. Ratios count in millionths, so that none is rounded to a coarser one.
+/// One retry, in fixed point. Ratios count in millionths, so that they are not rounded coarsely.
 const RETRY: u64 = 1_000_000;
 
-/// The most retries that calls without a retry can save up.
+/// The number of retries that calls can save up.
 const RESERVE: u32 = 100;
 
 /// A limit on retries in proportion to calls, shared by all clones.
 ///
-/// Every call adds `ratio` of a retry, every retry takes one. So an outage costs the service at most `1 + ratio` times its
-/// usual load, whatever each call's own limit is. What calls save up is limited to 100 retries, or to the burst if that is more; [`floor`](Self::floor)
-/// allows some per second to a client that makes few calls, and [`burst`](Self::burst) some at once to one that is new.
+/// Every call adds `ratio` of a retry, and every retry takes one. An outage therefore costs the
+/// service at most `1 + ratio` times its usual load, whatever each call's own limit. At most 100
+/// retries are saved up, or the burst if that is more. [`floor`](Self::floor) allows some retries
+/// per second to a client that makes few calls, and [`burst`](Self::burst) some at once to a new
+/// one.
 ///
-/// The default is a ratio of 0.1, a burst of 100 retries and a floor of 1 per second: 1,000 calls to a dead service within 10
-/// seconds cause at most 1.3 times as many attempts.
+/// The default is a ratio of 0.1, a burst of 100 retries and a floor of 1 per second: 1,000 calls
+/// to a dead service within 10 seconds cause at most 1.3 times as many attempts.
 ///
-/// A retry is paid for when it is sent; one that is given up during its wait costs nothing.
+/// A retry is paid for when it is sent. One that is cancelled while it waits costs nothing.
 ///
 /// ```
 /// use aegis_hitl::layer::{Budget, RetryLayer};
@@ -40,42 +42,42 @@ pub struct Budget {
 struct Shared {
     /// What each call adds, in millionths of a retry.
     ratio: u64,
-    /// What is saved up, in millionths of a retry.
+    /// The balance, in millionths of a retry.
     balance: AtomicU64,
-    /// What it starts with, in retries.
+    /// The initial balance, in retries.
     burst: u32,
-    /// The time between two retries of the floor, in nanoseconds; 0 for no floor.
+    /// The time between two retries of the floor, in nanoseconds, or 0 for no floor.
     floor_interval: u64,
-    /// When the floor has recovered from all that was taken of it, in nanoseconds after `start` (a leaky bucket as a
-    /// meter: ITU-T I.371's theoretical arrival time).
+    /// When the floor will have recovered completely, in nanoseconds after `start`. This is a leaky
+    /// bucket as a meter (ITU-T I.371's theoretical arrival time).
     floor_recovered: AtomicU64,
     start: Instant,
 }
 
 impl Budget {
-    /// Allows `ratio` retries for each call: 0.2 is one retry for five calls. A ratio that is not between 0 and 1 acts as
-    /// the nearer of the two.
+    /// Allows `ratio` retries per call: 0.2 is one retry for five calls. `ratio` is clamped to 0 to
+    /// 1.
     pub fn new(ratio: f64) -> Self {
-        // Between 0 and 1 000 000; NaN becomes 0 in the cast.
+        // Between 0 and 1,000,000; NaN becomes 0 in the cast.
         let ratio = (ratio.clamp(0.0, 1.0) * RETRY as f64).round() as u64;
         Self::with(ratio, 0, 0)
     }
 
-    /// Allows `retries` each second on top, of which up to one second's worth may come at once.
+    /// Allows another `retries` per second, of which up to one second's worth may come at once.
     ///
     /// The result shares nothing with this budget or its clones.
     #[must_use]
     pub fn floor(self, retries: u32) -> Self {
         let interval = match retries {
             0 => 0,
-            // More than one a nanosecond is one a nanosecond, and not none.
+            // More than one per nanosecond becomes one per nanosecond, not none.
             retries => (1_000_000_000 / u64::from(retries)).max(1),
         };
         Self::with(self.shared.ratio, interval, self.shared.burst)
     }
 
-    /// Starts with `retries` saved up, so that many may be sent before any call has earned one. Calls save up as many again, if
-    /// that is more than 100.
+    /// Starts with `retries` saved up, which may be sent before any call has earned one. This also
+    /// raises the limit on savings if it is more than 100.
     ///
     /// The result shares nothing with this budget or its clones.
     #[must_use]
@@ -111,7 +113,8 @@ impl Budget {
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
     }
 
-    /// Takes one retry, or says that there is none. A withdrawal that is dropped before it is spent goes back.
+    /// Takes one retry, or returns `None` if there is none. A withdrawal dropped before it is spent
+    /// returns to the budget.
     pub(super) fn withdraw(&self) -> Option<Withdrawal> {
         let taken =
             self.shared
@@ -176,16 +179,16 @@ enum Purse {
     Floor,
 }
 
-/// One retry that was taken from a budget and is not sent yet.
+/// A retry taken from a budget but not sent yet.
 #[derive(Debug)]
 pub(super) struct Withdrawal {
     budget: Budget,
-    /// Where to return it to; `None` once it is spent.
+    /// Where it returns to, or `None` once it is spent.
     from: Option<Purse>,
 }
 
 impl Withdrawal {
-    /// Keeps what was taken: the retry is being sent.
+    /// Keeps the retry, because it is being sent.
     pub(super) fn spend(mut self) {
         self.from = None;
     }
@@ -214,7 +217,7 @@ mod tests {
         budget.withdraw().map(Withdrawal::spend).is_some()
     }
 
-    // tower's `TpsBudget` rounds: 0.6 and 0.9 both act as 1, 0.4 as 0.5.
+    // tower's `TpsBudget` rounds: 0.6 and 0.9 both act as 1, 0.4 acts as 0.5.
     #[tokio::test(start_paused = true)]
     async fn every_ratio_holds_within_one_percent() {
         for ratio in [0.01, 0.1, 0.2, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 0.99, 1.0] {
@@ -231,7 +234,7 @@ mod tests {
         }
     }
 
-    // Elsewhere a backoff that is cancelled keeps what it took.
+    // In other crates a cancelled backoff keeps what it took.
     #[tokio::test(start_paused = true)]
     async fn a_withdrawal_that_is_not_spent_goes_back() {
         let budget = Budget::new(1.0);

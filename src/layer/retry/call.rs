@@ -1,4 +1,4 @@
-//! One call: what is counted over its attempts, and whether another one follows.
+//! One call: what is counted across its attempts, and whether another attempt follows.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,40 +20,40 @@ use crate::layer::envelope::Contents;
 use crate::layer::{after, carries_key, first_value};
 use crate::protocol::{IdempotencyKey, RequestId, X_REQUEST_ID};
 
-/// What is decided and counted over one call.
+/// The decisions and counts of one call.
 pub(super) struct Call {
     pub(super) policy: Arc<Policy>,
     pub(super) max_retries: u32,
     pub(super) attempt_timeout: Option<Duration>,
     pub(super) deadline: Option<Instant>,
-    /// When the call began, if anybody wants to know.
+    /// When the call began, if an observer or a trace needs it.
     started: Option<Instant>,
-    /// Whether the request may be sent again although it may have been acted upon.
+    /// Whether the request may be sent again even if it may have been acted upon.
     safe: bool,
-    /// What the policy's envelope keeps of the call.
+    /// What the policy's envelope keeps for the call.
     contents: Contents,
     /// Attempts started.
     pub(super) attempts: u32,
-    /// Attempts ended, those of retries below included.
+    /// Attempts ended, including those of retries below.
     total: u32,
-    /// What happens within the attempt under way.
+    /// What happens within the current attempt.
     pub(super) track: Track,
-    /// What is known of the delivery of the attempt that ended last.
+    /// What is known about the delivery of the last attempt that ended.
     last: Delivery,
-    /// What is known of the delivery of the attempts before it: the worst of them.
+    /// The worst that is known about the delivery of the attempts before it.
     earlier: Delivery,
-    /// Whether a refused stream was believed already.
+    /// Whether a refused stream was already believed.
     refused: bool,
     /// The wait before the last attempt.
     pub(super) wait: Duration,
     /// When the next attempt is due.
     pub(super) due: Option<Instant>,
-    /// What pays for the next attempt. It returns to the budget if the call is dropped first.
+    /// Pays for the next attempt. It returns to the budget if the call is dropped first.
     withdrawal: Option<Withdrawal>,
 }
 
 impl Call {
-    /// A call that was not begun yet, by a policy and what the request's extensions put in its place.
+    /// Makes a call from the policy and the request's extensions, which override it.
     #[inline(always)]
     pub(super) fn new(policy: Arc<Policy>, extensions: &Extensions) -> Self {
         let max_retries = extensions
@@ -66,7 +66,7 @@ impl Call {
             .get::<Deadline>()
             .map_or(policy.deadline, |deadline| deadline.0)
             .and_then(after);
-        // Without an observer the clock is not asked.
+        // Without an observer the clock is not read.
         let started = (policy.observer.is_some() || is_traced()).then(Instant::now);
         Self {
             policy,
@@ -88,8 +88,8 @@ impl Call {
         }
     }
 
-    /// Begins the first attempt: keeps the headers of its request, names it, and finds out whether it may be sent again
-    /// whatever becomes of it.
+    /// Begins the first attempt: keeps the headers of its request, names it, and determines whether
+    /// it is safe to send again.
     #[inline]
     pub(super) fn begin<B>(&mut self, request: &mut Request<B>, kept: &mut KeptHeaders) {
         let policy = &*self.policy;
@@ -108,7 +108,7 @@ impl Call {
         self.number(request);
     }
 
-    /// Begins a further attempt, with a request that is as the first one was before it was named.
+    /// Begins another attempt with a copy of the first request from before it was named.
     pub(super) fn begin_again<B>(&mut self, request: &mut Request<B>) {
         self.attempts += 1;
         self.track = Track::new();
@@ -121,14 +121,15 @@ impl Call {
         self.number(request);
     }
 
-    /// Names a request that is as the first one was as it came.
+    /// Names a copy of the first request.
     fn name<B>(&mut self, request: &mut Request<B>) {
         if let Some(envelope) = &self.policy.envelope {
             envelope.reopen(&mut self.contents, request);
         }
     }
 
-    /// Ends the call with a response: notes on it what the call took, if that is not the usual, and what it confirms.
+    /// Ends the call with a response. Records on it what the call took, unless that is the usual,
+    /// and what it confirms.
     #[inline]
     pub(super) fn end<B, R>(
         &self,
@@ -146,13 +147,14 @@ impl Call {
         }
     }
 
-    /// Takes note of what is known of attempts of a retry below, before the one that was answered.
+    /// Records what is known about the attempts of a retry below, before the one that was answered.
     #[inline]
     pub(super) fn answered_after(&mut self, earlier: Delivery) {
         self.earlier = self.earlier.max(earlier);
     }
 
-    /// Takes note of the end of an attempt. Returns what is known of its delivery, and whether it can never succeed.
+    /// Records the end of an attempt. Returns what is known about its delivery, and whether it can
+    /// never succeed.
     fn settle(&mut self, answered: bool) -> (Delivery, bool) {
         self.total += self.track.attempts();
         let (delivery, permanent) = if answered {
@@ -168,13 +170,14 @@ impl Call {
         (delivery, permanent)
     }
 
-    /// Whether the whole call is out of time. Without a deadline the clock is not asked.
+    /// Whether the deadline has passed. Without a deadline the clock is not read.
     pub(super) fn is_past_deadline(&self) -> bool {
         self.deadline
             .is_some_and(|deadline| Instant::now() >= deadline)
     }
 
-    /// Returns when `limit` from now, or the deadline if that is sooner, is reached; `None` is never.
+    /// Returns the instant `limit` from now or the deadline, whichever is sooner. `None` means
+    /// never.
     pub(super) fn no_later_than_deadline(&self, limit: Duration) -> Option<Instant> {
         match (after(limit), self.deadline) {
             (Some(limit), Some(deadline)) => Some(limit.min(deadline)),
@@ -182,24 +185,25 @@ impl Call {
         }
     }
 
-    /// Writes the attempt's number into its request, if that is asked for.
+    /// Writes the attempt's number into its request, if configured.
     fn number<B>(&self, request: &mut Request<B>) {
         if let Some(name) = &self.policy.attempt_header
             && *name != self.policy.key_header
         {
-            // A map that is full takes no more headers; the request is more important than its number.
+            // A full map takes no more headers. The request matters more than its number.
             let _ = request
                 .headers_mut()
                 .try_insert(name.clone(), HeaderValue::from(self.attempts));
         }
     }
 
-    /// What is known of the delivery over all attempts that ended: the worst of them.
+    /// Returns the worst that is known about the delivery of all attempts that ended.
     fn delivery(&self) -> Delivery {
         self.earlier.max(self.last)
     }
 
-    /// What is told of a call that failed. The names are written once more, as they are kept nowhere else.
+    /// Makes the report for a call that failed. The names are written once more, because they are
+    /// kept nowhere else.
     pub(super) fn report<B>(
         &mut self,
         kept: &Kept<B>,
@@ -224,11 +228,11 @@ impl Call {
         }
     }
 
-    /// Decides whether another attempt follows `outcome`, and if so sets when it is due.
+    /// Decides whether another attempt follows `outcome`, and if so, sets when it is due.
     ///
     /// # Errors
     ///
-    /// Why no other attempt follows.
+    /// Returns why no other attempt follows.
     pub(super) fn next<B: Replay>(
         &mut self,
         kept: &Kept<B>,
@@ -252,7 +256,7 @@ impl Call {
         next
     }
 
-    /// Ends the call at its deadline, which cuts an attempt.
+    /// Ends the call at its deadline, in the middle of an attempt.
     pub(super) fn cut<B>(&mut self, kept: &Kept<B>) {
         self.settle(false);
         self.observe(kept, &AttemptOutcome::TimedOut, Some(NotRetried::Deadline));
@@ -295,7 +299,7 @@ impl Call {
                 NotRetried::Verdict
             });
         }
-        // The gate. Nothing can open it but what is said in `delivery`.
+        // The gate. Nothing but `delivery` can open it.
         if !(self.safe || attempt.delivery == Delivery::NeverSent) {
             return Err(NotRetried::Unsafe);
         }
@@ -305,7 +309,8 @@ impl Call {
         let now = Instant::now();
         let wait = self.wait_after(verdict, &attempt.outcome, now)?;
         let due = after(wait).ok_or(NotRetried::Deadline)?;
-        // The timer's resolution is a millisecond: a retry that is due later than that before the deadline may miss it.
+        // Timers have a resolution of a millisecond. A retry due within the last one before the
+        // deadline might miss it.
         let latest = due.checked_add(Duration::from_millis(1));
         if self
             .deadline
@@ -316,7 +321,7 @@ impl Call {
         if kept.body().is_none() {
             return Err(NotRetried::Body);
         }
-        // Taken now, so that the response is given up only for a retry that will be sent.
+        // Taken here, so that a response is given up only for a retry that will be sent.
         if let Some(budget) = &self.policy.budget {
             self.withdrawal = Some(budget.withdraw().ok_or(NotRetried::Budget)?);
         }
@@ -350,8 +355,9 @@ impl Call {
         if floor > *max_retry_after {
             return Err(NotRetried::RetryAfter);
         }
-        // All clients of a service are told the same. Spread in proportion, they do not come back as one; jitter only adds, and
-        // leaves half of the time there is for the attempt.
+        // All clients of a service receive the same `Retry-After`. A spread in proportion keeps
+        // them from returning together. Jitter only adds, and leaves half of the remaining time to
+        // the attempt.
         let mut spread = floor.max(wait) / 4;
         if let Some(deadline) = self.deadline {
             let left = deadline.saturating_duration_since(now);

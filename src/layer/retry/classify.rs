@@ -1,4 +1,4 @@
-//! Which failures are worth another attempt. Whether another attempt is *safe* is not decided here.
+//! Which failures are worth another attempt. Whether one is *safe* is not decided here.
 
 use std::error::Error;
 use std::fmt;
@@ -16,13 +16,13 @@ use crate::layer::{ResponseHead, Shown};
 pub enum AttemptOutcome<'a> {
     /// The service answered.
     Answered(ResponseHead<'a>),
-    /// The service failed.
+    /// The service failed with an error.
     Failed(&'a (dyn Error + 'static)),
     /// The attempt timeout passed.
     TimedOut,
 }
 
-/// One attempt that ended, as a classifier sees it.
+/// An attempt that ended, as a classifier sees it.
 #[derive(Clone, Copy)]
 #[non_exhaustive]
 pub struct Attempt<'a> {
@@ -30,13 +30,14 @@ pub struct Attempt<'a> {
     pub number: u32,
     /// The request's method.
     pub method: &'a Method,
-    /// The request's URI, as the retry layer was given it.
+    /// The request's URI, as the retry layer received it.
     pub uri: &'a Uri,
     /// How it ended.
     pub outcome: AttemptOutcome<'a>,
-    /// What is known of its delivery.
+    /// What is known about its delivery.
     pub delivery: Delivery,
-    /// Whether the client says that no attempt can succeed; see [`Failure::Permanent`](crate::layer::Failure::Permanent).
+    /// Whether the client reports that no attempt can succeed; see
+    /// [`Failure::Permanent`](crate::layer::Failure::Permanent).
     pub permanent: bool,
 }
 
@@ -53,37 +54,39 @@ impl fmt::Debug for Attempt<'_> {
     }
 }
 
-/// What a classifier says of an attempt.
+/// A classifier's judgement of an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Verdict {
-    /// Another attempt may do better.
+    /// Another attempt may succeed.
     Retry,
-    /// Another attempt may do better, but not before this long. It takes the place of `Retry-After` and of the backoff, and like
-    /// `Retry-After` is a floor: up to a quarter of it is added, and one above
+    /// Another attempt may succeed, but not before this time. It replaces `Retry-After` and the
+    /// backoff. Like `Retry-After` it is a floor: up to a quarter of it is added, and a wait above
     /// [`max_retry_after`](super::RetryLayer::max_retry_after) ends the call.
     RetryAfter(Duration),
-    /// The outcome stands.
+    /// The outcome is final.
     Stop,
 }
 
-/// Says which outcomes are worth another attempt.
+/// Decides which outcomes are worth another attempt.
 ///
-/// A classifier can only ask for a retry. The layer sends again only what is safe to send again, whatever the classifier
-/// says. Any `Fn(&Attempt<'_>) -> Verdict` is a classifier.
+/// A classifier can only request a retry. The layer sends again only what is safe to send again.
+/// Any `Fn(&Attempt<'_>) -> Verdict` is a classifier.
 ///
 /// ```
 /// use std::time::Duration;
 ///
 /// use aegis_hitl::layer::{Attempt, AttemptOutcome, Classify, RetryLayer, Standard, Verdict};
 ///
-/// // As the standard, but 500 is final for uploads, and this service says in milliseconds when to come back.
+/// // Like the standard, but 500 is final for uploads, and this service sends its wait in
+/// // milliseconds.
 /// let layer = RetryLayer::new().classify(|attempt: &Attempt<'_>| match attempt.outcome {
 ///     AttemptOutcome::Answered(head) if head.status == 500 && attempt.uri.path() == "/upload" => {
 ///         Verdict::Stop
 ///     }
 ///     AttemptOutcome::Answered(head) if head.status == 429 => {
-///         let wait = head.headers.get("retry-after-ms").and_then(|wait| wait.to_str().ok()?.parse().ok());
+///         let wait = head.headers.get("retry-after-ms");
+///         let wait = wait.and_then(|wait| wait.to_str().ok()?.parse().ok());
 ///         wait.map_or(Verdict::Stop, |wait| Verdict::RetryAfter(Duration::from_millis(wait)))
 ///     }
 ///     _ => Standard.classify(attempt),
@@ -103,11 +106,11 @@ where
     }
 }
 
-/// The default: retries 5xx and 408, 409 and 429 with a `Retry-After`, transport errors that are not permanent, and attempt
-/// timeouts.
+/// The default. Retries 5xx and 408; 409 and 429 with a `Retry-After`; transport errors that are
+/// not permanent; and attempt timeouts.
 ///
-/// A 409 with `Retry-After` says that the first call with this key is still in flight ([IETF draft], section 2.7); one
-/// without says that it is done.
+/// A 409 with `Retry-After` means that the first call with this key is still in flight ([IETF
+/// draft], section 2.7). Without it, the call is done.
 ///
 /// [IETF draft]: https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
@@ -134,13 +137,16 @@ impl Classify for Standard {
     }
 }
 
-/// For gRPC: retries calls that fail at once with `UNAVAILABLE`, and what [`Standard`] retries.
+/// For gRPC. Retries calls that fail immediately with `UNAVAILABLE`, and everything that
+/// [`Standard`] retries.
 ///
-/// A server that fails at once answers with the status in the head and no body (*Trailers-Only*). `grpc-retry-pushback-ms` is
-/// honoured as [gRFC A6] has it: a number is the wait, anything else says not to retry. A status that comes in trailers behind a
-/// body is not seen: the answer has then been passed on, and to wait for its end would hold back every streaming response.
+/// A server that fails immediately sends the status in the head, without a body (*Trailers-Only*).
+/// `grpc-retry-pushback-ms` follows [gRFC A6]: a number is the wait, anything else forbids a retry.
+/// A status in trailers after a body is not seen. By then the answer has been passed on, and
+/// waiting for its end would delay every streaming response.
 ///
-/// gRPC calls are POST: without a key or [`SafeToRetry`](super::SafeToRetry) only what was never sent is sent again.
+/// gRPC calls are POST. Without a key or [`SafeToRetry`](super::SafeToRetry), only what was never
+/// sent is sent again.
 ///
 /// ```
 /// use aegis_hitl::layer::{AegisLayer, ClassifyGrpc, RetryLayer};
@@ -175,14 +181,15 @@ impl Classify for ClassifyGrpc {
     }
 }
 
-/// Reads `Retry-After` (RFC 9110, section 10.2.3): seconds, or a date, which if past means now. Some services send a fraction of
-/// a second, which is read too, as a wait that is cut short is no wait. A malformed value is `None`.
+/// Reads `Retry-After` (RFC 9110, section 10.2.3): seconds or a date. A date in the past means now.
+/// Some services send a fraction of a second; it is read too, so that a wait is not cut short. A
+/// malformed value is `None`.
 pub(in crate::layer) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     let (whole, fraction) = value.split_once('.').unwrap_or((value, "0"));
     let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     if is_number(whole) && is_number(fraction) {
-        // More digits than fit are a wait beyond every cap.
+        // More digits than fit mean a wait beyond every cap.
         let whole = Duration::from_secs(whole.parse().unwrap_or(u64::MAX));
         let fraction = format!("0.{fraction}").parse().unwrap_or_default();
         return Some(whole.saturating_add(Duration::from_secs_f64(fraction)));

@@ -1,4 +1,4 @@
-//! Reads a failed response to its end, so that its connection can be used again.
+//! Reads a failed response to its end, so that its connection can be reused.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -6,7 +6,8 @@ use std::task::{Context, Poll};
 use bytes::Buf;
 use http_body::Body;
 
-/// Reads what is there of a body. Returns whether there is nothing more to wait for: its end, an error, or the bound.
+/// Reads what is available of a body. Returns whether there is nothing more to wait for: the end,
+/// an error, or the bound was reached.
 pub(super) fn is_drained<R: Body>(
     mut body: Pin<&mut R>,
     left: &mut usize,
@@ -20,7 +21,7 @@ pub(super) fn is_drained<R: Body>(
             Poll::Pending => return false,
             Poll::Ready(None | Some(Err(_))) => return true,
             Poll::Ready(Some(Ok(frame))) => {
-                // An empty frame counts too: a body can have any number of them ready.
+                // An empty frame counts as well: any number of them may be ready.
                 let length = frame.data_ref().map_or(0, Buf::remaining).max(1);
                 match left.checked_sub(length) {
                     Some(rest) => *left = rest,

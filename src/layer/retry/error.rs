@@ -1,4 +1,4 @@
-//! Why a call under the retry layer failed, and what is known of its delivery.
+//! Why a call under the retry layer failed, and what is known about its delivery.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -9,25 +9,25 @@ use http::Response;
 use super::Delivery;
 use crate::protocol::{BoxError, IdempotencyKey, RequestId};
 
-/// Why a call was not tried again.
+/// Why a call was not retried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum NotRetried {
-    /// The outcome stands: the classifier asked for no other attempt.
+    /// The classifier considered the outcome final.
     Verdict,
-    /// The client says that no attempt can succeed.
+    /// The client reported that no attempt can succeed.
     Permanent,
-    /// It may have been acted upon, and is neither idempotent nor keyed nor said to be safe.
+    /// The request may have been acted upon, and is neither idempotent, keyed, nor declared safe.
     Unsafe,
     /// All attempts were used.
     Attempts,
     /// The body cannot be sent again.
     Body,
-    /// The service asks for a longer wait than is allowed.
+    /// The service requested a longer wait than allowed.
     RetryAfter,
     /// The next attempt would have come after the deadline, or the deadline passed.
     Deadline,
-    /// The budget of retries was spent.
+    /// The budget of retries was exhausted.
     Budget,
 }
 
@@ -47,17 +47,18 @@ impl fmt::Display for NotRetried {
 }
 
 impl NotRetried {
-    /// Tells why a response that reports a failure is the last one; `None` if it is a success, or if no classifier would have
-    /// asked for another attempt.
+    /// Returns why a response that reports a failure is the last one. `None` if it is a success, or
+    /// if no classifier would have requested another attempt.
     pub fn of<B>(response: &Response<B>) -> Option<Self> {
         response.extensions().get::<Attempts>()?.not_retried
     }
 }
 
-/// Why a call failed, after how many attempts, and what is known of its delivery.
+/// Why a call failed, after how many attempts, and what is known about its delivery.
 ///
-/// The inner service's own error is its [`source`](StdError::source). To send *this very call* again by hand, send it with the
-/// same [`idempotency_key`](Self::idempotency_key) and [`request_id`](Self::request_id).
+/// The inner service's error is the [`source`](StdError::source). To repeat *this very call*, send
+/// it with the same [`idempotency_key`](Self::idempotency_key) and
+/// [`request_id`](Self::request_id).
 pub struct RetryError {
     inner: Box<Inner>,
 }
@@ -67,7 +68,7 @@ struct Inner {
     report: Report,
 }
 
-/// What is told of a failed call besides its error.
+/// What is reported about a failed call besides its error.
 #[derive(Debug)]
 pub(super) struct Report {
     pub(super) attempts: u32,
@@ -115,30 +116,31 @@ impl RetryError {
         Self::new(Kind::DeadlineExceeded, report)
     }
 
-    /// Returns how many attempts were started, those of retries below included; 0 if the service was never ready.
+    /// Returns the number of attempts started, including those of retries below. It is 0 if the
+    /// service was never ready.
     pub fn attempts(&self) -> u32 {
         self.inner.report.attempts
     }
 
-    /// Returns what is known of the delivery, over all attempts: the worst of them.
+    /// Returns the worst that is known about the delivery of all attempts.
     ///
-    /// [`Delivery::Answered`] is of a call whose attempts all were answered or never sent, and that then ran out of time, or
-    /// lost its service, before the next one.
+    /// [`Delivery::Answered`] means that every attempt was answered or never sent, and that the
+    /// call then ran out of time, or lost its service, before the next one.
     pub fn delivery(&self) -> Delivery {
         self.inner.report.delivery
     }
 
-    /// Tells why no other attempt was made; `None` if the service failed to get ready for it.
+    /// Returns why no other attempt was made. `None` if the service failed to become ready for it.
     pub fn not_retried(&self) -> Option<NotRetried> {
         self.inner.report.not_retried
     }
 
-    /// Returns the idempotency key that the attempts carried, given or minted; `None` if there was none.
+    /// Returns the idempotency key of the attempts, given or minted, if there was one.
     pub fn idempotency_key(&self) -> Option<&IdempotencyKey> {
         self.inner.report.key.as_ref()
     }
 
-    /// Returns the `X-Request-Id` that the attempts carried, given or minted; `None` if there was none.
+    /// Returns the `X-Request-Id` of the attempts, given or minted, if there was one.
     pub fn request_id(&self) -> Option<&RequestId> {
         self.inner.report.request_id.as_ref()
     }
@@ -204,8 +206,8 @@ impl StdError for RetryError {
     }
 }
 
-/// What a call took, in the extensions of the response to a call that took more than one attempt, or that failed and would have
-/// been worth another.
+/// The attempts of a call. It is in the extensions of a response whose call took more than one
+/// attempt, or failed and was worth another one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Attempts {
     count: u32,
@@ -222,7 +224,8 @@ impl Attempts {
         }
     }
 
-    /// Returns the attempts that a response took, those of retries below included: 1 if nothing else is noted on it.
+    /// Returns the number of attempts that a response took, including those of retries below. It is
+    /// 1 if the response has no record.
     pub fn of<B>(response: &Response<B>) -> u32 {
         response
             .extensions()
@@ -230,8 +233,8 @@ impl Attempts {
             .map_or(1, |attempts| attempts.count)
     }
 
-    /// Returns what is known of the delivery of the attempts before the one that was answered: [`Delivery::NeverSent`] if there
-    /// were none, or if none of them can have reached the service.
+    /// Returns what is known about the attempts before the one that was answered:
+    /// [`Delivery::NeverSent`] if there were none, or if none can have reached the service.
     pub fn earlier<B>(response: &Response<B>) -> Delivery {
         response
             .extensions()

@@ -1,4 +1,4 @@
-//! What observers are told.
+//! What observers receive.
 
 use std::fmt;
 use std::time::Duration;
@@ -16,17 +16,17 @@ pub struct AttemptEvent<'a> {
     pub attempt: u32,
     /// The request's method.
     pub method: &'a Method,
-    /// The request's URI. Its query may hold what does not belong into a log.
+    /// The request's URI. Its query may contain secrets; do not log it.
     pub uri: &'a Uri,
     /// How it ended.
     pub outcome: AttemptOutcome<'a>,
-    /// What is known of the delivery of this attempt.
+    /// What is known about the delivery of this attempt.
     pub delivery: Delivery,
-    /// How long until the next attempt; `None` if this was the last.
+    /// The time until the next attempt, or `None` if this was the last one.
     pub retry_in: Option<Duration>,
-    /// Why no other attempt follows; `None` if one does.
+    /// Why no other attempt follows, or `None` if one does.
     pub not_retried: Option<NotRetried>,
-    /// How long the call has taken so far.
+    /// The time that the call has taken so far.
     pub elapsed: Duration,
 }
 
@@ -48,7 +48,7 @@ impl fmt::Debug for AttemptEvent<'_> {
 #[cfg(feature = "tracing")]
 const TARGET: &str = "aegis_hitl::retry";
 
-/// Whether anybody listens to what [`AttemptEvent::trace`] emits of failures.
+/// Whether anything listens to the failures that [`AttemptEvent::trace`] emits.
 #[cfg(feature = "tracing")]
 pub(super) fn is_traced() -> bool {
     tracing::enabled!(target: TARGET, tracing::Level::DEBUG)
@@ -60,8 +60,8 @@ pub(super) fn is_traced() -> bool {
 }
 
 impl AttemptEvent<'_> {
-    /// Emits the event. The cause is a word or a status: an error's own text may hold a URL, and that a secret. For the same
-    /// reason the URI goes without its user, its query, and the key.
+    /// Emits the event. The cause is a word or a status, because an error's text may contain a URL,
+    /// and that a secret. For the same reason user, query and key are left out.
     #[cfg(feature = "tracing")]
     pub(super) fn trace(&self) {
         let Self {

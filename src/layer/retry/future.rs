@@ -1,4 +1,4 @@
-//! The future of a call: its attempts, and the states between them.
+//! The future of a call: its attempts and the states between them.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -21,8 +21,9 @@ use crate::layer::ResponseHead;
 
 pin_project! {
     /// The future of [`Retry`](super::Retry) and of [`Aegis`](crate::layer::Aegis).
-    // Aligned to a cache line: callers move it as soon as it is made, and a copy whose loads lie otherwise than the stores
-    // before them waits until these have reached the cache.
+    // Aligned to a cache line. Callers move the future right after it is made, and a copy whose
+    // loads are split differently from the preceding stores has to wait until these reach the
+    // cache.
     #[must_use = "futures do nothing unless polled"]
     #[repr(align(64))]
     pub struct RetryFuture<S, B, R>
@@ -31,12 +32,12 @@ pin_project! {
     {
         #[pin]
         state: State<S::Future, R>,
-        // What the state waits for besides its own future: see `State`.
+        // What the state waits for besides its own future; see `State`.
         #[pin]
         timer: Option<Sleep>,
         call: Call,
-        // What further attempts are made with. These three lie side by side, not in a struct, as that would be moved once more
-        // on its way here.
+        // Everything needed for further attempts. These three are fields rather than a struct,
+        // which would be moved once more on its way here.
         service: Option<S>,
         kept: Kept<B>,
         headers: KeptHeaders,
@@ -46,14 +47,14 @@ pin_project! {
 pin_project! {
     #[project = StateProj]
     enum State<F, R> {
-        // An attempt is under way. The timer is its timeout or the deadline, whichever comes first, and is set when the
-        // attempt first has to wait.
+        // An attempt is in progress. The timer is its timeout or the deadline, whichever comes
+        // first, and starts when the attempt first has to wait.
         Attempt { #[pin] attempt: F },
-        // A failed response is read to its end. The timer is the bound in time.
+        // A failed response is being read to its end. The timer is the limit on time.
         Drain { #[pin] body: R, left: usize },
-        // The next attempt is not due yet. The timer is when it is.
+        // The next attempt is not due yet. The timer is its due time.
         Wait,
-        // The service is polled ready. The timer is the deadline, if there is one.
+        // The service is being polled ready. The timer is the deadline, if there is one.
         Ready,
     }
 }
@@ -62,7 +63,7 @@ impl<S, B, R> RetryFuture<S, B, R>
 where
     S: Service<Request<B>>,
 {
-    /// A call whose first attempt is under way. Inlined, so that the parts go from where they are made into the future.
+    /// Starts a call with its first attempt. Inlined, so that the parts are built in place.
     #[inline(always)]
     pub(super) fn new(
         call: Call,
@@ -176,7 +177,7 @@ where
                     this.state.set(State::Wait);
                 }
                 StateProj::Wait => {
-                    // A wait of nothing does not touch the timer.
+                    // A zero wait does not touch the timer.
                     if !this.call.wait.is_zero() {
                         let due = this.call.due;
                         ready!(poll_timer(this.timer.as_mut(), cx, || due));
@@ -185,7 +186,8 @@ where
                     this.state.set(State::Ready);
                 }
                 StateProj::Ready => {
-                    // Attempts that fail at once and wait for nothing would else all be made in one poll.
+                    // Without this, attempts that fail at once and do not wait would all run in one
+                    // poll.
                     ready!(pin!(tokio::task::consume_budget()).poll(cx));
                     let call = &mut *this.call;
                     if call.is_past_deadline() {
@@ -208,7 +210,8 @@ where
                     }
                     let (Some(service), Some(body)) = (this.service.as_mut(), this.kept.body())
                     else {
-                        // What is left of an earlier attempt has read on, and past what is kept of the body.
+                        // A leftover of an earlier attempt has read on, past what is kept of the
+                        // body.
                         let report = call.report(this.kept, this.headers, Some(NotRetried::Body));
                         let error = "the request body cannot be sent again any more";
                         return Poll::Ready(Err(RetryError::failed(error.into(), report)));

@@ -5,13 +5,13 @@ use smallvec::SmallVec;
 
 use super::Replay;
 
-/// How many headers are kept without an allocation.
+/// How many headers are kept without allocating.
 const INLINE_HEADERS: usize = 6;
 
-/// The headers of a request, as it came.
+/// The headers of a request as it arrived.
 ///
-/// Names and values are reference counts or small copies, so that keeping up to six headers allocates nothing; cloning a
-/// `HeaderMap` would allocate twice.
+/// Names and values are reference counts or small copies, so keeping up to six headers allocates
+/// nothing. Cloning a `HeaderMap` would allocate twice.
 #[derive(Debug, Default)]
 pub(super) struct KeptHeaders(SmallVec<[(HeaderName, HeaderValue); INLINE_HEADERS]>);
 
@@ -25,9 +25,9 @@ impl KeptHeaders {
         self.0.push((name.clone(), value.clone()));
     }
 
-    /// Returns the headers once more.
+    /// Returns a copy of the headers.
     fn map(&self) -> HeaderMap {
-        // As many headers as one map held before fit a map again: neither call fails.
+        // A map held as many headers before, so neither call fails.
         let mut map = HeaderMap::try_with_capacity(self.0.len()).unwrap_or_default();
         for (name, value) in &self.0 {
             let _ = map.try_append(name, value.clone());
@@ -36,7 +36,7 @@ impl KeptHeaders {
     }
 }
 
-/// A request, kept so that it can be sent again byte for byte with its headers.
+/// A copy of a request, to send it again byte for byte with its headers.
 #[derive(Debug)]
 pub(super) struct Kept<B> {
     method: Method,
@@ -60,12 +60,12 @@ impl<B> Kept<B> {
         &self.extensions
     }
 
-    /// Whether the request may be made again.
+    /// Whether the request can be sent again.
     pub(super) fn is_replayable(&self) -> bool {
         self.body.is_some()
     }
 
-    /// Returns the request once more, around a body that was made by [`body`](Self::body).
+    /// Returns a copy of the request, around a body made by [`body`](Self::body).
     pub(super) fn request<T>(&self, headers: &KeptHeaders, body: T) -> Request<T> {
         let mut request = Request::new(body);
         *request.method_mut() = self.method.clone();
@@ -78,7 +78,8 @@ impl<B> Kept<B> {
 }
 
 impl<B: Replay> Kept<B> {
-    /// Keeps all but the headers, which are kept as they are looked at, and the body only if it is `wanted`.
+    /// Keeps everything but the headers, which are kept as they are looked at. The body is kept
+    /// only if it is `wanted`.
     #[inline(always)]
     pub(super) fn of(request: &Request<B>, wanted: bool) -> Self {
         Self {
@@ -94,7 +95,7 @@ impl<B: Replay> Kept<B> {
         }
     }
 
-    /// Returns the body once more, or `None` if it cannot be sent again.
+    /// Returns a copy of the body, or `None` if it cannot be sent again.
     pub(super) fn body(&self) -> Option<B> {
         self.body.as_ref()?.replay()
     }

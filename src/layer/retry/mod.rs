@@ -1,9 +1,10 @@
 //! Sends again what is safe to send again.
 //!
-//! Two questions are kept apart. *Is it safe?* is answered in one place that nothing overrides: the attempt was never sent,
-//! or the method is idempotent, or the request carries an idempotency key, or its sender says so ([`SafeToRetry`]). *Is it
-//! worth it?* is the classifier's ([`Classify`]). Then there must be attempts left, time left, budget left, and a body that
-//! can be sent again.
+//! Two questions are separate. *Is it safe?* is answered in one place that nothing overrides: the
+//! attempt was never sent, or the method is idempotent, or the request carries an idempotency key,
+//! or its sender declares it safe ([`SafeToRetry`]). *Is it worth it?* is the classifier's decision
+//! ([`Classify`]). Besides, there must be attempts, time and budget left, and a body that can be
+//! sent again.
 
 mod backoff;
 mod budget;
@@ -45,44 +46,51 @@ pub use self::error::{Attempts, NotRetried, RetryError};
 pub use self::event::AttemptEvent;
 pub use self::future::RetryFuture;
 
-/// In a request's extensions: the request may be sent again although it is neither idempotent nor keyed.
+/// In a request's extensions: declares that the request may be sent again although it is neither
+/// idempotent nor keyed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[allow(clippy::exhaustive_structs)]
 pub struct SafeToRetry;
 
-/// In a request's extensions: how many retries this call may take, in place of the layer's. `MaxRetries(0)` is never.
+/// In a request's extensions: the maximum number of retries for this call, instead of the layer's.
+/// 0 means none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[allow(clippy::exhaustive_structs)]
 pub struct MaxRetries(pub u32);
 
-/// In a request's extensions: how long this call may take in all, in place of the layer's deadline. `None` is for ever.
+/// In a request's extensions: the time limit for this call as a whole, instead of the layer's
+/// deadline. `None` means no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[allow(clippy::exhaustive_structs)]
 pub struct Deadline(pub Option<Duration>);
 
-/// In a request's extensions: how long each attempt of this call may take, in place of the layer's attempt timeout. `None` is for
-/// ever.
+/// In a request's extensions: the time limit for each attempt of this call, instead of the layer's.
+/// `None` means no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[allow(clippy::exhaustive_structs)]
 pub struct AttemptTimeout(pub Option<Duration>);
 
 /// Sends a request again when that is safe and worth it.
 ///
-/// The defaults are the Python SDK's: 3 retries, waits of 0.5, 1 and 2 seconds (here with up to a quarter of jitter on top),
-/// 10 seconds for each attempt, no deadline for the whole call, and a [`Budget`] for each service.
+/// The defaults are the Python SDK's: 3 retries after 0.5, 1 and 2 seconds (here with up to a
+/// quarter of jitter on top), 10 seconds for each attempt, no deadline for the whole call. Each
+/// service has a [`Budget`].
 ///
-/// Whether an attempt was never sent only the HTTP client knows: [`TrackDeliveryLayer`](crate::layer::TrackDeliveryLayer) tells
-/// it. Without that, every error counts as *may have been acted upon*.
+/// Only the HTTP client knows whether an attempt was never sent, and
+/// [`TrackDeliveryLayer`](crate::layer::TrackDeliveryLayer) reports it. Without that layer, every
+/// error counts as *may have been acted upon*.
 ///
-/// When it gives up it returns the last response or error as it came: a response carries [`Attempts`] and [`NotRetried`], an
-/// error is a [`RetryError`] that tells attempts, [`Delivery`], key and request id.
+/// When it gives up, it returns the last response or error unchanged. A response carries
+/// [`Attempts`] and [`NotRetried`]. An error is a [`RetryError`] with attempts, [`Delivery`], key
+/// and request id.
 ///
-/// A response that is given up for a retry is drained within bounds of bytes and time ([`drain`](Self::drain)), so that its
-/// connection can be used again. The inner service is polled ready before every attempt.
+/// A response that is given up for a retry is drained within limits on bytes and time
+/// ([`drain`](Self::drain)), so that its connection can be reused. The inner service is polled
+/// ready before every attempt.
 ///
 /// # Panics
 ///
-/// Calls panic outside of a tokio runtime with time enabled, when they have to wait.
+/// A call panics if it has to wait outside of a tokio runtime with time enabled.
 ///
 /// ```
 /// use std::sync::atomic::{AtomicU32, Ordering};
@@ -132,7 +140,7 @@ struct Policy {
     backoff: Backoff,
     max_retry_after: Duration,
     budget: Option<Budget>,
-    /// Whether each service gets a budget of its own.
+    /// Whether each service gets its own budget.
     has_standard_budget: bool,
     /// `None` is [`Standard`], without the indirection.
     classify: Option<Arc<dyn Classify>>,
@@ -142,7 +150,8 @@ struct Policy {
     drain_bytes: usize,
     drain_time: Duration,
     random: Random,
-    /// What stands around the retry and is carried out by it, within [`AegisLayer`](crate::layer::AegisLayer).
+    /// The layers around the retry, which it runs itself within
+    /// [`AegisLayer`](crate::layer::AegisLayer).
     envelope: Option<Envelope>,
 }
 
@@ -170,14 +179,15 @@ impl RetryLayer {
         }
     }
 
-    /// Sets how many retries one call may take; 0 switches them off. 3 by default.
+    /// Sets the maximum number of retries per call; 0 switches them off. The default is 3.
     #[must_use]
     pub fn max_retries(mut self, retries: u32) -> Self {
         self.policy.max_retries = retries;
         self
     }
 
-    /// Sets how long one attempt may take until its response head arrives; `None` is for ever. 10 seconds by default.
+    /// Sets the time limit for one attempt, until its response head arrives; `None` means no limit.
+    /// The default is 10 seconds.
     ///
     /// An attempt that times out may have been acted upon, so it is retried only if that is safe.
     #[must_use]
@@ -186,36 +196,37 @@ impl RetryLayer {
         self
     }
 
-    /// Sets how long one call may take in all, waits included; `None`, the default, is for ever.
+    /// Sets the time limit for a call as a whole, including waits. `None`, the default, means no
+    /// limit.
     ///
-    /// A retry whose wait would pass the deadline is not waited for: the last outcome is returned at once.
+    /// If the wait before a retry would pass the deadline, the last outcome is returned at once.
     #[must_use]
     pub fn deadline(mut self, deadline: impl Into<Option<Duration>>) -> Self {
         self.policy.deadline = deadline.into();
         self
     }
 
-    /// Sets how long to wait before each retry.
+    /// Sets the waits before retries.
     #[must_use]
     pub fn backoff(mut self, backoff: Backoff) -> Self {
         self.policy.backoff = backoff;
         self
     }
 
-    /// Sets the longest `Retry-After` that is waited for, 30 seconds by default.
+    /// Sets the longest `Retry-After` to wait for. The default is 30 seconds.
     ///
-    /// `Retry-After` is a floor under the backoff. A service that asks for a longer wait is not asked early: the call ends
-    /// with its answer.
+    /// `Retry-After` is a floor under the backoff. If a service requests a longer wait, it is not
+    /// retried early: the call ends with its answer.
     #[must_use]
     pub fn max_retry_after(mut self, longest: Duration) -> Self {
         self.policy.max_retry_after = longest;
         self
     }
 
-    /// Limits the retries of all calls together, or with `None` does not.
+    /// Limits the retries of all calls together. `None` removes the limit.
     ///
-    /// By default each service that is made has a [`Budget::default`] of its own, which its clones share: an outage is not to
-    /// multiply the load of those who call.
+    /// By default each service has its own [`Budget::default`], shared by its clones, so that an
+    /// outage does not multiply the load.
     #[must_use]
     pub fn budget(mut self, budget: impl Into<Option<Budget>>) -> Self {
         self.policy.budget = budget.into();
@@ -223,7 +234,8 @@ impl RetryLayer {
         self
     }
 
-    /// Sets which outcomes are worth a retry; [`Standard`] by default. What is not safe to send again stays so.
+    /// Sets which outcomes are worth a retry. The default is [`Standard`]. A classifier cannot make
+    /// an unsafe retry safe.
     #[must_use]
     pub fn classify<C>(mut self, classify: C) -> Self
     where
@@ -233,27 +245,30 @@ impl RetryLayer {
         self
     }
 
-    /// Looks for the idempotency key in another header than `Idempotency-Key`.
+    /// Expects the idempotency key in another header than `Idempotency-Key`.
     #[must_use]
     pub fn idempotency_header(mut self, name: HeaderName) -> Self {
         self.policy.key_header = name;
         self
     }
 
-    /// Sends the number of each attempt, 1 for the first, in this header. By default all attempts are byte-identical.
+    /// Sends the number of each attempt in this header, starting with 1. By default all attempts
+    /// are byte-identical.
     ///
-    /// A header of this name that the caller set is replaced. The header that the key is looked for in is left alone, as all
-    /// attempts have to carry the same key.
+    /// A header of this name set by the caller is replaced. The header that carries the key is left
+    /// alone, because all attempts have to carry the same key.
     #[must_use]
     pub fn attempt_header(mut self, name: HeaderName) -> Self {
         self.policy.attempt_header = Some(name);
         self
     }
 
-    /// Tells `observer` of the end of every attempt, before the wait that may follow. For metrics and logs.
+    /// Calls `observer` at the end of every attempt, before the wait that may follow. For metrics
+    /// and logs.
     ///
-    /// With the feature `tracing`, the same goes out as events of the target `aegis_hitl::retry`: attempts that are followed by
-    /// another, and last ones that failed, at debug level; others at trace level.
+    /// With the feature `tracing`, the same is emitted as events with the target
+    /// `aegis_hitl::retry`. Attempts followed by another one, and last ones that failed, have the
+    /// level debug; others have the level trace.
     ///
     /// ```
     /// use aegis_hitl::layer::{AttemptEvent, RetryLayer};
@@ -277,10 +292,11 @@ impl RetryLayer {
         self
     }
 
-    /// Sets the bounds within which a response is drained before a retry: 64 KiB and 250 milliseconds by default.
+    /// Sets the limits for draining a response before a retry. The defaults are 64 KiB and 250
+    /// milliseconds.
     ///
-    /// The time runs beside the backoff, not on top of it. A response that is not at its end by then is dropped, which
-    /// closes its connection on HTTP/1.
+    /// The time runs in parallel with the backoff. A response that has not ended by then is
+    /// dropped, which closes its connection on HTTP/1.
     #[must_use]
     pub fn drain(mut self, bytes: usize, time: Duration) -> Self {
         self.policy.drain_bytes = bytes;
@@ -288,14 +304,15 @@ impl RetryLayer {
         self
     }
 
-    /// Names each attempt and confirms the answer, as if the layers of the envelope stood around it.
+    /// Names each attempt and confirms the answer, as if the envelope's layers stood around the
+    /// retry.
     pub(super) fn within(&self, envelope: Envelope) -> Self {
         let mut layer = self.clone();
         layer.policy.envelope = Some(envelope);
         layer
     }
 
-    /// The header that the key is looked for in.
+    /// Returns the header that carries the key.
     pub(super) fn key_header(&self) -> &HeaderName {
         &self.policy.key_header
     }
@@ -352,7 +369,7 @@ impl<S> Layer<S> for RetryLayer {
     }
 }
 
-/// Retries; made by [`RetryLayer`].
+/// Retries calls. Made by [`RetryLayer`].
 #[derive(Debug, Clone)]
 pub struct Retry<S> {
     inner: S,
@@ -409,8 +426,8 @@ where
             };
             return RetryFuture::new(call, attempt, None, kept, headers);
         }
-        // The instance that was polled ready is the one to call. It moves into the future, for the attempts to come; the
-        // clone that stays behind has to be polled ready anew.
+        // The instance that was polled ready must be the one called. It moves into the future for
+        // later attempts; the clone that stays behind has to be polled ready again.
         let clone = self.inner.clone();
         let mut service = mem::replace(&mut self.inner, clone);
         let attempt = {

@@ -115,7 +115,7 @@ impl Case {
         self.has_key || matches!(self.method, Method::GET | Method::PUT)
     }
 
-    /// What the peer did with its `n`th request.
+    /// Returns the peer's act for its `n`th request.
     fn played(&self, n: usize) -> &Act {
         &self.script[n.min(self.script.len() - 1)]
     }
@@ -142,7 +142,7 @@ proptest! {
             let took = start.elapsed();
             let sent = peer.count();
 
-            // (a) A request that is not safe is never delivered twice.
+            // (a) An unsafe request is never delivered twice.
             let delivered = (0..sent).filter(|n| !matches!(case.played(*n), Act::Refuse)).count();
             prop_assert!(case.is_safe() || delivered <= 1);
             // (b) Attempts never exceed the limit.
@@ -157,7 +157,7 @@ proptest! {
                 prop_assert_eq!(request.headers(), expected.headers());
                 prop_assert_eq!(request.method(), &case.method);
             }
-            // (f) What the peer did last is what the caller gets, as it is.
+            // (f) The caller gets the peer's last outcome unchanged.
             match (&result, case.played(sent - 1)) {
                 (Ok(response), Act::Answer(status) | Act::AnswerAfter(status, _) | Act::RetryAfter(status, _)) => {
                     prop_assert_eq!(response.status().as_u16(), *status);
@@ -188,14 +188,14 @@ proptest! {
             let sent = peer.count();
             tokio::time::sleep(Duration::from_secs(60)).await;
             prop_assert_eq!(peer.count(), sent);
-            // One call earned one retry; each retry that was sent cost one.
+            // One call earned one retry, and each retry sent cost one.
             let left = std::iter::from_fn(|| budget.withdraw().map(budget::Withdrawal::spend)).count();
             prop_assert_eq!(left, 1_usize.saturating_sub(sent.saturating_sub(1)));
             Ok(())
         })?;
     }
 
-    // As with redirects, backup requests, token fetches or retries of another kind below.
+    // As with redirects, backup requests, token fetches or other retries below.
     #[test]
     fn exchanges_below_never_make_an_unsafe_request_be_acted_upon_again(case in case(), turns in 1..4_usize) {
         run_paused(async {

@@ -15,7 +15,7 @@ use tower::ServiceExt;
 use super::*;
 use crate::layer::{Exchange, Failure, ReplayBody, ReplayBodyLayer};
 
-/// What the peer does with one attempt.
+/// The peer's act for one attempt.
 #[derive(Debug, Clone)]
 pub(super) enum Act {
     Answer(u16),
@@ -30,7 +30,7 @@ pub(super) enum Act {
 
 pub(super) type Sent = (Instant, Request<Full<Bytes>>);
 
-/// A scripted peer that keeps what it was sent. The last act is repeated.
+/// A scripted peer that records what it receives. It repeats the last act.
 #[derive(Clone)]
 pub(super) struct Peer {
     script: Arc<Mutex<VecDeque<Act>>>,
@@ -279,11 +279,11 @@ async fn retry_after_is_a_floor_under_the_backoff() {
     let times = peer.times(start);
     let waits: Vec<_> = times.windows(2).map(|pair| pair[1] - pair[0]).collect();
     assert!((3000..=3751).contains(&waits[0]), "{waits:?}");
-    // The backoff is the longer one, and a value that is none asks for nothing.
+    // The backoff is longer, and a malformed value counts as none.
     assert_eq!(waits[1..], [1000, 2000]);
 }
 
-// guzzle_retry_middleware#36 clamps it and comes back early.
+// guzzle_retry_middleware#36 clamps it and retries early.
 #[tokio::test(start_paused = true)]
 async fn a_retry_after_above_the_cap_ends_the_call_with_the_real_answer() {
     for value in [
@@ -320,7 +320,7 @@ async fn a_slow_answer_within_the_attempt_timeout_is_taken() {
         (response.status().as_u16(), Attempts::of(&response)),
         (200, 1)
     );
-    // One attempt needs no note, and a note would cost three allocations.
+    // One attempt needs no record, and a record would cost three allocations.
     assert!(response.extensions().is_empty());
 }
 
@@ -572,7 +572,7 @@ async fn a_streaming_body_is_replayed_byte_for_byte_and_past_its_cap_not_retried
             .layer(ReplayBodyLayer::new().max_bytes(cap))
             .layer(seed_layer())
             .service(peer);
-        // Of unknown length, so that the cap is met on the way.
+        // The length is unknown, so the cap is reached on the way.
         let chunks = ["hello", " ", "world"].map(|chunk| Ok(Frame::data(Bytes::from(chunk))));
         let stream = futures_util::stream::iter(chunks);
         let body = http_body_util::StreamBody::new(stream).boxed_unsync();
@@ -592,7 +592,7 @@ async fn a_body_that_an_abandoned_attempt_reads_past_its_cap_is_not_sent_again()
     let counter = attempts.clone();
     let peer = tower::service_fn(move |request: Request<ReplayBody<Streaming>>| {
         counter.fetch_add(1, Ordering::SeqCst);
-        // Answers before it reads, as a peer that sheds load does.
+        // Answers before it reads, like a peer that sheds load.
         tokio::spawn(request.into_body().collect());
         std::future::ready(Ok::<_, Infallible>(
             Response::builder()
@@ -618,7 +618,7 @@ async fn a_body_that_an_abandoned_attempt_reads_past_its_cap_is_not_sent_again()
     assert_eq!(error.delivery(), Delivery::Answered);
 }
 
-/// The rule, written down once more and in other words than the code's.
+/// The rule, written once more in other words than the code's.
 fn is_sent_again(keyed_or_idempotent: bool, status: u16, retry_after: bool) -> bool {
     keyed_or_idempotent
         && match status {
@@ -684,7 +684,7 @@ async fn the_longest_retry_after_can_be_set() {
 
 #[tokio::test(start_paused = true)]
 async fn the_bounds_of_draining_can_be_set() {
-    // In time: the wait for an endless body is the bound.
+    // In time: the wait for an endless body is bounded.
     let start = Instant::now();
     let layer = RetryLayer::new()
         .backoff(Backoff::none())
@@ -692,7 +692,7 @@ async fn the_bounds_of_draining_can_be_set() {
     let peer = Peer::new([Act::LateBody(None), Act::Answer(200)]);
     run(&layer, &peer, keyed()).await.unwrap();
     assert_eq!(peer.times(start), [0, 40]);
-    // In bytes: a body of 4 is read to its end or left.
+    // In bytes: a body of 4 is read to its end or abandoned.
     for (bytes, ended) in [(4, 1), (3, 0), (0, 0)] {
         let layer = RetryLayer::new()
             .backoff(Backoff::none())

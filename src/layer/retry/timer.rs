@@ -1,4 +1,4 @@
-//! The one timer of a call, which is set when something first has to be waited for.
+//! A call's single timer, started when something first has to be waited for.
 
 use std::future::Future;
 use std::pin::{Pin, pin};
@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 
 use tokio::time::{Instant, Sleep};
 
-/// Polls the timer, which is set on the first poll; without a time it never fires.
+/// Polls the timer, which starts on the first poll. Without a time it never fires.
 pub(super) fn poll_timer(
     mut timer: Pin<&mut Option<Sleep>>,
     cx: &mut Context<'_>,
@@ -19,7 +19,8 @@ pub(super) fn poll_timer(
         timer.set(Some(tokio::time::sleep_until(until)));
     }
     match timer.as_pin_mut() {
-        // Else a service that is busy without an end, and so spends the task's budget in each poll, would never let it fire.
+        // Otherwise a service that is always busy, and uses up the task's budget in each poll,
+        // would keep it from firing.
         Some(timer) => pin!(tokio::task::unconstrained(timer)).poll(cx),
         None => Poll::Pending,
     }

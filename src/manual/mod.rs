@@ -1,0 +1,34 @@
+//! The manual: how the crate is built, what it promises, and how to run it.
+//!
+//! | page | for whom |
+//! | --- | --- |
+//! | [`architecture`] | whoever reads or changes the code |
+//! | [`guarantees`] | whoever relies on the layers or the server |
+//! | [`storage`] | whoever opens, copies or queries the database |
+//! | [`operating`] | whoever runs the server |
+//! | [`contributing`] | whoever sends a change |
+//!
+//! This module has no code. It exists in the documentation alone.
+
+/// Makes one page of a Markdown file.
+///
+/// The pages link to one another by file name, which works on a forge. Of two definitions of a link
+/// the first one counts, so those written here lead to the modules in the documentation.
+macro_rules! page {
+    ($name:ident, $text:expr) => {
+        #[doc = "[architecture.md]: crate::manual::architecture"]
+        #[doc = "[guarantees.md]: crate::manual::guarantees"]
+        #[doc = "[storage.md]: crate::manual::storage"]
+        #[doc = "[operating.md]: crate::manual::operating"]
+        #[doc = "[contributing.md]: crate::manual::contributing"]
+        #[doc = ""]
+        #[doc = $text]
+        pub mod $name {}
+    };
+}
+
+page!(architecture, include_str!("architecture.md"));
+page!(guarantees, include_str!("guarantees.md"));
+page!(storage, include_str!("storage.md"));
+page!(operating, include_str!("operating.md"));
+page!(contributing, include_str!("contributing.md"));
