@@ -322,6 +322,8 @@ impl Server {
 /// One connection, with the settings of the crate's own accept loop.
 async fn serve(endpoint: Endpoint, process: Process, front: Front, drain: Arc<Notify>) {
     let mut http = auto::Builder::new(process);
+    // A client that does not know of the limit yet has its streams refused.
+    let streams = front.random(|random| random.pick(&[1, 2, 128]));
     http.http1()
         .timer(TokioTimer::new())
         .auto_date_header(false)
@@ -331,7 +333,7 @@ async fn serve(endpoint: Endpoint, process: Process, front: Front, drain: Arc<No
         .timer(TokioTimer::new())
         .auto_date_header(false)
         .max_header_list_size(32 * 1024)
-        .max_concurrent_streams(128)
+        .max_concurrent_streams(streams)
         .initial_stream_window_size(256 * 1024)
         .initial_connection_window_size(1024 * 1024)
         .keep_alive_interval(Duration::from_secs(10))
@@ -367,12 +369,29 @@ impl Front {
 
     async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
         let header = |name| {
-            let value = request.headers().get(name).cloned();
-            value.map(|value: HeaderValue| value.to_str().unwrap_or_default().to_owned())
+            let value = request.headers().get(name);
+            value.and_then(|value: &HeaderValue| value.to_str().ok())
         };
-        let call = header(X_REQUEST_ID).unwrap_or_default();
+        let call = header(X_REQUEST_ID).unwrap_or_default().to_owned();
+        let reads = header(USER_AGENT).is_some_and(|agent| agent.starts_with("aegis-hitl/"));
+        let mut response = self.answer_to(&call, reads, request).await;
+        let wait = response.headers_mut().get_mut(RETRY_AFTER);
+        // `AegisService` spreads the waits that it is told, at random, and has no seed for it.
+        if let Some(wait) = wait.filter(|wait| reads && matches!(wait.as_bytes(), b"1" | b"3")) {
+            *wait = HeaderValue::from_static("0");
+        }
+        response
+    }
+
+    /// `reads` is whether the client reads the body of an answer.
+    async fn answer_to(
+        &self,
+        call: &str,
+        reads: bool,
+        request: Request<Incoming>,
+    ) -> Response<Body> {
         let path = request.uri().path().to_owned();
-        self.world.arrived(&call, &path);
+        self.world.arrived(call, &path);
         let Proxy {
             refuses,
             hides,
@@ -381,7 +400,6 @@ impl Front {
         } = *self.proxy.lock().unwrap();
         if self.random(|random| random.percent(refuses)) {
             // Only who reads the body knows that such a 409 is none of the protocol's.
-            let reads = header(USER_AGENT).is_some_and(|agent| agent.starts_with("aegis-hitl/"));
             return self.page(reads);
         }
         let mut response = if path == "/charge" {

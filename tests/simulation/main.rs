@@ -41,9 +41,6 @@ use self::network::{Cut, Direction, Host, Network};
 use self::random::Random;
 use self::world::{Asked, Counts, Told, World};
 
-/// How long faults go on.
-const TROUBLE: Duration = Duration::from_secs(20);
-
 /// The longest that a call may take, with the longest waits that a server asks for.
 const HANG: Duration = Duration::from_secs(600);
 
@@ -94,6 +91,8 @@ struct Simulation {
     keys: Vec<Key>,
     random: Random,
     faults: Random,
+    /// How long calls begin and faults go on: some seeds have all at once.
+    trouble: Duration,
     sabotage: Sabotage,
 }
 
@@ -127,6 +126,7 @@ impl Simulation {
                 },
             })
             .collect();
+        let trouble = random.pick(&[500, 3000, 20_000]);
         Self {
             world: world.clone(),
             network,
@@ -137,6 +137,7 @@ impl Simulation {
             keys,
             random,
             faults: Random::new(seed, 5),
+            trouble: Duration::from_millis(trouble),
             sabotage,
         }
     }
@@ -213,7 +214,7 @@ impl Simulation {
 
     fn call(&mut self, name: String) -> Call {
         let random = &mut self.random;
-        let start = random.millis(1, TROUBLE.as_millis() as u64);
+        let start = random.millis(1, self.trouble.as_millis() as u64);
         let host = random.below(self.clients.len() as u64) as usize;
         let client = self.clients[host].clone();
         let deadline = match random.below(10) {
@@ -256,7 +257,8 @@ impl Simulation {
     /// Lets faults happen for a while.
     async fn trouble(&mut self) -> Server {
         let mut server = self.server();
-        let ends = Instant::now() + TROUBLE;
+        let ends = Instant::now() + self.trouble;
+        let pace = self.trouble.as_millis() as u64 / 8;
         // Some seeds are calm, and some have one kind of fault only.
         let kinds: Vec<u64> = match self.faults.below(8) {
             0 => vec![],
@@ -264,11 +266,11 @@ impl Simulation {
             _ => (0..9).collect(),
         };
         while Instant::now() < ends {
-            sleep(self.faults.millis(20, 2500)).await;
+            sleep(self.faults.millis(1, pace)).await;
             if kinds.is_empty() {
                 continue;
             }
-            let millis = |random: &mut Random| random.millis(1, 6000);
+            let millis = |random: &mut Random| random.millis(1, pace * 3);
             match self.faults.pick(&kinds) {
                 0 => {
                     let client = self.faults.below(self.clients.len() as u64) as usize;
@@ -575,4 +577,87 @@ fn every_seed_keeps_every_promise() {
     let seeds = number("AEGIS_SIM_SEEDS").unwrap_or(1000);
     let counts = run_all(seeds);
     println!("{seeds} seeds: {counts:?}");
+    // A simulation in which none of this comes about shows nothing.
+    let Counts {
+        accepted,
+        duplicates,
+        conflicts,
+        retried,
+        replays,
+        never_sent,
+        unknown,
+        timeouts,
+        unkeyed_arrivals,
+        restarts,
+    } = counts;
+    let all = [
+        accepted,
+        duplicates,
+        conflicts,
+        retried,
+        replays,
+        never_sent,
+        unknown,
+        timeouts,
+        unkeyed_arrivals,
+        restarts,
+    ];
+    assert!(
+        seeds < 100 || all.iter().all(|count| *count >= seeds / 10),
+        "{counts:?}"
+    );
+}
+
+#[test]
+fn a_seed_replays_byte_for_byte() {
+    for seed in 0..50 {
+        let first = simulate(seed, Sabotage::None);
+        let second = thread::scope(|scope| {
+            let other = scope.spawn(|| simulate(seed, Sabotage::None));
+            other.join().unwrap()
+        });
+        assert!(
+            first.trace == second.trace,
+            "seed {seed}:\n{}\n\n{}",
+            first.trace,
+            second.trace
+        );
+        assert!(first.trace.contains("the bytes of all connections"));
+    }
+    assert_ne!(
+        simulate(1, Sabotage::None).trace,
+        simulate(2, Sabotage::None).trace
+    );
+}
+
+/// The violations of the first seed that has any.
+fn found(sabotage: Sabotage) -> String {
+    (0..200)
+        .map(|seed| simulate(seed, sabotage).violations.join("\n"))
+        .find(|violations| !violations.is_empty())
+        .unwrap_or_default()
+}
+
+#[test]
+fn a_store_that_forgets_on_restart_is_found() {
+    let violations = found(Sabotage::Forget);
+    assert!(
+        violations.contains("has a second decision on record"),
+        "{violations}"
+    );
+}
+
+#[test]
+fn a_client_that_sends_what_is_unsafe_again_is_found() {
+    let violations = found(Sabotage::Resend);
+    assert!(
+        violations.contains("is not safe to repeat and came twice"),
+        "{violations}"
+    );
+}
+
+#[test]
+fn a_server_that_takes_a_conflict_for_a_duplicate_is_found() {
+    let violations = found(Sabotage::Lie);
+    assert!(violations.contains("has a receipt for"), "{violations}");
 }

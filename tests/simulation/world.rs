@@ -332,10 +332,6 @@ impl World {
         }
     }
 
-    pub fn record(&self, key: &str) -> Option<Record> {
-        self.inner().records.get(key).cloned()
-    }
-
     /// Every decision that has to be on record, by key.
     pub fn records(&self) -> BTreeMap<String, Record> {
         self.inner().records.clone()
