@@ -8,8 +8,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use aegis_hitl::layer::{
-    AegisLayer, AttemptTimeout, Attempts, Backoff, Confirmation, Deadline, Delivery, MaxRetries,
-    RetryError, RetryLayer, TrackDelivery, TrackDeliveryLayer,
+    AegisLayer, AttemptTimeout, Attempts, Backoff, Confirmation, Deadline, Delivery, HyperErrors,
+    MaxRetries, RetryError, RetryLayer, TrackDelivery, TrackDeliveryLayer,
 };
 use aegis_hitl::protocol::{IDEMPOTENCY_KEY, TENANT_ID, THREAD_ID, X_REQUEST_ID};
 use aegis_hitl::{
@@ -87,7 +87,7 @@ pub struct Client {
 
 #[derive(Clone)]
 enum Calls {
-    Service(AegisService<TrackDelivery<Resend, aegis_hitl::layer::HyperErrors>>),
+    Service(Box<AegisService<TrackDelivery<Resend, HyperErrors>>>),
     Stack(Stack),
 }
 
@@ -130,7 +130,7 @@ impl Client {
                     .backoff(backoff)
                     .budget(None)
                     .build_with(tracked);
-                Calls::Service(service.unwrap())
+                Calls::Service(Box::new(service.unwrap()))
             }
             Flavour::Layer => {
                 let layer = AegisLayer::new()

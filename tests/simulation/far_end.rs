@@ -51,7 +51,7 @@ struct Shared {
     world: World,
 }
 
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Default, Debug)]
 pub struct StoreFaults {
     /// The longest delay in milliseconds.
     pub slowness: u64,
@@ -244,7 +244,7 @@ where
 }
 
 /// What stands in front of the service and what it does wrong, in percent.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Default, Debug)]
 pub struct Proxy {
     /// Answers in place of the service, which gets nothing.
     pub refuses: u64,
@@ -437,7 +437,7 @@ impl Front {
     /// An answer that is none of the protocol's, as proxies and balancers send it.
     fn page(&self, with_conflict: bool) -> Response<Body> {
         // Nothing of the request was passed on.
-        let status = self.random(|random| random.pick(&[500, 502, 503, 504, 429, 408, 409]));
+        let status = self.random(|random| random.pick(&[500, 502, 503, 403, 403, 429, 408, 409]));
         let status = if status == 409 && !with_conflict {
             502
         } else {
