@@ -10,10 +10,10 @@
 //! AEGIS_SIM_SEED=17 cargo test --features full --test simulation       one, with its trace
 //! ```
 //!
-//! turmoil was looked at, and is well kept. It advances every host by ticks, which costs some 20 µs for each host and tick: a
-//! simulated minute of six hosts is seconds of work, and here it is milliseconds, as time jumps from event to event. Its TCP
-//! gives up a connection over which a partition has gone, where TCP's own would resend, and cuts none in the middle of a
-//! write.
+//! The network is our own, and not turmoil's: turmoil 0.7 advances each host by ticks of some 20 µs of work, which for 1000
+//! seeds is most of an hour, where here time jumps from one event to the next. A partition there drops what it meets for
+//! good, where TCP sends it again, and no connection is cut in the middle of a write. The server's accept loop takes sockets of
+//! the operating system only, so that its connections are served here, with the same settings.
 
 #![allow(
     missing_docs,
