@@ -10,9 +10,9 @@
 //! AEGIS_SIM_SEED=17 cargo test --features full --test simulation       one, with its trace
 //! ```
 //!
-//! The network is our own, and not turmoil's: turmoil 0.7 advances each host by ticks of some 20 µs of work, which for 1000
-//! seeds is most of an hour, where here time jumps from one event to the next. A partition there drops what it meets for
-//! good, where TCP sends it again, and no connection is cut in the middle of a write. The server's accept loop takes sockets of
+//! The network is our own, and not turmoil's: turmoil 0.7 advances each host by ticks of some 20 µs of work, which at a
+//! millisecond a tick is hours for 1000 seeds, where here time jumps from one event to the next. A partition there drops what it
+//! meets for good, where TCP sends it again, and no connection is cut in the middle of a write. The server's accept loop takes sockets of
 //! the operating system only, so that its connections are served here, with the same settings.
 
 #![allow(

@@ -320,7 +320,7 @@ proptest! {
         let plain = speller.object(&members);
         let note = vec![("comment".to_owned(), Json::String(comment.clone()))];
         let reserved = (RESERVED.to_owned(), Json::Object(note));
-        let commented = [&members[..], &[reserved.clone()]].concat();
+        let commented = [&members[..], std::slice::from_ref(&reserved)].concat();
         let commented = Body::parse(speller.object(&commented).as_bytes()).unwrap();
         prop_assert_eq!(commented.comment, Some(comment));
         let (kept, digest) = commented.payload.unwrap();
