@@ -31,7 +31,8 @@ use super::world::{Asked, Told};
 
 const TENANT: &str = "tenant";
 const THREAD: &str = "thread";
-const BASE: &str = "http://far-end";
+// A name that the service answers for without keys.
+const BASE: &str = "http://localhost";
 
 type Hyper = legacy::Client<Connector, Full<Bytes>>;
 type Failed = Box<dyn StdError + Send + Sync>;

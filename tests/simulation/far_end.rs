@@ -12,7 +12,7 @@ use aegis_hitl::server::HitlService;
 use aegis_hitl::store::{
     Decide, Decided, Memory, Store, StoreError, Submit, Submitted, Totals, Watch,
 };
-use aegis_hitl::{Action, RequestId};
+use aegis_hitl::{Action, RequestId, TenantId};
 use bytes::Bytes;
 use futures_util::FutureExt;
 use http::header::{CONTENT_TYPE, RETRY_AFTER, USER_AGENT};
@@ -121,9 +121,9 @@ impl SimulatedStore {
         let number = ids.simulated.len() as u128 + 1;
         let Ids { simulated, memory } = &mut *ids;
         let known = simulated.entry(action.request_id).or_insert_with_key(|id| {
-            // A UUIDv4 by its version and variant, as the memory's.
-            let uuid = Uuid::from_u128((0x4 << 76) | (0x8 << 60) | number);
-            memory.extend(id.as_uuid_v4().map(|id| (uuid, id)));
+            // A UUIDv7 by its version and variant, as the memory's.
+            let uuid = Uuid::from_u128((0x7 << 76) | (0x8 << 60) | number);
+            memory.extend(id.as_uuid().map(|id| (uuid, id)));
             Known {
                 id: RequestId::from(uuid),
                 created_at: now,
@@ -188,9 +188,13 @@ impl Store for SimulatedStore {
         })
     }
 
-    async fn find(&self, id: Uuid) -> Result<Option<Action>, StoreError> {
+    async fn find(
+        &self,
+        id: Uuid,
+        tenant: Option<&TenantId>,
+    ) -> Result<Option<Action>, StoreError> {
         let known = self.shared.ids.lock().unwrap().memory.get(&id).copied();
-        let found = self.memory().find(known.unwrap_or(id)).await?;
+        let found = self.memory().find(known.unwrap_or(id), tenant).await?;
         Ok(found.map(|action| self.simulated(action)))
     }
 

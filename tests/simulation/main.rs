@@ -418,7 +418,11 @@ impl Simulation {
             ));
         }
         for (key, record) in records {
-            let action = self.store.find(record.id.parse().unwrap()).await.unwrap();
+            let action = self
+                .store
+                .find(record.id.parse().unwrap(), None)
+                .await
+                .unwrap();
             if action.and_then(|action| action.decision) != Some(record.decision) {
                 self.world
                     .violation(format_args!("the store has another decision for {key}"));
