@@ -22,7 +22,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::client::legacy;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use tower::util::BoxCloneSyncService;
 use tower::{Layer, Service, ServiceExt};
 
@@ -74,8 +74,7 @@ impl Settings {
         // The longest `Retry-After` that is waited for is longer than every backoff.
         let attempts = self.timeout * (self.retries + 1);
         let waits = Duration::from_secs(30) * self.retries;
-        // Timers count in milliseconds and round up.
-        limits.deadline.unwrap_or(attempts + waits) + Duration::from_millis(2)
+        limits.deadline.unwrap_or(attempts + waits)
     }
 }
 
@@ -195,7 +194,9 @@ impl Client {
                         headers.insert(THREAD_ID, HeaderValue::from_static(THREAD));
                     }
                 }
-                self.answered(stack.clone().oneshot(request).await).await
+                let bound = Instant::now() + self.settings.bound(limits);
+                let answer = stack.clone().oneshot(request).await;
+                answered(answer, bound).await
             }
         }
     }
@@ -231,54 +232,53 @@ impl Client {
         extensions.insert(AttemptTimeout(Some(self.settings.timeout)));
         request
     }
+}
 
-    /// What the answer to a decision tells those who have the layers only: 202 is accepted, and 409 a duplicate.
-    async fn answered(&self, answer: Result<Response<Incoming>, RetryError>) -> Told {
-        let response = match answer {
-            Ok(response) => response,
-            Err(error) => {
-                return Told::Refused {
-                    recorded: None,
-                    is_unknown: error.delivery() != Delivery::NeverSent,
-                    delivery: error.delivery(),
-                    attempts: error.attempts(),
-                    status: None,
-                    is_timeout: error.is_timeout(),
-                };
-            }
-        };
-        let attempts = Attempts::of(&response);
-        let status = response.status();
-        let outcome = match Confirmation::of(&response) {
-            Some(Confirmation::Fresh) => Some(Outcome::Accepted),
-            Some(Confirmation::Duplicate) => Some(Outcome::Duplicate),
-            None if status == StatusCode::CONFLICT => Some(Outcome::Duplicate),
-            None => None,
-        };
-        match outcome {
-            Some(outcome) => {
-                // The layers leave the body to the caller, to whom it may be lost.
-                let patience = self.settings.timeout;
-                let body = timeout(patience, response.into_body().collect()).await;
-                let body = body.ok().and_then(Result::ok).map(|body| body.to_bytes());
-                let action = body.filter(|_| outcome == Outcome::Accepted);
-                let action = action.and_then(|body| serde_json::from_slice::<Action>(&body).ok());
-                Told::OnRecord {
-                    outcome,
-                    action: action.map(Box::new),
-                    attempts,
-                }
-            }
-            // A status is all that there is: no claim is made of what is on record.
-            None => Told::Refused {
+/// What the answer to a decision tells those who have the layers only: 202 is accepted, and 409 a duplicate.
+async fn answered(answer: Result<Response<Incoming>, RetryError>, bound: Instant) -> Told {
+    let response = match answer {
+        Ok(response) => response,
+        Err(error) => {
+            return Told::Refused {
                 recorded: None,
-                is_unknown: true,
-                delivery: Delivery::Answered,
-                attempts,
-                status: Some(status.as_u16()),
-                is_timeout: false,
-            },
+                is_unknown: error.delivery() != Delivery::NeverSent,
+                delivery: error.delivery(),
+                attempts: error.attempts(),
+                status: None,
+                is_timeout: error.is_timeout(),
+            };
         }
+    };
+    let attempts = Attempts::of(&response);
+    let status = response.status();
+    let outcome = match Confirmation::of(&response) {
+        Some(Confirmation::Fresh) => Some(Outcome::Accepted),
+        Some(Confirmation::Duplicate) => Some(Outcome::Duplicate),
+        None if status == StatusCode::CONFLICT => Some(Outcome::Duplicate),
+        None => None,
+    };
+    match outcome {
+        Some(outcome) => {
+            // The layers leave the body to the caller, and so does their deadline.
+            let body = timeout_at(bound, response.into_body().collect()).await;
+            let body = body.ok().and_then(Result::ok).map(|body| body.to_bytes());
+            let action = body.filter(|_| outcome == Outcome::Accepted);
+            let action = action.and_then(|body| serde_json::from_slice::<Action>(&body).ok());
+            Told::OnRecord {
+                outcome,
+                action: action.map(Box::new),
+                attempts,
+            }
+        }
+        // A status is all that there is: no claim is made of what is on record.
+        None => Told::Refused {
+            recorded: None,
+            is_unknown: true,
+            delivery: Delivery::Answered,
+            attempts,
+            status: Some(status.as_u16()),
+            is_timeout: false,
+        },
     }
 }
 

@@ -515,7 +515,9 @@ impl Call {
     ) -> Option<T> {
         let started = Instant::now();
         let told = timeout(self.patience.unwrap_or(HANG), call).await;
-        let (took, bound) = (started.elapsed(), self.client.settings().bound(self.limits));
+        // Timers count in milliseconds and round up.
+        let bound = self.client.settings().bound(self.limits) + Duration::from_millis(2);
+        let took = started.elapsed();
         if took > bound && self.patience.is_none() {
             world.violation(format_args!("{name} took {took:?}, allowed are {bound:?}"));
         }
