@@ -202,6 +202,9 @@ pub(in crate::layer) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 }
 
 #[cfg(test)]
+mod properties;
+
+#[cfg(test)]
 mod tests {
     use http::HeaderValue;
 
