@@ -184,7 +184,7 @@ fn foreign(headers: &HeaderMap) -> Option<&'static str> {
     None
 }
 
-/// Whether a head allows an empty body: it announces one, or names no media type, as the seed's
+/// Whether a head allows an empty body: it announces one, or names no media type, as the Python SDK's
 /// server does.
 fn may_be_empty(headers: &HeaderMap) -> bool {
     !headers.contains_key(CONTENT_TYPE)
@@ -247,7 +247,7 @@ pub(super) fn receipt(
     };
     let view = view.ok_or_else(|| fault("it is not a JSON object"))?;
     match view.code() {
-        // Without one of our codes the status decides: the seed's server says no more.
+        // Without one of our codes the status decides: the Python SDK's server says no more.
         None | Some("duplicate") => {}
         Some("decision-conflict" | "payload-mismatch") => {
             return Err(Error::status(problem_in(&body, status), status, attempts));

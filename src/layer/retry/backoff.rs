@@ -19,7 +19,7 @@ const SEED: [Duration; 3] = [
 /// that depends on the outcome is up to the classifier, whose [`Verdict`](super::Verdict) may name
 /// one.
 ///
-/// The default is [`Backoff::seed`] with up to a quarter of jitter on top, so that clients that
+/// The default is [`Backoff::python_sdk`] with up to a quarter of jitter on top, so that clients that
 /// failed together do not return together.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Backoff {
@@ -55,7 +55,7 @@ impl Backoff {
     }
 
     /// Waits like the Python SDK: 0.5, 1 and 2 seconds, then 2 seconds each, without jitter.
-    pub const fn seed() -> Self {
+    pub const fn python_sdk() -> Self {
         Self {
             schedule: Schedule::Steps(Cow::Borrowed(&SEED)),
             jitter: Jitter::None,
@@ -157,7 +157,7 @@ fn part(of: Duration, fraction: f64) -> Duration {
 
 impl Default for Backoff {
     fn default() -> Self {
-        Self::seed().jitter_above(0.25)
+        Self::python_sdk().jitter_above(0.25)
     }
 }
 
@@ -221,7 +221,7 @@ mod tests {
     #[test]
     fn the_seed_waits_half_a_second_then_one_then_two() {
         assert_eq!(
-            waits(&Backoff::seed(), 1),
+            waits(&Backoff::python_sdk(), 1),
             millis(&[500, 1000, 2000, 2000, 2000, 2000])
         );
     }
@@ -231,7 +231,7 @@ mod tests {
         for seed in 0..200 {
             for (wait, step) in waits(&Backoff::default(), seed)
                 .iter()
-                .zip(waits(&Backoff::seed(), 0))
+                .zip(waits(&Backoff::python_sdk(), 0))
             {
                 assert!(
                     *wait >= step && *wait <= step.mul_f64(1.25),

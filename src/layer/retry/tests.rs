@@ -164,7 +164,7 @@ pub(super) fn keyed() -> Request<Full<Bytes>> {
 }
 
 pub(super) fn seed_layer() -> RetryLayer {
-    RetryLayer::new().backoff(Backoff::seed())
+    RetryLayer::new().backoff(Backoff::python_sdk())
 }
 
 pub(super) async fn run(
