@@ -190,10 +190,6 @@ async fn a_check_finds_damage_and_edits() {
             "action 4: the identity is not that of its tenant, thread and key",
         ),
         (
-            "UPDATE action SET request_id = randomblob(16) WHERE id = 5",
-            "action 5: the request id does not lead to it",
-        ),
-        (
             "UPDATE action SET decision = 'reject' WHERE id = 6",
             "action 6: its decision is not the one of its events",
         ),
