@@ -1,29 +1,17 @@
 //! The `aegis` binary: run to its end, or served until it is told to stop.
 
-// Each test crate takes what it needs.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    dead_code,
-    unreachable_pub
-)]
-
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::SocketAddr;
-use std::ops::{Deref, DerefMut};
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Arc, LazyLock, Mutex};
+use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::Duration;
 
-use rusqlite::{Connection, OpenFlags};
 use serde_json::Value;
 
-/// Far beyond what any step takes; only a hang gets here.
-pub const HANG: Duration = Duration::from_secs(60);
+use super::support::HANG;
+use super::support::process::{Process, bound};
 
 /// The binary with these arguments, and with nothing set by the environment of the test.
 pub fn aegis(args: &[&str]) -> Command {
@@ -115,75 +103,6 @@ fn within(stream: &Receiver<String>, child: &Process) -> String {
     text.unwrap_or_else(|_| panic!("it does not end: {child:?}"))
 }
 
-/// A child process that does not outlive its test: dropping this kills it.
-#[derive(Debug)]
-pub struct Process {
-    child: Child,
-    #[expect(dead_code, reason = "shown by Debug")]
-    command: Command,
-}
-
-impl Process {
-    pub fn start(mut command: Command) -> Self {
-        match command.spawn() {
-            Ok(child) => Self { child, command },
-            Err(error) => panic!("{error}: {command:?}"),
-        }
-    }
-}
-
-impl Deref for Process {
-    type Target = Child;
-
-    fn deref(&self) -> &Child {
-        &self.child
-    }
-}
-
-impl DerefMut for Process {
-    fn deref_mut(&mut self) -> &mut Child {
-        &mut self.child
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// The same command, which the kernel kills when the thread that started it ends, as when the test process is killed and drops
-/// nothing. Where util-linux has no `setpriv` it is the command as it was.
-pub fn bound(command: &Command) -> Command {
-    static SETPRIV: LazyLock<bool> = LazyLock::new(|| {
-        let tried = Command::new("setpriv")
-            .args(["--pdeathsig", "KILL", "true"])
-            .stderr(Stdio::null())
-            .status();
-        tried.is_ok_and(|status| status.success())
-    });
-    let mut bound = if *SETPRIV {
-        let mut bound = Command::new("setpriv");
-        bound.args(["--pdeathsig", "KILL", "--"]);
-        bound.arg(command.get_program());
-        bound
-    } else {
-        Command::new(command.get_program())
-    };
-    bound.args(command.get_args());
-    for (name, value) in command.get_envs() {
-        match value {
-            Some(value) => bound.env(name, value),
-            None => bound.env_remove(name),
-        };
-    }
-    if let Some(folder) = command.get_current_dir() {
-        bound.current_dir(folder);
-    }
-    bound
-}
-
 /// A server that runs. Dropping it kills it.
 pub struct Served {
     child: Process,
@@ -262,14 +181,7 @@ impl Served {
 
     /// Sends a signal, such as `TERM`.
     pub fn signal(&self, name: &str) {
-        let kill = format!("kill -{name} {}", self.pid());
-        assert!(
-            Command::new("sh")
-                .args(["-c", &kill])
-                .status()
-                .unwrap()
-                .success()
-        );
+        signal(self.pid(), name);
     }
 
     /// Asks the server to end, and waits until it has.
@@ -300,25 +212,16 @@ impl Served {
     }
 }
 
-/// Opens a database to look at it, beside the server that has it.
-pub fn look_at(database: &Path) -> Connection {
-    let connection =
-        Connection::open_with_flags(database, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
-    connection.busy_timeout(HANG).unwrap();
-    connection
+/// Sends a process a signal, such as `TERM`.
+pub fn signal(pid: u32, name: &str) {
+    let kill = format!("kill -{name} {pid}");
+    let sent = Command::new("sh").args(["-c", &kill]).status().unwrap();
+    assert!(sent.success(), "{kill}");
 }
 
-/// Decisions and events, as of one moment.
-pub fn counts(database: &Connection) -> [u64; 2] {
-    let sql = "SELECT (SELECT count(decision) FROM action), (SELECT count(*) FROM event)";
-    let count = |row: &rusqlite::Row<'_>, at| row.get::<_, i64>(at).map(i64::unsigned_abs);
-    let counts = database.query_row(sql, [], |row| Ok([count(row, 0)?, count(row, 1)?]));
-    counts.unwrap()
-}
-
-/// What SQLite says of the file: `ok` if it is sound.
-pub fn integrity(database: &Connection) -> String {
-    database
-        .query_row("PRAGMA integrity_check", [], |row| row.get(0))
-        .unwrap()
+/// Gives a server something to log at DEBUG.
+pub fn make_noise(addr: SocketAddr) {
+    let mut noise = TcpStream::connect(addr).unwrap();
+    noise.write_all(b"\0\0\r\n\r\n").unwrap();
+    noise.read_to_end(&mut Vec::new()).unwrap();
 }

@@ -1,15 +1,5 @@
 //! The `aegis` command: what it prints, how it exits, what it reads its settings from, and how its server ends.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    unreachable_pub
-)]
-
-mod binary;
-mod support;
-
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -17,10 +7,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use aegis_hitl::testing::{Act, Peer};
-use binary::{Ended, Process, Served, aegis, bound, counts, look_at, run, run_with_input, serve};
 use serde_json::{Value, json};
-use support::{Call, edit};
 use tempfile::TempDir;
+
+use crate::binary::{Ended, Served, aegis, make_noise, run, run_with_input, serve, signal};
+use crate::support::again::again;
+use crate::support::h2::{self, H2};
+use crate::support::process::{Process, bound};
+use crate::support::rows::{counts, edit, integrity, look_at};
+use crate::support::{Call, HANG};
 
 /// A server with a store of its own, and the client's commands against it.
 struct Place {
@@ -933,7 +928,7 @@ fn a_backup_of_a_running_server_has_all_that_was_acknowledged() {
     let folder = TempDir::new().unwrap();
     let copy = folder.path().join("aegis.db");
     fs::rename(to, &copy).unwrap();
-    assert_eq!(binary::integrity(&look_at(&copy)), "ok");
+    assert_eq!(integrity(&look_at(&copy)), "ok");
     assert_eq!(counts(&look_at(&copy)), [3; 2]);
     let server = Served::start(serve(&copy));
     for (key, outcome) in [
@@ -1050,7 +1045,7 @@ fn without_arguments_it_serves_the_folder_it_is_in() {
 /// Sends this on a connection of its own, and reads until what comes back ends so.
 fn talk(addr: SocketAddr, request: &str, until: &str) -> (TcpStream, String) {
     let mut stream = TcpStream::connect(addr).unwrap();
-    stream.set_read_timeout(Some(binary::HANG)).unwrap();
+    stream.set_read_timeout(Some(HANG)).unwrap();
     stream.write_all(request.as_bytes()).unwrap();
     let mut answer = Vec::new();
     let mut byte = [0];
@@ -1108,6 +1103,25 @@ async fn a_signal_drains_and_a_wait_in_flight_is_answered() {
     }
 }
 
+#[tokio::test]
+async fn a_terminated_server_ends_well_whatever_its_clients_do() {
+    let folder = TempDir::new().unwrap();
+    let served = Served::start(serve(&folder.path().join("aegis.db")));
+    let mut stalled = H2::connect(served.addr, 0).await;
+    stalled.get("/livez", &[]).await;
+    stalled.until(h2::HEADERS).await;
+    let _idle = H2::kept(served.addr).await;
+    let mut half = TcpStream::connect(served.addr).unwrap();
+    half.write_all(b"GET /livez HTTP/1.1\r\nHost: h\r\n")
+        .unwrap();
+    let asked = std::time::Instant::now();
+    let ended = tokio::task::spawn_blocking(|| served.stop()).await.unwrap();
+    ended.expect(0);
+    // By default a drain may last 30 s.
+    let soon = std::time::Duration::from_secs(20);
+    assert!(asked.elapsed() < soon, "{:?}", asked.elapsed());
+}
+
 #[test]
 fn a_drain_has_an_end() {
     let place = Place::with(|command| {
@@ -1145,14 +1159,7 @@ fn a_server_goes_on_when_nobody_reads_its_log() {
         ];
         run(aegis(&args)).expect(0);
     }
-    let kill = format!("kill -TERM {}", child.id());
-    assert!(
-        Command::new("sh")
-            .args(["-c", &kill])
-            .status()
-            .unwrap()
-            .success()
-    );
+    signal(child.id(), "TERM");
     let status = child.wait().unwrap();
     assert_eq!(status.code(), Some(0), "{status:?}");
 }
@@ -1169,9 +1176,7 @@ fn a_server_does_not_outlive_a_test_that_is_killed() {
     }
     let folder = TempDir::new().unwrap();
     let store = folder.path().join("aegis.db");
-    let mut test = Command::new(std::env::current_exe().unwrap());
-    let name = "a_server_does_not_outlive_a_test_that_is_killed";
-    test.args(["--exact", name, "--nocapture"]);
+    let mut test = again(a_server_does_not_outlive_a_test_that_is_killed);
     test.env(ROLE, &store).stdin(Stdio::null());
     test.stdout(Stdio::piped());
     let mut test = Process::start(test);
@@ -1188,7 +1193,7 @@ fn a_server_does_not_outlive_a_test_that_is_killed() {
 fn until_gone(addr: SocketAddr) {
     let since = std::time::Instant::now();
     while TcpStream::connect(addr).is_ok() {
-        assert!(since.elapsed() < binary::HANG, "the server goes on");
+        assert!(since.elapsed() < HANG, "the server goes on");
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
 }
@@ -1248,13 +1253,6 @@ fn color_is_for_terminals_and_no_color_is_obeyed() {
         assert!(server.wait().unwrap().success());
         assert!(TcpStream::connect(addr).is_err());
     }
-}
-
-/// Gives the server something to log.
-fn make_noise(addr: SocketAddr) {
-    let mut noise = TcpStream::connect(addr).unwrap();
-    noise.write_all(b"\0\0\r\n\r\n").unwrap();
-    noise.read_to_end(&mut Vec::new()).unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,14 +1,5 @@
 //! A server that is killed again and again under load loses nothing that it acknowledged, and its clients finish the rest.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    unreachable_pub
-)]
-
-mod binary;
-
 use std::collections::HashMap;
 use std::net::TcpListener;
 use std::path::Path;
@@ -18,13 +9,16 @@ use std::time::Duration;
 
 use aegis_hitl::layer::Backoff;
 use aegis_hitl::{AegisService, Decision, Outcome, Receipt};
-use binary::{HANG, Served, aegis, counts, integrity, look_at};
 use rusqlite::Connection;
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use uuid::Uuid;
+
+use crate::binary::{Served, aegis};
+use crate::support::rows::{counts, integrity, look_at};
+use crate::support::{HANG, alone};
 
 const KILLS: usize = 20;
 const CLIENTS: usize = 32;
@@ -127,6 +121,7 @@ fn assert_on_record(database: &Connection, receipts: &HashMap<String, Receipt>) 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn what_was_acknowledged_outlives_sigkill_and_retries_finish_the_rest() {
+    let _alone = alone().await;
     let folder = TempDir::new().unwrap();
     let store = folder.path().join("aegis.db");
     let port = port();

@@ -1,14 +1,4 @@
 //! A server whose disk is full acknowledges nothing, says so, and goes on by itself once there is room.
-#![cfg(unix)]
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    unreachable_pub
-)]
-
-mod binary;
-mod support;
 
 use std::collections::HashMap;
 use std::process::Command;
@@ -17,7 +7,6 @@ use std::time::Duration;
 
 use aegis_hitl::layer::Backoff;
 use aegis_hitl::{AegisService, Receipt};
-use binary::{HANG, Served, aegis, counts, integrity, look_at};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::Full;
@@ -25,11 +14,14 @@ use hyper::body::Incoming;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use serde_json::json;
-use support::{Call, Reply};
 use tempfile::TempDir;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
+
+use crate::binary::{Served, aegis};
+use crate::support::rows::{counts, integrity, look_at};
+use crate::support::{Call, HANG, Reply, alone};
 
 /// The largest file that may be, in blocks of 512 or 1024 bytes, as the shell has it.
 const LIMIT: usize = 1024;
@@ -45,10 +37,7 @@ fn large() -> serde_json::Value {
 }
 
 async fn decide(server: &Served, key: &str) -> Reply {
-    Call::new(server.addr, "POST", "/api/v1/hitl/approve")
-        .header("Tenant-Id", "acme")
-        .header("Thread-Id", "run-7")
-        .header("Idempotency-Key", key)
+    Call::post(server.addr, "approve", key)
         .json(large().to_string())
         .send()
         .await
@@ -102,6 +91,7 @@ fn make_room(server: &Served) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_full_disk_is_503_and_what_was_acknowledged_stays() {
+    let _alone = alone().await;
     let folder = TempDir::new().unwrap();
     let store = folder.path().join("aegis.db");
     // Past the limit a write fails, as on a full disk; it would also send a signal, if that were not ignored.

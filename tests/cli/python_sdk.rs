@@ -1,20 +1,14 @@
 //! The published Python SDK works against the binary, unmodified.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    unreachable_pub
-)]
-
-mod binary;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use binary::{Ended, Served, aegis, counts, look_at, run, serve};
 use tempfile::TempDir;
+
+use crate::binary::{Ended, Served, aegis, run, serve};
+use crate::support::process::bound;
+use crate::support::rows::{counts, look_at};
 
 const PACKAGE: &str = "aegis-idempotency==0.1.2";
 const TENANT_DECISIONS: u64 = 307;
@@ -31,7 +25,7 @@ fn prepared(mut command: Command, missing: &str) -> Ended {
     for name in ["PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"] {
         command.env_remove(name);
     }
-    let found = command.output();
+    let found = bound(&command).output();
     let found = found.unwrap_or_else(|error| panic!("{missing} ({command:?}: {error})"));
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     assert!(
@@ -110,7 +104,7 @@ fn the_published_sdk_works_unmodified() {
     command.arg("--keys").arg(&keys);
     let keyed = Served::start(command);
 
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python_sdk.py");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cli/python_sdk.py");
     let mut command = python(&interpreter, &[script.to_str().unwrap()]);
     command.env("SDK_URL", trusting.url());
     command.env("SDK_KEYS_URL", keyed.url());

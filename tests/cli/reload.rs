@@ -1,16 +1,5 @@
 //! SIGHUP: the server reads its key file and its log filter again, and goes on whatever they hold.
 
-#![cfg(unix)]
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    unreachable_pub
-)]
-
-mod binary;
-mod support;
-
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -20,9 +9,10 @@ use std::process::Command;
 
 use aegis_hitl::ApiKey;
 use aegis_hitl::server::Keys;
-use binary::{Served, aegis, run, serve};
-use support::Call;
 use tempfile::TempDir;
+
+use crate::binary::{Served, aegis, make_noise, run, serve};
+use crate::support::{Call, HANG};
 
 fn line(secret: &str, name: &str) -> String {
     let key = ApiKey::new(secret).unwrap();
@@ -147,7 +137,7 @@ async fn a_hangup_harms_no_request_in_flight() {
          GET /api/v1/hitl/status/{id} HTTP/1.1\r\n{head}Prefer: wait=55\r\nConnection: close\r\n\r\n"
     );
     let mut waiting = TcpStream::connect(server.addr).unwrap();
-    waiting.set_read_timeout(Some(binary::HANG)).unwrap();
+    waiting.set_read_timeout(Some(HANG)).unwrap();
     waiting.write_all(requests.as_bytes()).unwrap();
     let mut live = [0];
     while live != *b"}" {
@@ -170,13 +160,6 @@ async fn a_hangup_harms_no_request_in_flight() {
     server.stop().expect(0);
 }
 
-/// Gives the server something to log at DEBUG.
-fn make_noise(server: &Served) {
-    let mut noise = TcpStream::connect(server.addr).unwrap();
-    noise.write_all(b"\0\0\r\n\r\n").unwrap();
-    noise.read_to_end(&mut Vec::new()).unwrap();
-}
-
 #[test]
 fn a_hangup_reads_the_log_filter_again() {
     let place = Place::new();
@@ -185,7 +168,7 @@ fn a_hangup_reads_the_log_filter_again() {
     let mut command = place.command();
     command.arg("--config").arg(&config);
     let server = Served::start(command);
-    make_noise(&server);
+    make_noise(server.addr);
     for (text, what) in [
         ("[serve]\nlog = \"a=b=c\"\n", "log filter"),
         ("[serve]\n\nlogs = \"debug\"\n", "line 3"),
@@ -194,14 +177,14 @@ fn a_hangup_reads_the_log_filter_again() {
         server.signal("HUP");
         let said = server.line("aegis.toml").unwrap();
         assert!(said.contains("ERROR") && said.contains(what), "{said}");
-        make_noise(&server);
+        make_noise(server.addr);
     }
     assert!(!server.stderr().contains("DEBUG"), "{}", server.stderr());
     fs::write(&config, "[serve]\nlog = \"aegis_hitl=debug\"\n").unwrap();
     server.signal("HUP");
     let said = server.line("aegis.toml").unwrap();
     assert!(said.contains("INFO"), "{said}");
-    make_noise(&server);
+    make_noise(server.addr);
     assert!(server.line("DEBUG").is_some());
     server.stop().expect(0);
 }
@@ -217,7 +200,7 @@ fn a_filter_that_is_a_flag_stays() {
     fs::write(&config, "[serve]\nlog = \"trace\"\n").unwrap();
     server.signal("HUP");
     assert!(server.line("1 key").is_some());
-    make_noise(&server);
+    make_noise(server.addr);
     let ended = server.stop().expect(0);
     assert!(!ended.stderr.contains("TRACE"), "{ended:?}");
 }

@@ -1,7 +1,5 @@
 //! The direction of imports between the rooms of the crate.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
 use std::fs;
 use std::path::{Path, PathBuf};
 

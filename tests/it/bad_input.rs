@@ -1,20 +1,19 @@
 //! What is malformed, hostile or slow is refused in words, and the server goes on.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
-mod support;
-
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use aegis_hitl::store::Store;
-use support::h2::{self, H2};
-use support::{
-    Call, Disk, Faulty, HANG, Log, Mood, Running, raw, raw_until_closed, start, start_with,
-};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+use tracing::Level;
+
+use crate::support::h2::{self, H2};
+use crate::support::{
+    Call, Disk, Faulty, HANG, Log, Mood, Running, alone, raw, raw_until_closed, read_until, start,
+    start_with,
+};
 
 /// A whole `POST /hitl/approve` but for what comes behind its identity.
 const HEAD: &str = "POST /api/v1/hitl/approve HTTP/1.1\r\nHost: localhost\r\nTenant-Id: t\r\nThread-Id: h\r\n\
@@ -274,7 +273,7 @@ async fn a_client_that_sends_far_too_much_still_reads_the_answer() {
         for part in &request {
             stream.write_all(part).await.unwrap();
         }
-        let answer = read_answer(&mut stream).await;
+        let answer = read_until(&mut stream, "}").await;
         assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
         assert!(answer.contains("payload-too-large"), "{answer}");
     }
@@ -292,29 +291,13 @@ impl ConcatPair for [Vec<u8>; 3] {
     }
 }
 
-/// Reads until the answer's body is there: it is JSON and ends in a brace.
-async fn read_answer(stream: &mut TcpStream) -> String {
-    let mut answer = Vec::new();
-    let read = async {
-        while !answer.ends_with(b"}") {
-            let mut bytes = [0; 4096];
-            match stream.read(&mut bytes).await.unwrap() {
-                0 => break,
-                len => answer.extend_from_slice(&bytes[..len]),
-            }
-        }
-    };
-    timeout(HANG, read).await.unwrap();
-    String::from_utf8(answer).unwrap()
-}
-
 #[tokio::test]
 async fn a_client_that_asks_first_is_refused_before_it_sends() {
     let server = start(Disk::default()).await;
     let mut stream = TcpStream::connect(server.addr).await.unwrap();
     let head = format!("{HEAD}Content-Length: 999999\r\nExpect: 100-continue\r\n\r\n");
     stream.write_all(head.as_bytes()).await.unwrap();
-    let answer = read_answer(&mut stream).await;
+    let answer = read_until(&mut stream, "}").await;
     assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
     assert!(
         answer.to_lowercase().contains("connection: close"),
@@ -328,7 +311,11 @@ async fn a_client_that_asks_first_is_refused_before_it_sends() {
     stream.read_exact(&mut go_on).await.unwrap();
     assert_eq!(&go_on, b"HTTP/1.1 100 Continue\r\n\r\n");
     stream.write_all(b"{}").await.unwrap();
-    assert!(read_answer(&mut stream).await.starts_with("HTTP/1.1 202 "));
+    assert!(
+        read_until(&mut stream, "}")
+            .await
+            .starts_with("HTTP/1.1 202 ")
+    );
 }
 
 #[tokio::test]
@@ -450,7 +437,11 @@ async fn a_transfer_coding_that_is_not_known_is_501() {
     let request = format!("{HEAD}Transfer-Encoding: Chunked\r\n\r\n2\r\n{{}}\r\n0\r\n\r\n");
     let mut stream = TcpStream::connect(server.addr).await.unwrap();
     stream.write_all(request.as_bytes()).await.unwrap();
-    assert!(read_answer(&mut stream).await.starts_with("HTTP/1.1 202 "));
+    assert!(
+        read_until(&mut stream, "}")
+            .await
+            .starts_with("HTTP/1.1 202 ")
+    );
 }
 
 #[tokio::test]
@@ -666,7 +657,7 @@ async fn a_panic_ends_its_own_connection_only() {
 
 #[tokio::test]
 async fn noise_does_not_fill_the_log() {
-    let log = Log::capture();
+    let log = Log::capture(Level::INFO);
     let store = Faulty::new(Disk::default(), Mood::Well);
     let server = start_with(
         store.clone(),
@@ -697,6 +688,9 @@ async fn noise_does_not_fill_the_log() {
     let lines = log.lines();
     assert!(lines.len() == 1 && lines[0].contains("ERROR"), "{lines:?}");
 }
+
+/// Far below the 20 s after which a silent peer is cut off, and far beyond what any step takes.
+const SOON: Duration = Duration::from_secs(15);
 
 /// The beginnings of a connection that never get to a request.
 const STALLS: [(&str, &[u8]); 6] = [
@@ -774,12 +768,13 @@ async fn a_connection_without_a_request_is_cut_off() {
         |server| server.header_timeout(Duration::from_millis(200)),
     )
     .await;
-    assert_cut_off(server.addr, Duration::from_secs(5)).await;
+    assert_cut_off(server.addr, SOON).await;
     server.still_answers().await;
 }
 
 #[tokio::test]
 async fn by_default_slow_headers_are_cut_off_within_ten_seconds() {
+    let _alone = alone().await;
     let server = start(Disk::default()).await;
     assert_cut_off(server.addr, Duration::from_secs(10)).await;
     server.still_answers().await;
@@ -796,7 +791,7 @@ async fn a_slow_second_request_is_cut_off_too() {
     let (answer, took) =
         raw_until_closed(server.addr, "GET /livez HTTP/1.1\r\nHost: h\r\n\r\nGET /li").await;
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
-    assert!(took < Duration::from_secs(5), "{took:?}");
+    assert!(took < SOON, "{took:?}");
 }
 
 #[tokio::test]
@@ -811,7 +806,7 @@ async fn an_http_2_connection_without_requests_is_closed_as_one_of_http_1_is() {
     client.get("/livez", &[]).await;
     // It answers every ping, and is told why it has to go.
     client.until(h2::DATA).await;
-    let kinds = client.until_closed(Duration::from_secs(15)).await;
+    let kinds = client.until_closed(SOON).await;
     assert_eq!(kinds, [h2::GOAWAY, h2::GOAWAY]);
 }
 
@@ -829,7 +824,7 @@ async fn an_http_2_connection_with_a_request_is_not_idle() {
     let path = format!("/api/v1/hitl/status/{id}");
     client.get(&path, &[("prefer", "wait=2")]).await;
     client.until(h2::DATA).await;
-    client.until_closed(Duration::from_secs(15)).await;
+    client.until_closed(SOON).await;
 }
 
 #[tokio::test]
@@ -847,7 +842,7 @@ async fn half_a_header_block_is_cut_off() {
             client.until(h2::DATA).await;
         }
         client.begin(h2::END_STREAM, "/livez", &[]).await;
-        client.until_closed(Duration::from_secs(15)).await;
+        client.until_closed(SOON).await;
     }
     server.still_answers().await;
 }

@@ -1,12 +1,5 @@
 //! The stack on every client, over real sockets, with requests counted at the peer.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    unreachable_pub
-)]
-
 use std::collections::VecDeque;
 use std::error::Error;
 use std::net::SocketAddr;
@@ -35,11 +28,11 @@ use tonic::transport::Endpoint;
 use tower::util::{BoxCloneService, MapRequestLayer};
 use tower::{ServiceBuilder, ServiceExt};
 
+use crate::support::SHORT;
+
 type BoxError = Box<dyn Error + Send + Sync>;
 type Body = UnsyncBoxBody<Bytes, BoxError>;
 type Stack = BoxCloneService<Request<Full<Bytes>>, Response<Body>, RetryError>;
-
-const SHORT: Duration = Duration::from_millis(200);
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Kind {

@@ -1,23 +1,15 @@
 //! Many calls at once, of many clients, on few identities: each is decided once.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    unreachable_pub
-)]
-
-mod binary;
-mod support;
-
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use aegis_hitl::store::Store;
 use aegis_hitl::{AegisService, Decision};
-use support::{Disk, Running, start};
 use tokio::sync::Barrier;
 use tokio::task::JoinSet;
+
+use crate::support::rows::{counts, integrity, look_at};
+use crate::support::{Disk, Running, alone, start};
 
 const IDENTITIES: usize = 50;
 const CALLS: usize = 500;
@@ -125,9 +117,9 @@ async fn assert_decided_once(disk: &Disk, told: &[Told]) {
     let totals = disk.totals().await.unwrap();
     let all = [totals.actions, totals.decisions, totals.events];
     assert_eq!(all, [IDENTITIES as u64; 3]);
-    let database = binary::look_at(&disk.path());
-    assert_eq!(binary::counts(&database), [IDENTITIES as u64; 2]);
-    assert_eq!(binary::integrity(&database), "ok");
+    let database = look_at(&disk.path());
+    assert_eq!(counts(&database), [IDENTITIES as u64; 2]);
+    assert_eq!(integrity(&database), "ok");
     let mut rows = database
         .prepare(
             "SELECT idempotency_key, action.decision, event.decision, verb FROM action \
@@ -146,6 +138,7 @@ async fn assert_decided_once(disk: &Disk, told: &[Told]) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn five_hundred_calls_on_fifty_identities_record_fifty_decisions() {
+    let _alone = alone().await;
     let disk = Disk::default();
     let server = start(disk.clone()).await;
     let told = all_at_once(&server, |identity, _| match identity % 2 {
@@ -160,6 +153,7 @@ async fn five_hundred_calls_on_fifty_identities_record_fifty_decisions() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn of_opposite_decisions_on_the_same_identities_one_is_recorded_for_each() {
+    let _alone = alone().await;
     let disk = Disk::default();
     let server = start(disk.clone()).await;
     // Both decisions go both ways: rounds 0 and 1 approve, 2 and 3 reject, and so on.

@@ -1,66 +1,13 @@
-//! What `AegisService` does with its connections, and what the server does with those of many clients.
+//! What `AegisService` does with its connections.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+use std::time::Duration;
 
-mod binary;
-mod support;
-
-use std::net::SocketAddr;
-use std::process::Command;
-use std::time::{Duration, Instant};
-
-use aegis_hitl::AegisService;
-use aegis_hitl::client::Builder;
-use aegis_hitl::layer::{Backoff, Delivery};
 use aegis_hitl::testing::{Act, Peer};
-use binary::Served;
 use http::Version;
-use support::h2::{self, H2};
-use support::{Call, Disk, Faulty, HANG, Mood, Running, start_with};
-use tokio::net::{TcpSocket, TcpStream};
-use tokio::time::timeout;
 
-const SHORT: Duration = Duration::from_millis(200);
-
-fn builder(url: &str) -> Builder {
-    AegisService::builder()
-        .base_url(url)
-        .tenant_id("acme")
-        .thread_id("run-7")
-        .backoff(Backoff::none())
-}
-
-#[cfg(feature = "tls")]
-#[tokio::test]
-async fn a_tls_handshake_that_gets_no_answer_was_never_sent_anything() {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let silent = tokio::spawn(async move {
-        let mut connections = Vec::new();
-        loop {
-            connections.push(listener.accept().await.unwrap());
-        }
-    });
-    let start = Instant::now();
-    let error = builder(&format!("https://{address}"))
-        .timeout(2 * SHORT)
-        .max_retries(1)
-        .build()
-        .unwrap()
-        .approve("k-1")
-        .await
-        .unwrap_err();
-    silent.abort();
-    assert!(
-        error.is_connect() && !error.is_outcome_unknown(),
-        "{error:?}"
-    );
-    assert_eq!(
-        (error.attempts(), error.delivery()),
-        (2, Delivery::NeverSent)
-    );
-    assert!(start.elapsed() < 10 * SHORT);
-}
+use crate::support::again::{again, passes};
+use crate::support::service::builder;
+use crate::support::{SHORT, ends};
 
 #[tokio::test]
 async fn http_2_is_spoken_by_prior_knowledge() {
@@ -165,8 +112,7 @@ async fn a_peer_that_is_gone_without_a_word_is_found_out_by_pings() {
     service.approve("k-1").await.unwrap();
     relay.frozen.send(1).unwrap();
     let call = service.approve("k-2").into_future();
-    let receipt = tokio::time::timeout(Duration::from_secs(60), call).await;
-    assert_eq!(receipt.unwrap().unwrap().attempts(), 2);
+    assert_eq!(ends(call).await.unwrap().attempts(), 2);
     // The request on the dead connection never arrived.
     assert_eq!((peer.count(), peer.connections()), (2, 2));
 }
@@ -241,22 +187,10 @@ async fn a_proxy_is_sent_the_requests_to_an_http_server() {
 #[tokio::test]
 async fn the_environment_names_the_proxy() {
     let proxy = Peer::start([Act::answer(202)]).await;
-    let output = tokio::process::Command::new(std::env::current_exe().unwrap())
-        .args([
-            "--exact",
-            "calls_under_a_proxy_of_the_environment",
-            "--ignored",
-        ])
-        .env("HTTP_PROXY", proxy.url())
-        .env("NO_PROXY", "spared.invalid")
-        .output()
-        .await
-        .unwrap();
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert!(
-        output.status.success() && said.contains("1 passed"),
-        "{said}"
-    );
+    let mut command = again(calls_under_a_proxy_of_the_environment);
+    command.env("HTTP_PROXY", proxy.url());
+    command.env("NO_PROXY", "spared.invalid");
+    passes(command).await;
     assert_eq!(proxy.count(), 1);
 }
 
@@ -275,252 +209,4 @@ async fn calls_under_a_proxy_of_the_environment() {
         let error = direct.build().unwrap().approve("k-1").await.unwrap_err();
         assert!(error.is_connect(), "{error:?}");
     }
-}
-
-/// Far beyond what any step takes.
-const SOON: Duration = Duration::from_secs(15);
-
-/// A server that closes no connection because it is idle, as long as a test lasts.
-async fn patient(
-    store: impl aegis_hitl::store::Store,
-    settings: impl FnOnce(aegis_hitl::server::Server) -> aegis_hitl::server::Server,
-) -> Running {
-    start_with(
-        store,
-        |service| service.store_timeout(10 * HANG),
-        |server| settings(server.header_timeout(10 * HANG)),
-    )
-    .await
-}
-
-/// A connection that has had its answer, and is kept.
-async fn kept(addr: SocketAddr) -> H2 {
-    let mut client = H2::connect(addr, 65_535).await;
-    client.get("/livez", &[]).await;
-    client.until(h2::DATA).await;
-    client
-}
-
-#[tokio::test]
-async fn a_newcomer_takes_the_place_of_the_connection_that_was_idle_longest() {
-    let server = patient(Disk::default(), |server| server.max_connections(3)).await;
-    let mut first = kept(server.addr).await;
-    let mut second = kept(server.addr).await;
-    let mut third = kept(server.addr).await;
-    // The first is now the one that was used last.
-    first.get("/livez", &[]).await;
-    first.until(h2::DATA).await;
-    let mut newcomer = kept(server.addr).await;
-    second.until_closed(SOON).await;
-    for kept in [&mut first, &mut third, &mut newcomer] {
-        kept.get("/livez", &[]).await;
-        kept.until(h2::DATA).await;
-    }
-}
-
-#[tokio::test]
-async fn a_connection_with_a_request_keeps_its_place() {
-    let store = Faulty::new(Disk::default(), Mood::Hangs);
-    let server = patient(store.clone(), |server| server.max_connections(1)).await;
-    let in_flight = tokio::spawn(server.approve("k").http2().send());
-    store.arrived().await;
-    let waits = tokio::spawn(server.get("/livez").send());
-    // Nothing tells when it waits: it is given the time in which it would have been served.
-    tokio::time::sleep(SHORT).await;
-    assert!(!waits.is_finished());
-    store.release();
-    assert_eq!(in_flight.await.unwrap().status, 202);
-    assert_eq!(waits.await.unwrap().status, 200);
-}
-
-/// Connects from this address.
-#[cfg(target_os = "linux")]
-async fn connect_from(address: &str, to: SocketAddr) -> TcpStream {
-    let socket = TcpSocket::new_v4().unwrap();
-    socket
-        .bind(format!("{address}:0").parse().unwrap())
-        .unwrap();
-    socket.connect(to).await.unwrap()
-}
-
-#[cfg(target_os = "linux")]
-#[tokio::test]
-async fn one_address_has_its_own_places_and_no_more() {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
-    let store = Faulty::new(Disk::default(), Mood::Hangs);
-    let server = patient(store.clone(), |server| {
-        server.max_connections(8).max_connections_per_peer(2)
-    })
-    .await;
-    let ask = async |address: &str| {
-        let mut stream = connect_from(address, server.addr).await;
-        let request = "GET /livez HTTP/1.1\r\nHost: h\r\n\r\n";
-        // One that is turned away may be gone before it has written.
-        _ = stream.write_all(request.as_bytes()).await;
-        let mut answer = vec![0; 12];
-        let read = timeout(HANG, stream.read_exact(&mut answer)).await.unwrap();
-        (read.is_ok().then_some(stream), answer)
-    };
-    // Both of its places are idle, so there is always one for a newcomer.
-    let mut kept = Vec::new();
-    for _ in 0..4 {
-        let (stream, answer) = ask("127.0.0.1").await;
-        assert_eq!(answer, b"HTTP/1.1 200");
-        kept.push(stream);
-    }
-    let busy = [server.approve("k-1"), server.approve("k-2")].map(|call| tokio::spawn(call.send()));
-    while store.asked() < 2 {
-        store.arrived().await;
-    }
-    let (stream, _) = ask("127.0.0.1").await;
-    assert!(stream.is_none());
-    let (stream, answer) = ask("127.0.0.2").await;
-    assert!(stream.is_some() && answer == b"HTTP/1.1 200");
-    for call in busy {
-        store.release();
-        assert_eq!(timeout(HANG, call).await.unwrap().unwrap().status, 202);
-    }
-}
-
-#[tokio::test]
-async fn a_proxy_on_this_machine_may_have_all_places() {
-    let store = Faulty::new(Disk::default(), Mood::Hangs);
-    let server = patient(store.clone(), |server| server.max_connections(4)).await;
-    let calls = ["k-1", "k-2", "k-3", "k-4"].map(|key| tokio::spawn(server.approve(key).send()));
-    while store.asked() < 4 {
-        store.arrived().await;
-    }
-    for call in calls {
-        store.release();
-        assert_eq!(timeout(HANG, call).await.unwrap().unwrap().status, 202);
-    }
-}
-
-/// `aegis serve` under these limits of open files: `-n` is both, `-S -n` the soft one.
-fn limited(limit: &str, store: &std::path::Path) -> Command {
-    let serve = binary::serve(store);
-    let mut limited = Command::new("sh");
-    limited.args(["-c", &format!("ulimit {limit}; exec \"$0\" \"$@\"")]);
-    limited.arg(serve.get_program()).args(serve.get_args());
-    for (name, _) in serve.get_envs() {
-        limited.env_remove(name);
-    }
-    limited
-}
-
-#[tokio::test]
-async fn the_number_of_connections_is_set_by_flag_environment_and_file() {
-    let folder = tempfile::TempDir::new().unwrap();
-    let config = folder.path().join("aegis.toml");
-    let settings = "[serve]\nmax-connections = 9\nmax-connections-per-peer = 1\n";
-    std::fs::write(&config, settings).unwrap();
-    let store = folder.path().join("aegis.db");
-    for arguments in [&["--max-connections", "1"][..], &[]] {
-        let mut serve = binary::serve(&store);
-        serve.args(arguments);
-        if arguments.is_empty() {
-            serve.env("AEGIS_CONFIG", &config);
-        }
-        let served = Served::start(serve);
-        let mut first = kept(served.addr).await;
-        kept(served.addr).await;
-        first.until_closed(SOON).await;
-    }
-    let mut serve = binary::serve(&store);
-    serve.env("AEGIS_MAX_CONNECTIONS", "0");
-    assert!(
-        binary::run(serve)
-            .expect(2)
-            .stderr
-            .contains("--max-connections")
-    );
-}
-
-#[cfg(target_os = "linux")]
-#[tokio::test]
-async fn idle_connections_leave_the_store_its_descriptors() {
-    let folder = tempfile::TempDir::new().unwrap();
-    let served = Served::start(limited("-n 200", &folder.path().join("aegis.db")));
-    let mut clients = Vec::new();
-    for _ in 0..250 {
-        clients.push(kept(served.addr).await);
-    }
-    let post = "/api/v1/hitl/approve";
-    let call = Call::new(served.addr, "POST", post)
-        .header("Tenant-Id", "t")
-        .header("Thread-Id", "h")
-        .header("Idempotency-Key", "k");
-    assert_eq!(call.send().await.status, 202);
-    let ready = Call::new(served.addr, "GET", "/readyz").send().await;
-    assert_eq!(ready.status, 200);
-    let log = served.stderr();
-    assert!(!log.contains("cannot accept"), "{log}");
-    // However many had to go: one line.
-    let lines = log.lines().filter(|line| line.contains("WARN"));
-    assert_eq!(lines.count(), 1, "{log}");
-}
-
-#[cfg(target_os = "linux")]
-#[test]
-fn the_limit_of_open_files_is_raised_as_far_as_it_may() {
-    let folder = tempfile::TempDir::new().unwrap();
-    let limit = "-n 2000; ulimit -S -n 200";
-    let served = Served::start(limited(limit, &folder.path().join("aegis.db")));
-    let limits = std::fs::read_to_string(format!("/proc/{}/limits", served.pid())).unwrap();
-    let line = limits
-        .lines()
-        .find(|line| line.starts_with("Max open files"));
-    let numbers: Vec<_> = line.unwrap().split_whitespace().skip(3).collect();
-    assert_eq!(numbers, ["2000", "2000", "files"]);
-}
-
-#[cfg(unix)]
-#[test]
-fn a_limit_of_open_files_that_is_too_low_is_named_at_the_start() {
-    let folder = tempfile::TempDir::new().unwrap();
-    let store = folder.path().join("aegis.db");
-    let Err(ended) = Served::try_start(limited("-n 100", &store)) else {
-        panic!("it serves");
-    };
-    let ended = ended.expect(1);
-    for what in ["100", "144", "ulimit -n"] {
-        assert!(ended.stderr.contains(what), "{}", ended.stderr);
-    }
-    assert!(!store.exists());
-}
-
-/// Changes the soft limit of open files of a process that runs.
-#[cfg(target_os = "linux")]
-fn set_limit(pid: u32, limit: u32) {
-    let arguments = [format!("--pid={pid}"), format!("--nofile={limit}:")];
-    assert!(
-        Command::new("prlimit")
-            .args(arguments)
-            .status()
-            .unwrap()
-            .success()
-    );
-}
-
-#[cfg(target_os = "linux")]
-#[tokio::test]
-async fn a_server_without_descriptors_says_so_once_and_goes_on() {
-    let folder = tempfile::TempDir::new().unwrap();
-    let served = Served::start(limited("-n 400", &folder.path().join("aegis.db")));
-    set_limit(served.pid(), 5);
-    let call = tokio::spawn(Call::new(served.addr, "GET", "/livez").send());
-    let (served, line) = tokio::task::spawn_blocking(move || {
-        let line = served.line("cannot accept connections");
-        (served, line)
-    })
-    .await
-    .unwrap();
-    assert!(line.is_some_and(|line| line.contains("WARN")));
-    // Time for many further failures.
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    set_limit(served.pid(), 400);
-    assert_eq!(timeout(HANG, call).await.unwrap().unwrap().status, 200);
-    let log = served.stderr();
-    assert_eq!(log.matches("cannot accept").count(), 1, "{log}");
 }

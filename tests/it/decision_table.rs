@@ -1,15 +1,12 @@
 //! Every row of the protocol's decision table, over real sockets.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
-mod support;
-
 use std::time::Duration;
 
 use aegis_hitl::ApiKey;
 use aegis_hitl::server::{Auth, Keys};
 use aegis_hitl::store::Store;
-use support::{Call, Disk, Faulty, Mood, Reply, Running, start, start_with};
+
+use crate::support::{Call, Disk, Faulty, Mood, Reply, Running, start, start_with};
 
 /// One row: what came before, what is asked, and what is answered.
 struct Row {

@@ -1,8 +1,6 @@
 //! The events of the feature `tracing`.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
-use std::io::{self, Write};
+use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -15,30 +13,11 @@ use http_body_util::Full;
 use tower::{Layer, ServiceExt, service_fn};
 use tracing::Level;
 
-#[derive(Clone, Default)]
-struct Buffer(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Buffer {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
+use crate::support::Log;
 
 /// What is logged at `level` of a call that takes four attempts: 503, an error, a timeout, and `last`.
 async fn logged(level: Level, last: u16) -> String {
-    let buffer = Buffer::default();
-    let writer = buffer.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(level)
-        .with_ansi(false)
-        .without_time()
-        .with_writer(move || writer.clone())
-        .finish();
-    let _guard = tracing::subscriber::set_default(subscriber);
+    let log = Log::capture(level);
     let attempts = Arc::new(Mutex::new(0));
     let peer = service_fn(move |_: Request<Full<Bytes>>| {
         let attempts = attempts.clone();
@@ -67,7 +46,7 @@ async fn logged(level: Level, last: u16) -> String {
         .header("idempotency-key", "secret-key")
         .body(Full::from("secret-payload"));
     layer.layer(peer).oneshot(request.unwrap()).await.unwrap();
-    String::from_utf8(buffer.0.lock().unwrap().clone()).unwrap()
+    log.text()
 }
 
 #[tokio::test(start_paused = true)]
@@ -121,14 +100,7 @@ async fn no_event_holds_a_key_a_payload_a_user_a_query_or_an_error_text() {
 
 #[tokio::test]
 async fn no_event_of_the_client_or_below_it_shows_a_secret() {
-    let log = Buffer::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(tracing::Level::TRACE)
-        .with_ansi(false)
-        .with_writer(move || writer.clone())
-        .finish();
-    let _guard = tracing::subscriber::set_default(subscriber);
+    let log = Log::capture(Level::TRACE);
     for is_h2 in [false, true] {
         let peer = Peer::start([
             Act::answer(503).body("{}"),
@@ -156,7 +128,7 @@ async fn no_event_of_the_client_or_below_it_shows_a_secret() {
             call.payload(&payload).await.unwrap();
         }
     }
-    let log = String::from_utf8_lossy(&log.0.lock().unwrap()).into_owned();
+    let log = log.text();
     assert!(log.contains("aegis_hitl::retry"));
     let shown: Vec<_> = log.lines().filter(|line| line.contains("secret")).collect();
     assert!(shown.is_empty(), "{}", shown.join("\n"));

@@ -1,16 +1,13 @@
 //! A web page must not act through the browser of whoever opened it: which hosts and origins a server answers.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
-mod support;
-
 use aegis_hitl::ApiKey;
 use aegis_hitl::server::{Auth, HitlService, Host, Keys, Server};
 use aegis_hitl::store::Store;
 use http::Request;
 use http_body_util::{BodyExt, Full};
-use support::{Disk, Running, raw, start, start_with};
 use tower::ServiceExt;
+
+use crate::support::{Disk, Running, raw, start, start_with};
 
 async fn keyless() -> (Disk, Running) {
     let disk = Disk::default();
@@ -272,7 +269,7 @@ async fn a_server_on_every_address_answers_for_every_address_and_for_no_name() {
         ("localhost", 200),
         ("evil.example", 421),
     ] {
-        let reply = support::Call::new(addr, "GET", "/readyz").host(host);
+        let reply = crate::support::Call::new(addr, "GET", "/readyz").host(host);
         assert_eq!(reply.send().await.status, status, "{host}");
     }
 }

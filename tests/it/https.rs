@@ -1,16 +1,9 @@
 //! `AegisService` over https, with certificates made here.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    unreachable_pub
-)]
-
 use std::sync::Arc;
 
-use aegis_hitl::AegisService;
-use aegis_hitl::layer::{Backoff, NotRetried};
+use aegis_hitl::client::Builder;
+use aegis_hitl::layer::{Delivery, NotRetried};
 use aegis_hitl::testing::{Act, Peer};
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
@@ -19,6 +12,9 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig};
+
+use crate::support::service::builder;
+use crate::support::{SHORT, ends};
 
 /// A server that offers these protocols, and its certificate as PEM.
 async fn server(alpn: &[&[u8]]) -> (Peer, String) {
@@ -52,12 +48,8 @@ async fn server_for(alpn: &[&[u8]], client: Option<&CertificateDer<'static>>) ->
     (peer, cert.pem())
 }
 
-fn builder(peer: &Peer) -> aegis_hitl::client::Builder {
-    AegisService::builder()
-        .base_url(format!("https://localhost:{}", peer.address().port()))
-        .tenant_id("acme")
-        .thread_id("run-7")
-        .backoff(Backoff::none())
+fn secure(peer: &Peer) -> Builder {
+    builder(&format!("https://localhost:{}", peer.address().port()))
 }
 
 #[tokio::test]
@@ -68,7 +60,7 @@ async fn an_approval_goes_over_https_with_http_1_and_http_2() {
         &[b"h2", b"http/1.1"],
     ] {
         let (peer, pem) = server(alpn).await;
-        let service = builder(&peer).root_certificate_pem(pem).build().unwrap();
+        let service = secure(&peer).root_certificate_pem(pem).build().unwrap();
         for key in ["k-1", "k-2", "k-3"] {
             let receipt = service.approve(key).await.unwrap();
             assert_eq!(receipt.attempts(), 1);
@@ -81,10 +73,39 @@ async fn an_approval_goes_over_https_with_http_1_and_http_2() {
 }
 
 #[tokio::test]
+async fn a_tls_handshake_that_gets_no_answer_was_never_sent_anything() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let silent = tokio::spawn(async move {
+        let mut connections = Vec::new();
+        loop {
+            connections.push(listener.accept().await.unwrap());
+        }
+    });
+    let service = builder(&format!("https://{address}"))
+        .timeout(2 * SHORT)
+        .max_retries(1)
+        .build()
+        .unwrap();
+    let error = ends(service.approve("k-1").into_future())
+        .await
+        .unwrap_err();
+    silent.abort();
+    assert!(
+        error.is_connect() && !error.is_outcome_unknown(),
+        "{error:?}"
+    );
+    assert_eq!(
+        (error.attempts(), error.delivery()),
+        (2, Delivery::NeverSent)
+    );
+}
+
+#[tokio::test]
 async fn a_certificate_that_nobody_trusts_is_refused_before_anything_is_sent() {
     let (peer, _) = server(&[b"http/1.1"]).await;
     let (_, other) = server(&[b"http/1.1"]).await;
-    let service = builder(&peer).root_certificate_pem(other).build().unwrap();
+    let service = secure(&peer).root_certificate_pem(other).build().unwrap();
     let error = service.approve("k-1").await.unwrap_err();
     assert!(error.is_connect());
     // It will not be trusted in a second either.
@@ -100,10 +121,7 @@ async fn a_root_certificate_that_is_none_is_named() {
         "hello",
         "-----BEGIN CERTIFICATE-----\n???\n-----END CERTIFICATE-----\n",
     ] {
-        let error = builder(&peer)
-            .root_certificate_pem(pem)
-            .build()
-            .unwrap_err();
+        let error = secure(&peer).root_certificate_pem(pem).build().unwrap_err();
         assert!(error.is_config());
         assert!(error.to_string().contains("root certificate"), "{error}");
     }
@@ -115,17 +133,17 @@ async fn a_client_proves_itself_by_its_certificate() {
         generate_simple_self_signed(["agent".to_owned()]).unwrap();
     let identity = format!("{}{}", cert.pem(), signing_key.serialize_pem());
     let (peer, pem) = server_for(&[b"h2"], Some(cert.der())).await;
-    let known = builder(&peer).root_certificate_pem(pem.clone());
+    let known = secure(&peer).root_certificate_pem(pem.clone());
     let service = known.client_identity_pem(identity.clone()).build().unwrap();
     service.approve("k-1").await.unwrap();
     assert_eq!(peer.count(), 1);
 
-    let unknown = builder(&peer).root_certificate_pem(pem).build().unwrap();
+    let unknown = secure(&peer).root_certificate_pem(pem).build().unwrap();
     assert!(unknown.approve("k-1").await.is_err());
     assert_eq!(peer.count(), 1);
 
     for wrong in ["", "hello", &cert.pem(), &signing_key.serialize_pem()] {
-        let error = builder(&peer)
+        let error = secure(&peer)
             .client_identity_pem(wrong)
             .build()
             .unwrap_err();
@@ -151,7 +169,7 @@ async fn a_proxy_passes_https_on_from_end_to_end() {
         tokio::spawn(passing);
         String::from_utf8(head).unwrap()
     });
-    let service = builder(&peer)
+    let service = secure(&peer)
         .root_certificate_pem(pem)
         .proxy(format!("http://user:secret@{proxy}"))
         .build()
@@ -182,10 +200,10 @@ async fn the_tls_configuration_may_be_ones_own() {
         .with_root_certificates(roots)
         .with_no_client_auth();
     config.alpn_protocols = vec![b"something".to_vec()];
-    let service = builder(&peer).tls_config(config.clone()).build().unwrap();
+    let service = secure(&peer).tls_config(config.clone()).build().unwrap();
     service.approve("k-1").await.unwrap();
     assert_eq!(peer.requests()[0].version, http::Version::HTTP_2);
 
-    let both = builder(&peer).tls_config(config).root_certificate_pem(pem);
+    let both = secure(&peer).tls_config(config).root_certificate_pem(pem);
     assert!(both.build().unwrap_err().is_config());
 }

@@ -1,12 +1,5 @@
 //! The layers on hyper-util's own client over real sockets, with requests counted at the peer.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    unreachable_pub
-)]
-
 use std::convert::Infallible;
 use std::time::Duration;
 
@@ -27,15 +20,8 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use tower::{Layer, ServiceExt};
 
-const SHORT: Duration = Duration::from_millis(200);
-
-fn answer(status: u16) -> Act {
-    Act::answer(status)
-}
-
-fn answer_after(status: u16, retry_after: &str) -> Act {
-    Act::answer(status).header("retry-after", retry_after)
-}
+use crate::support::service::{answer, answer_after};
+use crate::support::{HANG, SHORT};
 
 type Tracked<B> = TrackDelivery<Client<HttpConnector, B>, HyperErrors>;
 
@@ -164,7 +150,7 @@ async fn a_limit_above_the_stack_cannot_hang_it() {
         .await
         .unwrap()
         .unwrap();
-    let ready = tokio::time::timeout(Duration::from_secs(5), held.ready()).await;
+    let ready = tokio::time::timeout(HANG, held.ready()).await;
     assert!(ready.unwrap().is_ok());
 }
 

@@ -1,7 +1,5 @@
 //! The manual and the READMEs name tests that exist and link to files that exist.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
 use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,18 +1,10 @@
 //! What proves that a request was never sent and what does not, by real peers on HTTP/1.1 and HTTP/2.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    unreachable_pub
-)]
-
 use std::error::Error;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use aegis_hitl::layer::{
     AegisLayer, Attempts, Backoff, Delivery, Failure, NotRetried, RetryError, RetryLayer,
@@ -30,9 +22,9 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
 use tower::{Layer, ServiceExt, service_fn};
 
-type BoxError = Box<dyn Error + Send + Sync>;
+use crate::support::{SHORT, ends};
 
-const SHORT: Duration = Duration::from_millis(200);
+type BoxError = Box<dyn Error + Send + Sync>;
 
 // RFC 9113, section 7.
 const PROTOCOL_ERROR: u32 = 1;
@@ -286,10 +278,8 @@ async fn a_late_or_endless_body_delays_a_retry_within_bounds() {
             Act::answer(503).body("begun").body_never_ends(),
         ] {
             let peer = Peer::start([act, Act::answer(200)]).await;
-            let start = std::time::Instant::now();
-            let response = send(version, keyed(&peer.url())).await.unwrap();
+            let response = ends(send(version, keyed(&peer.url()))).await.unwrap();
             assert_eq!((response.status().as_u16(), peer.count()), (200, 2));
-            assert!(start.elapsed() < Duration::from_secs(2));
         }
     }
 }

@@ -1,7 +1,5 @@
 //! The layers among tower's and tower-http's own: which go above, which below, and what happens otherwise.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -1,14 +1,11 @@
 //! `GET /hitl/status/{request_id}`: its two views, its one 404, and waiting for a decision.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
-mod support;
-
 use std::time::Duration;
 
-use support::{Call, Disk, Faulty, Mood, Running, start, start_with};
 use tokio::time::timeout;
 use uuid::Uuid;
+
+use crate::support::{Call, Disk, Faulty, HANG, Mood, Running, start, start_with};
 
 /// Submits an action and returns its id.
 async fn submitted(server: &Running, key: &str) -> String {
@@ -129,10 +126,7 @@ async fn a_decision_ends_the_wait() {
         store.arrived().await;
     }
     assert_eq!(server.reject("k").send().await.status, 202);
-    let reply = timeout(Duration::from_secs(10), wait)
-        .await
-        .unwrap()
-        .unwrap();
+    let reply = timeout(HANG, wait).await.unwrap().unwrap();
     assert_eq!(reply.status, 200);
     assert_eq!(reply.text("decision"), "reject");
     assert_eq!(reply.header("preference-applied"), Some("wait=55"));
@@ -153,10 +147,7 @@ async fn a_poll_finds_the_decision_when_the_wake_up_is_lost() {
     let wait = server.status(&id).header("Prefer", "wait=55");
     let wait = tokio::spawn(wait.send());
     assert_eq!(decider.approve("k").send().await.status, 202);
-    let reply = timeout(Duration::from_secs(10), wait)
-        .await
-        .unwrap()
-        .unwrap();
+    let reply = timeout(HANG, wait).await.unwrap().unwrap();
     assert_eq!(reply.text("decision"), "approve");
 }
 
@@ -214,7 +205,7 @@ async fn a_decided_action_is_not_waited_for() {
     let server = start(Disk::default()).await;
     let id = server.approve("k").send().await.request_id();
     let wait = server.status(&id).header("Prefer", "wait=55").send();
-    let reply = timeout(Duration::from_secs(10), wait).await.unwrap();
+    let reply = timeout(HANG, wait).await.unwrap();
     assert_eq!(reply.text("status"), "COMMITTED");
 }
 
@@ -224,7 +215,7 @@ async fn a_malformed_preference_is_ignored() {
     let id = submitted(&server, "k").await;
     for prefer in ["wait=soon", "wait", "wait=-1", "respond-async", "é"] {
         let ask = server.status(&id).header("Prefer", prefer).send();
-        let reply = timeout(Duration::from_secs(10), ask).await.unwrap();
+        let reply = timeout(HANG, ask).await.unwrap();
         assert_eq!(reply.status, 200, "{prefer}");
         assert_eq!(reply.header("preference-applied"), None, "{prefer}");
     }

@@ -1,6 +1,4 @@
 //! The stores: the suite that all of them pass, and what is the embedded store's own.
-#![cfg(feature = "test-util")]
-#![allow(clippy::panic, clippy::unwrap_used)]
 
 use std::fs;
 use std::path::{Path, PathBuf};

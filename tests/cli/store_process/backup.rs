@@ -9,10 +9,10 @@ use std::process::Command;
 use rusqlite::Connection;
 use tempfile::TempDir;
 
-use super::binary::{Ended, aegis, run};
 use super::other::Other;
 use super::sync::library;
 use super::verify;
+use crate::binary::{Ended, aegis, run};
 
 fn backup_command(store: &Path, to: &Path) -> Command {
     let mut command = aegis(&["backup", "--store"]);

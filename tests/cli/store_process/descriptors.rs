@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::process::Command;
 
 use aegis_hitl::store::{Decided, SqliteStore, Store};
 use tempfile::TempDir;
@@ -43,11 +42,8 @@ pub(crate) async fn starve(store: SqliteStore) {
 async fn a_store_needs_no_further_descriptor_once_it_is_open() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("aegis.db");
-    let mut limited = Command::new("sh");
-    limited
-        .args(["-c", "ulimit -n 64; exec \"$0\" \"$@\""])
-        .arg(std::env::current_exe().unwrap());
-    let mut other = Other::run(limited, "starve", &path);
+    let script = "ulimit -n 64; exec \"$0\" \"$@\"";
+    let mut other = Other::under(&["sh", "-c", script], "starve", &path);
     assert_eq!(other.line(), "done");
     other.end();
     let keys: HashSet<_> = (0..900).map(|count| format!("k-{count}")).collect();

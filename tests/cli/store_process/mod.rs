@@ -1,17 +1,10 @@
 //! The embedded store when processes die, disks are full and syncs fail, and beside other programs.
-#![cfg(all(feature = "server", feature = "test-util", target_os = "linux"))]
-#![allow(clippy::panic, clippy::print_stderr, clippy::unwrap_used)]
 
-#[cfg(feature = "cli")]
 mod backup;
-#[cfg(feature = "cli")]
-#[path = "../binary/mod.rs"]
-mod binary;
 mod descriptors;
 mod other;
 mod panic;
 mod place;
-#[cfg(feature = "cli")]
 mod server;
 mod sync;
 
@@ -29,7 +22,8 @@ use aegis_hitl::{Decision, Payload};
 use rusqlite::Connection;
 use tempfile::TempDir;
 
-use other::{DATABASE, Other, ROLE};
+use self::other::{DATABASE, Other, ROLE};
+use crate::support::alone;
 
 fn approval(key: &str) -> Decide {
     Decide {
@@ -254,12 +248,10 @@ async fn a_killed_process_loses_nothing_that_it_acknowledged() {
 async fn a_full_disk_acknowledges_nothing_and_is_recovered_from() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("aegis.db");
-    let mut limited = Command::new("sh");
     // No file may grow beyond some MiB (the unit differs by shell). The signal is ignored, so that the write fails.
-    limited
-        .args(["-c", "trap '' XFSZ; ulimit -S -f 4096; exec \"$0\" \"$@\""])
-        .arg(env::current_exe().unwrap());
-    let mut other = Other::run(limited, "obey", &path);
+    let script = "trap '' XFSZ; ulimit -S -f 4096; exec \"$0\" \"$@\"";
+    let _alone = alone().await;
+    let mut other = Other::under(&["sh", "-c", script], "obey", &path);
     let mut acknowledged = HashSet::new();
     let mut answers = Vec::new();
     for count in 0..200 {

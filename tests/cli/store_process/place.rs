@@ -1,6 +1,5 @@
 //! One server to a database, whatever it is called, and wherever it goes.
 
-use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -55,20 +54,15 @@ async fn a_file_that_is_mounted_in_two_folders_is_the_same_database() {
     fs::create_dir(mounted.parent().unwrap()).unwrap();
     fs::write(&path, "").unwrap();
     fs::write(&mounted, "").unwrap();
-    let unshared = |script: &str, arguments: &[&OsStr]| {
-        let mut command = Command::new("unshare");
-        command.args(["-rm", "sh", "-ec", script, "sh"]);
-        command.args(arguments);
-        command
-    };
-    match unshared("true", &[]).status() {
+    let unshare = ["unshare", "-rm", "sh", "-ec"];
+    match Command::new("unshare").args(["-rm", "true"]).status() {
         Ok(status) if status.success() => {}
         why => return eprintln!("skipped: a mount needs a namespace of its own: {why:?}"),
     }
+    let [from, to] = [&path, &mounted].map(|path| path.to_str().unwrap());
     let script = "mount --bind \"$1\" \"$2\"; shift 2; exec \"$@\"";
-    let own = std::env::current_exe().unwrap();
-    let command = unshared(script, &[path.as_ref(), mounted.as_ref(), own.as_ref()]);
-    let other = Other::run(command, "hold", &mounted);
+    let prefix = [&unshare[..], &[script, "sh", from, to]].concat();
+    let other = Other::under(&prefix, "hold", &mounted);
     let error = SqliteStore::open(&path).unwrap_err();
     assert!(error.is_in_use(), "{error}");
     other.end();

@@ -6,8 +6,8 @@ use std::net::TcpStream;
 
 use tempfile::TempDir;
 
-use super::binary::{Served, serve};
 use super::sync::library;
+use crate::binary::{Served, serve};
 
 /// The status of an approval, or 0 if there is no answer.
 fn approve(server: &Served) -> u16 {

@@ -1,14 +1,15 @@
 //! A sync fails, and the kernel drops the pages that it could not write.
 
 use std::collections::HashSet;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::{env, fs};
 
 use tempfile::TempDir;
 
 use super::other::Other;
 use super::verify;
+use crate::support::again::again;
 
 /// So many refusals, some ms apart, are more than a recovery takes.
 const PATIENCE: usize = 20_000;
@@ -23,7 +24,10 @@ pub(crate) struct Faulty {
 /// The library that makes them fail. `None`, with a word why, where there is no compiler.
 pub(crate) fn library(folder: &Path) -> Option<PathBuf> {
     let library = folder.join("fault.so");
-    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/store_process/fault.c");
+    let source = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/tests/cli/store_process/fault.c"
+    );
     let compiled = Command::new("cc")
         .args(["-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o"])
         .arg(&library)
@@ -45,7 +49,7 @@ pub(crate) fn library(folder: &Path) -> Option<PathBuf> {
 impl Faulty {
     pub(crate) fn start(folder: &Path, role: &str, database: &Path) -> Option<Self> {
         let order = folder.join("order");
-        let mut command = Command::new(env::current_exe().unwrap());
+        let mut command = again(super::child);
         command
             .env("LD_PRELOAD", library(folder)?)
             .env("AEGIS_TEST_ORDER", &order);

@@ -5,23 +5,15 @@
 //! runs everything, and all randomness comes from the seed, so that a seed that fails fails again in every byte.
 //!
 //! ```text
-//! cargo test --features full --test simulation                         1000 seeds
-//! AEGIS_SIM_SEEDS=100000 cargo test --features full --test simulation  more
-//! AEGIS_SIM_SEED=17 cargo test --features full --test simulation       one, with its trace
+//! cargo test --features full --test it simulation                         1000 seeds
+//! AEGIS_SIM_SEEDS=100000 cargo test --features full --test it simulation  more
+//! AEGIS_SIM_SEED=17 cargo test --features full --test it simulation       one, with its trace
 //! ```
 //!
 //! The network is our own, and not turmoil's: turmoil 0.7 advances each host by ticks of some 20 µs of work, which at a
 //! millisecond a tick is hours for 1000 seeds, where here time jumps from one event to the next. A partition there drops what it
 //! meets for good, where TCP sends it again, and no connection is cut in the middle of a write. The server's accept loop takes sockets of
 //! the operating system only, so that its connections are served here, with the same settings.
-
-#![allow(
-    missing_docs,
-    unreachable_pub,
-    clippy::panic,
-    clippy::print_stdout,
-    clippy::unwrap_used
-)]
 
 mod client;
 mod far_end;
@@ -46,6 +38,7 @@ use self::far_end::{Proxy, Server, SimulatedStore, StoreFaults};
 use self::network::{Cut, Direction, Host, Network};
 use self::random::Random;
 use self::world::{Asked, Counts, Told, World};
+use crate::support::alone_blocking;
 
 /// The longest that a call may take, with the longest waits that a server asks for.
 const HANG: Duration = Duration::from_secs(600);
@@ -564,7 +557,7 @@ fn run_all(seeds: u64) -> Counts {
 
 fn fail(seed: u64, outcomes: &Outcomes) -> ! {
     panic!(
-        "seed {seed} breaks a promise:\n  {}\n\nto replay it: AEGIS_SIM_SEED={seed} cargo test --features full --test simulation",
+        "seed {seed} breaks a promise:\n  {}\n\nto replay it: AEGIS_SIM_SEED={seed} cargo test --features full --test it simulation",
         outcomes.violations.join("\n  ")
     );
 }
@@ -589,6 +582,8 @@ fn every_seed_keeps_every_promise() {
         }
         return;
     }
+    // It takes all processors.
+    let _alone = alone_blocking();
     let seeds = number("AEGIS_SIM_SEEDS").unwrap_or(1000);
     let counts = run_all(seeds);
     println!("{seeds} seeds: {counts:?}");

@@ -38,6 +38,14 @@ impl Call {
         }
     }
 
+    /// A `POST /hitl/{action}` of tenant `t`, thread `h` with the key.
+    pub fn post(addr: SocketAddr, action: &str, key: &str) -> Self {
+        Self::new(addr, "POST", format!("/api/v1/hitl/{action}"))
+            .header("Tenant-Id", "t")
+            .header("Thread-Id", "h")
+            .header("Idempotency-Key", key)
+    }
+
     /// Names another host than the address: in the `Host` header, or over HTTP/2 as the `:authority`.
     pub fn host(mut self, host: &str) -> Self {
         self.host = host.to_owned();
@@ -172,4 +180,20 @@ pub async fn raw_until_closed(addr: SocketAddr, bytes: impl AsRef<[u8]>) -> (Str
         String::from_utf8_lossy(&answer).into_owned(),
         since.elapsed(),
     )
+}
+
+/// Reads text until it ends so, or the other side closes.
+pub async fn read_until(stream: &mut TcpStream, end: &str) -> String {
+    let mut text = String::new();
+    let read = async {
+        while !text.ends_with(end) {
+            let mut bytes = [0; 4096];
+            match stream.read(&mut bytes).await.unwrap() {
+                0 => break,
+                len => text.push_str(std::str::from_utf8(&bytes[..len]).unwrap()),
+            }
+        }
+    };
+    timeout(HANG, read).await.unwrap();
+    text
 }
