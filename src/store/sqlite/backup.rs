@@ -1,4 +1,4 @@
-//! Copies of a database that a server may have open.
+//! Backups of a database that a server may have open.
 
 use std::error::Error;
 use std::ffi::OsString;
@@ -11,7 +11,7 @@ use super::StoreError;
 use super::lock::{beside, private};
 use super::verify::{self, Verified};
 
-/// Copies a database as it is at one moment, and gives the copy its name when it is sound and on the disk.
+/// Copies a database as it is at one moment. The copy gets its name once it is verified and synced.
 pub(super) fn back_up(database: &Path, to: &Path) -> Result<Verified, StoreError> {
     for taken in [to.to_owned(), beside(to, "-wal"), beside(to, "-journal")] {
         if fs::symlink_metadata(&taken).is_ok() {
@@ -49,7 +49,7 @@ fn failed(database: &Path, error: impl Error + Send + Sync + 'static) -> StoreEr
         .with_source(error)
 }
 
-/// A copy that is not finished. Dropping it removes it.
+/// An unfinished copy. Dropping it removes the file.
 struct Draft {
     path: PathBuf,
     folder: PathBuf,
@@ -61,7 +61,7 @@ impl Draft {
             Some(folder) if folder != Path::new("") => folder,
             _ => Path::new("."),
         };
-        // Without a relative part, which could look like a URI to SQLite.
+        // SQLite could take a relative path for a URI.
         let folder = fs::canonicalize(folder)?;
         let mut name = OsString::from(".");
         name.push(to.file_name().unwrap_or_default());
@@ -79,7 +79,7 @@ impl Draft {
             .open(&self.path)?
             .sync_all()?;
         fs::rename(&self.path, to)?;
-        // The name is to last, too. Only Unix lets a folder be opened.
+        // The new name must be durable, too. Only Unix lets a folder be opened.
         if cfg!(unix) {
             File::open(&self.folder)?.sync_all()?;
         }
