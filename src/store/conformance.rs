@@ -163,7 +163,7 @@ fn submission(key: &str) -> Submit {
 
 fn id(action: &Action) -> Uuid {
     let id = action.request_id.as_uuid();
-    id.expect("the store's id is a UUIDv4")
+    id.expect("the store's id is a UUID")
 }
 
 macro_rules! unwrap_variant {
