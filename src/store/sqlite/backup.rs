@@ -13,6 +13,15 @@ use super::verify::{self, Verified};
 
 /// Copies a database as it is at one moment. The copy gets its name once it is verified and synced.
 pub(super) fn back_up(database: &Path, to: &Path) -> Result<Verified, StoreError> {
+    for suffix in ["-wal", "-shm", "-journal", ".lock"] {
+        // SQLite would take the copy for a part of the database, and delete it.
+        if to.file_name() == beside(database, suffix).file_name() {
+            return Err(StoreError::incompatible(format!(
+                "{} is the name of a file that belongs to the database; allowed is another name",
+                to.display()
+            )));
+        }
+    }
     for taken in [to.to_owned(), beside(to, "-wal"), beside(to, "-journal")] {
         if fs::symlink_metadata(&taken).is_ok() {
             return Err(StoreError::incompatible(format!(
@@ -78,7 +87,14 @@ impl Draft {
             .write(true)
             .open(&self.path)?
             .sync_all()?;
-        fs::rename(&self.path, to)?;
+        // Unlike a rename, a link never replaces what got the name meanwhile. Dropping the draft
+        // removes its own name.
+        match fs::hard_link(&self.path, to) {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Err(error),
+            // Some file systems have no links.
+            Err(_) => fs::rename(&self.path, to)?,
+            Ok(()) => fs::remove_file(&self.path)?,
+        }
         // The new name must be durable, too. Only Unix lets a folder be opened.
         if cfg!(unix) {
             File::open(&self.folder)?.sync_all()?;

@@ -133,23 +133,57 @@ impl Location {
     }
 }
 
-/// The log that the connections have open.
+/// The log and its index (`-wal` and `-shm`), which the connections have open.
 #[derive(Debug)]
 pub(super) struct Log {
     path: PathBuf,
     id: Option<FileId>,
+    index: (PathBuf, Option<FileId>),
+    /// The bytes of one frame: a page and its header.
+    frame: u64,
 }
+
+/// The bytes before the first frame of a log, and before the page of each frame
+/// (<https://sqlite.org/fileformat.html#the_write_ahead_log>).
+const LOG_HEADER: u64 = 32;
+const FRAME_HEADER: u64 = 24;
 
 impl Log {
     /// Identifies the log. It must be open, so that no other program removes it.
-    pub(super) fn of(location: &Location) -> io::Result<Self> {
+    pub(super) fn of(location: &Location, page_size: u32) -> io::Result<Self> {
         let path = location.beside("-wal");
         let id = FileId::at(&path)?;
-        Ok(Self { path, id })
+        let index = location.beside("-shm");
+        let index_id = FileId::at(&index)?;
+        Ok(Self {
+            path,
+            id,
+            index: (index, index_id),
+            frame: FRAME_HEADER + u64::from(page_size),
+        })
     }
 
-    pub(super) fn is_in_place(&self) -> io::Result<bool> {
-        Ok(FileId::at(&self.path)? == self.id)
+    /// Whether the paths still lead to the open files, and the log holds as many pages as were
+    /// committed to it: whoever empties it in place leaves it where it is.
+    pub(super) fn is_in_place(&self, pages: u32) -> io::Result<bool> {
+        let (index, index_id) = &self.index;
+        if FileId::at(index)? != *index_id {
+            return Ok(false);
+        }
+        let Some(id) = self.id else {
+            return Ok(FileId::at(&self.path)?.is_none());
+        };
+        match fs::metadata(&self.path) {
+            Ok(log) => {
+                let least = match pages {
+                    0 => 0,
+                    pages => LOG_HEADER + u64::from(pages) * self.frame,
+                };
+                Ok(FileId::of(&log) == id && log.len() >= least)
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 }
 
@@ -225,6 +259,16 @@ pub(super) fn private(options: &mut OpenOptions) -> &mut OpenOptions {
     options
 }
 
+/// Opens no symbolic link, because what the file holds is overwritten.
+fn without_links(options: &mut OpenOptions) -> &mut OpenOptions {
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::custom_flags(
+        options,
+        rustix::fs::OFlags::NOFOLLOW.bits().cast_signed(),
+    );
+    options
+}
+
 impl Lock {
     fn acquire(database: &Path) -> Result<Self, StoreError> {
         let path = beside(database, ".lock");
@@ -237,7 +281,9 @@ impl Lock {
         };
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false);
-        let mut file = private(&mut options).open(&path).map_err(refused)?;
+        let mut file = without_links(private(&mut options))
+            .open(&path)
+            .map_err(refused)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(in_use(database, &mut file)),

@@ -99,8 +99,9 @@ impl Writer {
             log.store(u32::try_from(pages).unwrap_or(0), Ordering::Relaxed);
             Ok(())
         }))?;
+        let page_size = connection.pragma_query_value(None, "page_size", |row| row.get(0))?;
         self.connection = Some(connection);
-        self.log_file = Some(Log::of(&self.location).map_err(missed)?);
+        self.log_file = Some(Log::of(&self.location, page_size).map_err(missed)?);
         // SQLite opened its files by path, and what it found there may not be the right ones.
         self.look_around()
     }
@@ -113,9 +114,15 @@ impl Writer {
             ));
         }
         match &self.log_file {
-            Some(log) if !log.is_in_place().map_err(missed)? => Err(Fault::Uprooted(
-                "the database's log was renamed, removed or replaced while it was open",
-            )),
+            Some(log)
+                if !log
+                    .is_in_place(self.log.load(Ordering::Relaxed))
+                    .map_err(missed)? =>
+            {
+                Err(Fault::Uprooted(
+                    "the database's log was renamed, removed, replaced or emptied while it was open",
+                ))
+            }
             _ => Ok(()),
         }
     }
