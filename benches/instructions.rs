@@ -1,6 +1,8 @@
-//! How many instructions a call takes, counted by callgrind: the same on a busy machine as on a quiet one.
+//! Counts the instructions of a call with callgrind. The counts are the same on a busy machine as
+//! on a quiet one.
 //!
-//! Needs valgrind, and the runner of the same version as the library: `cargo install gungraun-runner --version …`.
+//! Needs valgrind, and a runner of the same version as the library:
+//! `cargo install gungraun-runner --version …`.
 
 #![allow(
     missing_docs,
@@ -26,7 +28,7 @@ fn is_there(program: &str) -> bool {
 
 fn main() {
     let arguments: Vec<_> = std::env::args().collect();
-    // Callgrind runs this binary with that argument.
+    // Callgrind runs this binary with this argument.
     let is_inner = arguments
         .get(1)
         .is_some_and(|first| first == "--gungraun-run");
@@ -60,7 +62,7 @@ mod counted {
 
     type Call = Box<dyn FnOnce() -> Box<dyn std::any::Any>>;
 
-    /// The next call of a stack that has made some before.
+    /// Prepares the next call of a stack that has already made some.
     fn of<S: Stack + 'static>(stack: impl Fn(Peer) -> S, template: Template) -> Call {
         let mut service = stack(Peer::new());
         for _ in 0..10 {
@@ -69,7 +71,7 @@ mod counted {
         let request = template.request();
         Box::new(move || {
             call(&mut service, request);
-            // Dropped when nobody counts any more.
+            // Dropped outside of the counted part.
             Box::new(service)
         })
     }

@@ -1,6 +1,8 @@
-//! What the layers cost end to end: requests a second and latency over kept connections, to a server that does nothing.
+//! Measures what the layers cost end to end: requests per second and latency over kept connections,
+//! to a server that does no work.
 //!
-//! The server is a second process with one thread, the client another, so that on two cores neither waits for the other.
+//! Server and client are two processes with one thread each, so on two cores neither waits for the
+//! other.
 
 #![allow(
     clippy::unwrap_used,
@@ -264,7 +266,7 @@ fn main() -> Result<(), Infallible> {
             contenders.rotate_left(first);
             for contender in &mut contenders {
                 for (samples, concurrency) in contender.samples.iter_mut().zip(CONCURRENCY) {
-                    // Opens the connections.
+                    // Opens the connections before the measurement.
                     measure(&contender.call, concurrency, EACH / 10).await;
                     samples.push(measure(&contender.call, concurrency, EACH).await);
                 }

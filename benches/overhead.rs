@@ -1,7 +1,8 @@
-//! What a call through the layers costs over a service that answers at once, beside what others have for the same.
+//! Measures what a call through the layers costs over a service that answers at once, and compares
+//! it with other crates.
 //!
-//! All subjects take turns, round after round, so that a machine that slows down slows all of them. A subject's figure is
-//! the median over all rounds.
+//! The subjects take turns, round after round, so a machine that slows down slows all of them. A
+//! subject's figure is the median over all rounds.
 
 #![allow(
     clippy::unwrap_used,
@@ -30,12 +31,13 @@ use stacks::{Floor, Peer, Stack, Template, with_reqwest};
 
 const ROUNDS: u32 = 9;
 
-/// A call that has been set up; it returns when `calls` of them are done, each of which fails `failures` times first.
+/// Runs the given number of calls, each of which first fails `failures` times, and returns the
+/// time.
 type Run = Box<dyn Fn(&Runtime, u64, u32) -> Duration>;
 
 struct Subject {
     name: &'static str,
-    /// Whether it can send a request again.
+    /// Whether the subject can send a request again.
     retries: bool,
     run: Run,
     samples: RefCell<[Vec<f64>; 4]>,
@@ -140,8 +142,8 @@ fn main() {
     if !results::is_asked_for() {
         return;
     }
-    // Peers that sleep for no time still wait for a tick of the timer. A clock that stands still, and jumps when all wait,
-    // leaves only what that costs in work.
+    // Some subjects sleep for a tick of the timer even when the wait is zero. A paused clock,
+    // which jumps when everything waits, leaves only the work of that.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
@@ -158,7 +160,7 @@ fn main() {
     for round in 0..ROUNDS {
         for failures in [0, 1, 3] {
             let mut group = criterion.benchmark_group(format!("overhead/{failures}/{round}"));
-            // Each round starts elsewhere, so that nobody always follows the same neighbour.
+            // Each round starts with another subject, so that no two always follow each other.
             let (front, back) = subjects.split_at(round as usize % subjects.len());
             for subject in back.iter().chain(front) {
                 if failures > 0 && !subject.retries {
@@ -198,7 +200,7 @@ fn report(runtime: &Runtime, subjects: &[Subject]) {
         let count = |failures: u32| {
             const CALLS: u64 = 100;
             (subject.run)(runtime, 1, failures);
-            // The runtime's own, for entering it.
+            // The runtime itself allocates when it is entered.
             let (idle, _) = allocations(|| (subject.run)(runtime, 0, failures));
             let (all, _) = allocations(|| (subject.run)(runtime, CALLS, failures));
             (all - idle) as f64 / CALLS as f64

@@ -1,6 +1,7 @@
-//! Writes what the other benches measured as tables into benches/README.md, and as a plot beside it.
+//! Writes the figures of the other benches into benches/README.md as tables, and beside it as a
+//! plot.
 //!
-//! Without `--write` the table is printed and nothing is changed.
+//! Without `--write` the tables are only printed.
 
 #![allow(
     clippy::unwrap_used,
@@ -56,7 +57,7 @@ fn main() {
     fs::write(root.join("benches/plot.svg"), plot::of(&bars(&overhead))).unwrap();
 }
 
-/// What a bench left behind; an empty list if it was not run.
+/// Loads the results of a bench. The list is empty if the bench was not run.
 fn load(name: &str) -> Vec<Value> {
     let text = fs::read_to_string(results::folder().join(format!("{name}.json")));
     text.map_or_else(|_| Vec::new(), |text| serde_json::from_str(&text).unwrap())
@@ -66,12 +67,13 @@ fn row<'a>(rows: &'a [Value], name: &str) -> Option<&'a Value> {
     rows.iter().find(|row| row["name"] == name)
 }
 
-/// The median of a stack's calls that fail so many times first, in nanoseconds. 0 and 1 and 2 are none, one and three.
+/// The median time of a stack's calls, in nanoseconds. Columns 0, 1 and 2 are calls that first fail
+/// zero, one and three times.
 fn nanoseconds(rows: &[Value], name: &str, column: usize) -> Option<f64> {
     row(rows, name)?["nanoseconds"][column].as_f64()
 }
 
-/// What a stack is measured against.
+/// The call that a stack is compared with.
 fn bare_of(name: &str) -> &'static str {
     if name.starts_with("reqwest") {
         "reqwest-middleware, bare"
@@ -80,7 +82,7 @@ fn bare_of(name: &str) -> &'static str {
     }
 }
 
-/// What a stack costs beyond the bare call: nanoseconds and allocations.
+/// What a stack adds to the bare call, in nanoseconds and allocations.
 fn beyond(rows: &[Value], name: &str) -> Option<(f64, f64)> {
     let bare = bare_of(name);
     let time = nanoseconds(rows, name, 0)? - nanoseconds(rows, bare, 0)?;
@@ -88,7 +90,7 @@ fn beyond(rows: &[Value], name: &str) -> Option<(f64, f64)> {
     Some((time, count(name)? - count(bare)?))
 }
 
-/// The instructions of a first call beyond the bare one, of the stacks that were counted.
+/// What a stack adds to the instructions of the bare call, if it was counted.
 fn instructions_beyond(name: &str) -> Option<f64> {
     Some(instructions(name)? - instructions("bare")?)
 }
@@ -156,7 +158,8 @@ fn calls(text: &mut String, rows: &[Value]) {
         let Some((time, allocations)) = beyond(rows, name) else {
             continue;
         };
-        // What retries add is compared with a whole call, the bare one within it: they make that again too.
+        // Retries are compared with a whole call, including the bare one, because they repeat that,
+        // too.
         let first = nanoseconds(rows, name, 0).unwrap_or(f64::NAN);
         let added = |column| nanoseconds(rows, name, column).map(|all| all - first);
         let cell = |value: Option<f64>, digits: usize| {
@@ -176,7 +179,7 @@ fn calls(text: &mut String, rows: &[Value]) {
     writeln!(text).unwrap();
 }
 
-/// One row for each line of a bench of rates, with its share of a base line.
+/// Writes one row per measured load, with its share of a base rate.
 fn rates(
     text: &mut String,
     rows: &[Value],
@@ -280,7 +283,7 @@ fn decisions(text: &mut String, rows: &[Value]) {
     rates(text, rows, label, limit, more);
 }
 
-/// What the figures were measured on, and when.
+/// The machine, the toolchain and the date of the figures.
 fn machine() -> String {
     let run = |program: &str, arguments: &[&str]| {
         let output = Command::new(program).args(arguments).output().ok();

@@ -1,7 +1,8 @@
-//! How many decisions a second the server makes durable, and how long each takes.
+//! Measures how many decisions per second the server makes durable, and how long each takes.
 //!
-//! The same server on the in-memory store, which is its limit, and on the embedded one. The server is a second process; this
-//! one makes the load, on one thread. With `--millions 1,10` also on stores that hold that many actions already.
+//! The server runs on the in-memory store, which sets the limit, and on the embedded store. It is a
+//! second process; this process generates the load on one thread. `--millions 1,10` adds stores
+//! that already hold that many million actions.
 
 #![allow(
     clippy::unwrap_used,
@@ -55,7 +56,7 @@ async fn serve<St: Store>(store: St) {
 }
 
 fn run_server(path: Option<&str>) {
-    // As many threads as the `aegis` binary has.
+    // As many threads as in the `aegis` binary.
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
         match path {
@@ -71,14 +72,14 @@ fn run_server(path: Option<&str>) {
 
 struct Contender {
     name: String,
-    /// `None` is the store in memory.
+    /// `None` for the in-memory store.
     path: Option<PathBuf>,
     /// Whether every round starts with an empty store.
     is_empty: bool,
     samples: [Vec<Sample>; LOADS.len()],
     /// The server's memory after a round, in bytes.
     resident: Vec<f64>,
-    /// What an action takes on the disk, in bytes.
+    /// The size of an action on disk, in bytes.
     disk: Vec<f64>,
 }
 
@@ -94,7 +95,7 @@ impl Contender {
         }
     }
 
-    /// Makes an empty store empty again.
+    /// Removes the files of a store that must start empty.
     fn clear(path: Option<&PathBuf>, is_empty: bool) {
         let Some(path) = path.filter(|_| is_empty) else {
             return;
@@ -108,7 +109,7 @@ impl Contender {
 
     async fn round(&mut self) {
         for (samples, (connections, keys)) in self.samples.iter_mut().zip(LOADS) {
-            // A store that holds millions is asked the one question that tells: does it slow down?
+            // A store that holds millions answers only one question: does it slow down?
             if !self.is_empty && (connections, keys) != (64, Keys::New) {
                 continue;
             }
@@ -133,7 +134,7 @@ impl Contender {
     }
 }
 
-/// How many actions a database holds.
+/// The number of actions in a database.
 fn actions(path: &Path) -> i64 {
     let connection = rusqlite::Connection::open(path).unwrap();
     connection
@@ -143,7 +144,7 @@ fn actions(path: &Path) -> i64 {
         .unwrap()
 }
 
-/// Fills a store up to so many actions.
+/// Fills a store up to `target` actions.
 async fn fill(path: &Path, target: i64) {
     let store = SqliteStore::open(path).unwrap();
     let missing = target - actions(path);
@@ -187,7 +188,7 @@ fn asked(thread: i64) -> Decide {
     }
 }
 
-/// The argument of `--millions`: how many million actions to measure on.
+/// The argument of `--millions`: the sizes to measure, in millions of actions.
 fn millions() -> Vec<i64> {
     let mut arguments = std::env::args().skip_while(|argument| argument != "--millions");
     let Some(list) = arguments.nth(1) else {

@@ -1,4 +1,4 @@
-//! The layers on an axum `Router`, in process: no socket, the same rules.
+//! The layers on an axum `Router`, in process: the same rules, without a socket.
 //!
 //! ```text
 //! cargo run --example axum_router
@@ -21,11 +21,11 @@ use http::{HeaderMap, Request, StatusCode};
 use http_body_util::Full;
 use tower::{ServiceBuilder, ServiceExt};
 
-/// The keys that were taken, and how often anybody asked.
+/// The accepted keys, and the number of requests.
 #[derive(Clone, Default)]
 struct Ledger(Arc<Mutex<(HashSet<String>, usize)>>);
 
-/// Takes every key once, but is out of order when it is asked first.
+/// Accepts every key once, but fails the very first request.
 async fn pay(State(ledger): State<Ledger>, headers: HeaderMap) -> StatusCode {
     let Some(key) = headers
         .get("idempotency-key")
@@ -54,7 +54,7 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     let retry = RetryLayer::new().backoff(Backoff::constant(Duration::from_millis(20)));
     let service = ServiceBuilder::new()
         .layer(AegisLayer::new().retry(retry))
-        // axum's body cannot be sent twice, this one can.
+        // An axum body cannot be sent twice. This body can.
         .map_request(|request: Request<Full<Bytes>>| request.map(axum::body::Body::new))
         .service(router);
 

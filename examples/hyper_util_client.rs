@@ -1,4 +1,4 @@
-//! The layers on hyper-util's client: a reply that is lost, a 503 and a duplicate, and one payment.
+//! The layers on hyper-util's client: one payment in spite of a lost reply, a 503 and a duplicate.
 //!
 //! ```text
 //! cargo run --example hyper_util_client --features test-util
@@ -35,7 +35,7 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
         .layer(TrackDeliveryLayer::hyper_util())
         .service(client);
 
-    // The first reply is lost after the peer has the request; then it is busy; then it knows the key.
+    // The peer loses its first reply after reading the request, then is busy, then knows the key.
     let peer = Peer::start([Act::lose_reply(), Act::answer(503), Act::answer(409)]).await;
     let request = Request::post(format!("{}/pay", peer.url()))
         .extension(IdempotencyKey::derive(["run-7", "pay", "invoice-12"]))

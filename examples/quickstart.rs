@@ -1,7 +1,8 @@
-//! Fifty approvals, sent at once through a network that fails, each decided exactly once.
+//! Sends fifty approvals at once through a network that fails. Each is decided exactly once.
 //!
-//! The server runs embedded, on a temporary folder. Between it and the clients stands a small TCP hop that is not up at first
-//! (connections are refused), loses replies after the server has committed, and answers 503 by itself.
+//! The server runs in this process, on a temporary folder. A small TCP hop stands between it and
+//! the clients. At first the hop is down and connections are refused. Later it loses replies that
+//! the server has committed, and answers 503 by itself.
 //!
 //! ```text
 //! cargo run --example quickstart --features server
@@ -39,7 +40,7 @@ async fn main() -> Result<(), BoxError> {
         let _ = stopped.await;
     }));
 
-    // An address on which nothing listens yet.
+    // Nothing listens on this address yet.
     let hop_address = TcpListener::bind("127.0.0.1:0").await?.local_addr()?;
     let aegis = AegisService::builder()
         .base_url(format!("http://{hop_address}"))
@@ -63,7 +64,7 @@ async fn main() -> Result<(), BoxError> {
     let faults = hop.faults();
     for (i, (first, second)) in first.iter().zip(&second).enumerate() {
         let met = faults.get(key(i).as_str()).cloned().unwrap_or_default();
-        // What the hop did not see came to a closed port.
+        // An attempt that the hop did not see met a closed port.
         let refused = usize::try_from(first.attempts())? - met.len() - 1;
         let way: Vec<_> = std::iter::repeat_n("refused", refused).chain(met).collect();
         println!(
@@ -83,7 +84,7 @@ async fn main() -> Result<(), BoxError> {
         totals.decisions, totals.events
     );
 
-    // A receiver that is gone has ended already.
+    // If the receiver is gone, the server has ended already.
     let _ = stop.send(());
     let _ = serving.await??;
     store.close().await;
@@ -94,7 +95,7 @@ async fn main() -> Result<(), BoxError> {
     Ok(())
 }
 
-/// The key of an approval, derived from what it is about: whoever asks again asks with the same key.
+/// Derives the key of an approval from its subject, so that a repeated request has the same key.
 fn key(i: usize) -> IdempotencyKey {
     IdempotencyKey::derive(["run-7", "send-email", &format!("user-{i}@example.com")])
 }
@@ -110,7 +111,7 @@ async fn approve_all(aegis: AegisService) -> Result<Vec<Receipt>, BoxError> {
                 .await
         }));
         if i == 9 {
-            // The first ten find no hop; the others, a moment later, do.
+            // The first ten find no hop. The others start later and find it.
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
     }
@@ -137,7 +138,7 @@ struct Hop {
 
 #[derive(Default)]
 struct State {
-    /// What became of the attempts so far, by key.
+    /// The faults that each key's attempts have met.
     faults: HashMap<String, Vec<&'static str>>,
     attempts: HashMap<String, usize>,
     passed: usize,
@@ -161,7 +162,7 @@ impl Hop {
     async fn run(self, listener: TcpListener) {
         while let Ok((client, _)) = listener.accept().await {
             let hop = self.clone();
-            // A broken connection is what this hop is for.
+            // Broken connections are the purpose of this hop.
             tokio::spawn(async move { hop.relay(client).await.ok() });
         }
     }
@@ -176,7 +177,7 @@ impl Hop {
                 }
                 fate => {
                     server.write_all(&request).await?;
-                    // The server answers when it has committed.
+                    // The server answers once it has committed.
                     let Some(reply) = read_message(&mut server).await? else {
                         break;
                     };
@@ -190,7 +191,7 @@ impl Hop {
         Ok(())
     }
 
-    /// Decides by the key's hexadecimal digits and the attempt's number.
+    /// Chooses a fate by the last digit of the key and the number of the attempt.
     fn fate(&self, request: &[u8]) -> Fate {
         let key = header(request, "idempotency-key").unwrap_or_default();
         let mut state = self
@@ -235,7 +236,7 @@ impl Hop {
     }
 }
 
-/// Reads one HTTP/1.1 message with a `Content-Length`; `None` at the end of the connection.
+/// Reads one HTTP/1.1 message with a `Content-Length`. Returns `None` at the end of the connection.
 async fn read_message(stream: &mut TcpStream) -> io::Result<Option<Vec<u8>>> {
     let mut message = Vec::new();
     loop {

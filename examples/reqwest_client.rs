@@ -1,4 +1,4 @@
-//! The layers, and `AegisService`, on reqwest's client.
+//! The layers on reqwest's client.
 //!
 //! ```text
 //! cargo run --example reqwest_client --features reqwest,test-util
@@ -19,7 +19,8 @@ use tower::{ServiceBuilder, ServiceExt};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
-    // Everything else is set on reqwest's builder as ever; redirects and reqwest's own retries are switched off.
+    // All other settings of reqwest's builder apply. Redirects and reqwest's own retries are
+    // switched off.
     let client = ReqwestClient::from_builder(
         reqwest::Client::builder()
             .user_agent("payments/1.0")
@@ -40,7 +41,7 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
         .body(Full::<Bytes>::from(r#"{"amount":10}"#))?;
     let response = service.clone().oneshot(request).await?;
     let attempts = Attempts::of(&response);
-    // From here on it is reqwest's.
+    // The rest is plain reqwest.
     let response = reqwest::Response::from(response);
     println!(
         "{} after {attempts} attempts: {}",

@@ -1,7 +1,7 @@
 //! The layers under a gRPC client, on tonic's `Channel`.
 //!
-//! The client is tonic's own, with messages of plain bytes in place of generated ones. A generated client takes the same
-//! service: `PaymentsClient::new(service)`.
+//! The client is tonic's own, with plain bytes instead of generated messages. A generated client
+//! takes the same service: `PaymentsClient::new(service)`.
 //!
 //! ```text
 //! cargo run --example tonic_channel --features test-util
@@ -30,14 +30,14 @@ use tower::filter::AsyncFilterLayer;
 
 type BoxError = Box<dyn Error + Send + Sync>;
 
-/// Reads a call's one message, so that it can be sent again.
+/// Reads the one message of a call, so that it can be sent again.
 async fn read(request: Request<tonic::body::Body>) -> Result<Request<Full<Bytes>>, tonic::Status> {
     let (parts, body) = request.into_parts();
     let message = body.collect().await?.to_bytes();
     Ok(Request::from_parts(parts, Full::new(message)))
 }
 
-/// What the channel's errors prove: where the connect failed, nothing was sent.
+/// Says what a channel's error proves: if the connect failed, nothing was sent.
 fn judge(error: &tonic::transport::Error) -> Failure {
     let mut source = error.source();
     while let Some(cause) = source {
@@ -52,14 +52,14 @@ fn judge(error: &tonic::transport::Error) -> Failure {
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
     let grpc = |status: u16| Act::answer(status).header("content-type", "application/grpc");
-    // One empty frame of gRPC, which is a message of no bytes.
+    // One empty gRPC frame, which is a message of no bytes.
     let message = [0; 5].as_slice();
     let peer = Peer::start([
         Act::lose_reply(),
         Act::refuse_stream(),
         grpc(200).header("grpc-status", "14"),
         grpc(200).body(message).trailer("grpc-status", "0"),
-        // What no layer on HTTP sees in time: the head says 200.
+        // No layer on HTTP can see this in time, because the head says 200.
         grpc(200).body(message).trailer("grpc-status", "14"),
     ])
     .await;

@@ -1,10 +1,10 @@
-//! The other end, in a process of its own: this very binary, run again as a server.
+//! The server in a process of its own: this binary, started again.
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::process::{Child, ChildStdin, Command, Stdio};
 
-/// The argument that makes the binary a server.
+/// The argument that makes this binary a server.
 pub(crate) const SERVE: &str = "--serve";
 
 pub(crate) struct Peer {
@@ -35,7 +35,7 @@ impl Peer {
         }
     }
 
-    /// The memory that the server has now, in bytes.
+    /// The server's resident memory, in bytes.
     #[allow(dead_code)]
     pub(crate) fn resident(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
@@ -44,7 +44,7 @@ impl Peer {
         kib.unwrap().parse::<u64>().unwrap() * 1024
     }
 
-    /// Stops the server in good order.
+    /// Stops the server and waits for a clean exit.
     pub(crate) fn stop(mut self) {
         self.stdin = None;
         assert!(self.child.wait().unwrap().success());
@@ -60,7 +60,7 @@ impl Drop for Peer {
     }
 }
 
-/// In the child: tells the address, and returns when it is time to stop.
+/// Prints the address from the child process. Returns when the server must stop.
 pub(crate) async fn announce(address: SocketAddr) {
     println!("{address}");
     let (stop, stopped) = tokio::sync::oneshot::channel();

@@ -1,6 +1,6 @@
 //! Counts this thread's allocations.
 
-/// How many allocations and reallocations `work` makes on this thread.
+/// Runs `work`, and returns how many allocations and reallocations it makes on this thread.
 pub(crate) fn allocations<T>(work: impl FnOnce() -> T) -> (u64, T) {
     let mut done = None;
     let counted = allocation_counter::measure(|| done = Some(work()));

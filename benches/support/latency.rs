@@ -1,10 +1,10 @@
-//! Rates and latencies of one measurement, and medians over many.
+//! The rate and latencies of one measurement, and their medians over several.
 
 use std::time::Duration;
 
 use super::results::median;
 
-/// One measurement.
+/// One measurement: requests per second, and microseconds.
 pub(crate) struct Sample {
     pub(crate) rate: f64,
     pub(crate) p50: f64,
@@ -12,7 +12,7 @@ pub(crate) struct Sample {
 }
 
 impl Sample {
-    /// From the latency of each answer, in nanoseconds.
+    /// Makes a sample from the latency of each answer, in nanoseconds.
     pub(crate) fn of(mut nanoseconds: Vec<u32>, took: Duration) -> Self {
         nanoseconds.sort_unstable();
         let at = |share: f64| {
@@ -28,7 +28,7 @@ impl Sample {
     }
 }
 
-/// Medians over all rounds: requests a second, and microseconds.
+/// Medians over all rounds: requests per second, and microseconds.
 #[derive(Debug, Clone, Copy, serde::Serialize)]
 pub(crate) struct Summary {
     pub(crate) rate: f64,

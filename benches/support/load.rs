@@ -1,4 +1,5 @@
-//! A load generator: kept HTTP/1.1 connections, one request at a time on each, and as little work for each as can be.
+//! A load generator: kept HTTP/1.1 connections with one request at a time on each. It does as
+//! little work per request as possible.
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -11,16 +12,16 @@ use uuid::fmt::Hyphenated;
 
 use super::latency::Sample;
 
-/// Which keys are asked for.
+/// The keys of the requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Keys {
-    /// A new one each time: every answer is a new decision.
+    /// A new key for each request: every answer is a new decision.
     New,
-    /// The same few again and again: after the first round every answer is a 409.
+    /// The same few keys again and again: after the first round every answer is a 409.
     Repeated,
 }
 
-/// How many keys each connection repeats.
+/// The number of keys that each connection repeats.
 const REPEATED: usize = 50;
 
 pub(crate) const BODY: &[u8] = br#"{"payload":{"to":"a@b.c","amount":12.5,"currency":"EUR"}}"#;
@@ -28,7 +29,7 @@ pub(crate) const BODY: &[u8] = br#"{"payload":{"to":"a@b.c","amount":12.5,"curre
 struct Connection {
     stream: TcpStream,
     request: Vec<u8>,
-    /// Where the key and the request id are in the request.
+    /// The offsets of the key and the request id in the request.
     key: usize,
     id: usize,
     answer: Vec<u8>,
@@ -68,7 +69,7 @@ impl Connection {
         }
     }
 
-    /// Asks once, and returns the status.
+    /// Sends one request, and returns the status of the answer.
     async fn ask(&mut self) -> u16 {
         let key = match self.repeated.get(self.next % REPEATED) {
             Some(key) => *key,
@@ -91,7 +92,7 @@ impl Connection {
     }
 }
 
-/// The status of an answer that has arrived to its last byte.
+/// The status of an answer, once all of it has arrived.
 fn status_of_whole(answer: &[u8]) -> Option<u16> {
     const LENGTH: &[u8] = b"\r\ncontent-length: ";
     let head = answer.windows(4).position(|four| four == b"\r\n\r\n")?;
@@ -109,14 +110,14 @@ fn status_of_whole(answer: &[u8]) -> Option<u16> {
     std::str::from_utf8(&answer[9..12]).unwrap().parse().ok()
 }
 
-/// Asks on so many connections for so long.
+/// Generates load for `time`.
 pub(crate) async fn run(
     address: SocketAddr,
     connections: usize,
     keys: Keys,
     time: Duration,
 ) -> Sample {
-    // All at once, as one that waits for the others is idle, and closed in the end.
+    // All connections open at once, because the server may close one that idles while others open.
     let opening: Vec<_> = (0..connections)
         .map(|number| {
             tokio::spawn(async move {

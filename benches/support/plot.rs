@@ -1,11 +1,11 @@
-//! A bar chart as SVG, readable on a light and on a dark ground.
+//! A bar chart as SVG, for light and dark backgrounds.
 
 use std::fmt::Write;
 
 pub(crate) struct Bar {
     pub(crate) label: String,
     pub(crate) value: f64,
-    /// What is written behind the bar.
+    /// The text after the bar.
     pub(crate) note: String,
     pub(crate) ours: bool,
 }

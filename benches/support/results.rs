@@ -1,4 +1,4 @@
-//! What a bench measured, left for the report in the build folder.
+//! The results of a bench, kept in the build folder for the report.
 
 use std::fs;
 use std::path::PathBuf;
@@ -16,7 +16,8 @@ pub(crate) fn save(name: &str, results: &Value) {
     fs::write(folder().join(format!("{name}.json")), text).unwrap();
 }
 
-/// `cargo test` runs benches too, without this argument: then there is nothing to do.
+/// Whether the bench was requested. `cargo test` runs benches without this argument, and they do
+/// nothing.
 pub(crate) fn is_asked_for() -> bool {
     std::env::args().any(|argument| argument == "--bench")
 }

@@ -1,4 +1,4 @@
-//! The stacks that are compared, over a service that answers at once.
+//! The stacks under comparison, over a service that answers at once.
 
 use std::convert::Infallible;
 use std::future::{Ready, ready};
@@ -31,7 +31,8 @@ pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id"
 /// 57 bytes.
 pub(crate) const BODY: &[u8] = br#"{"payload":{"to":"a@b.c","amount":12.5,"currency":"EUR"}}"#;
 
-/// A service that answers at once: 503 as often as it is told to, and then 200. Its clones cost nothing.
+/// A service that answers at once: 503 for a set number of times, then 200. Cloning it costs
+/// nothing.
 #[derive(Clone, Copy)]
 pub(crate) struct Peer {
     failures: &'static AtomicU32,
@@ -76,7 +77,7 @@ impl Service<Request<Body>> for Peer {
     }
 }
 
-/// What each call starts from.
+/// The template of every request.
 #[derive(Clone)]
 pub(crate) struct Template {
     uri: Uri,
@@ -89,7 +90,7 @@ impl Template {
         Self { uri, key: None }
     }
 
-    /// With a key already in the request.
+    /// A template whose requests already carry a key.
     pub(crate) fn keyed() -> Self {
         Self {
             key: Some(HeaderValue::from_static("key-1")),
@@ -112,9 +113,10 @@ impl Template {
     }
 }
 
-/// The floor: the four headers, and nothing that could send a request again.
+/// The floor: a service that sets the four headers and cannot send a request again.
 ///
-/// The values that do not change are shared, each id is formatted on the stack and takes one allocation.
+/// It shares the values that never change. Each id is formatted on the stack and takes one
+/// allocation.
 #[derive(Clone)]
 pub(crate) struct Floor<S> {
     inner: S,
@@ -185,7 +187,7 @@ pub(crate) fn aegis(peer: Peer) -> impl Stack {
 }
 
 fn retry_layer() -> RetryLayer {
-    // A budget costs every call something; this one is never spent.
+    // Every call pays for a budget, so this stack has one. It never runs out.
     let budget = Budget::new(1.0).burst(u32::MAX);
     RetryLayer::new().backoff(Backoff::none()).budget(budget)
 }
@@ -214,7 +216,7 @@ pub(crate) fn retry(peer: Peer) -> impl Stack {
     retry_layer().layer(peer)
 }
 
-/// The usual policy of `tower::retry`: clone the request, count down, look at the status.
+/// The usual policy of `tower::retry`: clone the request, count down, check the status.
 #[derive(Clone)]
 struct CountDown(u32);
 
@@ -272,7 +274,7 @@ pub(crate) fn tower_resilience(peer: Peer) -> impl Stack {
         .layer(peer)
 }
 
-/// reqwest with middleware, answered by a middleware without a network.
+/// reqwest with middleware. A middleware answers, without a network.
 pub(crate) mod with_reqwest {
     use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Next};
     use reqwest_retry::{Jitter, RetryTransientMiddleware, policies::ExponentialBackoff};
@@ -305,7 +307,7 @@ pub(crate) mod with_reqwest {
         )
     }
 
-    /// Lets a closure be a middleware.
+    /// Gives a closure the signature of a middleware.
     fn middleware<F>(middleware: F) -> F
     where
         F: for<'a> Fn(reqwest::Request, &'a mut http::Extensions, Next<'a>) -> Answer<'a>,
@@ -323,7 +325,7 @@ pub(crate) mod with_reqwest {
         client.with(answer).build()
     }
 
-    /// Middleware that only answers: what the layers of this client are measured against.
+    /// A client whose only middleware answers: the base of this client's stacks.
     pub(crate) fn bare(peer: Peer) -> ClientWithMiddleware {
         answer(peer, ClientBuilder::new(reqwest::Client::new()))
     }

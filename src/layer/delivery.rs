@@ -488,6 +488,41 @@ mod tests {
         assert!(!safe(Request::post("/").header("x-other-key", "k")));
     }
 
+    #[test]
+    fn no_two_attempts_have_one_id_whatever_thread_they_are_made_on() {
+        let ids = || {
+            std::thread::spawn(|| [next_id(), next_id()])
+                .join()
+                .unwrap()
+        };
+        let mut all = [ids(), ids(), ids()].concat();
+        assert!(!all.contains(&0));
+        all.sort_unstable();
+        all.dedup();
+        assert_eq!(all.len(), 6);
+    }
+
+    #[test]
+    fn what_was_counted_before_does_not_count_again() {
+        let counted = |n| Tally {
+            begun: n,
+            never_sent: n,
+            refused: n,
+            permanent: n,
+            attempts: 0,
+        };
+        let since = counted(5).since(counted(2));
+        assert_eq!(
+            [
+                since.begun,
+                since.never_sent,
+                since.refused,
+                since.permanent
+            ],
+            [3; 4]
+        );
+    }
+
     fn judged(within: impl FnOnce()) -> Failure {
         let mut track = Track::new();
         let entered = track.enter();

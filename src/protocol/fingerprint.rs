@@ -161,7 +161,7 @@ impl Json {
             Self::Bool(value) => out.push_str(if *value { "true" } else { "false" }),
             Self::Signed(value) => out.push_str(&value.to_string()),
             Self::Unsigned(value) => out.push_str(&value.to_string()),
-            Self::Float(value) => out.push_str(ryu_js::Buffer::new().format(*value)),
+            Self::Float(value) => write_float(*value, out),
             Self::String(value) => write_string(value, out),
             Self::Array(items) => {
                 out.push('[');
@@ -189,6 +189,18 @@ impl Json {
                 out.push('}');
             }
         }
+    }
+}
+
+/// Writes a double as RFC 8785 does, but a whole one within 64 bits with all of its digits. The
+/// shortest digits that lead back to it (the RFC's) are those of another integer from 2^53 on, and
+/// integers are written exactly.
+fn write_float(value: f64, out: &mut String) {
+    const TWO_TO_THE_63: f64 = 9_223_372_036_854_775_808.0;
+    if value.fract() == 0.0 && (-TWO_TO_THE_63..2.0 * TWO_TO_THE_63).contains(&value) {
+        out.push_str(&format!("{:.0}", value + 0.0));
+    } else {
+        out.push_str(ryu_js::Buffer::new().format(value));
     }
 }
 

@@ -8,7 +8,7 @@
 //! # }
 //! ```
 
-// A failed case is reported as a failed test is: by a panic.
+// A failed case panics, as a failed test does.
 #![allow(
     clippy::expect_used,
     clippy::missing_panics_doc,
@@ -26,17 +26,17 @@ use super::{Actor, Decide, Decided, Fingerprinted, Identity, Store, Submit, Subm
 use crate::protocol::Decision::{Approve, Reject};
 use crate::protocol::{Action, Decision, Payload, RequestId, Status};
 
-/// Far longer than anything here takes; it only keeps a lost wake-up from hanging the suite.
+/// Far longer than any case takes. It only keeps a lost wake-up from hanging the suite.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs every case against a store.
 ///
-/// `open` opens an empty store. Nothing but the handle it returns may use that store. The suite needs a tokio runtime whose
+/// `open` opens an empty store, which nothing else may use. The suite needs a tokio runtime whose
 /// clock is not paused.
 ///
 /// # Panics
 ///
-/// If the store breaks the contract of [`Store`]; its message and place say in which case.
+/// If the store breaks the contract of [`Store`]. The panic's message and location name the case.
 pub async fn run<S, F, Fut>(open: F)
 where
     S: Store,
@@ -48,7 +48,8 @@ where
 
 /// Runs every case against several stores that share their records, as servers on one database do.
 ///
-/// `open` opens stores that see the same records, which are empty. The cases spread their calls over all of them.
+/// `open` opens stores on the same records, which must be empty. The cases spread their calls over
+/// all of these stores.
 ///
 /// # Panics
 ///
@@ -117,7 +118,7 @@ impl<S: Store> Stores<S> {
         self.at(0).totals().await.expect("totals were answered")
     }
 
-    /// Whatever a case did: an event for each transition, and all stores see the same.
+    /// Holds after every case: each transition has an event, and all stores see the same records.
     async fn agree(&self) {
         let totals = self.totals().await;
         assert!(totals.events >= totals.actions, "{totals:?}");
@@ -162,7 +163,7 @@ fn submission(key: &str) -> Submit {
 
 fn id(action: &Action) -> Uuid {
     let id = action.request_id.as_uuid();
-    id.expect("the store's id is a UUIDv4")
+    id.expect("the store's id is a UUID")
 }
 
 macro_rules! unwrap_variant {
@@ -228,7 +229,7 @@ async fn the_same_call_is_replayed_and_another_is_a_duplicate<S: Store>(stores: 
         ..decision("k-3", Approve)
     };
     unwrap_variant!(stores.decide(0, unnamed.clone()).await, Decided::Recorded);
-    // Two calls without an id are not known to be one.
+    // Two calls without an id are not known to be the same call.
     unwrap_variant!(stores.decide(1, unnamed).await, Decided::Duplicate);
     assert_eq!(stores.totals().await.events, 3);
 }
@@ -343,7 +344,8 @@ async fn another_payload_is_a_mismatch<S: Store>(stores: &Stores<S>) {
 }
 
 async fn a_payload_is_kept_as_it_was_sent<S: Store>(stores: &Stores<S>) {
-    // Members in the sender's order, digits that no double holds, escapes, and more than a page of text.
+    // Members in the sender's order, digits that no double holds, escapes, and more than a page of
+    // text.
     let text = format!(
         r#"{{"z": 12345678901234567890, "a": "\u00e9 ä", "long": "{}"}}"#,
         "x".repeat(20_000)
@@ -353,11 +355,11 @@ async fn a_payload_is_kept_as_it_was_sent<S: Store>(stores: &Stores<S>) {
     let recorded = unwrap_variant!(stores.decide(0, request.clone()).await, Decided::Recorded);
     let found = stores.find(1, id(&recorded)).await.unwrap();
     assert_eq!(found.payload.unwrap().as_str(), text);
-    // No payload is any payload.
+    // A missing payload matches any payload.
     request.payload = None;
     unwrap_variant!(stores.decide(2, request).await, Decided::Replayed);
 
-    // A decision brings the payload that the submission left out, and it holds from then on.
+    // A decision supplies the payload that the submission left out. That payload then holds.
     unwrap_variant!(
         stores.submit(0, submission("k-2")).await,
         Submitted::Recorded
@@ -417,7 +419,7 @@ async fn a_call_id_finds_the_one_action_that_it_names<S: Store>(stores: &Stores<
         assert_eq!(stores.find(2, id).await.as_ref(), Some(&action));
     }
 
-    // A call that changed nothing names its action too, where it was answered.
+    // A call that changed nothing also names its action, at the store that answered it.
     let [confirmed, existing] = [Uuid::new_v4(), Uuid::new_v4()];
     for call_id in [call(confirmed), call(twice)] {
         let duplicate = Decide {
@@ -434,8 +436,7 @@ async fn a_call_id_finds_the_one_action_that_it_names<S: Store>(stores: &Stores<
     for id in [confirmed, existing, twice] {
         assert_eq!(stores.find(0, id).await.as_ref(), Some(&action));
     }
-    // It does not count beside what is on record.
-
+    // It does not count once the id is on record for another action.
     for (key, found) in [("k-1", true), ("k-2", false)] {
         let request = Decide {
             call_id: call(twice),
@@ -447,7 +448,7 @@ async fn a_call_id_finds_the_one_action_that_it_names<S: Store>(stores: &Stores<
         assert_eq!(named, found.then_some(true), "{key}");
     }
 
-    // The store's own id comes first: nobody hides an action behind a call id.
+    // The store's own id comes first, so no call id can hide an action.
     let request = Decide {
         call_id: call(id(&action)),
         ..decision("k-3", Reject)
@@ -482,7 +483,7 @@ async fn a_tenants_call_id_is_its_own<S: Store>(stores: &Stores<S>) {
     }
     let stranger = "tenant-3".parse().unwrap();
     for call in [recorded, confirmed] {
-        // Who is of no tenant cannot tell which of the two is meant.
+        // Without a tenant, the id is ambiguous.
         assert_eq!(stores.find(0, call).await, None);
         let found = stores.at(0).find(call, Some(&stranger)).await;
         assert_eq!(found.unwrap(), None);
@@ -500,7 +501,7 @@ async fn a_call_id_of_any_form_tells_a_retry<S: Store>(stores: &Stores<S>) {
         unwrap_variant!(stores.decide(1, request).await, Decided::Replayed);
     }
     assert!(stores.find(2, version_1.parse().unwrap()).await.is_some());
-    // One id in two spellings is one id.
+    // Two spellings of one id are the same id.
     let spellings = [
         "9f1b2c3d-0000-4000-8000-00000000abcd",
         "9F1B2C3D-0000-4000-8000-00000000ABCD",
@@ -521,7 +522,7 @@ async fn a_decision_wakes_who_waits_for_it<S: Store>(stores: &Stores<S>) {
         stores.submit(0, submission("k-2")).await,
         Submitted::Recorded
     );
-    // Through the same store the wake-up is certain, and comes after the decision can be read.
+    // Within one store the wake-up is certain, and comes once the decision can be read.
     let store = stores.at(0).clone();
     let mut waiting = Vec::new();
     for _ in 0..8 {
@@ -532,7 +533,7 @@ async fn a_decision_wakes_who_waits_for_it<S: Store>(stores: &Stores<S>) {
             store.find(id, None).await.unwrap().unwrap()
         }));
     }
-    // Through another one it may be lost, and a poll stands behind it.
+    // Between stores the wake-up may be lost, so the waiter polls.
     let elsewhere = stores.at(1).clone();
     let far_id = id(&pending);
     let far = tokio::spawn(async move {
@@ -561,7 +562,7 @@ async fn a_decision_wakes_who_waits_for_it<S: Store>(stores: &Stores<S>) {
     assert!(!woken, "a decision woke who waits for another action");
 }
 
-/// Polls once and drops.
+/// Polls a future once and drops it.
 async fn poll_once<F: Future>(future: F) -> Option<F::Output> {
     let mut future = std::pin::pin!(future);
     std::future::poll_fn(|context| {
@@ -586,7 +587,7 @@ async fn of_many_calls_one_is_recorded<S: Store>(stores: &Stores<S>) {
                 Approve
             };
             let request = decision(&format!("k-{key}"), asked);
-            // Half of the keys are submitted at the same time.
+            // Half of the keys are also submitted, concurrently.
             let submit = (call == 0 && key % 2 == 0).then(|| submission(&format!("k-{key}")));
             calls.push(tokio::spawn(async move {
                 if let Some(submit) = submit {

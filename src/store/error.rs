@@ -1,12 +1,12 @@
-//! Why a store could not answer.
+//! The error of every store.
 
 use std::error::Error as StdError;
 use std::fmt;
 use std::sync::Arc;
 
-/// Why a store could not be opened or could not answer.
+/// The reason why a store could not be opened or could not answer.
 ///
-/// It is cheap to clone, as one failed commit answers every request of its batch.
+/// It is cheap to clone, because one failed commit answers every request of its batch.
 #[derive(Debug, Clone)]
 pub struct StoreError {
     kind: Kind,
@@ -22,7 +22,9 @@ enum Kind {
 }
 
 impl StoreError {
-    /// The store cannot take or answer requests now. Whether the request was recorded is unknown; ask again.
+    /// Makes the error of a store that cannot take or answer requests now.
+    ///
+    /// The request may or may not be on record. It can be sent again.
     pub fn unavailable(detail: impl Into<Arc<str>>) -> Self {
         Self {
             kind: Kind::Unavailable,
@@ -31,7 +33,7 @@ impl StoreError {
         }
     }
 
-    /// Another process holds the store.
+    /// Makes the error of a store that another process holds.
     pub fn in_use(detail: impl Into<Arc<str>>) -> Self {
         Self {
             kind: Kind::InUse,
@@ -40,7 +42,7 @@ impl StoreError {
         }
     }
 
-    /// What is there is no store of this version.
+    /// Makes the error of a path or database that is not a store of this version.
     pub fn incompatible(detail: impl Into<Arc<str>>) -> Self {
         Self {
             kind: Kind::Incompatible,
@@ -49,14 +51,15 @@ impl StoreError {
         }
     }
 
-    /// Adds what caused it.
+    /// Adds the cause.
     #[must_use]
     pub fn with_source(mut self, source: impl StdError + Send + Sync + 'static) -> Self {
         self.source = Some(Arc::new(source));
         self
     }
 
-    /// Whether the store cannot answer now; the request may or may not be on record, and may be sent again.
+    /// Whether the store cannot answer now. The request may or may not be on record, and can be
+    /// sent again.
     pub fn is_unavailable(&self) -> bool {
         self.kind == Kind::Unavailable
     }
@@ -66,7 +69,7 @@ impl StoreError {
         self.kind == Kind::InUse
     }
 
-    /// Whether what is there is no store, or a store of another version.
+    /// Whether the path or database is not a store, or is a store of another version.
     pub fn is_incompatible(&self) -> bool {
         self.kind == Kind::Incompatible
     }

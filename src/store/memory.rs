@@ -1,4 +1,4 @@
-//! A store in memory.
+//! The in-memory store.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -15,7 +15,8 @@ use super::{
 };
 use crate::protocol::{Action, RequestId, TenantId, uuid_v7};
 
-/// A store in memory, for tests: it rules as every store does, and forgets all with its last handle.
+/// A store in memory, for tests. It follows the rules of every store, and loses its records with
+/// its last handle.
 #[derive(Clone, Default)]
 pub struct MemoryStore {
     shared: Arc<Shared>,
@@ -30,13 +31,13 @@ struct Shared {
 
 #[derive(Default)]
 struct Records {
-    /// By row.
+    /// Indexed by row.
     records: Vec<Record>,
     ids: HashMap<Uuid, i64>,
     identities: HashMap<Identity, i64>,
-    /// The rows that a call id names, by calls that made a transition.
+    /// The rows that a call id names, from calls that made a transition.
     calls: HashMap<Uuid, Vec<i64>>,
-    /// The same, by calls that changed nothing.
+    /// The rows that a call id names, from calls that changed nothing.
     repeats: HashMap<Uuid, Vec<i64>>,
     events: u64,
 }
@@ -47,7 +48,7 @@ impl MemoryStore {
         Self::default()
     }
 
-    /// Makes every request fail as unavailable, or work again.
+    /// Makes every request fail as unavailable, or lets requests work again.
     pub fn set_unavailable(&self, fails: bool) {
         self.shared.fails.store(fails, Ordering::SeqCst);
     }
@@ -75,7 +76,7 @@ impl MemoryStore {
 impl Ledger for Records {
     type Error = Infallible;
 
-    /// In microseconds, as every store keeps times.
+    /// The time in microseconds, the resolution of every store.
     fn now(&self) -> SystemTime {
         let since = SystemTime::now()
             .duration_since(UNIX_EPOCH)
@@ -125,7 +126,7 @@ impl Records {
         self.records.get(usize::try_from(row).ok()?)
     }
 
-    /// The one action that a call id names, of a tenant or of all.
+    /// The one action that a call id names, within a tenant or among all.
     fn named(&self, call: Uuid, tenant: Option<&TenantId>) -> Option<&Record> {
         let of = |calls: &HashMap<Uuid, Vec<i64>>| -> Vec<&Record> {
             let named = calls.get(&call).into_iter().flatten();
@@ -149,7 +150,7 @@ fn is_of(record: &Record, tenant: Option<&TenantId>) -> bool {
     tenant.is_none() || record.action.tenant_id.as_ref() == tenant
 }
 
-/// Takes note that a call names an action.
+/// Notes that a call id names the action in this row.
 fn name(calls: &mut HashMap<Uuid, Vec<i64>>, call_id: Option<&RequestId>, row: i64) {
     if let Some(call) = call_id.and_then(RequestId::as_uuid) {
         let named = calls.entry(call).or_default();

@@ -1,8 +1,7 @@
-//! Where decisions are kept: [`Store`], its outcomes, and the stores.
+//! The trait [`Store`], its requests and outcomes, and the stores of this crate.
 //!
-//! A store makes the promise that everything rests on: at most one decision for an identity, and nothing reported before
-//! it is durable. What an outcome means for a caller (its HTTP status) is the server's business; a store speaks in
-//! outcomes.
+//! A store guarantees at most one decision per identity, and reports nothing before it is durable.
+//! Stores answer with outcomes. The server decides which HTTP status an outcome becomes.
 
 mod error;
 mod operation;
@@ -29,19 +28,20 @@ pub use self::operation::{Decide, Decided, Submit, Submitted};
 pub use self::sqlite::{SqliteStore, Verified};
 pub use self::watch::{Watch, Watchers};
 
-/// What names an action: tenant, thread and idempotency key.
+/// The identity of an action: tenant, thread and idempotency key.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[allow(clippy::exhaustive_structs)]
 pub struct Identity {
-    /// Whose action it is.
+    /// The tenant that the action belongs to.
     pub tenant_id: TenantId,
     /// The conversation or agent run.
     pub thread_id: ThreadId,
-    /// The key under which it is asked for.
+    /// The key that the caller gave the action.
     pub idempotency_key: IdempotencyKey,
 }
 
-/// A payload with the SHA-256 digest of its canonical form (RFC 8785), by which stores compare payloads.
+/// A payload with its digest, the SHA-256 of its canonical form (RFC 8785). Stores compare payloads
+/// by digest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fingerprinted {
     payload: Payload,
@@ -49,11 +49,12 @@ pub struct Fingerprinted {
 }
 
 impl Fingerprinted {
-    /// Digests `payload`.
+    /// Computes the digest of `payload`.
     ///
     /// # Errors
     ///
-    /// If an object in the payload names a member twice, or the payload is nested more than 128 levels deep.
+    /// If an object in the payload repeats a member name, or the payload is nested more than 128
+    /// levels deep.
     pub fn new(payload: Payload) -> Result<Self, serde_json::Error> {
         let fingerprint = Fingerprint::of_payload(&payload)?;
         Ok(Self {
@@ -67,7 +68,7 @@ impl Fingerprinted {
         &self.payload
     }
 
-    /// How long the payload's text is, in bytes.
+    /// The length of the payload's text, in bytes.
     pub(crate) fn len(&self) -> usize {
         self.payload.as_str().len()
     }
@@ -87,12 +88,13 @@ impl From<(Payload, Fingerprint)> for Fingerprinted {
     }
 }
 
-/// Who asks: the name of a credential, for the audit trail. Never a name from a body.
+/// The name of the credential that made a request, for the audit trail. It never comes from a
+/// request body.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Actor(String);
 
 impl Actor {
-    /// Names the credential.
+    /// Makes an actor from the name of a credential.
     pub fn new(name: impl Into<String>) -> Self {
         Self(name.into())
     }
@@ -109,7 +111,7 @@ impl fmt::Display for Actor {
     }
 }
 
-/// How many rows a store holds.
+/// The number of rows in a store.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Totals {
@@ -117,25 +119,28 @@ pub struct Totals {
     pub actions: u64,
     /// Actions with a decision on record.
     pub decisions: u64,
-    /// Events, each of which is a row of the audit trail too: one for each transition.
+    /// Events: one per transition. Each is also a row of the audit trail.
     pub events: u64,
 }
 
-/// Keeps actions and decides each of them once.
+/// Keeps actions, and records one decision for each.
 ///
 /// # Contract
 ///
-/// - The transition and its event, which is to be delivered and is the audit trail too, are written in one transaction.
-/// - A method returns `Ok` only after what it reports is durable, and the same holds for what it read: an answer never
-///   rests on a transaction that could still be lost.
-/// - An `Err` from [`decide`](Self::decide) or [`submit`](Self::submit) leaves open whether the request was recorded. To ask
-///   again with the same identity and call id is always safe and settles it.
-/// - Dropping a future does not take back what it asked for.
-/// - Calls may come from any number of tasks, and where the store is a shared database, from any number of processes.
+/// - A transition and its event are written in one transaction. The event is both the audit record
+///   and what is delivered.
+/// - A method returns `Ok` only when everything it reports is durable. This includes what it read:
+///   no answer rests on a transaction that could still be lost.
+/// - An `Err` from [`decide`](Self::decide) or [`submit`](Self::submit) does not say whether the
+///   request was recorded. Sending it again with the same identity and call id is always safe, and
+///   settles the question.
+/// - Dropping a future does not cancel its request.
+/// - Any number of tasks may call a store. If the store is a shared database, any number of
+///   processes may.
 ///
 /// The suite in `store::conformance` (feature `test-util`) checks an implementation.
 pub trait Store: Clone + Send + Sync + 'static {
-    /// Records a decision, unless what is on record speaks against it.
+    /// Records a decision, unless what is on record rules it out.
     ///
     /// # Errors
     ///
@@ -150,14 +155,16 @@ pub trait Store: Clone + Send + Sync + 'static {
     fn submit(&self, request: Submit)
     -> impl Future<Output = Result<Submitted, StoreError>> + Send;
 
-    /// Finds an action by the id that the store gave it, or else by a call id (`X-Request-Id`) that names one action only.
+    /// Finds an action by the id that the store gave it, or else by a call id (`X-Request-Id`) that
+    /// names exactly one action.
     ///
-    /// With a tenant, no other tenant's action is found, and none keeps a call id from naming one of this tenant's. Without, a call
-    /// id must name one action of all.
+    /// With a tenant, only that tenant's actions count: no other action is found, and none can make
+    /// a call id ambiguous. Without a tenant, a call id must be unique among all actions.
     ///
-    /// The ids of calls that made a transition are on record. Those of calls that were answered [`Decided::Duplicate`] or
-    /// [`Submitted::Existing`] changed nothing, and a write for each would let a caller who repeats itself fill the disk: a store
-    /// remembers some, and may forget them when it is closed. Such an id never hides one that is on record.
+    /// The ids of calls that made a transition are on record. Calls answered [`Decided::Duplicate`]
+    /// or [`Submitted::Existing`] changed nothing. Writing their ids down would let a caller who
+    /// repeats itself fill the disk, so a store remembers some of them, and may forget them when it
+    /// is closed. Such an id never hides one that is on record.
     ///
     /// # Errors
     ///
@@ -168,20 +175,20 @@ pub trait Store: Clone + Send + Sync + 'static {
         tenant: Option<&TenantId>,
     ) -> impl Future<Output = Result<Option<Action>, StoreError>> + Send;
 
-    /// Subscribes to an action, by the id that the store gave it.
+    /// Subscribes to the action that has this id of the store.
     ///
-    /// Subscribe, then read, then wait: a change between the two is not missed. The wake-up is a hint and may be lost where
-    /// several processes share the store, so a waiter also polls.
+    /// Subscribe first, then read, then wait: this order misses no change. A wake-up is only a
+    /// hint, and may be lost where several processes share the store, so a waiter must also poll.
     fn watch(&self, id: Uuid) -> Watch;
 
-    /// Takes a write, durably, to show that decisions can be recorded.
+    /// Confirms, by a durable write, that decisions can be recorded.
     ///
     /// # Errors
     ///
-    /// If they cannot.
+    /// If they cannot be recorded.
     fn check(&self) -> impl Future<Output = Result<(), StoreError>> + Send;
 
-    /// Counts what is on record.
+    /// Counts the rows on record.
     ///
     /// # Errors
     ///

@@ -1,10 +1,10 @@
-//! The decision table: what a request means, given what is on record. Every store asks here.
+//! The decision table: what a request means, given what is on record. Every store uses it.
 
 use std::borrow::Cow;
 
 use crate::protocol::{Decision, RequestId, Status};
 
-/// What a store has on record for an identity, as far as the rule looks at it.
+/// What a store has on record for an identity, as far as the rule needs it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Recorded<'a> {
     pub(crate) status: Status,
@@ -13,11 +13,11 @@ pub(crate) struct Recorded<'a> {
     pub(crate) closed: bool,
     /// The payload's digest; `None` if the action has no payload.
     pub(crate) digest: Option<&'a [u8; 32]>,
-    /// The [canonical](canonical_call) `X-Request-Id` of the call whose decision is on record.
+    /// The [canonical](canonical_call) `X-Request-Id` of the call that made the recorded decision.
     pub(crate) call_id: Option<&'a str>,
 }
 
-/// What is asked for, as far as the rule looks at it.
+/// The requested decision, as far as the rule needs it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Asked<'a> {
     pub(crate) decision: Decision,
@@ -26,7 +26,8 @@ pub(crate) struct Asked<'a> {
     pub(crate) call_id: Option<&'a str>,
 }
 
-/// The form in which call ids are compared: a UUIDv4 has many spellings, and stores keep it as 16 bytes.
+/// The form in which call ids are compared. A UUID has many spellings, and stores keep it as 16
+/// bytes.
 pub(crate) fn canonical_call(call_id: &RequestId) -> Cow<'_, str> {
     match call_id.as_uuid() {
         Some(uuid) => uuid.to_string().into(),
@@ -34,7 +35,7 @@ pub(crate) fn canonical_call(call_id: &RequestId) -> Cow<'_, str> {
     }
 }
 
-/// What to do.
+/// What a store must do with the request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ruling {
     Record,
@@ -51,9 +52,10 @@ pub(crate) fn rule(recorded: Recorded<'_>, asked: Asked<'_>) -> Ruling {
         return Ruling::PayloadMismatch;
     }
     let decision = match (recorded.status, recorded.decision) {
-        // The decision on record led to nothing: a human decides again.
+        // Carrying out the recorded decision failed, or is in doubt: a human decides again.
         (Status::Failed, _) => return Ruling::Record,
-        // A store reads no word that it does not know; what is decided stays decided all the same.
+        // A store never reads an unknown status. If it did, a decided action would still be
+        // decided.
         (Status::Pending, _) | (Status::Committed | Status::Other, None) => return Ruling::Record,
         (Status::Committed | Status::Other, Some(decision)) => decision,
     };
@@ -71,7 +73,8 @@ pub(crate) fn rule(recorded: Recorded<'_>, asked: Asked<'_>) -> Ruling {
     }
 }
 
-/// Whether two payloads differ. No payload differs from none: a caller who names only the key means the payload on record.
+/// Whether two payloads differ. A missing payload matches any: a caller that sends only the key
+/// means the payload on record.
 pub(crate) fn payloads_differ(recorded: Option<&[u8; 32]>, asked: Option<&[u8; 32]>) -> bool {
     matches!((recorded, asked), (Some(recorded), Some(asked)) if recorded != asked)
 }

@@ -1,4 +1,4 @@
-//! Wakes those who wait for an action to change.
+//! Wake-ups for those who wait for an action to change.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 use uuid::Uuid;
 
-/// Who waits for which action. A store keeps one and tells it of every commit.
+/// The subscriptions to actions. A store has one set, and reports every commit to it.
 #[derive(Clone, Default)]
 pub struct Watchers {
     actions: Arc<Mutex<HashMap<Uuid, watch::Sender<()>>>>,
@@ -33,7 +33,7 @@ impl Watchers {
         }
     }
 
-    /// Wakes all who wait for the action. Costs one look-up if nobody does.
+    /// Wakes everyone who waits for the action. Without subscribers this costs one look-up.
     pub fn wake(&self, id: Uuid) {
         if let Some(sender) = self.lock().get(&id) {
             sender.send_replace(());
@@ -53,7 +53,7 @@ impl fmt::Debug for Watchers {
     }
 }
 
-/// One subscription to an action; see [`Store::watch`](super::Store::watch).
+/// A subscription to one action. See [`Store::watch`](super::Store::watch).
 pub struct Watch {
     id: Uuid,
     receiver: Option<watch::Receiver<()>>,
@@ -61,14 +61,15 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Waits until the action may have changed since the subscription or since this last returned.
+    /// Waits until the action may have changed since the subscription, or since this method last
+    /// returned.
     pub async fn changed(&mut self) {
         if let Some(receiver) = &mut self.receiver
             && receiver.changed().await.is_ok()
         {
             return;
         }
-        // Nobody can wake this one any more; the caller's poll stands behind it.
+        // Nothing can wake this subscription any more. The caller's poll covers that.
         std::future::pending().await
     }
 }

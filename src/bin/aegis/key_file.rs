@@ -8,14 +8,33 @@ use aegis_hitl::server::Keys;
 
 use crate::failure::Failure;
 
+/// The most bytes of a key file: some 100,000 keys.
+const MAX_BYTES: u64 = 16 * 1024 * 1024;
+
 /// Reads a key file. A file that others may write is refused, because they could let anyone in.
 pub(crate) fn read(path: &Path) -> Result<Keys, Failure> {
     let unreadable =
         |error| Failure::usage(format!("cannot read {}", path.display())).because(error);
-    let mut file = File::open(path).map_err(unreadable)?;
+    // Before it is opened, because opening a FIFO waits for whoever writes to it.
+    if !std::fs::metadata(path).map_err(unreadable)?.is_file() {
+        return Err(Failure::usage(format!(
+            "{} is no regular file; allowed is one with a line for each key",
+            path.display()
+        )));
+    }
+    let file = File::open(path).map_err(unreadable)?;
     check_mode(path, &file)?;
     let mut text = String::new();
-    file.read_to_string(&mut text).map_err(unreadable)?;
+    let read = file
+        .take(MAX_BYTES + 1)
+        .read_to_string(&mut text)
+        .map_err(unreadable)?;
+    if read as u64 > MAX_BYTES {
+        return Err(Failure::usage(format!(
+            "{} is larger than {MAX_BYTES} bytes",
+            path.display()
+        )));
+    }
     let keys = Keys::parse(&text)
         .map_err(|error| Failure::usage(format!("{}", path.display())).because(error))?;
     if keys.is_empty() {

@@ -93,8 +93,11 @@ fn next_color(text: &str) -> Option<(&str, &str, &str)> {
     }
 }
 
+/// h2 warns of each connection that resets too many streams, so that any peer could fill the log.
+const DEFAULT: &str = "info,h2=error";
+
 fn parse(filter: Option<&str>) -> Result<EnvFilter, Failure> {
-    EnvFilter::try_new(filter.unwrap_or("info"))
+    EnvFilter::try_new(filter.unwrap_or(DEFAULT))
         .map_err(|error| Failure::usage("the log filter").because(error))
 }
 

@@ -1,6 +1,7 @@
 //! What a running server can reload: the key file and the log filter.
 
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use aegis_hitl::server::Keys;
 use tokio::sync::watch;
@@ -14,13 +15,36 @@ use crate::log::Log;
 #[derive(Debug)]
 pub(crate) struct Reload {
     /// The key file, and the channel from which the server takes the keys.
-    pub(crate) keys: Option<(PathBuf, watch::Sender<Keys>)>,
+    keys: Option<(PathBuf, watch::Sender<Keys>)>,
     /// The configuration file and the log, if the filter comes from that file.
-    pub(crate) filter: Option<(PathBuf, Log)>,
+    filter: Option<(PathBuf, Log)>,
+    turn: Mutex<()>,
 }
 
 impl Reload {
-    pub(crate) fn run(&self) {
+    pub(crate) fn new(
+        keys: Option<(PathBuf, watch::Sender<Keys>)>,
+        filter: Option<(PathBuf, Log)>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            keys,
+            filter,
+            turn: Mutex::new(()),
+        })
+    }
+
+    /// Reloads on a thread of its own: a file on a disk that hangs must stop neither requests nor
+    /// signals. Reloads never overlap.
+    pub(crate) fn start(self: &Arc<Self>) {
+        let this = Arc::clone(self);
+        // Not one of the runtime's threads, which are waited for at the end.
+        std::thread::spawn(move || {
+            let _one = this.turn.lock().unwrap_or_else(PoisonError::into_inner);
+            this.run();
+        });
+    }
+
+    fn run(&self) {
         if let Some((path, sender)) = &self.keys {
             match key_file::read(path) {
                 Ok(keys) => {

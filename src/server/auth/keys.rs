@@ -80,7 +80,7 @@ impl Keys {
     /// use aegis_hitl::ApiKey;
     /// use aegis_hitl::server::Keys;
     ///
-    /// let line = format!("{} acme alice", Keys::digest(&ApiKey::new("sk_live_1")?));
+    /// let line = format!("{} acme alice decide", Keys::digest(&ApiKey::new("sk_live_1")?));
     /// assert_eq!(Keys::parse(&line)?.len(), 1);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -128,8 +128,10 @@ fn parse_line(line: usize, content: &str) -> Result<([u8; 32], Owner), String> {
         .ok_or("the first field is not 64 hexadecimal digits, the SHA-256 digest of a key")?;
     let tenant_id = TenantId::new(tenant).map_err(|error| error.to_string())?;
     let scope = match fields.next() {
-        None | Some("decide") => Scope::Decide,
+        Some("decide") => Scope::Decide,
         Some("read") => Scope::Read,
+        // No default: a line that is cut off would get more than it was meant to.
+        None => return Err("there is no scope; allowed are 'decide' and 'read'".to_owned()),
         Some(_) => return Err("the scope is neither 'decide' nor 'read'".to_owned()),
     };
     if fields.next().is_some() {

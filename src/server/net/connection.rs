@@ -46,6 +46,8 @@ pub(super) fn http(timeouts: Timeouts) -> auto::Builder<TokioExecutor> {
     // for each request.
     http.http1()
         .timer(TokioTimer::new())
+        // A client may close its side behind its request and still wait for the response.
+        .half_close(true)
         .header_read_timeout(timeouts.idle)
         .max_buf_size(MAX_HEADER_BYTES as usize);
     http.http2()

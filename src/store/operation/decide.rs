@@ -1,11 +1,11 @@
-//! A decision on an action.
+//! Deciding on an action.
 
 use super::{Event, Inserted, Ledger, New, Operation, Record};
 use crate::protocol::{Action, Decision, RequestId, Status};
 use crate::store::rule::{Asked, Recorded, Ruling, canonical_call, rule};
 use crate::store::{Actor, Fingerprinted, Identity};
 
-/// Asks for a decision on an action.
+/// A request for a decision on an action.
 #[derive(Debug, Clone)]
 #[allow(clippy::exhaustive_structs)]
 pub struct Decide {
@@ -13,33 +13,34 @@ pub struct Decide {
     pub identity: Identity,
     /// The decision.
     pub decision: Decision,
-    /// The `X-Request-Id` of the call, by which its own retry is told from a duplicate.
+    /// The `X-Request-Id` of the call, which tells the call's own retry from a duplicate.
     pub call_id: Option<RequestId>,
-    /// What the action is about; `None` matches any payload on record.
+    /// The payload of the action. `None` matches any payload on record.
     pub payload: Option<Fingerprinted>,
-    /// What the reviewer wrote.
+    /// The reviewer's comment.
     pub comment: Option<String>,
-    /// Who asks.
+    /// The credential that made the request.
     pub actor: Actor,
-    /// Whether only an action that was submitted before may be decided.
+    /// Whether the action must have been submitted before.
     pub require_submission: bool,
 }
 
-/// What became of a [`Decide`]. Every variant but `NotFound` holds the action as it now is on record.
+/// The outcome of a [`Decide`]. Every variant except `NotFound` holds the action as it is on record
+/// now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(clippy::exhaustive_enums)]
 pub enum Decided {
-    /// This call's decision was recorded, with its event.
+    /// The decision was recorded, with its event.
     Recorded(Action),
-    /// This very call had recorded the decision before: it is the call's own retry.
+    /// This same call recorded the decision before: the request is its own retry.
     Replayed(Action),
-    /// Another call had recorded the same decision before.
+    /// Another call recorded the same decision before.
     Duplicate(Action),
     /// The opposite decision is on record.
     Conflict(Action),
     /// The key is on record with another payload.
     PayloadMismatch(Action),
-    /// The action expired or was cancelled, and that is not the decision that was asked for.
+    /// The action expired or was cancelled, and the requested decision is not the one on record.
     Closed(Action),
     /// No such action was submitted, and [`Decide::require_submission`] was set.
     NotFound,
@@ -57,7 +58,7 @@ impl Operation for Decide {
         let existing = if self.require_submission {
             ledger.find(&self.identity)?
         } else {
-            // Most are new, so nobody looks before.
+            // Most actions are new, so no look-up comes first.
             let new = New {
                 identity: &self.identity,
                 at: ledger.now(),
@@ -113,7 +114,7 @@ impl Decide {
         Ok(match ruling {
             Ruling::Record => {
                 let from = record.action.status;
-                // A clock that was set back does not put the decision before what it is on.
+                // If the clock was set back, the decision still does not come before the creation.
                 let at = Some(ledger.now()).max(record.action.created_at);
                 record.action.status = Status::Committed;
                 record.action.decision = Some(self.decision);

@@ -1,8 +1,8 @@
-//! What can be asked of a store: each operation with its request, its outcome, and what it does to
-//! the records, in one file.
+//! The operations of a store. Each file holds one: its request, its outcome, and what it does to
+//! the records.
 //!
 //! A new operation is a new file here, a line in this one, and a method of [`Store`](super::Store).
-//! Stores that keep [`Ledger`]s need nothing else.
+//! Stores that implement [`Ledger`] need nothing else.
 
 mod decide;
 mod submit;
@@ -15,18 +15,19 @@ use crate::store::{Actor, Fingerprinted, Identity};
 pub use self::decide::{Decide, Decided};
 pub use self::submit::{Submit, Submitted};
 
-/// Something that changes records: what is asked for, and how it is carried out in one transaction.
+/// A request that may change records, and the way it is carried out in one transaction.
 pub(crate) trait Operation: Send + 'static {
-    /// What became of it.
+    /// The result for the caller.
     type Outcome: Send + 'static;
 
-    /// How many bytes it has beside its names, which are bounded.
+    /// The size of the request in bytes, without its names, which have a limit of their own.
     fn size(&self) -> usize;
 
-    /// Carries it out.
+    /// Carries out the request.
     fn apply<L: Ledger>(&self, ledger: &mut L) -> Result<Self::Outcome, L::Error>;
 
-    /// The action that the outcome has changed, if it has: those who wait for it are woken.
+    /// The action that was changed, if the outcome is a change. Whoever waits for that action is
+    /// woken.
     fn changed(outcome: &Self::Outcome) -> Option<&Action>;
 }
 
@@ -34,7 +35,7 @@ pub(crate) trait Operation: Send + 'static {
 pub(crate) trait Ledger {
     type Error;
 
-    /// Now, in the resolution in which times are kept.
+    /// The current time, in the resolution in which times are kept.
     fn now(&self) -> SystemTime;
 
     /// Finds the record of an identity.
@@ -43,38 +44,38 @@ pub(crate) trait Ledger {
     /// Inserts an action, unless its identity is on record.
     fn insert(&mut self, new: New<'_>) -> Result<Inserted, Self::Error>;
 
-    /// Writes all of a record but its identity and its time of creation.
+    /// Writes all of a record except its identity and its creation time.
     fn update(&mut self, record: &Record) -> Result<(), Self::Error>;
 
     /// Appends an event.
     fn append(&mut self, event: Event<'_>) -> Result<(), Self::Error>;
 
-    /// Remembers that a call was answered with a record and changed nothing.
+    /// Remembers a call that changed nothing, with the record it was answered with.
     fn remember(&mut self, record: &Record, call_id: Option<&RequestId>);
 }
 
 /// An action as it is on record.
 #[derive(Debug, Clone)]
 pub(crate) struct Record {
-    /// The number of its row.
+    /// The number of the action's row.
     pub(crate) row: i64,
     pub(crate) action: Action,
-    /// Whether it expired or was cancelled.
+    /// Whether the action expired or was cancelled.
     pub(crate) closed: bool,
     pub(crate) digest: Option<[u8; 32]>,
-    /// The call whose decision is on record, as [`canonical_call`](super::rule::canonical_call) has
-    /// it.
+    /// The call that made the recorded decision, in the form of
+    /// [`canonical_call`](super::rule::canonical_call).
     pub(crate) call_id: Option<String>,
 }
 
-/// An action that is on record for the first time.
+/// An action that is not on record yet.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct New<'a> {
     pub(crate) identity: &'a Identity,
     pub(crate) at: SystemTime,
     pub(crate) payload: Option<&'a Fingerprinted>,
     pub(crate) decision: Option<Decision>,
-    /// The call that decided it.
+    /// The call that made the decision.
     pub(crate) call_id: Option<&'a RequestId>,
     pub(crate) comment: Option<&'a str>,
 }
@@ -87,7 +88,7 @@ impl New<'_> {
         }
     }
 
-    /// The record of it, in a row and under an id.
+    /// The record of the action, with its row and its id.
     pub(crate) fn record(&self, row: i64, id: RequestId) -> Record {
         let mut action = Action::new(id, self.status());
         action.tenant_id = Some(self.identity.tenant_id.clone());
@@ -113,18 +114,18 @@ impl New<'_> {
 #[derive(Debug)]
 pub(crate) enum Inserted {
     New(Record),
-    /// The one that was on record before.
+    /// The record that was there before.
     Existing(Record),
 }
 
-/// What is appended for a transition.
+/// The event of one transition.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Event<'a> {
-    /// The row of the action.
+    /// The action's row.
     pub(crate) row: i64,
     pub(crate) at: SystemTime,
     pub(crate) actor: &'a Actor,
-    /// What was asked for.
+    /// The requested operation: `submit`, `approve` or `reject`.
     pub(crate) verb: &'static str,
     pub(crate) from: Option<Status>,
     pub(crate) to: Status,

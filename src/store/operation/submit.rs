@@ -1,11 +1,11 @@
-//! The submission of an action, to be decided later.
+//! Submitting an action, to be decided later.
 
 use super::{Event, Inserted, Ledger, New, Operation};
 use crate::protocol::{Action, RequestId, Status};
 use crate::store::rule::payloads_differ;
 use crate::store::{Actor, Fingerprinted, Identity};
 
-/// Submits an action for a decision.
+/// A request to submit an action for a decision.
 #[derive(Debug, Clone)]
 #[allow(clippy::exhaustive_structs)]
 pub struct Submit {
@@ -13,19 +13,19 @@ pub struct Submit {
     pub identity: Identity,
     /// The `X-Request-Id` of the call.
     pub call_id: Option<RequestId>,
-    /// What the action is about.
+    /// The payload of the action.
     pub payload: Option<Fingerprinted>,
-    /// Who asks.
+    /// The credential that made the request.
     pub actor: Actor,
 }
 
-/// What became of a [`Submit`].
+/// The outcome of a [`Submit`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(clippy::exhaustive_enums)]
 pub enum Submitted {
     /// The action is new and pending.
     Recorded(Action),
-    /// The action was on record already, in whatever state it is now.
+    /// The action was on record before. Its state may be any.
     Existing(Action),
     /// The key is on record with another payload.
     PayloadMismatch(Action),

@@ -1,4 +1,4 @@
-//! Copies of a database that a server may have open.
+//! Backups of a database that a server may have open.
 
 use std::error::Error;
 use std::ffi::OsString;
@@ -11,8 +11,17 @@ use super::StoreError;
 use super::lock::{beside, private};
 use super::verify::{self, Verified};
 
-/// Copies a database as it is at one moment, and gives the copy its name when it is sound and on the disk.
+/// Copies a database as it is at one moment. The copy gets its name once it is verified and synced.
 pub(super) fn back_up(database: &Path, to: &Path) -> Result<Verified, StoreError> {
+    for suffix in ["-wal", "-shm", "-journal", ".lock"] {
+        // SQLite would take the copy for a part of the database, and delete it.
+        if to.file_name() == beside(database, suffix).file_name() {
+            return Err(StoreError::incompatible(format!(
+                "{} is the name of a file that belongs to the database; allowed is another name",
+                to.display()
+            )));
+        }
+    }
     for taken in [to.to_owned(), beside(to, "-wal"), beside(to, "-journal")] {
         if fs::symlink_metadata(&taken).is_ok() {
             return Err(StoreError::incompatible(format!(
@@ -49,7 +58,7 @@ fn failed(database: &Path, error: impl Error + Send + Sync + 'static) -> StoreEr
         .with_source(error)
 }
 
-/// A copy that is not finished. Dropping it removes it.
+/// An unfinished copy. Dropping it removes the file.
 struct Draft {
     path: PathBuf,
     folder: PathBuf,
@@ -61,7 +70,7 @@ impl Draft {
             Some(folder) if folder != Path::new("") => folder,
             _ => Path::new("."),
         };
-        // Without a relative part, which could look like a URI to SQLite.
+        // SQLite could take a relative path for a URI.
         let folder = fs::canonicalize(folder)?;
         let mut name = OsString::from(".");
         name.push(to.file_name().unwrap_or_default());
@@ -78,8 +87,15 @@ impl Draft {
             .write(true)
             .open(&self.path)?
             .sync_all()?;
-        fs::rename(&self.path, to)?;
-        // The name is to last, too. Only Unix lets a folder be opened.
+        // Unlike a rename, a link never replaces what got the name meanwhile. Dropping the draft
+        // removes its own name.
+        match fs::hard_link(&self.path, to) {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Err(error),
+            // Some file systems have no links.
+            Err(_) => fs::rename(&self.path, to)?,
+            Ok(()) => fs::remove_file(&self.path)?,
+        }
+        // The new name must be durable, too. Only Unix lets a folder be opened.
         if cfg!(unix) {
             File::open(&self.folder)?.sync_all()?;
         }

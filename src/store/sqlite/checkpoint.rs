@@ -1,8 +1,10 @@
-//! Checkpoints: they copy the write-ahead log into the database file, off the writer's path.
+//! Checkpoints, which copy the write-ahead log into the database file, mostly off the writer's
+//! path.
 //!
-//! A log starts again from its beginning only when all of it is copied at the moment of a commit. Under constant load a
-//! checkpoint beside the writer never catches up with it, and the log would grow without bound. So the thread here does
-//! the bulk of the work, and when little is left the writer does the rest itself, between two batches.
+//! SQLite starts the log over only if all of it is copied at the moment of a commit. Under constant
+//! load a checkpoint beside the writer never catches up, and the log would grow without bound. So a
+//! thread copies the bulk of the log. When little is left, the writer copies the rest itself,
+//! between two batches.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -16,41 +18,46 @@ use super::connection;
 use super::fault::{Cause, Fault};
 use super::lock::Location;
 
-/// Pages (of 4 KiB) in the log from which on it is copied. The more, the more often a page that changes all the time is
-/// copied once for many changes, and the fewer requests wait while a copy is synced: with so many it is less than one in a
-/// hundred. Unit tests see the whole cycle with little to write.
+/// The log is copied once it holds this many pages (of 4 KiB).
+///
+/// A high value saves work: a page that changes all the time is copied once for more of its
+/// changes. It also makes fewer requests wait while a copy is synced: at 16,384 pages, less than
+/// one in a hundred. The small value shows unit tests the whole cycle after few writes.
 const BULK: u32 = if cfg!(test) { 64 } else { 16_384 };
 
-/// Pages in the log from which on the writer itself copies what is left, be it ever so much.
+/// Once the log holds this many pages, the writer itself copies what is left, however much it is.
 pub(super) const LIMIT: u32 = 4 * BULK;
 
-/// As many pages left are little: the writer copies and syncs them in about the time of a commit.
+/// The rest that the writer copies by itself, in pages. It copies and syncs that many in about the
+/// time of a commit.
 const REST: u32 = if cfg!(test) { 8 } else { 256 };
 
-/// The thread that copies the bulk. Dropping this ends and joins it.
+/// The thread that copies the bulk. Dropping this ends the thread and joins it.
 #[derive(Debug)]
 pub(super) struct Checkpointer {
     kick: Option<SyncSender<()>>,
     thread: Option<JoinHandle<()>>,
     shared: Arc<Shared>,
-    /// Pages in the log from which on the next step is taken; more than [`BULK`] after one that came to nothing.
+    /// The next step is taken when the log holds this many pages: [`BULK`], or more after a step
+    /// that made no progress.
     due: u32,
-    /// Pages in the log when it was last looked at.
+    /// Pages in the log at the last step.
     seen: u32,
-    /// Pages that were copied when the last pass was begun, if one was since the log started.
+    /// Pages that were copied when the last pass began. `None` if no pass has begun since the log
+    /// started over or a step was put off.
     done_before: Option<u32>,
 }
 
 #[derive(Debug, Default)]
 struct Shared {
     is_running: AtomicBool,
-    /// What put the disk in doubt.
+    /// The cause that put the disk in doubt.
     broken: Mutex<Option<Cause>>,
     /// Pages of the log that are copied and synced.
     done: AtomicU32,
 }
 
-/// What the writer is to do.
+/// What the writer must do next.
 #[derive(Debug)]
 pub(super) enum Step {
     Nothing,
@@ -80,17 +87,17 @@ impl Checkpointer {
         })
     }
 
-    /// Says what to do when `log` pages are in the log.
+    /// Decides what to do when the log holds `log` pages.
     pub(super) fn step(&mut self, log: u32) -> Step {
         if log < self.seen {
-            // A commit found all of it copied.
+            // The log got shorter: a commit found all of it copied.
             self.start_over();
         }
         self.seen = log;
         if let Some(cause) = self.shared.broken().take() {
             return Step::Fail(cause);
         }
-        // It panicked: only dropping the sender ends it otherwise.
+        // The thread panicked. Otherwise it ends only when the sender is dropped.
         if self.thread.as_ref().is_none_or(JoinHandle::is_finished) {
             let ended = io::Error::other("the checkpoint thread has failed");
             return Step::Fail(Cause::Thread(ended));
@@ -120,7 +127,7 @@ impl Checkpointer {
         Step::Nothing
     }
 
-    /// The log starts again from its beginning.
+    /// Notes that the log starts over.
     pub(super) fn start_over(&mut self) {
         self.due = BULK;
         self.seen = 0;
@@ -128,7 +135,8 @@ impl Checkpointer {
         self.shared.done.store(0, Ordering::Release);
     }
 
-    /// Something is in the way, such as a reader or a full disk; it is tried again when the log has grown some more.
+    /// Notes that something is in the way, such as a reader or a full disk. The next step waits
+    /// until the log has grown further.
     pub(super) fn put_off(&mut self, log: u32) {
         self.due = log.saturating_add(BULK);
         self.done_before = None;
@@ -142,7 +150,7 @@ impl Drop for Checkpointer {
 }
 
 impl Checkpointer {
-    /// Ends the thread, and returns what put the disk in doubt, if anything did.
+    /// Ends the thread. Returns the cause that put the disk in doubt, if there was one.
     pub(super) fn end(mut self) -> Option<Cause> {
         self.join();
         self.shared.broken().take()
@@ -151,7 +159,7 @@ impl Checkpointer {
     fn join(&mut self) {
         self.kick = None;
         if let Some(thread) = self.thread.take() {
-            // A panic there has ended the thread; what it held is released.
+            // A panic has already ended the thread and released what it held.
             let _ = thread.join();
         }
     }
@@ -164,7 +172,8 @@ impl Shared {
                 Ok(done) => self.done.store(done, Ordering::Release),
                 Err(Fault::Passing(_)) => {}
                 Err(Fault::Full(error)) => {
-                    // The log has what was acknowledged, and takes more for as long as it finds room.
+                    // The log holds what was acknowledged, and takes more for as long as it has
+                    // room.
                     let path = location.path.display();
                     tracing::warn!(%path, %error, "a checkpoint found no room");
                 }
@@ -179,7 +188,7 @@ impl Shared {
     }
 }
 
-/// Copies what is in the log, and syncs it, so that little is left to sync for the writer.
+/// Copies the log and syncs the copy, so that little is left for the writer to sync.
 fn pass(connection: &Connection, location: &Location) -> Result<u32, Fault> {
     let progress = connection::checkpoint(connection, "PASSIVE")?;
     let synced = location.file.sync();

@@ -1,4 +1,4 @@
-//! Opening the database, and making sure of what is in it.
+//! Opening the database and making sure that it is durable.
 
 use std::fs::OpenOptions;
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
@@ -15,18 +15,20 @@ use super::repeats::Repeats;
 use super::schema::{self, Version};
 use super::transaction::Transaction;
 
-/// How long an operator's lock is waited for.
+/// How long a connection waits for another program's lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What the wal-index begins with: its header, twice, and the number of frames that are in the database file
-/// (<https://sqlite.org/walformat.html>, "WAL-Index File Format").
+/// The start of the wal-index, in bytes: its header, twice, and the number of frames that are in
+/// the database file (<https://sqlite.org/walformat.html>, "WAL-Index File Format").
 const INDEX_HEADER: usize = 100;
 
-/// How long a recovery waits for others, while requests wait for the recovery.
+/// How long a recovery waits for other programs. It is short, because requests wait for the
+/// recovery.
 const RECOVERY_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// In KiB. Every new action touches a page of the index of identities, anywhere. More would keep more of these, but SQLite looks
-/// through the whole cache at the end of every transaction that split a page, which costs more than to read pages again.
+/// In KiB. Every new action touches an arbitrary page of the index of identities. A larger cache
+/// would hold more of these pages. But SQLite looks through the whole cache at the end of every
+/// transaction that split a page, which costs more than reading pages again.
 const WRITER_CACHE: i64 = 16 * 1024;
 const READER_CACHE: i64 = 4 * 1024;
 
@@ -52,30 +54,32 @@ pub(super) fn checkpointer(location: &Location) -> rusqlite::Result<Connection> 
 }
 
 fn open(location: &Location, mode: OpenFlags) -> rusqlite::Result<Connection> {
-    // No SQLITE_OPEN_URI: a path is a path, whatever characters are in it.
+    // Without SQLITE_OPEN_URI, so that a path is a path, whatever characters it contains.
     let flags = mode | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(&location.path, flags)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
-    // A checkpoint on close would count pages as written that a failed fsync lost. See `settle`.
+    // A checkpoint on close would count pages as written although a failed fsync lost them. See
+    // `settle`.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     connection.pragma_update(None, "foreign_keys", true)?;
     connection.pragma_update(None, "trusted_schema", false)?;
     connection.pragma_update(None, "synchronous", "FULL")?;
-    // A statement's own journal must not depend on room in a folder for temporary files.
+    // A statement's own journal must not need room in a folder for temporary files.
     connection.pragma_update(None, "temp_store", "MEMORY")?;
-    // Where fsync leaves data in the drive's cache (macOS).
+    // For macOS, where fsync leaves data in the drive's cache.
     connection.pragma_update(None, "fullfsync", true)?;
     connection.pragma_update(None, "checkpoint_fullfsync", true)?;
-    // Checkpoints are the checkpointer's business.
+    // The checkpointer runs the checkpoints.
     let _: i64 =
         connection.pragma_update_and_check(None, "wal_autocheckpoint", 0, |row| row.get(0))?;
-    // The first read opens the log. From then on a connection needs no further descriptor.
+    // The first read opens the log. After that the connection needs no further descriptor.
     let _: i64 =
         connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
     Ok(connection)
 }
 
-/// Opens the database for writing for the first time: looks at what it is, and brings its schema up to date.
+/// Opens the database for writing for the first time. Checks what the file is, and brings its
+/// schema up to date.
 pub(super) fn first_writer(
     location: &Location,
     repeats: &Repeats,
@@ -85,7 +89,7 @@ pub(super) fn first_writer(
         StoreError::unavailable(format!("the database {} cannot be opened", path.display()))
             .with_source(fault.cause())
     };
-    // Nothing is written before it is certain that this is not somebody else's file.
+    // The file may belong to another application, so nothing is written before this check.
     let version = {
         let connection = writer(location).map_err(|error| schema::unreadable(path, error))?;
         if connection
@@ -118,7 +122,7 @@ pub(super) fn first_writer(
     Ok(connection)
 }
 
-/// Opens the database for writing again, after a fault.
+/// Opens the database for writing again after a fault.
 pub(super) fn recovered_writer(
     location: &Location,
     repeats: &Repeats,
@@ -132,16 +136,21 @@ pub(super) fn recovered_writer(
     Ok(connection)
 }
 
-/// Makes whoever uses the database next read its log again from the start, other programs included.
+/// Makes every program that uses the database next read its log again from the start.
 ///
-/// After a failed fsync the kernel takes the pages it could not write for clean, and the next fsync says that all is well
-/// (<https://wiki.postgresql.org/wiki/Fsync_Errors>). So no page of the database file may be relied on that a checkpoint has
-/// copied since the last good fsync. The log still has all of them, but the wal-index, which other programs share, counts them as
-/// copied: the next checkpoint would leave them out and give the log up, even one that another program runs as it closes the
-/// database. With its header gone the wal-index is made again from the log, and the count begins at zero. SQLite does
-/// the same after a program died in the middle of a commit, so those who read meanwhile are safe.
+/// After a failed fsync the kernel marks the pages it could not write as clean, and the next fsync
+/// reports success (<https://wiki.postgresql.org/wiki/Fsync_Errors>). So no page that a checkpoint
+/// copied into the database file since the last good fsync can be relied on. The log still has all
+/// of these pages. But the wal-index, which other programs share, counts them as copied: the next
+/// checkpoint, which may be another program's as it closes the database, would leave them out and
+/// give up the log.
 ///
-/// No connection of this process may be open: POSIX drops all of a process's locks on a file when any descriptor of it is closed.
+/// With its header erased, the wal-index is rebuilt from the log, and the count starts at zero.
+/// SQLite does the same after a program died in the middle of a commit, so concurrent readers are
+/// safe.
+///
+/// No connection of this process may be open: POSIX drops all of a process's locks on a file when
+/// it closes any descriptor of that file.
 pub(super) fn forget_index(location: &Location) -> Result<(), Fault> {
     let forget = || -> io::Result<()> {
         let mut file = match OpenOptions::new().write(true).open(location.beside("-shm")) {
@@ -156,14 +165,15 @@ pub(super) fn forget_index(location: &Location) -> Result<(), Fault> {
     forget().map_err(|error| Fault::Broken(Cause::Index(error)))
 }
 
-/// Makes all of the log durable: copies it into the database file, syncs that, and empties the log; or, where a reader of another
-/// program keeps it from being emptied, writes it again.
+/// Makes all of the log durable. Copies it into the database file, syncs that file, and empties the
+/// log. If a reader in another program keeps the log from being emptied, writes the log again
+/// instead.
 ///
-/// The log may end with transactions that were never fsynced: of a server that was killed, or because the fsync failed. What is
-/// recorded next stands behind them, and would be lost with them.
+/// The log may end with transactions that were never fsynced, because a server was killed or the
+/// fsync failed. The next records stand behind them in the log, and would be lost with them.
 fn settle(location: &Location, connection: &Connection) -> Result<(), Fault> {
     if checkpoint(connection, "TRUNCATE")?.is_held_up {
-        // Nobody else may write meanwhile.
+        // Keeps other programs from writing meanwhile.
         connection.execute_batch("BEGIN IMMEDIATE")?;
         let written = write_again(&location.beside("-wal"));
         connection.execute_batch("ROLLBACK")?;
@@ -172,7 +182,8 @@ fn settle(location: &Location, connection: &Connection) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Writes a file's own bytes over it, so that the kernel takes its pages for dirty, and syncs it.
+/// Writes a file's own bytes over it, so that the kernel marks its pages as dirty, and syncs the
+/// file.
 fn write_again(path: &Path) -> io::Result<()> {
     let mut file = OpenOptions::new().read(true).write(true).open(path)?;
     let mut bytes = vec![0; 1 << 20];
@@ -197,28 +208,28 @@ fn probe(connection: &Connection, repeats: &Repeats) -> Result<(), Fault> {
     Ok(())
 }
 
-/// How far a checkpoint came.
+/// The progress of a checkpoint.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Progress {
-    /// Whether readers or another checkpoint kept it from finishing.
+    /// Whether readers or another checkpoint kept this one from finishing.
     pub(super) is_held_up: bool,
     /// Pages of the log that are in the database file.
     pub(super) done: u32,
 }
 
-/// Runs a checkpoint in a mode of `PRAGMA wal_checkpoint`.
+/// Runs a checkpoint. `mode` is a mode of `PRAGMA wal_checkpoint`.
 pub(super) fn checkpoint(connection: &Connection, mode: &str) -> Result<Progress, Fault> {
     let progress = connection.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |row| {
         Ok(Progress {
             is_held_up: row.get(0)?,
-            // -1 where there is no log.
+            // -1 if there is no log.
             done: u32::try_from(row.get::<_, i64>(2)?).unwrap_or(0),
         })
     })?;
     Ok(progress)
 }
 
-/// Empties the log and leaves one file behind.
+/// Empties the log and closes the connection, so that only the database file remains.
 pub(super) fn close(connection: Connection) -> Result<(), Fault> {
     checkpoint(&connection, "TRUNCATE")?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
@@ -226,7 +237,7 @@ pub(super) fn close(connection: Connection) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Runs `work` with another patience than the usual.
+/// Runs `work` with another busy timeout than usual.
 pub(super) fn with_busy_timeout<T>(
     connection: &Connection,
     timeout: Duration,

@@ -1,32 +1,35 @@
-//! What an error of the database means for the store.
+//! Faults: what an error of the database means for the store.
 
 use std::error::Error;
 use std::{fmt, io};
 
 use rusqlite::ErrorCode;
 
-/// Why a transaction came to nothing.
+/// The reason why a transaction failed.
 #[derive(Debug)]
 pub(super) enum Fault {
-    /// Another program holds a lock, or the process has no descriptor left. What is open is sound; the caller may ask again.
+    /// Another program holds a lock, or the process has no descriptor left. The open files are
+    /// sound, and the caller can try again.
     Passing(Cause),
-    /// The disk is full. Nothing that was fsynced is in doubt, but nothing can be written.
+    /// The disk is full. Nothing can be written, but nothing that was fsynced is in doubt.
     Full(rusqlite::Error),
-    /// What is on the disk is in doubt: a write or an fsync failed, or the file is damaged.
+    /// The contents of the disk are in doubt: a write or an fsync failed, or the file is damaged.
     Broken(Cause),
-    /// The files that are open are no longer those that the path leads to. What is written there is lost to the next start.
+    /// The path no longer leads to the open files. The next start would not find what is written
+    /// there.
     Uprooted(&'static str),
 }
 
 impl Fault {
-    /// Sorts an error of `BEGIN`, `COMMIT` or a checkpoint, where there is no innocent kind.
+    /// Sorts an error of `BEGIN`, `COMMIT` or a checkpoint. None of these errors is a request's
+    /// own.
     pub(super) fn of(error: rusqlite::Error) -> Self {
         match error.sqlite_error_code() {
             Some(
                 ErrorCode::DatabaseBusy
                 | ErrorCode::DatabaseLocked
                 | ErrorCode::FileLockingProtocolFailed
-                // To open a file writes nothing, so nothing is in doubt.
+                // Opening a file writes nothing, so nothing is in doubt.
                 | ErrorCode::CannotOpen,
             ) => Self::Passing(Cause::Database(error)),
             Some(ErrorCode::DiskFull) => Self::Full(error),
@@ -43,18 +46,18 @@ impl Fault {
     }
 }
 
-/// What a fault came from.
+/// The cause of a fault.
 #[derive(Debug)]
 pub(super) enum Cause {
     Database(rusqlite::Error),
     Sync(io::Error),
-    /// The wal-index could not be given up.
+    /// The wal-index could not be erased.
     Index(io::Error),
-    /// A read that began before the fault goes on.
+    /// A read that began before the fault is still running.
     Reader,
-    /// A thread cannot be started, or has failed.
+    /// A thread cannot be started, or has panicked.
     Thread(io::Error),
-    /// The files cannot be looked at.
+    /// The location of the files cannot be checked.
     Place(io::Error),
     Uprooted(&'static str),
 }
@@ -91,7 +94,7 @@ impl From<rusqlite::Error> for Fault {
     }
 }
 
-/// Whether an error of one request's statements ends the whole transaction, and not that request alone.
+/// Whether an error of one request's statements ends the whole transaction, not only that request.
 pub(super) fn is_fatal(error: &rusqlite::Error) -> bool {
     matches!(
         error.sqlite_error_code(),

@@ -1,4 +1,4 @@
-//! What waits for the writer.
+//! Jobs for the writer.
 
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
@@ -10,34 +10,35 @@ use crate::store::operation::Operation;
 
 pub(super) type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
 
-/// What is sent to the writer.
+/// A message to the writer.
 pub(super) enum Command {
     Run(Box<dyn Job>),
-    /// Look at the state.
+    /// Makes the writer look at the state.
     Wake,
 }
 
-/// Something to be done in a transaction, and answered once that is committed.
+/// Work for one transaction, with an answer once that transaction is committed.
 pub(super) trait Job: Send {
-    /// Does it. It may be done once more, in another transaction, if this one is not committed.
+    /// Does the work. If the transaction is not committed, the work may run once more in another
+    /// one.
     fn run(&mut self, transaction: &mut Transaction<'_>) -> rusqlite::Result<()>;
 
-    /// Whether what was done is a write.
+    /// Whether the work wrote anything.
     fn has_written(&self) -> bool;
 
-    /// Answers, and wakes those who wait for the action. Nobody may listen any more.
+    /// Sends the answer, and wakes those who wait for the action. The caller may be gone.
     fn answer(self: Box<Self>, watchers: &Watchers);
 
-    /// Answers that it was not done.
+    /// Answers that the work was not done.
     fn refuse(self: Box<Self>, error: &StoreError);
 }
 
-/// An operation, and its outcome, which is held back until the commit.
+/// An operation with its outcome, which is held back until the commit.
 pub(super) struct Run<O: Operation> {
     operation: O,
     outcome: Option<O::Outcome>,
     reply: Reply<O::Outcome>,
-    /// The room that it takes, until it is answered.
+    /// Released with the answer.
     _room: OwnedSemaphorePermit,
 }
 
@@ -76,7 +77,7 @@ impl<O: Operation> Job for Run<O> {
     }
 }
 
-/// A durable write of nothing.
+/// A durable write that records nothing.
 pub(super) struct Beat(pub(super) Reply<()>);
 
 impl Job for Beat {

@@ -1,4 +1,5 @@
-//! One server to a database: the lock file beside it and the lock on the file itself, and where both are.
+//! One server per database: the lock file beside the database, the lock on the database file
+//! itself, and the location of both.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Read, Write};
@@ -9,17 +10,18 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use super::StoreError;
 
-/// Where the database is, by a path that no symbolic link can vary.
+/// The location of the database, by a path free of symbolic links.
 #[derive(Debug)]
 pub(super) struct Location {
     pub(super) path: PathBuf,
     pub(super) file: Arc<DatabaseFile>,
 }
 
-/// The database file's own descriptor.
+/// The store's own descriptor of the database file.
 ///
-/// POSIX drops all of a process's locks on a file when any descriptor of it is closed, so this one lives at least as long as every
-/// connection: each of them holds a [`Location`]. For the same reason a process has no two of one file.
+/// POSIX drops all of a process's locks on a file when it closes any descriptor of that file. So
+/// this descriptor lives at least as long as every connection: each of them holds a [`Location`].
+/// For the same reason a process never has two of them for one file.
 #[derive(Debug)]
 pub(super) struct DatabaseFile {
     file: File,
@@ -27,8 +29,8 @@ pub(super) struct DatabaseFile {
     is_held: AtomicBool,
 }
 
-/// What tells one file from another, whatever they are called. Where files have no such thing (Windows), a file that is open can be
-/// neither renamed nor removed.
+/// The identity of a file, whatever its name. Where files have no such identity (Windows), an open
+/// file can be neither renamed nor removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct FileId(#[cfg(unix)] (u64, u64));
 
@@ -46,7 +48,7 @@ impl FileId {
         }
     }
 
-    /// The file that a path leads to, if it leads to one.
+    /// The file that a path leads to, if there is one.
     fn at(path: &Path) -> io::Result<Option<Self>> {
         match fs::metadata(path) {
             Ok(metadata) => Ok(Some(Self::of(&metadata))),
@@ -60,7 +62,7 @@ impl FileId {
     }
 }
 
-/// The files that this process has open.
+/// The database files that this process has open.
 static OPEN: Mutex<Vec<(FileId, Weak<DatabaseFile>)>> = Mutex::new(Vec::new());
 
 impl DatabaseFile {
@@ -85,10 +87,11 @@ impl DatabaseFile {
         Ok(file)
     }
 
-    /// Locks the file, and says whether nobody had.
+    /// Locks the file. Returns whether the lock was free.
     ///
-    /// By `flock`, which on Linux knows nothing of the locks that SQLite takes. Elsewhere the two may meet, and the lock beside the
-    /// database is the only one.
+    /// On Linux the lock is a `flock`, which is independent of the locks that SQLite takes.
+    /// Elsewhere the two may interfere, so the lock file beside the database is the only lock
+    /// there.
     fn try_hold(&self) -> io::Result<bool> {
         if self.is_held.swap(true, Ordering::SeqCst) {
             return Ok(false);
@@ -106,46 +109,81 @@ impl DatabaseFile {
     }
 
     fn release(&self) {
-        // A child that is between fork and exec shares the open file, so closing alone might not release the lock.
+        // A child between fork and exec shares the open file, so closing alone might not release
+        // the lock.
         let _ = self.file.unlock();
         self.is_held.store(false, Ordering::SeqCst);
     }
 
-    /// Syncs what checkpoints wrote.
+    /// Syncs the pages that checkpoints wrote.
     pub(super) fn sync(&self) -> io::Result<()> {
         self.file.sync_data()
     }
 }
 
 impl Location {
-    /// The path of a file that belongs to the database, by what is put behind the database's own.
+    /// The path of a file beside the database: the database's own path with `suffix` appended.
     pub(super) fn beside(&self, suffix: &str) -> PathBuf {
         beside(&self.path, suffix)
     }
 
-    /// Whether the path still leads to the file that is open.
+    /// Whether the path still leads to the open file.
     pub(super) fn is_in_place(&self) -> io::Result<bool> {
         Ok(FileId::at(&self.path)? == Some(self.file.id))
     }
 }
 
-/// The log that the connections have open.
+/// The log and its index (`-wal` and `-shm`), which the connections have open.
 #[derive(Debug)]
 pub(super) struct Log {
     path: PathBuf,
     id: Option<FileId>,
+    index: (PathBuf, Option<FileId>),
+    /// The bytes of one frame: a page and its header.
+    frame: u64,
 }
 
+/// The bytes before the first frame of a log, and before the page of each frame
+/// (<https://sqlite.org/fileformat.html#the_write_ahead_log>).
+const LOG_HEADER: u64 = 32;
+const FRAME_HEADER: u64 = 24;
+
 impl Log {
-    /// Takes note of the log. It must be open: what is there is then not removed by other programs.
-    pub(super) fn of(location: &Location) -> io::Result<Self> {
+    /// Identifies the log. It must be open, so that no other program removes it.
+    pub(super) fn of(location: &Location, page_size: u32) -> io::Result<Self> {
         let path = location.beside("-wal");
         let id = FileId::at(&path)?;
-        Ok(Self { path, id })
+        let index = location.beside("-shm");
+        let index_id = FileId::at(&index)?;
+        Ok(Self {
+            path,
+            id,
+            index: (index, index_id),
+            frame: FRAME_HEADER + u64::from(page_size),
+        })
     }
 
-    pub(super) fn is_in_place(&self) -> io::Result<bool> {
-        Ok(FileId::at(&self.path)? == self.id)
+    /// Whether the paths still lead to the open files, and the log holds as many pages as were
+    /// committed to it: whoever empties it in place leaves it where it is.
+    pub(super) fn is_in_place(&self, pages: u32) -> io::Result<bool> {
+        let (index, index_id) = &self.index;
+        if FileId::at(index)? != *index_id {
+            return Ok(false);
+        }
+        let Some(id) = self.id else {
+            return Ok(FileId::at(&self.path)?.is_none());
+        };
+        match fs::metadata(&self.path) {
+            Ok(log) => {
+                let least = match pages {
+                    0 => 0,
+                    pages => LOG_HEADER + u64::from(pages) * self.frame,
+                };
+                Ok(FileId::of(&log) == id && log.len() >= least)
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 }
 
@@ -155,11 +193,11 @@ pub(super) fn beside(database: &Path, suffix: &str) -> PathBuf {
     path.into()
 }
 
-/// Holds the database against every other server, and against a second one in this process.
+/// Keeps every other server out of the database, and a second store in this process, too.
 #[derive(Debug)]
 pub(super) struct Lock {
     file: File,
-    /// By whatever name it is opened.
+    /// Locked as well, so that another name for the file is no way around the lock file.
     database: Option<Arc<DatabaseFile>>,
 }
 
@@ -204,7 +242,7 @@ fn canonical(path: &Path) -> Result<PathBuf, StoreError> {
             options.write(true).create_new(true);
             match private(&mut options).open(path) {
                 Ok(_) => {}
-                // Another server created it just now; the lock tells the two apart.
+                // Another server has just created it. The lock decides between the two.
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(refused("cannot be created", error)),
             }
@@ -214,10 +252,20 @@ fn canonical(path: &Path) -> Result<PathBuf, StoreError> {
     fs::canonicalize(path).map_err(|error| refused("cannot be found", error))
 }
 
-/// Payloads are nobody else's business.
+/// Makes the file private to this user, because payloads are confidential.
 pub(super) fn private(options: &mut OpenOptions) -> &mut OpenOptions {
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(options, 0o600);
+    options
+}
+
+/// Opens no symbolic link, because what the file holds is overwritten.
+fn without_links(options: &mut OpenOptions) -> &mut OpenOptions {
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::custom_flags(
+        options,
+        rustix::fs::OFlags::NOFOLLOW.bits().cast_signed(),
+    );
     options
 }
 
@@ -233,7 +281,9 @@ impl Lock {
         };
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false);
-        let mut file = private(&mut options).open(&path).map_err(refused)?;
+        let mut file = without_links(private(&mut options))
+            .open(&path)
+            .map_err(refused)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(in_use(database, &mut file)),
@@ -247,7 +297,8 @@ impl Lock {
         Ok(lock)
     }
 
-    /// Names the holder for whoever is refused. On a full disk that name is missing, which must not stop a server.
+    /// Names the holder for servers that are refused. On a full disk the name is missing, which
+    /// must not stop this server.
     fn write_pid(&self) {
         let mut file = &self.file;
         if file.set_len(0).is_ok() {
@@ -261,7 +312,7 @@ impl Drop for Lock {
         if let Some(database) = &self.database {
             database.release();
         }
-        // As there.
+        // As in `release`.
         let _ = self.file.unlock();
     }
 }

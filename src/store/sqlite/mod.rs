@@ -41,39 +41,46 @@ use super::operation::Operation;
 use super::{Decide, Decided, Store, StoreError, Submit, Submitted, Totals, Watch, Watchers};
 use crate::protocol::{Action, TenantId};
 
-/// The most requests that wait for the writer.
+/// The most requests that may wait for the writer.
 const QUEUE: usize = 4096;
 
-/// The room for requests that are not answered yet, in KiB: what they say, and [`OVERHEAD`] for each.
+/// The room for unanswered requests, in KiB. Each takes its payload and comment, and [`OVERHEAD`].
 const ROOM: usize = 64 * 1024;
 
-/// What a request takes beside payload and comment, in bytes: at most, as its names are bounded.
+/// The most that a request takes beside its payload and comment, in bytes. Its names are bounded.
 const OVERHEAD: usize = 1024;
 
 /// A store in one SQLite file, in this process.
 ///
-/// Requests that arrive while a commit is under way share the next one, so the cost of an fsync is spread over them. Up to 4096
-/// of them may wait, and up to 64 MiB; more are refused as unavailable, and nothing of them is recorded.
+/// Requests that arrive during a commit share the next one, which spreads the cost of an fsync over
+/// them. At most 4096 requests may wait, and at most 64 MiB of them. Any more are refused as
+/// unavailable, and nothing of them is recorded.
 ///
-/// The file is in WAL mode and no exclusive lock is held on it: `sqlite3` can query it and back it up (`.backup`,
-/// `VACUUM INTO`) while the store is open. The view `readable_action` has ids and times as text. Another program's
-/// long write transaction makes requests fail, a long read transaction makes the log (`-wal`) grow for as long as it lasts.
+/// The file is in WAL mode, without an exclusive lock: `sqlite3` can query it and back it up
+/// (`.backup`, `VACUUM INTO`) while the store is open. The view `readable_action` shows ids and
+/// times as text. A long write transaction of another program makes requests fail. A long read
+/// transaction makes the log (`-wal`) grow for as long as it lasts.
 ///
-/// A file `.lock` beside the database keeps a second server out. It stays behind when the store is closed, as removing it
-/// would let two servers lock two files. On Linux the database file itself is locked too, so that no other name for it (a hard
-/// link, a mount) lets a second server in. If the file or its log (`-wal`) is renamed, removed or replaced while the store is open,
-/// the store refuses everything from then on: what it recorded would be lost to the next start.
+/// A file `.lock` beside the database keeps a second server out. It stays when the store is closed,
+/// because removing it would let two servers lock two different files. On Linux the database file
+/// itself is locked too, so a second server cannot get in by another name for it (a hard link, a
+/// mount). If the file or its log (`-wal`) is renamed, removed or replaced while the store is open,
+/// the store refuses every further request: the next start would not find what it recorded.
 ///
-/// When the disk is full or fails, every request is answered with an error and nothing is acknowledged; the store tries to
-/// recover as requests or [checks](Store::check) come in, four times a second at most. After a failed sync nothing that was
-/// written since the last good one is relied on: it is written again from the log. Other programs may have the database open
-/// meanwhile, and read. They must be other processes: POSIX drops the locks of a process on a file with the first descriptor of it
-/// that is closed, and the store closes some when it is opened, recovers and is closed.
+/// When the disk is full or fails, every request is answered with an error and nothing is
+/// acknowledged. The store tries to recover when requests or [checks](Store::check) come in, at
+/// most four times a second. After a failed sync it relies on nothing written since the last good
+/// one, and writes all of that again from the log. Other programs may keep the database open and
+/// read it meanwhile. They must be other processes: POSIX drops a process's locks on a file when it
+/// closes any descriptor of that file, and the store closes some when it opens, recovers and
+/// closes.
 ///
-/// Of the calls that changed nothing (duplicates) it remembers the ids of the newest 16,384, until it is closed.
+/// The store remembers the ids of the newest 16,384 calls that changed nothing (duplicates), until
+/// it is closed.
 ///
-/// Dropping the last handle closes the store in the background: what was asked for is still recorded. [`close`](Self::close)
-/// waits for that. Reads run on tokio's blocking threads, so the store must be used within a tokio runtime.
+/// Dropping the last handle closes the store in the background. Requests that were sent before are
+/// still recorded. [`close`](Self::close) waits for that. Reads run on tokio's blocking threads, so
+/// the store must be used within a tokio runtime.
 #[derive(Clone)]
 pub struct SqliteStore {
     commands: SyncSender<Command>,
@@ -86,17 +93,19 @@ pub struct SqliteStore {
 }
 
 impl SqliteStore {
-    /// Opens the database at `path`, or creates it, readable by this user alone. The folder must exist.
+    /// Opens the database at `path`, or creates it, readable by this user alone. The folder must
+    /// exist.
     ///
-    /// This blocks for as long as it takes to recover and migrate the file.
+    /// This blocks until the file is recovered and migrated.
     ///
     /// # Errors
     ///
-    /// - [In use](StoreError::is_in_use), if another process holds the database, or this one holds it already.
-    /// - [Incompatible](StoreError::is_incompatible), if the path is no file that can be written, or the file is no
-    ///   database of this application, or one of a newer version.
-    /// - [Unavailable](StoreError::is_unavailable), if the disk is full or fails, or another program is in the middle of a write
-    ///   that does not end within 2 s.
+    /// - [In use](StoreError::is_in_use), if another process holds the database, or this process
+    ///   already does.
+    /// - [Incompatible](StoreError::is_incompatible), if the path is not a writable file, or the
+    ///   file is not a database of this application, or is one of a newer version.
+    /// - [Unavailable](StoreError::is_unavailable), if the disk is full or fails, or another
+    ///   program's write does not end within 2 s.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, StoreError> {
         let (location, lock) = lock::acquire(path.as_ref())?;
         let location = Arc::new(location);
@@ -139,17 +148,21 @@ impl SqliteStore {
         })
     }
 
-    /// Copies the database at `database`, as it is at one moment, to a file that does not exist yet: `to`. A server may have it
-    /// open and goes on writing; its log grows for as long as the copy takes.
+    /// Copies the database at `database`, as it is at one moment, to the new file `to`.
     ///
-    /// The copy is one file, readable by this user alone, and has its name only when it was [verified](Self::verify) and synced:
-    /// a file of that name is whole. It is opened as any database. This blocks.
+    /// A server may have the database open and keep writing. Its log grows for as long as the copy
+    /// takes.
+    ///
+    /// The copy is one file, readable by this user alone, and opens like any database. It gets its
+    /// name only once it is [verified](Self::verify) and synced, so a file of that name is
+    /// complete. This blocks.
     ///
     /// # Errors
     ///
-    /// - [Incompatible](StoreError::is_incompatible), if there is no database of this application, or `to` or a log of that name
-    ///   exists.
-    /// - [Unavailable](StoreError::is_unavailable), if the disk is full or fails, or the database is not sound.
+    /// - [Incompatible](StoreError::is_incompatible), if there is no database of this application,
+    ///   or if `to` or a log of that name exists.
+    /// - [Unavailable](StoreError::is_unavailable), if the disk is full or fails, or the database
+    ///   is not sound.
     pub fn back_up(
         database: impl AsRef<Path>,
         to: impl AsRef<Path>,
@@ -157,39 +170,42 @@ impl SqliteStore {
         backup::back_up(database.as_ref(), to.as_ref())
     }
 
-    /// Looks at all of the database at `database`, and leaves it as it is. A server may have it open.
+    /// Checks all of the database at `database` without changing it. A server may have it open.
     ///
-    /// SQLite checks its structure. Then each action must be the one that its ids, its digest and its events say. This blocks, and
-    /// reads every row.
+    /// SQLite checks the structure. Then each action must agree with its ids, its digest and its
+    /// events. This blocks, and reads every row.
     ///
     /// # Errors
     ///
-    /// - [Incompatible](StoreError::is_incompatible), if there is no database of this application, or one of another version.
+    /// - [Incompatible](StoreError::is_incompatible), if there is no database of this application,
+    ///   or it is one of another version.
     /// - [Unavailable](StoreError::is_unavailable), if it cannot be read.
     pub fn verify(database: impl AsRef<Path>) -> Result<Verified, StoreError> {
         verify::verify(database.as_ref())
     }
 
-    /// Closes the store for all of its handles, and waits until everything that was asked for is durable and the lock is
-    /// released. What is asked for afterwards is refused as unavailable.
+    /// Closes the store for all of its handles. Returns when every request sent before is durable
+    /// and the lock is released. Later requests are refused as unavailable.
     pub async fn close(&self) {
         self.state.set_closing();
-        // A queue that is full wakes the writer as well.
+        // A full queue wakes the writer as well.
         let _ = self.commands.try_send(Command::Wake);
         self.state.closed().await;
     }
 
-    /// Completes if the store can never answer again because its writer panicked. Everything is refused as unavailable then,
-    /// and a new process is the way out: what ended the writer may have left others in a state that nobody knows.
+    /// Completes if the store's writer panicked, so that the store can never answer again.
     ///
-    /// While the store is open, and after it was [closed](Self::close), this is pending.
+    /// All requests are then refused as unavailable, and the way out is a new process: whatever
+    /// ended the writer may have left other threads in an unknown state.
+    ///
+    /// This future stays pending while the store is open, and after it was [closed](Self::close).
     pub async fn failed(&self) {
         self.state.failed().await;
     }
 
     async fn run<O: Operation>(&self, operation: O) -> Result<O::Outcome, StoreError> {
         let bytes = operation.size() + OVERHEAD;
-        // One that is too large for all of the room is let in alone.
+        // A request larger than all of the room is let in alone.
         let room = bytes.div_ceil(1024).min(ROOM) as u32;
         let room = self.room.clone().try_acquire_many_owned(room);
         let room = room.map_err(|_| {

@@ -1,4 +1,4 @@
-//! Readers: a few connections of their own, never on an async thread.
+//! Readers: a few connections of their own, never used on an async thread.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,7 +11,7 @@ use super::lock::Location;
 use super::state::State;
 use super::{StoreError, connection};
 
-/// How many reads run at once.
+/// The most reads that run at once.
 const READERS: usize = 4;
 
 #[derive(Debug)]
@@ -20,11 +20,12 @@ pub(super) struct Readers {
     state: Arc<State>,
     permits: Arc<Semaphore>,
     idle: Mutex<Vec<Reader>>,
-    /// Connections that exist, in use or idle.
+    /// The number of connections that exist, in use or idle.
     open: Arc<AtomicUsize>,
 }
 
-/// A connection that is counted. The fields are dropped in this order, the database file's own descriptor last.
+/// A counted connection. Its fields are dropped in this order, so the database file's own
+/// descriptor goes last.
 #[derive(Debug)]
 struct Reader {
     connection: Connection,
@@ -59,7 +60,7 @@ impl Readers {
         }
     }
 
-    /// Runs `read` on a connection of its own.
+    /// Runs `read` on a connection that nobody else uses meanwhile.
     pub(super) async fn read<T: Send + 'static>(
         self: &Arc<Self>,
         read: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
@@ -67,7 +68,7 @@ impl Readers {
         let permit = self.permits.clone().acquire_owned().await;
         let permit = permit.map_err(|_| self.state.closed_error())?;
         let readers = self.clone();
-        // The permit goes along: dropping the future does not stop the read.
+        // The permit moves into the task, because dropping the future does not stop the read.
         task::spawn_blocking(move || {
             let _permit = permit;
             readers.run(read)
@@ -89,12 +90,12 @@ impl Readers {
         let idle = self.idle().pop();
         let reader = match idle {
             Some(reader) => reader,
-            // The one that was in its place met an error, or a fault.
+            // The previous connection met an error or a fault.
             None => self.open().map_err(failed)?,
         };
         let found = read(&reader.connection).map_err(failed)?;
         let mut idle = self.idle();
-        // What was seen between a fault and the recovery from it may not last.
+        // What a read saw between a fault and the recovery may be lost.
         if !self.state.is_in(epoch) {
             return Err(StoreError::unavailable(
                 "the store had a fault while it was read",
@@ -115,7 +116,7 @@ impl Readers {
         })
     }
 
-    /// Opens all connections, so that no read needs a descriptor that may not be there then.
+    /// Opens all connections, so that no later read depends on a free descriptor.
     pub(super) fn fill(&self) -> rusqlite::Result<()> {
         for _ in 0..READERS {
             let reader = self.open()?;
@@ -124,7 +125,8 @@ impl Readers {
         Ok(())
     }
 
-    /// Closes the connections that nobody uses. In a new epoch, or when closing, those in use are closed after their read.
+    /// Closes the idle connections. In a new epoch, or when closing, those in use are closed after
+    /// their read.
     pub(super) fn clear(&self) {
         let idle = std::mem::take(&mut *self.idle());
         drop(idle);

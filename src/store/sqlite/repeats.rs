@@ -1,17 +1,17 @@
 //! The calls that changed nothing.
 //!
-//! Such a call has no event. A write for each would let a caller who repeats itself fill the disk,
-//! so the newest [`MOST`] of them are kept in memory alone.
+//! Such a call has no event. Writing each of them down would let a caller that repeats itself fill
+//! the disk, so only the newest [`MOST`] are kept, and only in memory.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use uuid::Uuid;
 
-/// The most calls that are remembered: about 1 MiB of them.
+/// The most calls that are remembered. They take about 1 MiB.
 pub(super) const MOST: usize = if cfg!(test) { 64 } else { 16_384 };
 
-/// A call, and the row of the action that it was answered with.
+/// A call, and the row of the action in its answer.
 pub(super) type Repeat = (Uuid, i64);
 
 /// The newest calls that changed nothing, each once.
@@ -35,7 +35,7 @@ impl Repeats {
         }
     }
 
-    /// The rows of the actions that a call was answered with.
+    /// The rows of the actions in the answers to a call.
     pub(super) fn of(&self, call: Uuid) -> Vec<i64> {
         let newest = self.newest();
         let of = newest.order.iter().filter(|(named, _)| *named == call);

@@ -12,7 +12,7 @@ use crate::protocol::{Action, Payload, RequestId, TenantId};
 use crate::store::Identity;
 use crate::store::operation::Record;
 
-/// The columns that [`record`] reads, in its order.
+/// Selects the columns that [`record`] reads, in its order.
 macro_rules! select {
     ($rest:literal) => {
         concat!(
@@ -43,7 +43,8 @@ pub(super) fn by_identity(
         .optional()
 }
 
-/// What keeps an identity from being on record twice. An index on the texts would be three times as large.
+/// The digest that keeps an identity from being recorded twice. An index on the texts would be
+/// three times as large.
 pub(super) fn digest(identity: &Identity) -> [u8; 16] {
     let texts = [
         identity.tenant_id.as_str(),
@@ -52,7 +53,7 @@ pub(super) fn digest(identity: &Identity) -> [u8; 16] {
     ];
     let mut digest = Sha256::new();
     for text in texts {
-        // None is longer than 255 bytes.
+        // No text is longer than 255 bytes.
         digest.update([text.len() as u8]);
         digest.update(text);
     }
@@ -61,7 +62,8 @@ pub(super) fn digest(identity: &Identity) -> [u8; 16] {
     start
 }
 
-/// Finds by the store's id, or else by a call id that names one action only, of a tenant or of all.
+/// Finds a record by the store's id, or else by a call id that names exactly one action, within a
+/// tenant or among all.
 pub(super) fn by_id(
     connection: &Connection,
     repeats: &Repeats,
@@ -79,7 +81,7 @@ pub(super) fn by_id(
         return Ok(found);
     }
     let named = match by_call(connection, id, tenant)? {
-        // What is on record comes first, so that no repeated call takes it away.
+        // Calls on record come first, so that no repeated call can hide them.
         Named::Nothing => by_repeat(connection, repeats, id, tenant)?,
         named => named,
     };
@@ -92,7 +94,7 @@ pub(super) fn by_id(
         .optional()
 }
 
-/// What a call id names.
+/// The rows that a call id names.
 enum Named {
     Nothing,
     One(i64),
@@ -113,9 +115,9 @@ impl Named {
     }
 }
 
-/// By the calls that made a transition.
+/// Looks among the calls that made a transition.
 fn by_call(connection: &Connection, call: Uuid, tenant: Option<&str>) -> rusqlite::Result<Named> {
-    // The type is part of the index.
+    // The condition on the type lets SQLite use the partial index.
     let mut rows = connection.prepare_cached(
         "SELECT action.id FROM event JOIN action ON action.id = event.action \
          WHERE event.call_id = ?1 AND typeof(event.call_id) = 'blob' \
@@ -124,7 +126,7 @@ fn by_call(connection: &Connection, call: Uuid, tenant: Option<&str>) -> rusqlit
     Named::of(rows.query_map(params![call.as_bytes(), tenant], |row| row.get(0))?)
 }
 
-/// By the calls that changed nothing.
+/// Looks among the calls that changed nothing.
 fn by_repeat(
     connection: &Connection,
     repeats: &Repeats,
@@ -196,7 +198,7 @@ fn call_id(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<String>> {
     }
 }
 
-/// Only an edit by hand can bring this about.
+/// The error of a value that only an edit by hand can have written.
 fn unreadable(
     column: usize,
     error: impl std::error::Error + Send + Sync + 'static,
@@ -204,7 +206,7 @@ fn unreadable(
     rusqlite::Error::FromSqlConversionFailure(column, Type::Text, Box::new(error))
 }
 
-/// A call id as a column: 16 bytes where 36 characters say no more.
+/// A call id as a column: a UUID as 16 bytes instead of its 36 characters, any other id as text.
 pub(super) struct CallId<'a>(pub(super) Option<&'a RequestId>);
 
 impl ToSql for CallId<'_> {
@@ -219,7 +221,7 @@ impl ToSql for CallId<'_> {
     }
 }
 
-/// A time as it is kept: in microseconds since 1970.
+/// A time in the form of the database: microseconds since 1970.
 pub(super) fn micros(time: SystemTime) -> i64 {
     match time.duration_since(UNIX_EPOCH) {
         Ok(since) => i64::try_from(since.as_micros()).unwrap_or(i64::MAX),

@@ -1,4 +1,4 @@
-//! What a database file must be, and the way from one version of the schema to the next.
+//! The schema: how a database is recognized, and how it gets from one version to the next.
 
 use std::path::Path;
 
@@ -7,26 +7,27 @@ use rusqlite::{Connection, TransactionBehavior};
 use super::StoreError;
 use super::fault::{Fault, is_not_a_database};
 
-/// `AEGI`: marks the file as ours, for this code and for `file(1)`.
+/// `AEGI`, which marks a file as ours, for this code and for `file(1)`.
 const APPLICATION_ID: i32 = 0x4145_4749;
 
-/// The version of the first entry of [`MIGRATIONS`]. The one before it was never released.
+/// The version that the first of the [`MIGRATIONS`] leads to. The version before it was never
+/// released.
 const FIRST: usize = 2;
 
-/// Each entry takes the schema to the next version. Entries are never changed once released.
+/// Each entry takes the schema to the next version. A released entry never changes.
 const MIGRATIONS: [&str; 1] = [include_str!("schema/2.sql")];
 
-/// The version that the last entry takes the schema to.
+/// The version that the last entry leads to.
 const CURRENT: usize = FIRST + MIGRATIONS.len() - 1;
 
-/// Whether the database must be migrated, or what is wrong with it.
+/// The version of a database that this release can use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Version {
     Current,
     Older(usize),
 }
 
-/// Looks at the file without changing it.
+/// Reads the version without changing the file.
 pub(super) fn version(connection: &Connection, path: &Path) -> Result<Version, StoreError> {
     let read = |pragma: &str| -> Result<i32, StoreError> {
         connection
@@ -58,7 +59,7 @@ pub(super) fn version(connection: &Connection, path: &Path) -> Result<Version, S
     )))
 }
 
-/// What a file that could not be read is: another kind of file, or out of reach for now.
+/// The error of a file that could not be read: it is another kind of file, or out of reach for now.
 pub(super) fn unreadable(path: &Path, error: rusqlite::Error) -> StoreError {
     if is_not_a_database(&error) {
         return StoreError::incompatible(format!(
@@ -71,7 +72,7 @@ pub(super) fn unreadable(path: &Path, error: rusqlite::Error) -> StoreError {
         .with_source(error)
 }
 
-/// Takes the schema to the current version, all steps in one transaction.
+/// Takes the schema to the current version, with all steps in one transaction.
 pub(super) fn migrate(connection: &mut Connection, from: usize) -> Result<(), Fault> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     for step in MIGRATIONS.iter().skip((from + 1).saturating_sub(FIRST)) {

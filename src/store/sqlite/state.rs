@@ -1,4 +1,4 @@
-//! What the writer, the readers and the callers know of each other.
+//! The state that the writer, the readers and the callers share.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -8,14 +8,15 @@ use tokio::sync::watch;
 
 use super::StoreError;
 
-/// For how long one durable write shows that the next would be taken too.
+/// How long a durable write counts as proof that the next one would succeed.
 const FRESH: Duration = Duration::from_millis(50);
 
 #[derive(Debug)]
 pub(super) struct State {
-    /// Even while the store is ready. It goes up with every change, so that a reader sees a fault that came and went.
+    /// Even while the store is ready. It grows with every change, so a reader notices a fault that
+    /// came and went.
     epoch: AtomicU64,
-    /// Whether the store takes no more requests.
+    /// Whether the store refuses new requests.
     closing: AtomicBool,
     life: watch::Sender<Life>,
     written: Mutex<Option<Instant>>,
@@ -29,7 +30,7 @@ enum Life {
     Failed,
 }
 
-/// A span of time in which the store was ready.
+/// A period in which the store was ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Epoch(u64);
 
@@ -43,7 +44,7 @@ impl State {
         }
     }
 
-    /// Returns the present epoch.
+    /// Returns the current epoch.
     ///
     /// # Errors
     ///
@@ -80,7 +81,7 @@ impl State {
         }
     }
 
-    /// Notes a durable write that was begun at `begun`.
+    /// Notes a durable write that began at `begun`.
     pub(super) fn set_written(&self, begun: Instant) {
         *self.written.lock().unwrap_or_else(PoisonError::into_inner) = Some(begun);
     }
@@ -109,14 +110,14 @@ impl State {
         });
     }
 
-    /// Says that the writer panicked.
+    /// Notes that the writer panicked.
     pub(super) fn set_failed(&self) {
         self.set_closing();
         self.life.send_replace(Life::Failed);
     }
 
     pub(super) async fn closed(&self) {
-        // The sender is in `self`, so this cannot err.
+        // The sender is in `self`, so this cannot fail.
         let _ = self
             .life
             .subscribe()
@@ -132,7 +133,7 @@ impl State {
             .await;
     }
 
-    /// Why nothing is taken any more.
+    /// The error for every request that comes too late.
     pub(super) fn closed_error(&self) -> StoreError {
         StoreError::unavailable(match *self.life.borrow() {
             Life::Failed => "the store's writer has failed",

@@ -31,7 +31,7 @@ fn log_bytes(path: &Path) -> u64 {
     fs::metadata(path.with_extension("db-wal")).unwrap().len()
 }
 
-/// Decides from many tasks, without a pause, and returns the log's greatest size.
+/// Makes decisions from many tasks without a pause, and returns the greatest size of the log.
 async fn load(store: &SqliteStore, path: &Path, decisions: usize) -> u64 {
     let text = format!(r#"{{"text": "{}"}}"#, "x".repeat(10_000));
     let payload = Fingerprinted::new(Payload::from_json(&text).unwrap()).unwrap();
@@ -49,7 +49,7 @@ async fn load(store: &SqliteStore, path: &Path, decisions: usize) -> u64 {
     let mut greatest = 0;
     for task in tasks {
         task.await.unwrap();
-        // The file never shrinks, so this is the greatest size so far.
+        // The file never shrinks, so this is its greatest size so far.
         greatest = greatest.max(log_bytes(path));
     }
     greatest
@@ -95,7 +95,8 @@ async fn a_long_read_stops_no_writes_and_the_log_is_reused_after_it() {
     assert_eq!(count(), 160, "the read still sees what it saw");
     operator.execute_batch("COMMIT").unwrap();
     assert_eq!(count(), 1760);
-    // Slowly at first: how much the log grows while what was held is copied depends on how fast it is written.
+    // The first writes are slow: how much the log grows while the backlog is copied depends on
+    // their rate.
     for _ in 0..100 {
         store.decide(approval(None)).await.unwrap();
         tokio::time::sleep(Duration::from_millis(2)).await;
@@ -108,8 +109,8 @@ async fn a_long_read_stops_no_writes_and_the_log_is_reused_after_it() {
     store.close().await;
 }
 
-/// A store that cannot record what [`refused`] asks for. The event comes after the action's row: that one is taken back, and so
-/// is the batch, which is recorded without it.
+/// A store that cannot record the request of [`refused`]. The event comes after the action's row,
+/// so that row is rolled back with the batch. The rest of the batch is then recorded.
 fn refusing() -> (TempDir, SqliteStore) {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("aegis.db");
@@ -152,7 +153,7 @@ async fn a_request_that_cannot_be_recorded_fails_alone() {
     assert!(matches!(decided, Decided::Recorded(_)), "{decided:?}");
 }
 
-/// An approval by a call with an id of its own.
+/// An approval by a call with its own id.
 fn named(call: Uuid) -> Decide {
     Decide {
         call_id: Some(RequestId::from(call)),
@@ -198,7 +199,7 @@ async fn the_newest_calls_that_changed_nothing_are_remembered() {
     let request = approval(None);
     store.decide(request.clone()).await.unwrap();
     let calls: Vec<_> = (0..=MOST).map(|_| Uuid::new_v4()).collect();
-    // A call that is repeated takes no other's place.
+    // A repeated call takes no other call's place.
     for call in calls.iter().flat_map(|call| [call, call]) {
         let again = Decide {
             call_id: Some(RequestId::from(*call)),
@@ -236,7 +237,7 @@ async fn an_identity_that_meets_another_one_of_its_digest_is_refused_and_not_ans
     let store = SqliteStore::open(&path).unwrap();
     let request = approval(None);
     store.decide(request.clone()).await.unwrap();
-    // Nobody can find two of one digest; an edit by hand can make them.
+    // Nobody can find two identities with one digest, but an edit by hand can make them.
     let operator = Connection::open(&path).unwrap();
     operator
         .execute("UPDATE action SET tenant_id = 'another'", [])

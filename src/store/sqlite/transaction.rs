@@ -1,4 +1,4 @@
-//! A transaction of the writer: the records, as operations change them.
+//! A transaction of the writer: the ledger that operations change.
 
 use std::time::SystemTime;
 
@@ -15,7 +15,7 @@ use crate::store::operation::{Event, Inserted, Ledger, New, Record};
 pub(super) struct Transaction<'a> {
     connection: &'a Connection,
     repeats: &'a Repeats,
-    /// Remembered once this is committed.
+    /// Remembered once the transaction is committed.
     repeated: Vec<Repeat>,
     has_beaten: bool,
 }
@@ -25,7 +25,8 @@ impl<'a> Transaction<'a> {
         connection: &'a Connection,
         repeats: &'a Repeats,
     ) -> rusqlite::Result<Self> {
-        // Immediate: one that reads first and writes later fails if another program wrote meanwhile.
+        // Immediate, because a transaction that reads first and writes later fails if another
+        // program wrote in between.
         run(connection, "BEGIN IMMEDIATE")?;
         Ok(Self {
             connection,
@@ -41,7 +42,7 @@ impl<'a> Transaction<'a> {
         Ok(())
     }
 
-    /// Shows that a write is taken.
+    /// Writes the heartbeat, which shows that the database takes writes.
     pub(super) fn beat(&mut self) -> rusqlite::Result<()> {
         if self.has_beaten {
             return Ok(());
@@ -98,8 +99,8 @@ impl Ledger for Transaction<'_> {
             let row = self.connection.last_insert_rowid();
             return Ok(Inserted::New(new.record(row, request_id.into())));
         }
-        // Were it another identity's, of the same digest, there is none, and that is an error:
-        // nothing false is answered.
+        // If the row belongs to another identity with the same digest, nothing is found. That is an
+        // error, so that no other identity's action is answered.
         let record = self.find(new.identity)?;
         let record = record.ok_or(rusqlite::Error::QueryReturnedNoRows)?;
         Ok(Inserted::Existing(record))

@@ -1,4 +1,4 @@
-//! Whether a database file is sound: as SQLite sees it, and by what this store promises of its rows.
+//! Verification: whether a database file is sound for SQLite, and keeps the store's promises.
 
 use std::fs;
 use std::path::Path;
@@ -15,16 +15,16 @@ use crate::store::{Identity, Totals};
 /// The most faults that are listed.
 const MAX_FAULTS: usize = 100;
 
-/// How long another program's lock is waited for.
+/// How long the connection waits for another program's lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What a look at a whole database file has shown.
+/// The result of checking a whole database file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Verified {
     /// What is on record.
     pub totals: Totals,
-    /// What is wrong, in words, the first 100 of it. Empty if the file is sound.
+    /// The first 100 faults, in words. Empty if the file is sound.
     pub faults: Vec<String>,
 }
 
@@ -38,16 +38,16 @@ impl Faults {
     }
 }
 
-/// Looks at all of a database.
+/// Checks all of a database.
 pub(super) fn verify(path: &Path) -> Result<Verified, StoreError> {
     let connection = open(path)?;
     let read = || -> rusqlite::Result<Verified> {
-        // One state of the database, whatever a server does meanwhile.
+        // A transaction sees one state of the database, whatever a server does meanwhile.
         connection.execute_batch("BEGIN")?;
         let mut faults = Faults(Vec::new());
         integrity(&connection, &mut faults)?;
         let totals = super::totals(&connection)?;
-        // Of a file that is damaged nothing else can be said.
+        // If the file is damaged, no other check means anything.
         if faults.0.is_empty() {
             references(&connection, &mut faults)?;
             actions(&connection, &mut faults)?;
@@ -65,7 +65,7 @@ pub(super) fn verify(path: &Path) -> Result<Verified, StoreError> {
     }
 }
 
-/// Opens a database that a server may have open, too, to read it and to leave it as it is.
+/// Opens a database for reading and leaves it unchanged. A server may have it open, too.
 pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
     let refused = |fault: &str| {
         StoreError::incompatible(format!(
@@ -90,7 +90,8 @@ pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
     let connection = Connection::open_with_flags(path, flags).map_err(unreadable)?;
     let set_up = || -> rusqlite::Result<()> {
         connection.busy_timeout(BUSY_TIMEOUT)?;
-        // A log that a server left is the next server's to deal with. One that only this connection has made is removed.
+        // A log that a server left is for the next server to recover. A log that only this
+        // connection made is removed.
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, !had_no_log)?;
         connection.pragma_update(None, "trusted_schema", false)
     };
@@ -140,7 +141,7 @@ fn references(connection: &Connection, faults: &mut Faults) -> rusqlite::Result<
     Ok(())
 }
 
-/// What each row says of itself.
+/// Checks each row by itself.
 fn actions(connection: &Connection, faults: &mut Faults) -> rusqlite::Result<()> {
     let mut actions = connection.prepare(
         "SELECT id, identity, tenant_id, thread_id, idempotency_key, digest, payload FROM action",
@@ -159,7 +160,7 @@ fn actions(connection: &Connection, faults: &mut Faults) -> rusqlite::Result<()>
             let payload = Payload::from_json(&json).ok()?;
             Some(Fingerprint::of_payload(&payload).ok()?.0)
         });
-        // A payload that cannot be read has no digest, and an action without one has none to compare.
+        // An unreadable payload has no digest. A row without a payload has none to compare.
         if digest.is_some_and(|digest| digest.is_none() || row.get(5).ok() != digest) {
             faults.add(format!("action {id}: the digest is not the payload's"));
         }
@@ -182,7 +183,7 @@ fn identity(row: &Row<'_>) -> rusqlite::Result<Option<Identity>> {
     }))
 }
 
-/// An action is what its events have made of it.
+/// Checks each action against its events.
 fn events(connection: &Connection, faults: &mut Faults) -> rusqlite::Result<()> {
     for (sql, fault) in [
         (

@@ -24,13 +24,13 @@ use crate::store::Watchers;
 /// The most requests in one transaction.
 const MAX_BATCH: usize = 512;
 
-/// The least time between two attempts to recover.
+/// The shortest pause between two attempts to recover.
 const RECOVERY_PAUSE: Duration = Duration::from_millis(250);
 
-/// How long the writer waits for readers that keep the log from starting again.
+/// How long the writer waits for readers that keep the log from starting over.
 const REST_TIMEOUT: Duration = Duration::from_millis(50);
 
-/// How often the writer makes sure that its files are in their place when it has nothing else to do.
+/// How often an idle writer checks that its files are in place.
 const LOOK_AROUND: Duration = Duration::from_secs(1);
 
 pub(super) struct Writer {
@@ -38,24 +38,24 @@ pub(super) struct Writer {
     connection: Option<Connection>,
     /// The connection's log.
     log_file: Option<Log>,
-    /// Why this store will never take a write again.
+    /// The reason why this store will never write again.
     uprooted: Option<StoreError>,
     repeats: Arc<Repeats>,
     checkpointer: Option<Checkpointer>,
-    /// Pages in the log, as of the last commit.
+    /// Pages in the log at the last commit.
     log: Arc<AtomicU32>,
     state: Arc<State>,
     readers: Arc<Readers>,
     watchers: Watchers,
     recover_at: Instant,
-    /// Why the last recovery came to nothing, as far as the log has it.
+    /// The obstacle to the last recovery, as it was logged.
     obstacle: Option<String>,
     location: Arc<Location>,
-    /// Last: released when everything else is closed.
+    /// The last field: the lock is released when everything else is closed.
     lock: Option<Lock>,
 }
 
-/// What a writer is made of.
+/// The parts of a writer.
 pub(super) struct Parts {
     pub(super) commands: Receiver<Command>,
     pub(super) connection: Connection,
@@ -99,13 +99,14 @@ impl Writer {
             log.store(u32::try_from(pages).unwrap_or(0), Ordering::Relaxed);
             Ok(())
         }))?;
+        let page_size = connection.pragma_query_value(None, "page_size", |row| row.get(0))?;
         self.connection = Some(connection);
-        self.log_file = Some(Log::of(&self.location).map_err(missed)?);
-        // SQLite opens its files by their path, and has opened what was there.
+        self.log_file = Some(Log::of(&self.location, page_size).map_err(missed)?);
+        // SQLite opened its files by path, and what it found there may not be the right ones.
         self.look_around()
     }
 
-    /// Makes sure that the path leads to the files that are open.
+    /// Checks that the path leads to the open files.
     fn look_around(&self) -> Result<(), Fault> {
         if !self.location.is_in_place().map_err(missed)? {
             return Err(Fault::Uprooted(
@@ -113,9 +114,15 @@ impl Writer {
             ));
         }
         match &self.log_file {
-            Some(log) if !log.is_in_place().map_err(missed)? => Err(Fault::Uprooted(
-                "the database's log was renamed, removed or replaced while it was open",
-            )),
+            Some(log)
+                if !log
+                    .is_in_place(self.log.load(Ordering::Relaxed))
+                    .map_err(missed)? =>
+            {
+                Err(Fault::Uprooted(
+                    "the database's log was renamed, removed, replaced or emptied while it was open",
+                ))
+            }
             _ => Ok(()),
         }
     }
@@ -135,7 +142,7 @@ impl Writer {
                     }
                     continue;
                 }
-                // All handles are gone and the queue is empty.
+                // All handles are dropped, and the queue is empty.
                 Err(RecvTimeoutError::Disconnected) => break,
             }
             self.fill(&mut batch);
@@ -154,7 +161,7 @@ impl Writer {
         batch.extend(self.waiting().take(MAX_BATCH - batch.len()));
     }
 
-    /// The jobs that wait now.
+    /// The jobs that are in the queue now.
     fn waiting(&self) -> impl Iterator<Item = Box<dyn Job>> {
         self.commands
             .try_iter()
@@ -173,7 +180,8 @@ impl Writer {
         };
         let begun = Instant::now();
         let done = transact(connection, &repeats, batch);
-        // Before anything is acknowledged: it might be recorded where nobody will look.
+        // This check comes before any acknowledgement: the next start might not find the files that
+        // the batch was written to.
         match done.and_then(|()| self.look_around().map_err(Stop::Fault)) {
             Ok(()) => {
                 if batch.iter().any(|job| job.has_written()) {
@@ -190,8 +198,9 @@ impl Writer {
                     StoreError::unavailable("the request cannot be recorded").with_source(error);
                 refuse(batch.drain(..), &error);
             }
-            // Nothing of the batch is recorded. Which request it was shows when each has a transaction of its own. That this
-            // happens next to never is why no request has a savepoint, which copies every page that the request changes.
+            // Nothing of the batch is recorded. To find the faulty request, each runs in a
+            // transaction of its own. This is so rare that no request gets a savepoint, which would
+            // copy every page that the request changes.
             Err(Stop::Request(_)) => {
                 for job in batch.drain(..) {
                     self.serve(&mut vec![job]);
@@ -204,7 +213,7 @@ impl Writer {
         }
     }
 
-    /// The connection, opened again if that is due and possible.
+    /// The connection. It is opened again if that is due and possible.
     fn ready(&mut self) -> Option<&Connection> {
         let is_due = self.recover_at <= Instant::now();
         if self.connection.is_none() && self.uprooted.is_none() && is_due {
@@ -220,7 +229,7 @@ impl Writer {
                 }
                 Err(fault) => {
                     let obstacle = fault.cause().to_string();
-                    // Once for each obstacle, not four times a second.
+                    // Once per obstacle, not four times a second.
                     if self.obstacle.as_ref() != Some(&obstacle) {
                         tracing::warn!(path = %self.path().display(), obstacle, "the store is still unready");
                         self.obstacle = Some(obstacle);
@@ -228,7 +237,7 @@ impl Writer {
                     self.close_all();
                 }
             }
-            // It may have read a long log.
+            // The recovery may have read a long log.
             self.recover_at = Instant::now() + RECOVERY_PAUSE.max(begun.elapsed());
         }
         self.connection.as_ref()
@@ -247,13 +256,13 @@ impl Writer {
         Ok(())
     }
 
-    /// Takes note of a fault, and returns what to answer.
+    /// Handles a fault, and returns the error for the callers.
     fn fail(&mut self, fault: Fault) -> StoreError {
         if let Fault::Passing(error) = fault {
             tracing::warn!(path = %self.path().display(), %error, "the database takes no writes now");
             let error =
                 StoreError::unavailable("the database takes no writes now").with_source(error);
-            // Who waited behind this batch has waited as long, and would wait once more.
+            // Requests behind this batch have waited as long, and would have to wait once more.
             refuse(self.waiting().take(super::QUEUE), &error);
             return error;
         }
@@ -275,8 +284,8 @@ impl Writer {
         StoreError::unavailable("the database takes no writes").with_source(error)
     }
 
-    /// Closes everything after a fault, and keeps other programs from relying on what is in doubt. If a read is still under way,
-    /// the recovery does that.
+    /// Closes everything after a fault, and keeps other programs from relying on data that is in
+    /// doubt. If a read is still running, the recovery does the latter.
     fn abandon(&mut self) {
         self.close_all();
         if self.readers.is_empty()
@@ -287,7 +296,7 @@ impl Writer {
         }
     }
 
-    /// Leaves one file behind.
+    /// Closes the connection so that only the database file remains.
     fn close(&mut self) -> Result<(), Fault> {
         if self.connection.is_some() {
             self.look_around()?;
@@ -302,7 +311,8 @@ impl Writer {
         self.log_file = None;
     }
 
-    /// Brings what was acknowledged from the log into the database file, wherever both are now, and leaves their names alone.
+    /// Copies what was acknowledged from the log into the database file, wherever both are now,
+    /// without touching their names.
     fn give_up(&mut self) {
         if let Some(connection) = &self.connection
             && let Err(fault) = connection::checkpoint(connection, "TRUNCATE")
@@ -345,7 +355,8 @@ impl Writer {
 }
 
 impl Drop for Writer {
-    /// Also runs if the thread panics: whatever happens, callers are told and the lock is released.
+    /// Runs on a panic of the thread, too: callers always get an answer, and the lock is always
+    /// released.
     fn drop(&mut self) {
         if thread::panicking() {
             tracing::error!(path = %self.path().display(), "the store's writer has failed");
@@ -373,10 +384,10 @@ impl Drop for Writer {
     }
 }
 
-/// Why nothing of a batch was recorded.
+/// The reason why nothing of a batch was recorded.
 #[derive(Debug)]
 enum Stop {
-    /// A request cannot be recorded, and that is its own fault.
+    /// A request cannot be recorded because of a fault of its own.
     Request(rusqlite::Error),
     Fault(Fault),
 }
@@ -387,7 +398,7 @@ impl From<Fault> for Stop {
     }
 }
 
-/// Runs a batch in one transaction. On success everything that its answers say is durable.
+/// Runs a batch in one transaction. On success everything in its answers is durable.
 fn transact(
     connection: &Connection,
     repeats: &Repeats,
@@ -423,7 +434,8 @@ fn attempt(
     Ok(())
 }
 
-/// Copies what is left in the log, so that the next commit starts it again. `false` if a reader is in the way.
+/// Copies what is left in the log, so that the next commit starts it over. Returns `false` if a
+/// reader is in the way.
 fn copy_the_rest(connection: &Connection) -> Result<bool, Fault> {
     let progress = connection::with_busy_timeout(connection, REST_TIMEOUT, |connection| {
         connection::checkpoint(connection, "RESTART")

@@ -87,8 +87,8 @@ pub(crate) struct Serve {
     #[arg(long, env = "AEGIS_MAX_CONNECTIONS_PER_PEER", value_name = "NUMBER")]
     pub(crate) max_connections_per_peer: Option<NonZeroUsize>,
 
-    /// What to log to stderr, such as `warn` or `aegis_hitl=debug` [default: info]. SIGHUP reloads
-    /// it from the configuration file, unless it is set here or in the environment.
+    /// What to log to stderr, such as `warn` or `aegis_hitl=debug` [default: info,h2=error].
+    /// SIGHUP reloads it from the configuration file, unless it is set here or in the environment.
     #[arg(long, env = "AEGIS_LOG", value_name = "FILTER")]
     pub(crate) log: Option<String>,
 }
@@ -137,10 +137,8 @@ pub(crate) async fn run(args: Serve, context: Context) -> Result<(), Failure> {
         }
         None => (Auth::tenant_header(), None),
     };
-    let reload = Reload {
-        keys,
-        filter: file.filter(|_| !filter_is_given).map(|file| (file, log)),
-    };
+    let filter = file.filter(|_| !filter_is_given).map(|file| (file, log));
+    let reload = Reload::new(keys, filter);
 
     if let Some(path) = path.to_str().filter(|path| path.contains("://")) {
         return Err(Failure::usage(format!(
@@ -207,7 +205,7 @@ pub(crate) async fn run(args: Serve, context: Context) -> Result<(), Failure> {
             ended = &mut serving => break ended,
             () = store.failed() => return Err(failed()),
             signal = signals.next() => match signal {
-                Signal::Reload => reload.run(),
+                Signal::Reload => reload.start(),
                 Signal::Shutdown => {
                     say("draining");
                     let _ = stop.send(());
@@ -224,7 +222,11 @@ pub(crate) async fn run(args: Serve, context: Context) -> Result<(), Failure> {
     };
     let ended = ended.map_err(|error| Failure::other("the server failed").because(error))?;
     // Pending writes become durable, and the lock is released, before the process ends.
-    store.close().await;
+    // A disk that hangs must not keep a second signal from ending it.
+    tokio::select! {
+        () = store.close() => {}
+        () = signals.shutdown() => return Err(Failure::other("ended by a second signal")),
+    }
     match ended {
         Shutdown::Drained => Ok(()),
         _ => Err(Failure::other(

@@ -1,11 +1,11 @@
--- The checks are chains of OR: SQLite builds a temporary table for each IN of three values or more, on every insert.
+-- The checks use OR: for an IN of three or more values SQLite builds a temporary table on every
+-- insert.
 CREATE TABLE action (
     id              INTEGER PRIMARY KEY,
+    -- A UUIDv7, so that new ids are neighbours in the index.
     request_id      BLOB NOT NULL UNIQUE CHECK (length(request_id) = 16),
-                                                         -- a UUIDv7, so that new ones are neighbours in the index
+    -- The first 16 bytes of SHA-256 over tenant, thread and key, each behind a byte with its length.
     identity        BLOB NOT NULL UNIQUE CHECK (length(identity) = 16),
-                                                         -- of tenant, thread and key: the start of SHA-256 over each of them
-                                                         -- behind a byte that has its length
     tenant_id       TEXT NOT NULL,
     thread_id       TEXT NOT NULL,
     idempotency_key TEXT NOT NULL,
@@ -14,11 +14,14 @@ CREATE TABLE action (
     execution       TEXT CHECK (execution = 'claimed' OR execution = 'completed' OR execution = 'failed'
                         OR execution = 'unknown'),
     closed          TEXT CHECK (closed = 'expired' OR closed = 'cancelled'),
-    digest          BLOB CHECK (length(digest) = 32),    -- SHA-256 of the payload's canonical form
+    -- SHA-256 of the payload's canonical form.
+    digest          BLOB CHECK (length(digest) = 32),
     payload         TEXT,
     comment         TEXT,
-    call_id         ANY,                                 -- X-Request-Id of the decision: 16 bytes if a UUID, else text
-    created_at      INTEGER NOT NULL,                    -- microseconds since 1970, UTC
+    -- The X-Request-Id of the call that decided: 16 bytes if it is a UUID, else text.
+    call_id         ANY,
+    -- Times are microseconds since 1970, UTC.
+    created_at      INTEGER NOT NULL,
     decided_at      INTEGER,
     CHECK ((status = 'PENDING') = (decision IS NULL)),
     CHECK ((decision IS NULL) = (decided_at IS NULL)),
@@ -28,24 +31,27 @@ CREATE TABLE action (
     CHECK (closed IS NULL OR decision IS NOT NULL)
 ) STRICT;
 
--- One row for each transition of an action: the event to deliver and the audit trail in one. It is only ever appended to, and
--- what was delivered is a matter of the cursor of who delivers. Whoever removes old rows keeps the newest one: it is what keeps
--- a sequence number from being given out twice. (AUTOINCREMENT would, but rewrites a row of a second table each time.)
+-- One row for each transition of an action: both the event to deliver and the audit trail. Rows are
+-- only appended; a deliverer keeps its own cursor. When old rows are removed, the newest must stay,
+-- so that no sequence number is used twice. (AUTOINCREMENT would ensure that too, but rewrites a row
+-- of a second table for each event.)
 CREATE TABLE event (
     seq         INTEGER PRIMARY KEY,
     event_id    BLOB NOT NULL CHECK (length(event_id) = 16),
-    at          INTEGER NOT NULL,                        -- microseconds since 1970, UTC
+    at          INTEGER NOT NULL,
     actor       TEXT NOT NULL,
-    verb        TEXT NOT NULL,                           -- what was asked for: submit, approve, reject
+    -- The requested operation: submit, approve or reject.
+    verb        TEXT NOT NULL,
     action      INTEGER NOT NULL REFERENCES action (id),
     from_status TEXT,
     to_status   TEXT NOT NULL,
     decision    TEXT,
     execution   TEXT,
-    call_id     ANY                                      -- X-Request-Id of the call
+    -- The X-Request-Id of the call.
+    call_id     ANY
 ) STRICT;
 
--- For a status by call id. Ids that are no UUIDs are not looked up.
+-- For a status by call id. Only UUIDs are looked up.
 CREATE INDEX event_call ON event (call_id) WHERE typeof(call_id) = 'blob';
 
 -- One row, rewritten to show that a write is durable.
@@ -54,7 +60,7 @@ CREATE TABLE heartbeat (
     at INTEGER NOT NULL
 ) STRICT;
 
--- For people: ids and times as text.
+-- For people to read: ids and times are text.
 CREATE VIEW readable_action AS
 SELECT
     lower(format('%s-%s-%s-%s-%s', substr(hex(request_id), 1, 8), substr(hex(request_id), 9, 4),
