@@ -2,15 +2,15 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use aegis_hitl::store::{
     Decide, Decided, SqliteStore, Store, StoreError, Submit, Submitted, Totals, Watch, Watchers,
 };
 use aegis_hitl::{Action, TenantId};
-use rusqlite::{Connection, OpenFlags};
 use tempfile::TempDir;
 use uuid::Uuid;
+
+use super::rows::edit;
 
 #[derive(Clone)]
 pub struct Disk {
@@ -57,15 +57,6 @@ impl Disk {
     fn edit(&self, change: &str, key: &str) {
         edit(&self.path(), change, key);
     }
-}
-
-/// Changes the row of a key behind the store's back.
-pub fn edit(database: &std::path::Path, change: &str, key: &str) {
-    let connection =
-        Connection::open_with_flags(database, OpenFlags::SQLITE_OPEN_READ_WRITE).unwrap();
-    connection.busy_timeout(Duration::from_secs(10)).unwrap();
-    let sql = format!("UPDATE action SET {change} WHERE idempotency_key = ?1");
-    assert_eq!(connection.execute(&sql, [key]).unwrap(), 1);
 }
 
 impl Store for Disk {

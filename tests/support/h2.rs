@@ -1,4 +1,4 @@
-//! An HTTP/2 client that writes its frames by hand, so that it can misbehave.
+//! HTTP/2 by hand, so that it can misbehave: a client, and the frames of a server.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -25,13 +25,47 @@ pub const END_HEADERS: u8 = 4;
 /// `SETTINGS_INITIAL_WINDOW_SIZE`: how much of each answer the server may send at once.
 const INITIAL_WINDOW: u16 = 4;
 
-/// A frame that the server sent.
+/// A frame as the other side sent it.
 #[derive(Debug)]
 pub struct Frame {
     pub kind: u8,
     pub flags: u8,
     pub stream: u32,
     pub payload: Vec<u8>,
+}
+
+impl Frame {
+    /// Reads a whole frame; `None` if the stream ends.
+    pub async fn read(stream: &mut TcpStream) -> Option<Self> {
+        let mut head = [0; 9];
+        stream.read_exact(&mut head).await.ok()?;
+        let len = usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2]);
+        let mut payload = vec![0; len];
+        stream.read_exact(&mut payload).await.ok()?;
+        Some(Self {
+            kind: head[3],
+            flags: head[4],
+            stream: u32::from_be_bytes([head[5], head[6], head[7], head[8]]),
+            payload,
+        })
+    }
+}
+
+/// The bytes of a frame.
+pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    let mut frame = length[1..].to_vec();
+    frame.extend([kind, flags]);
+    frame.extend(stream.to_be_bytes());
+    frame.extend(payload);
+    frame
+}
+
+/// A head with this status, uncompressed.
+pub fn status(code: &str) -> Vec<u8> {
+    let mut block = vec![0x08, 3];
+    block.extend_from_slice(code.as_bytes());
+    block
 }
 
 /// A connection that is alive, as it acknowledges settings and answers pings, whatever else it does.
@@ -55,14 +89,20 @@ impl H2 {
         h2
     }
 
+    /// A connection that has had an answer, and is kept.
+    pub async fn kept(addr: SocketAddr) -> Self {
+        let mut client = Self::connect(addr, 65_535).await;
+        client.get("/livez", &[]).await;
+        client.until(DATA).await;
+        client
+    }
+
     /// Writes a frame. A server that is gone already is seen when the next one is read.
     pub async fn write(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
-        let len = u32::try_from(payload.len()).unwrap().to_be_bytes();
-        let mut frame = len[1..].to_vec();
-        frame.extend([kind, flags]);
-        frame.extend(stream.to_be_bytes());
-        frame.extend(payload);
-        _ = self.stream.write_all(&frame).await;
+        _ = self
+            .stream
+            .write_all(&frame(kind, flags, stream, payload))
+            .await;
     }
 
     /// Sends a whole `GET` and returns its stream.
@@ -91,7 +131,7 @@ impl H2 {
     /// Reads the next frame that is not about the connection's upkeep; `None` once the server has closed.
     pub async fn next(&mut self) -> Option<Frame> {
         loop {
-            let frame = self.read().await?;
+            let frame = Frame::read(&mut self.stream).await?;
             match frame.kind {
                 SETTINGS if frame.flags & ACK == 0 => self.write(SETTINGS, ACK, 0, &[]).await,
                 PING if frame.flags & ACK == 0 => {
@@ -101,20 +141,6 @@ impl H2 {
                 _ => return Some(frame),
             }
         }
-    }
-
-    async fn read(&mut self) -> Option<Frame> {
-        let mut head = [0; 9];
-        self.stream.read_exact(&mut head).await.ok()?;
-        let len = usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2]);
-        let mut payload = vec![0; len];
-        self.stream.read_exact(&mut payload).await.ok()?;
-        Some(Frame {
-            kind: head[3],
-            flags: head[4],
-            stream: u32::from_be_bytes([head[5], head[6], head[7], head[8]]),
-            payload,
-        })
     }
 
     /// Reads until a frame of this kind, which must come.

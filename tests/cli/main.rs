@@ -1,0 +1,27 @@
+//! The `aegis` binary as a process, and the embedded store in processes that are killed.
+
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    clippy::unwrap_used
+)]
+
+mod binary;
+#[path = "../support/mod.rs"]
+mod support;
+
+mod commands;
+mod crash;
+#[cfg(unix)]
+mod full_disk;
+#[cfg(unix)]
+mod limits;
+mod python_sdk;
+#[cfg(unix)]
+mod reload;
+#[cfg(target_os = "linux")]
+mod store_process;

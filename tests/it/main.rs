@@ -1,0 +1,59 @@
+//! The crate from outside, in this process. What runs the `aegis` binary is in `tests/cli`.
+
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    clippy::unwrap_used
+)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+#[cfg(all(
+    feature = "client",
+    feature = "tls",
+    feature = "reqwest",
+    feature = "test-util"
+))]
+mod adversary;
+mod architecture;
+#[cfg(all(feature = "client", feature = "server"))]
+mod bad_input;
+#[cfg(all(feature = "server", feature = "test-util"))]
+mod capacity;
+#[cfg(all(feature = "client", feature = "test-util"))]
+mod client;
+#[cfg(all(feature = "client", feature = "reqwest", feature = "test-util"))]
+mod clients;
+#[cfg(all(feature = "client", feature = "server"))]
+mod concurrency;
+#[cfg(all(feature = "client", feature = "test-util"))]
+mod connections;
+#[cfg(all(feature = "client", feature = "server"))]
+mod decision_table;
+#[cfg(all(feature = "client", feature = "test-util", feature = "tracing"))]
+mod events;
+#[cfg(all(feature = "client", feature = "server"))]
+mod hosts;
+#[cfg(all(feature = "tls", feature = "test-util"))]
+mod https;
+#[cfg(all(feature = "client", feature = "test-util"))]
+mod layers;
+mod manual;
+#[cfg(all(feature = "client", feature = "test-util"))]
+mod never_sent;
+#[cfg(feature = "server")]
+mod shutdown;
+#[cfg(all(feature = "client", feature = "server", feature = "test-util"))]
+mod simulation;
+mod stacks;
+#[cfg(all(feature = "client", feature = "server"))]
+mod status;
+#[cfg(all(feature = "server", feature = "test-util"))]
+mod store;
+#[cfg(all(feature = "client", feature = "test-util"))]
+mod verify;
