@@ -51,7 +51,12 @@ pub(crate) fn rule(recorded: Recorded<'_>, asked: Asked<'_>) -> Ruling {
     if payloads_differ(recorded.digest, asked.digest) {
         return Ruling::PayloadMismatch;
     }
+    let same_call = asked.call_id.is_some() && asked.call_id == recorded.call_id;
     let decision = match (recorded.status, recorded.decision) {
+        // A late retry of the call whose decision failed since: nobody has decided again.
+        (Status::Failed, Some(decision)) if same_call && decision == asked.decision => {
+            return Ruling::Replay;
+        }
         // Carrying out the recorded decision failed, or is in doubt: a human decides again.
         (Status::Failed, _) => return Ruling::Record,
         // A store never reads an unknown status. If it did, a decided action would still be
@@ -60,7 +65,6 @@ pub(crate) fn rule(recorded: Recorded<'_>, asked: Asked<'_>) -> Ruling {
         (Status::Committed | Status::Other, Some(decision)) => decision,
     };
     if decision == asked.decision {
-        let same_call = asked.call_id.is_some() && asked.call_id == recorded.call_id;
         if same_call {
             Ruling::Replay
         } else {

@@ -10,6 +10,8 @@
     clippy::unwrap_used
 )]
 
+#[cfg(unix)]
+mod adversary;
 mod binary;
 #[path = "../support/mod.rs"]
 mod support;

@@ -16,7 +16,7 @@ use crate::support::{Call, HANG};
 
 fn line(secret: &str, name: &str) -> String {
     let key = ApiKey::new(secret).unwrap();
-    format!("{} acme {name}\n", Keys::digest(&key))
+    format!("{} acme {name} decide\n", Keys::digest(&key))
 }
 
 fn write(file: &Path, text: &str) {

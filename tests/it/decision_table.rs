@@ -332,7 +332,7 @@ async fn a_decision_may_take_two_seconds_unless_set_otherwise() {
 fn keys() -> Auth {
     let line =
         |key: &str, rest: &str| format!("{} {rest}\n", Keys::digest(&ApiKey::new(key).unwrap()));
-    let text = line("sk-acme", "acme alice")
+    let text = line("sk-acme", "acme alice decide")
         + &line("sk-read", "acme dashboard read")
         + &line("sk-other", "other bob decide");
     Auth::keys(Keys::parse(&text).unwrap())

@@ -278,7 +278,7 @@ async fn a_server_on_every_address_answers_for_every_address_and_for_no_name() {
 #[tokio::test]
 async fn with_keys_hosts_are_checked_only_where_they_are_set() {
     let key = ApiKey::new("sk").unwrap();
-    let keys = Keys::parse(&format!("{} t alice", Keys::digest(&key))).unwrap();
+    let keys = Keys::parse(&format!("{} t alice decide", Keys::digest(&key))).unwrap();
     for (hosts, status) in [(None, [202, 202]), (Some("own.example"), [421, 403])] {
         let disk = Disk::default();
         let server = start_with(

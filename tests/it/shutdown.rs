@@ -332,7 +332,10 @@ async fn the_tenant_header_is_trusted_on_loopback_only() {
     let told = bind().await.trust_tenant_header(true);
     assert!(told.serve(trusting(), async {}).await.unwrap().is_drained());
 
-    let line = format!("{} acme alice", Keys::digest(&ApiKey::new("sk").unwrap()));
+    let line = format!(
+        "{} acme alice decide",
+        Keys::digest(&ApiKey::new("sk").unwrap())
+    );
     let with_keys = HitlService::builder(Disk::default())
         .auth(Auth::keys(Keys::parse(&line).unwrap()))
         .build()

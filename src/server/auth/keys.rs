@@ -199,7 +199,7 @@ mod tests {
     #[test]
     fn a_line_says_whose_key_it_is_and_what_it_allows() {
         let text = format!(
-            "\u{feff}# keys\r\n\r\n  {}\tacme  alice \r\n{} acme bot read",
+            "\u{feff}# keys\r\n\r\n  {}\tacme  alice decide \r\n{} acme bot read",
             ABC.to_uppercase(),
             Keys::digest(&key("two"))
         );
@@ -218,6 +218,7 @@ mod tests {
         let cases = [
             ("sk_live_1 acme alice".to_owned(), "the first field is not"),
             (format!("{ABC} acme"), "allowed are"),
+            (format!("{ABC} acme alice"), "there is no scope"),
             (format!("{ABC} acme alice write"), "the scope is neither"),
             (format!("{ABC} acme alice read x"), "more than four fields"),
             (format!("{ABC} akmé alice"), "the tenant id has"),
@@ -226,7 +227,10 @@ mod tests {
                 format!("{} acme alice", "é".repeat(32)),
                 "the first field is not",
             ),
-            (format!("{ABC} a b\n{ABC} c d"), "on line 2 already"),
+            (
+                format!("{ABC} a b read\n{ABC} c d read"),
+                "on line 2 already",
+            ),
         ];
         for (content, what) in cases {
             let error = Keys::parse(&format!("# first\n{content}")).unwrap_err();
@@ -239,7 +243,7 @@ mod tests {
 
     #[test]
     fn debug_shows_no_digest() {
-        let keys = Keys::parse(&format!("{ABC} acme alice")).unwrap();
+        let keys = Keys::parse(&format!("{ABC} acme alice decide")).unwrap();
         assert_eq!(format!("{keys:?}"), "Keys { len: 1 }");
     }
 }

@@ -17,7 +17,12 @@ pub(super) enum Fault {
     Broken(Cause),
     /// The path no longer leads to the open files. The next start would not find what is written
     /// there.
-    Uprooted(&'static str),
+    Uprooted {
+        how: &'static str,
+        /// Whether the open log still has what was committed to it, wherever it is. One that
+        /// others have written to is not copied anywhere.
+        log_is_whole: bool,
+    },
 }
 
 impl Fault {
@@ -41,7 +46,7 @@ impl Fault {
         match self {
             Self::Full(error) => Cause::Database(error),
             Self::Passing(cause) | Self::Broken(cause) => cause,
-            Self::Uprooted(how) => Cause::Uprooted(how),
+            Self::Uprooted { how, .. } => Cause::Uprooted(how),
         }
     }
 }

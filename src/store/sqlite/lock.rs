@@ -14,6 +14,8 @@ use super::StoreError;
 #[derive(Debug)]
 pub(super) struct Location {
     pub(super) path: PathBuf,
+    /// The path as it was given. The next start follows its links anew.
+    given: PathBuf,
     pub(super) file: Arc<DatabaseFile>,
 }
 
@@ -129,7 +131,8 @@ impl Location {
 
     /// Whether the path still leads to the open file.
     pub(super) fn is_in_place(&self) -> io::Result<bool> {
-        Ok(FileId::at(&self.path)? == Some(self.file.id))
+        let id = Some(self.file.id);
+        Ok(FileId::at(&self.path)? == id && FileId::at(&self.given)? == id)
     }
 }
 
@@ -163,27 +166,24 @@ impl Log {
         })
     }
 
-    /// Whether the paths still lead to the open files, and the log holds as many pages as were
-    /// committed to it: whoever empties it in place leaves it where it is.
-    pub(super) fn is_in_place(&self, pages: u32) -> io::Result<bool> {
+    /// Whether the path still leads to the open log.
+    pub(super) fn is_in_place(&self) -> io::Result<bool> {
+        Ok(FileId::at(&self.path)? == self.id)
+    }
+
+    /// Whether the log and its index are as this store has left them: the index is the one that it
+    /// shares with other programs, and the log holds the pages that were committed to it. Whoever
+    /// empties it in place leaves it where it is.
+    pub(super) fn is_whole(&self, pages: u32) -> io::Result<bool> {
         let (index, index_id) = &self.index;
         if FileId::at(index)? != *index_id {
             return Ok(false);
         }
-        let Some(id) = self.id else {
-            return Ok(FileId::at(&self.path)?.is_none());
-        };
-        match fs::metadata(&self.path) {
-            Ok(log) => {
-                let least = match pages {
-                    0 => 0,
-                    pages => LOG_HEADER + u64::from(pages) * self.frame,
-                };
-                Ok(FileId::of(&log) == id && log.len() >= least)
-            }
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(error),
+        if pages == 0 {
+            return Ok(true);
         }
+        let least = LOG_HEADER + u64::from(pages) * self.frame;
+        Ok(fs::metadata(&self.path)?.len() >= least)
     }
 }
 
@@ -203,6 +203,8 @@ pub(super) struct Lock {
 
 /// Finds or creates the database file and locks it.
 pub(super) fn acquire(path: &Path) -> Result<(Location, Lock), StoreError> {
+    // Absolute, in case the process changes its folder.
+    let given = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let path = canonical(path)?;
     let mut lock = Lock::acquire(&path)?;
     let refused = |error: io::Error| {
@@ -220,7 +222,7 @@ pub(super) fn acquire(path: &Path) -> Result<(Location, Lock), StoreError> {
         )));
     }
     lock.database = Some(file.clone());
-    Ok((Location { path, file }, lock))
+    Ok((Location { path, given, file }, lock))
 }
 
 fn canonical(path: &Path) -> Result<PathBuf, StoreError> {

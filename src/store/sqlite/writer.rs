@@ -106,25 +106,35 @@ impl Writer {
         self.look_around()
     }
 
-    /// Checks that the path leads to the open files.
+    /// Checks that the paths lead to the open files, and that nobody else has written to the log.
     fn look_around(&self) -> Result<(), Fault> {
+        let moved = |how| Fault::Uprooted {
+            how,
+            log_is_whole: true,
+        };
         if !self.location.is_in_place().map_err(missed)? {
-            return Err(Fault::Uprooted(
+            return Err(moved(
                 "the database file was renamed, removed or replaced while it was open",
             ));
         }
-        match &self.log_file {
-            Some(log)
-                if !log
-                    .is_in_place(self.log.load(Ordering::Relaxed))
-                    .map_err(missed)? =>
-            {
-                Err(Fault::Uprooted(
-                    "the database's log was renamed, removed, replaced or emptied while it was open",
-                ))
-            }
-            _ => Ok(()),
+        let Some(log) = &self.log_file else {
+            return Ok(());
+        };
+        if !log.is_in_place().map_err(missed)? {
+            return Err(moved(
+                "the database's log was renamed, removed or replaced while it was open",
+            ));
         }
+        if !log
+            .is_whole(self.log.load(Ordering::Relaxed))
+            .map_err(missed)?
+        {
+            return Err(Fault::Uprooted {
+                how: "the database's log was emptied, or its index replaced, while it was open",
+                log_is_whole: false,
+            });
+        }
+        Ok(())
     }
 
     /// Serves until the store is closed or dropped.
@@ -136,7 +146,7 @@ impl Writer {
                 Ok(Command::Wake) => continue,
                 Err(RecvTimeoutError::Timeout) => {
                     if self.uprooted.is_none()
-                        && let Err(fault @ Fault::Uprooted(_)) = self.look_around()
+                        && let Err(fault @ Fault::Uprooted { .. }) = self.look_around()
                     {
                         self.fail(fault);
                     }
@@ -173,7 +183,13 @@ impl Writer {
 
     fn serve(&mut self, batch: &mut Vec<Box<dyn Job>>) {
         let repeats = self.repeats.clone();
-        let Some(connection) = self.ready() else {
+        // Before anything is written, too: a commit to a log that was emptied would hide it.
+        if self.ready().is_some()
+            && let Err(fault) = self.look_around()
+        {
+            self.fail(fault);
+        }
+        let Some(connection) = &self.connection else {
             let error = self.uprooted.clone().unwrap_or_else(unready);
             refuse(batch.drain(..), &error);
             return;
@@ -224,7 +240,7 @@ impl Writer {
                     self.obstacle = None;
                     self.state.set_ready();
                 }
-                Err(fault @ Fault::Uprooted(_)) => {
+                Err(fault @ Fault::Uprooted { .. }) => {
                     self.fail(fault);
                 }
                 Err(fault) => {
@@ -267,14 +283,18 @@ impl Writer {
             return error;
         }
         self.state.set_unready();
-        if let Fault::Uprooted(how) = fault {
+        if let Fault::Uprooted { how, log_is_whole } = fault {
             tracing::error!(
                 path = %self.path().display(),
                 "{how}; the store takes nothing any more until it is opened again"
             );
             let error = StoreError::unavailable(how);
             self.uprooted = Some(error.clone());
-            self.give_up();
+            if log_is_whole {
+                self.give_up();
+            } else {
+                self.close_all();
+            }
             return error;
         }
         let error = fault.cause();
@@ -372,7 +392,8 @@ impl Drop for Writer {
         };
         match closed {
             Ok(()) => {}
-            Err(Fault::Uprooted(_)) => self.give_up(),
+            Err(Fault::Uprooted { log_is_whole, .. }) if log_is_whole => self.give_up(),
+            Err(Fault::Uprooted { .. }) => self.close_all(),
             Err(fault) => {
                 let error = fault.cause();
                 tracing::info!(path = %self.path().display(), %error, "the log is left for the next start");
