@@ -1214,7 +1214,7 @@ fn on_a_terminal(command: &Command, no_color: bool) -> Process {
         terminal.env("NO_COLOR", "1");
     }
     terminal.stdin(Stdio::piped()).stdout(Stdio::piped());
-    Process::start(terminal)
+    Process::start(bound(&terminal))
 }
 
 /// Reads until this has been read.
