@@ -1213,8 +1213,9 @@ fn on_a_terminal(command: &Command, no_color: bool) -> Process {
     if no_color {
         terminal.env("NO_COLOR", "1");
     }
+    let mut terminal = bound(&terminal);
     terminal.stdin(Stdio::piped()).stdout(Stdio::piped());
-    Process::start(bound(&terminal))
+    Process::start(terminal)
 }
 
 /// Reads until this has been read.

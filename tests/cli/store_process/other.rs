@@ -69,6 +69,15 @@ impl Other {
         self.line()
     }
 
+    /// Kills the process, and returns what it said at the end, such as why it panicked.
+    pub(super) fn last_words(&mut self) -> String {
+        // The output ends with it, if it has not ended already.
+        let _ = self.child.kill();
+        let mut rest = String::new();
+        self.output.read_to_string(&mut rest).unwrap();
+        rest
+    }
+
     /// Kills the process, and returns what it said before it died, without what it did not say to the end.
     pub(super) fn kill(mut self) -> Vec<String> {
         self.child.kill().unwrap();

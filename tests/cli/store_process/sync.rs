@@ -86,7 +86,7 @@ impl Faulty {
         let mut refused = 0;
         while self.acknowledged.len() < enough {
             let line = self.other.line();
-            assert_ne!(line, "", "it ended");
+            assert_ne!(line, "", "it ended: {}", self.other.last_words());
             self.note(&line);
             refused += usize::from(line == "unavailable");
             assert!(refused < PATIENCE, "it does not recover");
