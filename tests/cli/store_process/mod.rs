@@ -53,7 +53,11 @@ async fn child() {
     let store = SqliteStore::open(path).unwrap();
     eprintln!("open");
     match &*role {
-        "hold" => until_told(),
+        "hold" => {
+            until_told();
+            // Else the process could end first and leave the log, by the name that it has here.
+            store.close().await;
+        }
         "load" => load(store).await,
         "insist" => insist(store).await,
         "mourn" => mourn(store).await,
