@@ -66,6 +66,14 @@ fn all_are_on_record(path: &Path, keys: &[String]) {
     server.stop().expect(0);
 }
 
+/// Asks for three more decisions, kills the server, and looks for those that it acknowledged.
+fn loses_nothing_it_acknowledges(server: Served, path: &Path) {
+    let keys = (0..3).map(|number| format!("after-{number}"));
+    let recorded: Vec<_> = keys.filter(|key| approve(&server, key) == 202).collect();
+    server.kill();
+    all_are_on_record(path, &recorded);
+}
+
 // ---- The files under a running server -----------------------------------------------------------
 
 #[test]
@@ -81,14 +89,7 @@ fn a_server_whose_log_index_is_removed_acknowledges_nothing_that_is_lost() {
         .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))
         .unwrap();
     drop(other);
-    let keys: Vec<_> = (0..3).map(|number| format!("after-{number}")).collect();
-    let recorded: Vec<_> = keys
-        .iter()
-        .filter(|key| approve(&server, key) == 202)
-        .cloned()
-        .collect();
-    server.kill();
-    all_are_on_record(&path, &recorded);
+    loses_nothing_it_acknowledges(server, &path);
 }
 
 #[test]
@@ -104,14 +105,7 @@ fn a_server_whose_log_is_emptied_acknowledges_nothing_that_is_lost() {
         .unwrap()
         .set_len(0)
         .unwrap();
-    let keys: Vec<_> = (0..3).map(|number| format!("after-{number}")).collect();
-    let recorded: Vec<_> = keys
-        .iter()
-        .filter(|key| approve(&server, key) == 202)
-        .cloned()
-        .collect();
-    server.kill();
-    all_are_on_record(&path, &recorded);
+    loses_nothing_it_acknowledges(server, &path);
 }
 
 #[test]

@@ -14,8 +14,8 @@ use super::StoreError;
 #[derive(Debug)]
 pub(super) struct Location {
     pub(super) path: PathBuf,
-    /// The path as it was given. The next start follows its links anew.
-    given: PathBuf,
+    /// The path as it was given, if that is another one: the next start follows its links anew.
+    given: Option<PathBuf>,
     pub(super) file: Arc<DatabaseFile>,
 }
 
@@ -132,7 +132,12 @@ impl Location {
     /// Whether the path still leads to the open file.
     pub(super) fn is_in_place(&self) -> io::Result<bool> {
         let id = Some(self.file.id);
-        Ok(FileId::at(&self.path)? == id && FileId::at(&self.given)? == id)
+        for path in std::iter::once(&self.path).chain(&self.given) {
+            if FileId::at(path)? != id {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 }
 
@@ -206,6 +211,7 @@ pub(super) fn acquire(path: &Path) -> Result<(Location, Lock), StoreError> {
     // Absolute, in case the process changes its folder.
     let given = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let path = canonical(path)?;
+    let given = Some(given).filter(|given| *given != path);
     let mut lock = Lock::acquire(&path)?;
     let refused = |error: io::Error| {
         StoreError::incompatible(format!(
