@@ -112,6 +112,9 @@ fn set_limit(pid: u32, limit: u32) {
 async fn a_server_without_descriptors_says_so_once_and_goes_on() {
     let folder = tempfile::TempDir::new().unwrap();
     let served = Served::start(limited("-n 400", &folder.path().join("aegis.db")));
+    // It says that it listens just before it looks at the limit for the last time.
+    let call = Call::new(served.addr, "GET", "/livez").send();
+    assert_eq!(timeout(HANG, call).await.unwrap().status, 200);
     set_limit(served.pid(), 5);
     let call = tokio::spawn(Call::new(served.addr, "GET", "/livez").send());
     let (served, line) = tokio::task::spawn_blocking(move || {

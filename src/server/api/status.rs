@@ -96,6 +96,7 @@ impl<St: Store> Api<St> {
         let deadline = Instant::now() + limit;
         // Subscribe, read, then wait: the subscription catches a decision made after the read.
         let mut watch = self.store.watch(id);
+        tracing::trace!("a request waits for a decision");
         loop {
             let Some(now) = self.await_store(self.store.find(id, None)).await? else {
                 return Ok(action);
