@@ -76,7 +76,7 @@ impl Connection {
             None => Uuid::new_v4(),
         };
         self.next += 1;
-        for (at, uuid) in [(self.key, key), (self.id, Uuid::new_v4())] {
+        for (at, uuid) in [(self.key, key), (self.id, Uuid::now_v7())] {
             let place = &mut self.request[at..at + Hyphenated::LENGTH];
             uuid.hyphenated().encode_lower(place);
         }
