@@ -185,6 +185,7 @@ fn asked(thread: i64) -> Decide {
         comment: None,
         actor: Actor::new("acme"),
         require_submission: false,
+        allow_self_approval: true,
     }
 }
 

@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::{Escaped, IdempotencyKey, RequestId, TenantId, ThreadId};
+use super::{Digest, Escaped, Event, IdempotencyKey, RequestId, TenantId, ThreadId};
 
 /// A name outside of a closed set, such as `"aprove"` instead of `approve` or `reject`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,6 +16,16 @@ pub struct UnknownName {
     what: &'static str,
     name: String,
     allowed: &'static str,
+}
+
+impl UnknownName {
+    pub(crate) fn new(what: &'static str, name: &str, allowed: &'static str) -> Self {
+        Self {
+            what,
+            name: name.to_owned(),
+            allowed,
+        }
+    }
 }
 
 impl fmt::Display for UnknownName {
@@ -59,7 +69,7 @@ macro_rules! words {
             fn from_str(name: &str) -> Result<Self, Self::Err> {
                 match name {
                     $($word => Ok(Self::$variant),)+
-                    _ => Err(UnknownName { what: $what, name: name.to_owned(), allowed: $allowed }),
+                    _ => Err($crate::protocol::UnknownName::new($what, name, $allowed)),
                 }
             }
         }
@@ -81,6 +91,8 @@ macro_rules! words {
         }
     };
 }
+
+pub(crate) use words;
 
 /// A reviewer's decision on an action.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -146,6 +158,23 @@ words!(Execution, "execution", "'claimed', 'completed', 'failed' and 'unknown'",
     Completed => "completed",
     Failed => "failed",
     Unknown => "unknown",
+}, other: Other);
+
+/// Why an action was closed without a reviewer's decision.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Closed {
+    /// Nobody decided before the action's `expires_at`: `expired`.
+    Expired,
+    /// Its submitter withdrew it: `cancelled`.
+    Cancelled,
+    /// A word from another server that this version does not know.
+    Other,
+}
+
+words!(Closed, "reason for closing", "'expired' and 'cancelled'", {
+    Expired => "expired",
+    Cancelled => "cancelled",
 }, other: Other);
 
 /// What the action is about: a JSON object, kept as the text that was sent.
@@ -223,10 +252,66 @@ impl PartialEq for Payload {
 
 impl Eq for Payload {}
 
+/// The result of an action: any JSON value, kept as the text that was sent.
+///
+/// `Debug` does not show it.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct JsonText(Box<RawValue>);
+
+impl JsonText {
+    /// Serializes `value`.
+    ///
+    /// # Errors
+    ///
+    /// If `value` cannot be serialized.
+    pub fn new<T: Serialize + ?Sized>(value: &T) -> Result<Self, serde_json::Error> {
+        serde_json::value::to_raw_value(value).map(Self)
+    }
+
+    /// Parses a JSON value from text.
+    ///
+    /// # Errors
+    ///
+    /// If `text` is not JSON.
+    pub fn from_json(text: &str) -> Result<Self, serde_json::Error> {
+        serde_json::from_str(text.trim()).map(Self)
+    }
+
+    /// Returns the JSON text.
+    pub fn as_str(&self) -> &str {
+        self.0.get()
+    }
+
+    /// Deserializes the value.
+    ///
+    /// # Errors
+    ///
+    /// If the value does not have the shape of a `T`.
+    pub fn parse<'de, T: Deserialize<'de>>(&'de self) -> Result<T, serde_json::Error> {
+        serde_json::from_str(self.as_str())
+    }
+}
+
+impl fmt::Debug for JsonText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JsonText(..)")
+    }
+}
+
+impl PartialEq for JsonText {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_str() == other.as_str()
+    }
+}
+
+impl Eq for JsonText {}
+
 /// An action as the server has it on record.
 ///
 /// Its identity is tenant, thread and idempotency key. The status shown to a caller without
-/// credentials has only the id, the state and the times. `Debug` shows neither payload nor comment.
+/// credentials has only the id, the state and the times. Answers to decisions and lists leave out
+/// the members from `title` on. `Debug` shows none of what people or agents wrote.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Action {
@@ -246,24 +331,55 @@ pub struct Action {
     /// The decision on record. An unknown word reads as `None`.
     #[serde(default, deserialize_with = "known_decision")]
     pub decision: Option<Decision>,
+    /// Why nobody decided. The decision is then [`Decision::Reject`].
+    #[serde(default)]
+    pub closed: Option<Closed>,
     /// How far the execution has come.
     #[serde(default)]
     pub execution: Option<Execution>,
+    /// The digest of what is to be run: of the payload, or of the payload as the reviewer edited
+    /// it. Text that is no digest reads as `None`.
+    #[serde(default, deserialize_with = "known_digest")]
+    pub digest: Option<Digest>,
     /// When the server first recorded the action.
     #[serde(default, with = "rfc3339", skip_serializing_if = "Option::is_none")]
     pub created_at: Option<SystemTime>,
     /// When the decision was recorded.
     #[serde(default, with = "rfc3339")]
     pub decided_at: Option<SystemTime>,
+    /// The owner of the credential that decided, or `system:expiry`.
+    #[serde(default)]
+    pub decided_by: Option<String>,
     /// Whether this answer repeats the one recorded for the same call.
     #[serde(default)]
     pub replayed: bool,
-    /// What the action is about.
+    /// What the action is about, in a line for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub title: Option<String>,
+    /// What the action is about, as it was submitted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub payload: Option<Payload>,
+    /// The payload as the reviewer edited it. This is what is to be run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub edited_payload: Option<Payload>,
     /// The reviewer's comment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub comment: Option<String>,
+    /// What the claimant reported with its success.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<JsonText>,
+    /// What the claimant reported with its failure.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// When the action expires if nobody has decided.
+    #[serde(default, with = "rfc3339", skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<SystemTime>,
+    /// Whether the reviewer may edit the payload.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allow_edit: Option<bool>,
+    /// What became of the action, oldest first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub history: Option<Vec<Event>>,
 }
 
 impl fmt::Debug for Action {
@@ -275,9 +391,12 @@ impl fmt::Debug for Action {
             .field("idempotency_key", &self.idempotency_key)
             .field("status", &self.status)
             .field("decision", &self.decision)
+            .field("closed", &self.closed)
             .field("execution", &self.execution)
+            .field("digest", &self.digest)
             .field("created_at", &self.created_at)
             .field("decided_at", &self.decided_at)
+            .field("decided_by", &self.decided_by)
             .field("replayed", &self.replayed)
             .finish_non_exhaustive()
     }
@@ -293,14 +412,34 @@ impl Action {
             idempotency_key: None,
             status,
             decision: None,
+            closed: None,
             execution: None,
+            digest: None,
             created_at: None,
             decided_at: None,
+            decided_by: None,
             replayed: false,
+            title: None,
             payload: None,
+            edited_payload: None,
             comment: None,
+            result: None,
+            reason: None,
+            expires_at: None,
+            allow_edit: None,
+            history: None,
         }
     }
+
+    /// Returns what is to be run: the payload as the reviewer edited it, or else the payload.
+    pub fn effective_payload(&self) -> Option<&Payload> {
+        self.edited_payload.as_ref().or(self.payload.as_ref())
+    }
+}
+
+fn known_digest<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Digest>, D::Error> {
+    let text = Value::deserialize(deserializer)?;
+    Ok(text.as_str().and_then(|text| text.parse().ok()))
 }
 
 /// Reads a decision. An unknown word becomes `None`, because no caller can rely on it.
@@ -411,7 +550,7 @@ mod tests {
         let json = serde_json::to_string(&action).unwrap();
         assert_eq!(
             json,
-            r#"{"request_id":"r-1","tenant_id":"t","thread_id":"h","idempotency_key":"k","status":"COMMITTED","decision":"approve","execution":null,"created_at":"1970-01-01T00:00:00Z","decided_at":"1970-01-01T00:00:01.5Z","replayed":false}"#
+            r#"{"request_id":"r-1","tenant_id":"t","thread_id":"h","idempotency_key":"k","status":"COMMITTED","decision":"approve","closed":null,"execution":null,"digest":null,"created_at":"1970-01-01T00:00:00Z","decided_at":"1970-01-01T00:00:01.5Z","decided_by":null,"replayed":false}"#
         );
         assert_eq!(serde_json::from_str::<Action>(&json).unwrap(), action);
     }

@@ -1,6 +1,6 @@
-//! A request body: its payload, the payload's fingerprint, and its metadata.
+//! The fingerprint of a payload.
 //!
-//! The fingerprint is SHA-256 over canonical JSON (RFC 8785): the order of members, white space,
+//! It is SHA-256 over canonical JSON (RFC 8785): the order of members, white space,
 //! and the spelling of numbers and strings do not matter. It is stricter in one point. The RFC
 //! rounds integers to doubles; here an integer that fits 64 bits keeps all of its digits, so two
 //! amounts beyond 2^53 never share a fingerprint.
@@ -8,113 +8,13 @@
 use std::fmt;
 
 use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
-use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
 use super::Payload;
 
-/// The member for decision metadata, which is not part of the payload.
-const RESERVED: &str = "aegis";
-
-/// The most characters that a comment may have.
-const MAX_COMMENT_LEN: usize = 4096;
-
 /// The SHA-256 digest of a payload's canonical form.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Fingerprint(pub(crate) [u8; 32]);
-
-/// A request body, parsed.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Body {
-    /// The payload with its fingerprint; `None` for `{}` and for no body.
-    pub(crate) payload: Option<(Payload, Fingerprint)>,
-    /// The reviewer's comment.
-    pub(crate) comment: Option<String>,
-}
-
-impl Body {
-    /// Parses a body: empty, or one JSON object without repeated members.
-    ///
-    /// # Errors
-    ///
-    /// Returns a sentence that says what is wrong with the body.
-    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, String> {
-        let bytes = bytes.trim_ascii();
-        if bytes.is_empty() {
-            return Ok(Self::default());
-        }
-        let json: Json = serde_json::from_slice(bytes)
-            .map_err(|error| format!("the body is not valid JSON: {error}"))?;
-        let Json::Object(mut members) = json else {
-            return Err(format!(
-                "the body is {}; allowed is a JSON object",
-                json.kind()
-            ));
-        };
-        let reserved = members
-            .iter()
-            .position(|(name, _)| name == RESERVED)
-            .map(|at| members.remove(at).1);
-        let comment = reserved.as_ref().map(comment).transpose()?.flatten();
-        if members.is_empty() {
-            return Ok(Self {
-                payload: None,
-                comment,
-            });
-        }
-        let fingerprint = Fingerprint::of(&Json::Object(members));
-        let payload = text_without_reserved(bytes, reserved.is_some())
-            .map_err(|error| format!("the body is not valid JSON: {error}"))?;
-        Ok(Self {
-            payload: Some((payload, fingerprint)),
-            comment,
-        })
-    }
-}
-
-fn comment(reserved: &Json) -> Result<Option<String>, String> {
-    let fault = |what: &str| {
-        format!("the reserved member '{RESERVED}' {what}; allowed is {{\"comment\": \"…\"}}")
-    };
-    let Json::Object(members) = reserved else {
-        return Err(fault(&format!("is {}", reserved.kind())));
-    };
-    let mut comment = None;
-    for (name, value) in members {
-        match (name.as_str(), value) {
-            ("comment", Json::String(text)) if text.chars().count() <= MAX_COMMENT_LEN => {
-                comment = Some(text.clone());
-            }
-            ("comment", Json::String(_)) => {
-                return Err(fault(&format!(
-                    "has a comment of more than {MAX_COMMENT_LEN} characters"
-                )));
-            }
-            ("comment", _) => return Err(fault("has a comment that is not a string")),
-            _ => return Err(fault("has a member that is not 'comment'")),
-        }
-    }
-    Ok(comment)
-}
-
-/// Returns the payload as it was sent, without the reserved member, so that what a person approves
-/// is kept digit for digit.
-fn text_without_reserved(bytes: &[u8], has_reserved: bool) -> Result<Payload, serde_json::Error> {
-    let raw: &RawValue = serde_json::from_slice(bytes)?;
-    if !has_reserved {
-        return Payload::from_json(raw.get());
-    }
-    let Members(members) = serde_json::from_str(raw.get())?;
-    let mut text = String::with_capacity(bytes.len());
-    for (name, value) in members.iter().filter(|(name, _)| name != RESERVED) {
-        text.push(if text.is_empty() { '{' } else { ',' });
-        write_string(name, &mut text);
-        text.push(':');
-        text.push_str(value.get());
-    }
-    text.push('}');
-    Payload::from_json(&text)
-}
 
 impl Fingerprint {
     /// Computes the digest of a payload that was not parsed as a body.
@@ -122,7 +22,7 @@ impl Fingerprint {
         serde_json::from_str(payload.as_str()).map(|json| Self::of(&json))
     }
 
-    fn of(json: &Json) -> Self {
+    pub(super) fn of(json: &Json) -> Self {
         let mut text = String::new();
         json.write(&mut text);
         Self(Sha256::digest(text.as_bytes()).into())
@@ -131,7 +31,7 @@ impl Fingerprint {
 
 /// A JSON value without repeated members and without rounded 64-bit integers.
 #[derive(Debug, Clone, PartialEq)]
-enum Json {
+pub(super) enum Json {
     Null,
     Bool(bool),
     Signed(i64),
@@ -143,7 +43,8 @@ enum Json {
 }
 
 impl Json {
-    fn kind(&self) -> &'static str {
+    #[cfg(feature = "server")]
+    pub(super) fn kind(&self) -> &'static str {
         match self {
             Self::Null => "null",
             Self::Bool(_) => "a boolean",
@@ -205,7 +106,7 @@ fn write_float(value: f64, out: &mut String) {
 }
 
 /// Writes a JSON string with the escapes of RFC 8785, section 3.2.2.2.
-fn write_string(text: &str, out: &mut String) {
+pub(super) fn write_string(text: &str, out: &mut String) {
     out.push('"');
     for character in text.chars() {
         match character {
@@ -290,38 +191,12 @@ impl<'de> Visitor<'de> for JsonVisitor {
     }
 }
 
-/// An object's members, in the order and spelling that was sent.
-struct Members<'a>(Vec<(String, &'a RawValue)>);
-
-impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct MembersVisitor;
-
-        impl<'de> Visitor<'de> for MembersVisitor {
-            type Value = Vec<(String, &'de RawValue)>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a JSON object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut members = Vec::new();
-                while let Some(member) = map.next_entry()? {
-                    members.push(member);
-                }
-                Ok(members)
-            }
-        }
-
-        deserializer.deserialize_map(MembersVisitor).map(Members)
-    }
-}
-
-#[cfg(test)]
+#[cfg(all(test, feature = "server"))]
 mod properties;
 
-#[cfg(test)]
+#[cfg(all(test, feature = "server"))]
 mod tests {
+    use super::super::Body;
     use super::*;
 
     fn canonical(text: &str) -> String {
@@ -370,80 +245,5 @@ mod tests {
             fingerprint(r#"{"n":9007199254740993}"#),
             fingerprint(r#"{"n":9007199254740992}"#)
         );
-    }
-
-    #[test]
-    fn an_empty_object_and_no_body_are_no_payload() {
-        for text in [
-            "",
-            "  \r\n",
-            "{}",
-            " { } ",
-            r#"{"aegis":{}}"#,
-            r#"{"aegis":{"comment":"ok"}}"#,
-        ] {
-            assert_eq!(
-                Body::parse(text.as_bytes()).unwrap().payload,
-                None,
-                "{text}"
-            );
-        }
-    }
-
-    #[test]
-    fn the_comment_is_no_part_of_the_payload() {
-        let plain = Body::parse(br#"{"to": "a@b.c", "n": 1.50}"#).unwrap();
-        let commented =
-            Body::parse(br#"{"to": "a@b.c", "aegis": {"comment": "fine"}, "n": 1.50}"#).unwrap();
-        assert_eq!(commented.comment.as_deref(), Some("fine"));
-        assert_eq!(
-            plain.payload.unwrap().1,
-            commented.payload.clone().unwrap().1
-        );
-        assert_eq!(
-            commented.payload.unwrap().0.as_str(),
-            r#"{"to":"a@b.c","n":1.50}"#
-        );
-    }
-
-    #[test]
-    fn what_is_not_one_unambiguous_object_is_refused_by_name() {
-        let deep = "[".repeat(200) + &"]".repeat(200);
-        let cases = [
-            ("{", "the body is not valid JSON: EOF"),
-            ("[1]", "the body is an array; allowed is a JSON object"),
-            ("7", "the body is a number; allowed is a JSON object"),
-            (
-                r#"{"a":1,"a":2}"#,
-                "the body is not valid JSON: an object has two members of the same name",
-            ),
-            (
-                r#"{"a":{"b":1,"b":2}}"#,
-                "the body is not valid JSON: an object has two members",
-            ),
-            (r#"{"a":"\ud800"}"#, "the body is not valid JSON"),
-            (
-                r#"{"a":1e999}"#,
-                "the body is not valid JSON: number out of range",
-            ),
-            (
-                &format!(r#"{{"a":{deep}}}"#),
-                "the body is not valid JSON: recursion limit exceeded",
-            ),
-            (r#"{"aegis":1}"#, "the reserved member 'aegis' is a number"),
-            (
-                r#"{"aegis":{"comment":1}}"#,
-                "the reserved member 'aegis' has a comment that is not a string",
-            ),
-            (
-                r#"{"aegis":{"who":"me"}}"#,
-                "the reserved member 'aegis' has a member that is not 'comment'",
-            ),
-        ];
-        for (text, message) in cases {
-            let error = Body::parse(text.as_bytes()).unwrap_err();
-            assert!(error.starts_with(message), "{text}: {error}");
-        }
-        assert!(Body::parse(b"{\"a\":\"\xff\"}").is_err());
     }
 }

@@ -10,6 +10,14 @@ mod prefix;
 #[cfg(any(feature = "client", feature = "server"))]
 mod action;
 #[cfg(feature = "server")]
+mod body;
+#[cfg(any(feature = "client", feature = "server"))]
+mod claim;
+#[cfg(any(feature = "client", feature = "server"))]
+mod digest;
+#[cfg(any(feature = "client", feature = "server"))]
+mod event;
+#[cfg(any(feature = "client", feature = "server"))]
 mod fingerprint;
 #[cfg(any(feature = "client", feature = "server"))]
 mod problem;
@@ -28,16 +36,22 @@ pub use self::prefix::{InvalidPrefix, Prefix};
 
 #[cfg(any(feature = "client", feature = "server"))]
 pub use self::{
-    action::{Action, Decision, Execution, Payload, Status, UnknownName},
+    action::{Action, Closed, Decision, Execution, JsonText, Payload, Status, UnknownName},
+    claim::{Claim, ClaimToken, InvalidToken},
+    digest::{Digest, InvalidDigest},
+    event::{Event, EventKind},
     problem::{Code, Problem},
 };
 
 pub(crate) use self::id::uuid_value;
 
+#[cfg(any(feature = "client", feature = "server"))]
+pub(crate) use self::fingerprint::Fingerprint;
+
 #[cfg(feature = "server")]
 pub(crate) use self::{
     action::rfc3339,
-    fingerprint::{Body, Fingerprint},
+    body::{Body, limited_comment},
     id::{hex, uuid_v7},
 };
 

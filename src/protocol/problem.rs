@@ -17,8 +17,18 @@ pub enum Code {
     DecisionConflict,
     /// 422: the key was used with another payload.
     PayloadMismatch,
-    /// 422: the action expired or was cancelled.
+    /// 422: the action expired or was cancelled, or it is decided and cannot be cancelled.
     ActionClosed,
+    /// 422: the action is not approved, so it cannot be claimed.
+    NotApproved,
+    /// 409: the approval is spent: another call has claimed the action.
+    AlreadyClaimed,
+    /// 422: the token is not that of a live claim on this action.
+    ClaimLost,
+    /// 403: the credential's owner submitted the action, and so may not decide on it.
+    SelfApproval,
+    /// 403: the submission does not allow the reviewer to edit the payload.
+    EditNotAllowed,
     /// 400: a header or the body is missing, repeated or malformed.
     InvalidRequest,
     /// 401: the credential is missing or unknown.
@@ -54,6 +64,11 @@ impl Code {
             Self::DecisionConflict => "decision-conflict",
             Self::PayloadMismatch => "payload-mismatch",
             Self::ActionClosed => "action-closed",
+            Self::NotApproved => "not-approved",
+            Self::AlreadyClaimed => "already-claimed",
+            Self::ClaimLost => "claim-lost",
+            Self::SelfApproval => "self-approval",
+            Self::EditNotAllowed => "edit-not-allowed",
             Self::InvalidRequest => "invalid-request",
             Self::Unauthorized => "unauthorized",
             Self::Forbidden => "forbidden",
@@ -139,6 +154,11 @@ mod tests {
             Code::DecisionConflict,
             Code::QuotaExceeded,
             Code::Unavailable,
+            Code::NotApproved,
+            Code::AlreadyClaimed,
+            Code::ClaimLost,
+            Code::SelfApproval,
+            Code::EditNotAllowed,
         ] {
             assert_eq!(serde_json::to_value(code).unwrap(), code.as_str());
         }

@@ -22,7 +22,9 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::{Actor, Decide, Decided, Fingerprinted, Identity, Store, Submit, Submitted, Totals};
+use super::{
+    Actor, Decide, Decided, Fingerprinted, Identity, Store, Submission, Submit, Submitted, Totals,
+};
 use crate::protocol::Decision::{Approve, Reject};
 use crate::protocol::{Action, Decision, Payload, RequestId, Status};
 
@@ -149,6 +151,7 @@ fn decision(key: &str, decision: Decision) -> Decide {
         comment: None,
         actor: Actor::new("reviewer"),
         require_submission: false,
+        allow_self_approval: true,
     }
 }
 
@@ -157,6 +160,7 @@ fn submission(key: &str) -> Submit {
         identity: identity("tenant", "thread", key),
         call_id: Some(RequestId::mint()),
         payload: None,
+        submission: Submission::default(),
         actor: Actor::new("agent"),
     }
 }
@@ -305,6 +309,7 @@ async fn a_second_submission_finds_the_first<S: Store>(stores: &Stores<S>) {
 async fn only_what_was_submitted_is_decided_where_that_is_required<S: Store>(stores: &Stores<S>) {
     let strict = Decide {
         require_submission: true,
+        allow_self_approval: true,
         ..decision("k", Approve)
     };
     assert_eq!(stores.decide(0, strict.clone()).await, Decided::NotFound);

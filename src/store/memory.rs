@@ -5,18 +5,25 @@ use std::convert::Infallible;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use uuid::Uuid;
 
-use super::operation::{Event, Inserted, Ledger, New, Operation, Record};
-use super::{
-    Decide, Decided, Identity, Store, StoreError, Submit, Submitted, Totals, Watch, Watchers,
+use super::operation::{
+    Inserted, Lease, Ledger, New, Operation, Order, Record, State, Transition, settle,
 };
-use crate::protocol::{Action, RequestId, TenantId, uuid_v7};
+use super::sqlite::as_of;
+use super::{
+    Acquire, Acquired, Cancel, Cancelled, Clock, Cursor, Decide, DecideById, Decided, Finish,
+    Finished, Identity, List, Page, Renew, Renewed, Store, StoreError, Submit, Submitted, Totals,
+    Watch, Watchers,
+};
+use crate::protocol::{Action, Decision, Event, Execution, RequestId, Status, TenantId, uuid_v7};
 
 /// A store in memory, for tests. It follows the rules of every store, and loses its records with
 /// its last handle.
+///
+/// It has no thread of its own, so what is due happens when it is next used.
 #[derive(Clone, Default)]
 pub struct MemoryStore {
     shared: Arc<Shared>,
@@ -39,7 +46,22 @@ struct Records {
     calls: HashMap<Uuid, Vec<i64>>,
     /// The rows that a call id names, from calls that changed nothing.
     repeats: HashMap<Uuid, Vec<i64>>,
-    events: u64,
+    /// The newest claim on the action in a row.
+    leases: HashMap<i64, Lease>,
+    events: Vec<Happened>,
+    clock: Clock,
+    /// The actions that the present transaction changed.
+    changed: Vec<(Uuid, TenantId)>,
+}
+
+/// An event, and the state that it left its action in.
+struct Happened {
+    row: i64,
+    tenant: Option<TenantId>,
+    event: Event,
+    status: Status,
+    decision: Option<Decision>,
+    execution: Option<Execution>,
 }
 
 impl MemoryStore {
@@ -48,27 +70,47 @@ impl MemoryStore {
         Self::default()
     }
 
+    /// Makes an empty store with a clock that may show another time than the system's.
+    pub fn with_clock(clock: Clock) -> Self {
+        let store = Self::new();
+        store.lock().clock = clock;
+        store
+    }
+
     /// Makes every request fail as unavailable, or lets requests work again.
     pub fn set_unavailable(&self, fails: bool) {
         self.shared.fails.store(fails, Ordering::SeqCst);
     }
 
+    fn lock(&self) -> MutexGuard<'_, Records> {
+        let records = self.shared.records.lock();
+        records.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The records, brought up to the present.
     fn records(&self) -> Result<MutexGuard<'_, Records>, StoreError> {
         if self.shared.fails.load(Ordering::SeqCst) {
             return Err(StoreError::unavailable("the store was made to fail"));
         }
-        let records = self.shared.records.lock();
-        Ok(records.unwrap_or_else(PoisonError::into_inner))
+        let mut records = self.lock();
+        let Ok(due) = records.due(usize::MAX);
+        for record in due {
+            let Ok(_) = settle(record, &mut *records);
+        }
+        self.wake(&mut records);
+        Ok(records)
+    }
+
+    fn wake(&self, records: &mut Records) {
+        for (id, tenant) in std::mem::take(&mut records.changed) {
+            self.shared.watchers.wake(id, &tenant);
+        }
     }
 
     fn run<O: Operation>(&self, operation: &O) -> Result<O::Outcome, StoreError> {
-        let outcome = match operation.apply(&mut *self.records()?) {
-            Ok(outcome) => outcome,
-            Err(never) => match never {},
-        };
-        if let Some(id) = O::changed(&outcome).and_then(|action| action.request_id.as_uuid()) {
-            self.shared.watchers.wake(id);
-        }
+        let mut records = self.records()?;
+        let Ok(outcome) = operation.apply(&mut *records);
+        self.wake(&mut records);
         Ok(outcome)
     }
 }
@@ -76,18 +118,18 @@ impl MemoryStore {
 impl Ledger for Records {
     type Error = Infallible;
 
-    /// The time in microseconds, the resolution of every store.
     fn now(&self) -> SystemTime {
-        let since = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        let rest = Duration::from_nanos(u64::from(since.subsec_nanos() % 1000));
-        UNIX_EPOCH + (since - rest)
+        self.clock.now()
     }
 
     fn find(&self, identity: &Identity) -> Result<Option<Record>, Infallible> {
         let row = self.identities.get(identity);
         Ok(row.and_then(|row| self.record(*row)).cloned())
+    }
+
+    fn find_by_id(&self, id: Uuid, tenant: &TenantId) -> Result<Option<Record>, Infallible> {
+        let record = self.ids.get(&id).and_then(|row| self.record(*row));
+        Ok(record.filter(|record| is_of(record, Some(tenant))).cloned())
     }
 
     fn insert(&mut self, new: New<'_>) -> Result<Inserted, Infallible> {
@@ -110,10 +152,53 @@ impl Ledger for Records {
         Ok(())
     }
 
-    fn append(&mut self, event: Event<'_>) -> Result<(), Infallible> {
-        self.events += 1;
-        name(&mut self.calls, event.call_id, event.row);
+    fn append(&mut self, record: &Record, transition: Transition<'_>) -> Result<(), Infallible> {
+        let action = &record.action;
+        self.events.push(Happened {
+            row: record.row,
+            tenant: action.tenant_id.clone(),
+            event: Event::new(
+                RequestId::from(uuid_v7()),
+                transition.kind,
+                transition.at,
+                transition.actor,
+            ),
+            status: action.status,
+            decision: action.decision,
+            execution: action.execution,
+        });
+        name(&mut self.calls, transition.call_id, record.row);
+        if let (Some(id), Some(tenant)) = (action.request_id.as_uuid(), &action.tenant_id) {
+            self.changed.push((id, tenant.clone()));
+        }
         Ok(())
+    }
+
+    fn lease(&self, row: i64) -> Result<Option<Lease>, Infallible> {
+        Ok(self.leases.get(&row).cloned())
+    }
+
+    fn set_lease(&mut self, row: i64, lease: &Lease) -> Result<(), Infallible> {
+        self.leases.insert(row, lease.clone());
+        Ok(())
+    }
+
+    fn due(&self, limit: usize) -> Result<Vec<Record>, Infallible> {
+        let now = self.now();
+        let is_due = |record: &&Record| {
+            let action = &record.action;
+            let until = || self.leases.get(&record.row).and_then(|lease| lease.until);
+            (action.status == Status::Pending && action.expires_at.is_some_and(|end| end <= now))
+                || (action.execution == Some(Execution::Claimed)
+                    && until().is_none_or(|until| until <= now))
+        };
+        Ok(self
+            .records
+            .iter()
+            .filter(is_due)
+            .take(limit)
+            .cloned()
+            .collect())
     }
 
     fn remember(&mut self, record: &Record, call_id: Option<&RequestId>) {
@@ -169,6 +254,106 @@ impl Store for MemoryStore {
         self.run(&request)
     }
 
+    async fn decide_by_id(&self, request: DecideById) -> Result<Decided, StoreError> {
+        self.run(&request)
+    }
+
+    async fn cancel(&self, request: Cancel) -> Result<Cancelled, StoreError> {
+        self.run(&request)
+    }
+
+    async fn acquire(&self, request: Acquire) -> Result<Acquired, StoreError> {
+        self.run(&request)
+    }
+
+    async fn renew(&self, request: Renew) -> Result<Renewed, StoreError> {
+        self.run(&request)
+    }
+
+    async fn finish(&self, request: Finish) -> Result<Finished, StoreError> {
+        self.run(&request)
+    }
+
+    async fn list(&self, request: List) -> Result<Page, StoreError> {
+        let records = self.records()?;
+        let states: Vec<_> = request.states().collect();
+        let matches = |record: &&Record| {
+            is_of(record, Some(&request.tenant_id))
+                && State::of(&record.action).is_some_and(|state| states.contains(&state))
+                && request
+                    .thread_id
+                    .as_ref()
+                    .is_none_or(|thread| record.action.thread_id.as_ref() == Some(thread))
+        };
+        // Rows count from 0, positions from 1.
+        let position = |record: &Record| u128::from(record.row.unsigned_abs()) + 1;
+        let after = request.after.map(Cursor::position);
+        let all = records.records.iter().filter(matches);
+        let mut found: Vec<&Record> = match request.order() {
+            Order::OldestFirst => all
+                .filter(|record| after.is_none_or(|after| position(record) > after))
+                .take(request.limit + 1)
+                .collect(),
+            Order::NewestFirst => all
+                .rev()
+                .filter(|record| after.is_none_or(|after| position(record) < after))
+                .take(request.limit + 1)
+                .collect(),
+        };
+        let has_more = found.len() > request.limit;
+        found.truncate(request.limit);
+        let next = found.last().filter(|_| has_more);
+        Ok(Page {
+            next: next.map(|record| Cursor::new(position(record))),
+            actions: found
+                .into_iter()
+                .map(|record| record.action.clone())
+                .collect(),
+        })
+    }
+
+    async fn look_up(&self, id: Uuid, tenant: &TenantId) -> Result<Option<Action>, StoreError> {
+        let records = self.records()?;
+        let Ok(found) = records.find_by_id(id, tenant);
+        Ok(found.map(|record| {
+            let mut action = record.action;
+            let of_it = records
+                .events
+                .iter()
+                .filter(|happened| happened.row == record.row);
+            action.history = Some(of_it.map(|happened| happened.event.clone()).collect());
+            action
+        }))
+    }
+
+    async fn events(
+        &self,
+        tenant: &TenantId,
+        after: u64,
+        limit: usize,
+    ) -> Result<Vec<(u64, Event)>, StoreError> {
+        let records = self.records()?;
+        let after = usize::try_from(after).unwrap_or(usize::MAX);
+        let events = records.events.iter().enumerate().skip(after);
+        let of_tenant = events.filter(|(_, happened)| happened.tenant.as_ref() == Some(tenant));
+        let shown = of_tenant.take(limit).map(|(index, happened)| {
+            let mut event = happened.event.clone();
+            event.action = records.record(happened.row).map(|record| {
+                let mut action = record.action.clone();
+                action.status = happened.status;
+                action.decision = happened.decision;
+                action.execution = happened.execution;
+                Box::new(as_of(action, &event))
+            });
+            (index as u64 + 1, event)
+        });
+        Ok(shown.collect())
+    }
+
+    async fn newest_event(&self) -> Result<u64, StoreError> {
+        Ok(self.records()?.events.len() as u64)
+    }
+
     async fn find(
         &self,
         id: Uuid,
@@ -185,6 +370,10 @@ impl Store for MemoryStore {
         self.shared.watchers.watch(id)
     }
 
+    fn watch_tenant(&self, tenant: &TenantId) -> Watch {
+        self.shared.watchers.watch_tenant(tenant)
+    }
+
     async fn check(&self) -> Result<(), StoreError> {
         self.records().map(drop)
     }
@@ -195,7 +384,7 @@ impl Store for MemoryStore {
         Ok(Totals {
             actions: records.records.len() as u64,
             decisions: records.records.iter().filter(decided).count() as u64,
-            events: records.events,
+            events: records.events.len() as u64,
         })
     }
 }

@@ -3,6 +3,7 @@
 //! A store guarantees at most one decision per identity, and reports nothing before it is durable.
 //! Stores answer with outcomes. The server decides which HTTP status an outcome becomes.
 
+mod clock;
 mod error;
 mod operation;
 mod rule;
@@ -19,12 +20,16 @@ use std::future::Future;
 
 use uuid::Uuid;
 
-use crate::protocol::{Action, Fingerprint, IdempotencyKey, Payload, TenantId, ThreadId};
+use crate::protocol::{Action, Event, Fingerprint, IdempotencyKey, Payload, TenantId, ThreadId};
 
+pub use self::clock::Clock;
 pub use self::error::StoreError;
 #[cfg(feature = "test-util")]
 pub use self::memory::MemoryStore;
-pub use self::operation::{Decide, Decided, Submit, Submitted};
+pub use self::operation::{
+    Acquire, Acquired, Cancel, Cancelled, Cursor, Decide, DecideById, Decided, Finish, Finished,
+    List, Page, Renew, Renewed, Report, Submission, Submit, Submitted,
+};
 pub use self::sqlite::{SqliteStore, Verified};
 pub use self::watch::{Watch, Watchers};
 
@@ -134,6 +139,9 @@ pub struct Totals {
 /// - An `Err` from [`decide`](Self::decide) or [`submit`](Self::submit) does not say whether the
 ///   request was recorded. Sending it again with the same identity and call id is always safe, and
 ///   settles the question.
+/// - An action whose `expires_at` is over is rejected as expired, and a claim whose lease is over
+///   has an unknown outcome. No operation sees them otherwise, and whoever waits for them learns of
+///   it within 2 s.
 /// - Dropping a future does not cancel its request.
 /// - Any number of tasks may call a store. If the store is a shared database, any number of
 ///   processes may.
@@ -154,6 +162,89 @@ pub trait Store: Clone + Send + Sync + 'static {
     /// If the store is unavailable.
     fn submit(&self, request: Submit)
     -> impl Future<Output = Result<Submitted, StoreError>> + Send;
+
+    /// Records a decision on the action with an id, on what the reviewer saw.
+    ///
+    /// # Errors
+    ///
+    /// If the store is unavailable.
+    fn decide_by_id(
+        &self,
+        request: DecideById,
+    ) -> impl Future<Output = Result<Decided, StoreError>> + Send;
+
+    /// Withdraws a pending action.
+    ///
+    /// # Errors
+    ///
+    /// If the store is unavailable.
+    fn cancel(&self, request: Cancel)
+    -> impl Future<Output = Result<Cancelled, StoreError>> + Send;
+
+    /// Spends an approval: gives one caller the claim on an approved action.
+    ///
+    /// # Errors
+    ///
+    /// If the store is unavailable.
+    fn acquire(
+        &self,
+        request: Acquire,
+    ) -> impl Future<Output = Result<Acquired, StoreError>> + Send;
+
+    /// Extends a claim.
+    ///
+    /// # Errors
+    ///
+    /// If the store is unavailable.
+    fn renew(&self, request: Renew) -> impl Future<Output = Result<Renewed, StoreError>> + Send;
+
+    /// Records the outcome of a claimed action.
+    ///
+    /// # Errors
+    ///
+    /// If the store is unavailable.
+    fn finish(&self, request: Finish) -> impl Future<Output = Result<Finished, StoreError>> + Send;
+
+    /// Reads a page of a tenant's actions.
+    ///
+    /// # Errors
+    ///
+    /// If the store is unavailable.
+    fn list(&self, request: List) -> impl Future<Output = Result<Page, StoreError>> + Send;
+
+    /// Finds a tenant's action by the id that the store gave it, with its history.
+    ///
+    /// # Errors
+    ///
+    /// If the store is unavailable.
+    fn look_up(
+        &self,
+        id: Uuid,
+        tenant: &TenantId,
+    ) -> impl Future<Output = Result<Option<Action>, StoreError>> + Send;
+
+    /// Reads up to `limit` of a tenant's events behind the position `after`, oldest first, each
+    /// with its position. Position 0 is before the oldest event.
+    ///
+    /// The action of each event has the status, decision and execution that the event left it in;
+    /// what else it shows is as of now.
+    ///
+    /// # Errors
+    ///
+    /// If the store is unavailable.
+    fn events(
+        &self,
+        tenant: &TenantId,
+        after: u64,
+        limit: usize,
+    ) -> impl Future<Output = Result<Vec<(u64, Event)>, StoreError>> + Send;
+
+    /// Returns the position of the newest event of all tenants, or 0.
+    ///
+    /// # Errors
+    ///
+    /// If the store is unavailable.
+    fn newest_event(&self) -> impl Future<Output = Result<u64, StoreError>> + Send;
 
     /// Finds an action by the id that the store gave it, or else by a call id (`X-Request-Id`) that
     /// names exactly one action.
@@ -180,6 +271,9 @@ pub trait Store: Clone + Send + Sync + 'static {
     /// Subscribe first, then read, then wait: this order misses no change. A wake-up is only a
     /// hint, and may be lost where several processes share the store, so a waiter must also poll.
     fn watch(&self, id: Uuid) -> Watch;
+
+    /// Subscribes to the events of a tenant, as [`watch`](Self::watch) does to one action.
+    fn watch_tenant(&self, tenant: &TenantId) -> Watch;
 
     /// Confirms, by a durable write, that decisions can be recorded.
     ///

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use super::operation::Record;
 use crate::protocol::{Decision, RequestId, Status};
 
 /// What a store has on record for an identity, as far as the rule needs it.
@@ -75,6 +76,15 @@ pub(crate) fn rule(recorded: Recorded<'_>, asked: Asked<'_>) -> Ruling {
     } else {
         Ruling::Conflict
     }
+}
+
+/// Whether this decision and this call are the ones on record, so that the request is the call's
+/// own retry.
+pub(crate) fn is_replay(record: &Record, decision: Decision, call_id: Option<&RequestId>) -> bool {
+    let call_id = call_id.map(canonical_call);
+    record.action.decision == Some(decision)
+        && call_id.is_some()
+        && call_id.as_deref() == record.call_id.as_deref()
 }
 
 /// Whether two payloads differ. A missing payload matches any: a caller that sends only the key

@@ -7,10 +7,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 use uuid::Uuid;
 
-/// The subscriptions to actions. A store has one set, and reports every commit to it.
+use crate::protocol::TenantId;
+
+/// The subscriptions to actions and tenants. A store has one set, and reports every commit to it.
 #[derive(Clone, Default)]
 pub struct Watchers {
-    actions: Arc<Mutex<HashMap<Uuid, watch::Sender<()>>>>,
+    topics: Arc<Mutex<HashMap<Topic, watch::Sender<()>>>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Topic {
+    Action(Uuid),
+    Tenant(TenantId),
 }
 
 impl Watchers {
@@ -21,47 +29,63 @@ impl Watchers {
 
     /// Subscribes to an action.
     pub fn watch(&self, id: Uuid) -> Watch {
+        self.subscribe(Topic::Action(id))
+    }
+
+    /// Subscribes to a tenant's events.
+    pub fn watch_tenant(&self, tenant: &TenantId) -> Watch {
+        self.subscribe(Topic::Tenant(tenant.clone()))
+    }
+
+    fn subscribe(&self, topic: Topic) -> Watch {
         let receiver = self
             .lock()
-            .entry(id)
+            .entry(topic.clone())
             .or_insert_with(|| watch::channel(()).0)
             .subscribe();
         Watch {
-            id,
+            topic,
             receiver: Some(receiver),
             watchers: self.clone(),
         }
     }
 
-    /// Wakes everyone who waits for the action. Without subscribers this costs one look-up.
-    pub fn wake(&self, id: Uuid) {
-        if let Some(sender) = self.lock().get(&id) {
-            sender.send_replace(());
+    /// Wakes everyone who waits for the action, or for an event of its tenant. Without subscribers
+    /// this costs one look-up.
+    pub fn wake(&self, id: Uuid, tenant: &TenantId) {
+        let topics = self.lock();
+        if topics.is_empty() {
+            return;
+        }
+        for topic in [Topic::Action(id), Topic::Tenant(tenant.clone())] {
+            if let Some(sender) = topics.get(&topic) {
+                sender.send_replace(());
+            }
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Uuid, watch::Sender<()>>> {
-        self.actions.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, HashMap<Topic, watch::Sender<()>>> {
+        self.topics.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl fmt::Debug for Watchers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Watchers")
-            .field("actions", &self.lock().len())
+            .field("topics", &self.lock().len())
             .finish()
     }
 }
 
-/// A subscription to one action. See [`Store::watch`](super::Store::watch).
+/// A subscription to one action or tenant. See [`Store::watch`](super::Store::watch).
 pub struct Watch {
-    id: Uuid,
+    topic: Topic,
     receiver: Option<watch::Receiver<()>>,
     watchers: Watchers,
 }
 
 impl Watch {
-    /// Waits until the action may have changed since the subscription, or since this method last
+    /// Waits until the action may have changed, or the tenant may have an event, since the subscription, or since this method last
     /// returned.
     pub async fn changed(&mut self) {
         if let Some(receiver) = &mut self.receiver
@@ -77,9 +101,12 @@ impl Watch {
 impl Drop for Watch {
     fn drop(&mut self) {
         self.receiver = None;
-        let mut actions = self.watchers.lock();
-        if actions.get(&self.id).is_some_and(watch::Sender::is_closed) {
-            actions.remove(&self.id);
+        let mut topics = self.watchers.lock();
+        if topics
+            .get(&self.topic)
+            .is_some_and(watch::Sender::is_closed)
+        {
+            topics.remove(&self.topic);
         }
     }
 }
@@ -87,7 +114,7 @@ impl Drop for Watch {
 impl fmt::Debug for Watch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Watch")
-            .field("id", &self.id)
+            .field("topic", &self.topic)
             .finish_non_exhaustive()
     }
 }
@@ -96,12 +123,26 @@ impl fmt::Debug for Watch {
 mod tests {
     use super::*;
 
+    fn tenant() -> TenantId {
+        TenantId::new("acme").unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_tenant_is_woken_by_its_own_events_alone() {
+        let watchers = Watchers::new();
+        let mut watch = watchers.watch_tenant(&tenant());
+        watchers.wake(Uuid::new_v4(), &TenantId::new("other").unwrap());
+        assert!(!watch.receiver.as_ref().unwrap().has_changed().unwrap());
+        watchers.wake(Uuid::new_v4(), &tenant());
+        watch.changed().await;
+    }
+
     #[tokio::test]
     async fn a_change_between_subscribing_and_waiting_is_not_missed() {
         let watchers = Watchers::new();
         let id = Uuid::new_v4();
         let mut watch = watchers.watch(id);
-        watchers.wake(id);
+        watchers.wake(id, &tenant());
         watch.changed().await;
     }
 
@@ -116,8 +157,9 @@ mod tests {
             })
             .collect();
         tokio::task::yield_now().await;
-        watchers.wake(Uuid::new_v4());
-        watchers.wake(id);
+        let other = TenantId::new("other").unwrap();
+        watchers.wake(Uuid::new_v4(), &other);
+        watchers.wake(id, &other);
         for task in waiting {
             task.await.unwrap();
         }

@@ -14,7 +14,8 @@ use crate::binary::{Served, aegis, run, serve};
 use crate::support::HANG;
 use crate::support::process::{Process, bound};
 use aegis_hitl::store::{
-    Actor, Decide, Decided, Fingerprinted, Identity, SqliteStore, Store, Submit, Submitted,
+    Actor, Decide, Decided, Fingerprinted, Identity, SqliteStore, Store, Submission, Submit,
+    Submitted,
 };
 use aegis_hitl::{Action, Decision, RequestId};
 use rusqlite::{Connection, OpenFlags};
@@ -165,6 +166,7 @@ async fn stored(path: &Path) {
                 identity: identity.clone(),
                 call_id: Some(RequestId::mint()),
                 payload: payload.clone(),
+                submission: Submission::default(),
                 actor: actor.clone(),
             };
             let submitted = store.submit(submit).await.unwrap();
@@ -181,6 +183,7 @@ async fn stored(path: &Path) {
             comment: (number == 1).then(|| "as discussed".to_owned()),
             actor,
             require_submission: false,
+            allow_self_approval: true,
         };
         let decided = store.decide(decide).await.unwrap();
         assert!(matches!(decided, Decided::Recorded(Action { .. })));
@@ -197,8 +200,8 @@ async fn a_check_finds_what_contradicts_the_promises() {
     let mut missed = Vec::new();
     for edit in [
         // Two events for one transition.
-        "INSERT INTO event (event_id, at, actor, verb, action, from_status, to_status, decision) \
-         SELECT randomblob(16), at, actor, verb, action, from_status, to_status, decision \
+        "INSERT INTO event (event_id, at, actor, kind, tenant_id, action, from_status, to_status, decision) \
+         SELECT randomblob(16), at, actor, kind, tenant_id, action, from_status, to_status, decision \
          FROM event WHERE decision = 'approve' LIMIT 1",
         // Two events of one id.
         "UPDATE event SET event_id = (SELECT event_id FROM event WHERE seq = 1)",
@@ -206,7 +209,7 @@ async fn a_check_finds_what_contradicts_the_promises() {
         "UPDATE event SET decision = NULL WHERE action = 2",
         "UPDATE event SET decision = NULL WHERE action = 2; \
          UPDATE action SET decision = 'reject' WHERE id = 2",
-        "UPDATE event SET verb = 'reject' WHERE action = 2",
+        "UPDATE event SET kind = 'rejected' WHERE action = 2",
         "UPDATE event SET from_status = 'FAILED' WHERE action = 2",
         // What is on record beside the decision.
         "UPDATE action SET decided_at = decided_at - 1000000 WHERE id = 2",
@@ -789,6 +792,7 @@ async fn a_late_retry_does_not_decide_again_what_failed_since() {
         comment: None,
         actor: Actor::new("alice"),
         require_submission: false,
+        allow_self_approval: true,
     };
     store.decide(request.clone()).await.unwrap();
     store.close().await;

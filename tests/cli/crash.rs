@@ -91,7 +91,8 @@ fn assert_on_record(database: &Connection, receipts: &HashMap<String, Receipt>) 
     assert_eq!(decisions, events);
     let mut rows = database
         .prepare(
-            "SELECT idempotency_key, request_id, action.decision, payload, event.decision, verb FROM action \
+            "SELECT idempotency_key, request_id, action.decision, payload, event.decision, \
+             CASE kind WHEN 'approved' THEN 'approve' WHEN 'rejected' THEN 'reject' END FROM action \
              JOIN event ON event.action = action.id",
         )
         .unwrap();

@@ -122,7 +122,8 @@ async fn assert_decided_once(disk: &Disk, told: &[Told]) {
     assert_eq!(integrity(&database), "ok");
     let mut rows = database
         .prepare(
-            "SELECT idempotency_key, action.decision, event.decision, verb FROM action \
+            "SELECT idempotency_key, action.decision, event.decision, \
+             CASE kind WHEN 'approved' THEN 'approve' WHEN 'rejected' THEN 'reject' END FROM action \
              JOIN event ON event.action = action.id",
         )
         .unwrap();

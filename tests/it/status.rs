@@ -170,7 +170,7 @@ async fn a_wait_that_is_over_shows_the_present_state() {
 #[tokio::test(start_paused = true)]
 async fn a_wait_takes_55_seconds_at_most() {
     use aegis_hitl::server::HitlService;
-    use aegis_hitl::store::{Actor, Identity, Store, Submit, Submitted};
+    use aegis_hitl::store::{Actor, Identity, Store, Submission, Submit, Submitted};
     use aegis_hitl::{IdempotencyKey, TenantId, ThreadId};
     use tower::ServiceExt;
 
@@ -183,6 +183,7 @@ async fn a_wait_takes_55_seconds_at_most() {
         },
         call_id: None,
         payload: None,
+        submission: Submission::default(),
         actor: Actor::new("test"),
     };
     let Submitted::Recorded(action) = store.submit(submit).await.unwrap() else {

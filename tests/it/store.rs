@@ -6,7 +6,7 @@ use std::sync::Mutex;
 
 use aegis_hitl::store::{
     Actor, Decide, Decided, Fingerprinted, Identity, MemoryStore, SqliteStore, Store, StoreError,
-    Submit, conformance,
+    Submission, Submit, conformance,
 };
 use aegis_hitl::{Action, Decision, Execution, IdempotencyKey, Payload, RequestId, Status};
 use rusqlite::Connection;
@@ -26,6 +26,7 @@ fn decision(key: &str, decision: Decision) -> Decide {
         comment: None,
         actor: Actor::new("anonymous"),
         require_submission: false,
+        allow_self_approval: true,
     }
 }
 
@@ -287,12 +288,12 @@ async fn a_failed_action_is_decided_again_with_its_own_event() {
     assert_eq!((totals.decisions, totals.events), (1, 2));
     let trail: String = operator
         .query_row(
-            "SELECT group_concat(concat(verb, ':', from_status, '>', to_status), ' ') FROM event",
+            "SELECT group_concat(concat(kind, ':', from_status, '>', to_status), ' ') FROM event",
             [],
             |row| row.get(0),
         )
         .unwrap();
-    assert_eq!(trail, "approve:>COMMITTED reject:FAILED>COMMITTED");
+    assert_eq!(trail, "approved:>COMMITTED rejected:FAILED>COMMITTED");
 }
 
 #[tokio::test]
@@ -417,6 +418,7 @@ async fn a_decision_is_not_before_its_action_where_the_clock_steps_back() {
         identity: request.identity.clone(),
         call_id: None,
         payload: None,
+        submission: Submission::default(),
         actor: Actor::new("agent"),
     };
     store.submit(submit).await.unwrap();

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::forward_the_human_loop;
 use aegis_hitl::store::{
     Decide, Decided, SqliteStore, Store, StoreError, Submit, Submitted, Totals, Watch, Watchers,
 };
@@ -75,6 +76,8 @@ impl Store for Disk {
     ) -> Result<Option<Action>, StoreError> {
         self.store.find(id, tenant).await
     }
+
+    forward_the_human_loop!(self, self.store, {});
 
     fn watch(&self, id: Uuid) -> Watch {
         match &self.deaf {

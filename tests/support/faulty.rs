@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::forward_the_human_loop;
 use aegis_hitl::store::{Decide, Decided, Store, StoreError, Submit, Submitted, Totals, Watch};
 use aegis_hitl::{Action, TenantId};
 use tokio::sync::Notify;
@@ -103,6 +104,8 @@ impl<St: Store> Store for Faulty<St> {
         self.pass().await?;
         self.store.find(id, tenant).await
     }
+
+    forward_the_human_loop!(self, self.store, { self.pass().await? });
 
     fn watch(&self, id: Uuid) -> Watch {
         self.store.watch(id)

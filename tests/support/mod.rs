@@ -9,6 +9,8 @@ mod call;
 mod disk;
 #[cfg(feature = "server")]
 mod faulty;
+#[cfg(feature = "server")]
+mod forward;
 pub mod h2;
 mod log;
 pub mod process;
@@ -28,6 +30,8 @@ pub use self::call::{Call, Reply, raw, raw_until_closed, read_until};
 pub use self::disk::Disk;
 #[cfg(feature = "server")]
 pub use self::faulty::{Faulty, Mood};
+#[cfg(feature = "server")]
+pub(crate) use self::forward::forward_the_human_loop;
 pub use self::log::Log;
 #[cfg(feature = "server")]
 pub use self::server::{Running, start, start_with};

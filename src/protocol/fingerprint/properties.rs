@@ -3,6 +3,7 @@
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 
+use super::super::body::{Body, RESERVED};
 use super::*;
 
 const TWO_TO_THE_53: f64 = 9_007_199_254_740_992.0;
@@ -322,7 +323,7 @@ proptest! {
         let reserved = (RESERVED.to_owned(), Json::Object(note));
         let commented = [&members[..], std::slice::from_ref(&reserved)].concat();
         let commented = Body::parse(speller.object(&commented).as_bytes()).unwrap();
-        prop_assert_eq!(commented.comment, Some(comment));
+        prop_assert_eq!(commented.metadata.comment, Some(comment));
         let (kept, digest) = commented.payload.unwrap();
         prop_assert_eq!(Some(digest), fingerprint(&plain));
         // What is kept is what was digested.

@@ -21,9 +21,10 @@ impl<St: Store> Api<St> {
             decision,
             call_id: request.call_id,
             payload: request.body.payload.map(Into::into),
-            comment: request.body.comment,
+            comment: request.body.metadata.comment,
             actor: request.actor,
             require_submission: self.settings.require_submission,
+            allow_self_approval: true,
         };
         match self.await_store(self.store.decide(decide)).await? {
             Decided::Recorded(action) => {
@@ -57,6 +58,9 @@ impl<St: Store> Api<St> {
                 format!("the action expired or was cancelled, so '{decision}' was not recorded"),
                 action,
             )),
+            Decided::SelfApproval(_) | Decided::DigestMissing(_) | Decided::EditNotAllowed(_) => {
+                Err(Rejection::new(Code::Forbidden, "not allowed"))
+            }
             Decided::NotFound => Err(Rejection::not_found(
                 "no such action was submitted, and this server decides submitted actions only",
             )),

@@ -5,7 +5,7 @@ use http_body::Body;
 
 use super::{Api, summary};
 use crate::server::http::{Rejection, RequestBody, Response};
-use crate::store::{Store, Submit, Submitted};
+use crate::store::{Store, Submission, Submit, Submitted};
 
 impl<St: Store> Api<St> {
     pub(crate) async fn submit<B: Body>(
@@ -14,7 +14,7 @@ impl<St: Store> Api<St> {
         body: &mut RequestBody<'_, B>,
     ) -> Result<Response, Rejection> {
         let request = self.action_request(headers, body).await?;
-        if request.body.comment.is_some() {
+        if request.body.metadata.comment.is_some() {
             return Err(Rejection::invalid(
                 "a submission has no comment; the member 'aegis' belongs to a decision",
             ));
@@ -23,6 +23,7 @@ impl<St: Store> Api<St> {
             identity: request.identity,
             call_id: request.call_id,
             payload: request.body.payload.map(Into::into),
+            submission: Submission::default(),
             actor: request.actor,
         };
         match self.await_store(self.store.submit(submit)).await? {

@@ -73,6 +73,23 @@ impl Rejection {
                 "The key is on record with another payload",
             ),
             Code::ActionClosed => (StatusCode::UNPROCESSABLE_ENTITY, "The action is closed"),
+            Code::NotApproved => (
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "The action is not approved",
+            ),
+            Code::AlreadyClaimed => (StatusCode::CONFLICT, "The approval is spent"),
+            Code::ClaimLost => (
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "The token is not that of a live claim",
+            ),
+            Code::SelfApproval => (
+                StatusCode::FORBIDDEN,
+                "Who submitted the action may not decide on it",
+            ),
+            Code::EditNotAllowed => (
+                StatusCode::FORBIDDEN,
+                "The payload of this action may not be edited",
+            ),
             Code::InvalidRequest => (StatusCode::BAD_REQUEST, "The request is malformed"),
             Code::Unauthorized => (StatusCode::UNAUTHORIZED, "The credential is not accepted"),
             Code::Forbidden => (StatusCode::FORBIDDEN, "This is not allowed"),

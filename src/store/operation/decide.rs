@@ -1,7 +1,7 @@
 //! Deciding on an action.
 
-use super::{Event, Inserted, Ledger, New, Operation, Record};
-use crate::protocol::{Action, Decision, RequestId, Status};
+use super::{Inserted, Ledger, New, Operation, Origin, Record, Transition, Verdict, settle};
+use crate::protocol::{Action, Decision, Digest, EventKind, RequestId};
 use crate::store::rule::{Asked, Recorded, Ruling, canonical_call, rule};
 use crate::store::{Actor, Fingerprinted, Identity};
 
@@ -23,9 +23,11 @@ pub struct Decide {
     pub actor: Actor,
     /// Whether the action must have been submitted before.
     pub require_submission: bool,
+    /// Whether the owner of the credential that submitted the action may decide on it.
+    pub allow_self_approval: bool,
 }
 
-/// The outcome of a [`Decide`]. Every variant except `NotFound` holds the action as it is on record
+/// The outcome of a [`Decide`] or a [`DecideById`](super::DecideById). Every variant except `NotFound` holds the action as it is on record
 /// now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(clippy::exhaustive_enums)]
@@ -42,7 +44,14 @@ pub enum Decided {
     PayloadMismatch(Action),
     /// The action expired or was cancelled, and the requested decision is not the one on record.
     Closed(Action),
-    /// No such action was submitted, and [`Decide::require_submission`] was set.
+    /// The credential's owner submitted the action, and so may not decide on it.
+    SelfApproval(Action),
+    /// By id only: the action has a payload, and the request does not say which one was seen.
+    DigestMissing(Action),
+    /// By id only: the submission does not allow the reviewer to edit the payload.
+    EditNotAllowed(Action),
+    /// There is no such action. Without an id: none was submitted, and
+    /// [`Decide::require_submission`] was set.
     NotFound,
 }
 
@@ -63,99 +72,117 @@ impl Operation for Decide {
                 identity: &self.identity,
                 at: ledger.now(),
                 payload: self.payload.as_ref(),
-                decision: Some(self.decision),
-                call_id: self.call_id.as_ref(),
-                comment: self.comment.as_deref(),
+                actor: &self.actor,
+                origin: Origin::Decided {
+                    decision: self.decision,
+                    call_id: self.call_id.as_ref(),
+                    comment: self.comment.as_deref(),
+                },
             };
             match ledger.insert(new)? {
                 Inserted::New(record) => {
-                    ledger.append(self.event(&record, None, new.at))?;
+                    let kind = match self.decision {
+                        Decision::Approve => EventKind::Approved,
+                        Decision::Reject => EventKind::Rejected,
+                    };
+                    ledger.append(
+                        &record,
+                        Transition {
+                            kind,
+                            at: new.at,
+                            actor: self.actor.as_str(),
+                            from: None,
+                            call_id: self.call_id.as_ref(),
+                        },
+                    )?;
                     return Ok(Decided::Recorded(record.action));
                 }
                 Inserted::Existing(record) => Some(record),
             }
         };
-        match existing {
-            Some(record) => self.decide_again(record, ledger),
-            None => Ok(Decided::NotFound),
-        }
-    }
-
-    fn changed(outcome: &Decided) -> Option<&Action> {
-        match outcome {
-            Decided::Recorded(action) => Some(action),
-            _ => None,
-        }
+        let Some(record) = existing else {
+            return Ok(Decided::NotFound);
+        };
+        let asked = Request {
+            decision: self.decision,
+            digest: self.payload.as_ref().map(Fingerprinted::digest),
+            call_id: self.call_id.as_ref(),
+            comment: self.comment.as_deref(),
+            actor: &self.actor,
+            allow_self_approval: self.allow_self_approval,
+        };
+        decide_again(record, asked, ledger, |record| {
+            if let (None, Some(payload)) = (record.action.digest, &self.payload) {
+                let digest = Some(Digest::from(*payload.digest()));
+                record.submitted_digest = digest;
+                record.action.digest = digest;
+                record.action.payload = Some(payload.payload().clone());
+            }
+        })
     }
 }
 
-impl Decide {
-    /// Decides on an action that is on record.
-    fn decide_again<L: Ledger>(
-        &self,
-        mut record: Record,
-        ledger: &mut L,
-    ) -> Result<Decided, L::Error> {
-        let call_id = self.call_id.as_ref().map(canonical_call);
-        let ruling = rule(
-            Recorded {
-                status: record.action.status,
-                decision: record.action.decision,
-                closed: record.closed,
-                digest: record.digest.as_ref(),
-                call_id: record.call_id.as_deref(),
-            },
-            Asked {
-                decision: self.decision,
-                digest: self.payload.as_ref().map(Fingerprinted::digest),
-                call_id: call_id.as_deref(),
-            },
-        );
-        Ok(match ruling {
-            Ruling::Record => {
-                let from = record.action.status;
-                // If the clock was set back, the decision still does not come before the creation.
-                let at = Some(ledger.now()).max(record.action.created_at);
-                record.action.status = Status::Committed;
-                record.action.decision = Some(self.decision);
-                record.action.execution = None;
-                record.action.decided_at = at;
-                record.action.comment.clone_from(&self.comment);
-                record.closed = false;
-                record.call_id = call_id.map(Into::into);
-                if let (None, Some(payload)) = (&record.digest, &self.payload) {
-                    record.digest = Some(*payload.digest());
-                    record.action.payload = Some(payload.payload().clone());
-                }
-                ledger.update(&record)?;
-                let at = at.unwrap_or_else(|| ledger.now());
-                ledger.append(self.event(&record, Some(from), at))?;
-                Decided::Recorded(record.action)
-            }
-            Ruling::Replay => {
-                record.action.replayed = true;
-                Decided::Replayed(record.action)
-            }
-            Ruling::Duplicate => {
-                ledger.remember(&record, self.call_id.as_ref());
-                Decided::Duplicate(record.action)
-            }
-            Ruling::Conflict => Decided::Conflict(record.action),
-            Ruling::PayloadMismatch => Decided::PayloadMismatch(record.action),
-            Ruling::Closed => Decided::Closed(record.action),
-        })
-    }
+/// The part of a request for a decision that does not depend on how the action was found.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Request<'a> {
+    pub(super) decision: Decision,
+    pub(super) digest: Option<&'a [u8; 32]>,
+    pub(super) call_id: Option<&'a RequestId>,
+    pub(super) comment: Option<&'a str>,
+    pub(super) actor: &'a Actor,
+    pub(super) allow_self_approval: bool,
+}
 
-    fn event(&self, record: &Record, from: Option<Status>, at: std::time::SystemTime) -> Event<'_> {
-        Event {
-            row: record.row,
-            at,
-            actor: &self.actor,
-            verb: self.decision.as_str(),
-            from,
-            to: Status::Committed,
-            decision: Some(self.decision),
-            call_id: self.call_id.as_ref(),
+/// Decides on an action that is on record. `amend` changes the record if the decision is recorded.
+pub(super) fn decide_again<L: Ledger>(
+    record: Record,
+    request: Request<'_>,
+    ledger: &mut L,
+    amend: impl FnOnce(&mut Record),
+) -> Result<Decided, L::Error> {
+    let mut record = settle(record, ledger)?;
+    let call_id = request.call_id.map(canonical_call);
+    let ruling = rule(
+        Recorded {
+            status: record.action.status,
+            decision: record.action.decision,
+            closed: record.action.closed.is_some(),
+            digest: record.action.digest.as_ref().map(Digest::as_bytes),
+            call_id: record.call_id.as_deref(),
+        },
+        Asked {
+            decision: request.decision,
+            digest: request.digest,
+            call_id: call_id.as_deref(),
+        },
+    );
+    Ok(match ruling {
+        Ruling::Record => {
+            let is_own = record.submitted_by.as_deref() == Some(request.actor.as_str());
+            if is_own && !request.allow_self_approval {
+                return Ok(Decided::SelfApproval(record.action));
+            }
+            amend(&mut record);
+            let verdict = Verdict {
+                decision: request.decision,
+                closed: None,
+                actor: request.actor.as_str(),
+                comment: request.comment,
+                call_id: request.call_id,
+            };
+            record.decide(verdict, ledger)?;
+            Decided::Recorded(record.action)
         }
-    }
+        Ruling::Replay => {
+            record.action.replayed = true;
+            Decided::Replayed(record.action)
+        }
+        Ruling::Duplicate => {
+            ledger.remember(&record, request.call_id);
+            Decided::Duplicate(record.action)
+        }
+        Ruling::Conflict => Decided::Conflict(record.action),
+        Ruling::PayloadMismatch => Decided::PayloadMismatch(record.action),
+        Ruling::Closed => Decided::Closed(record.action),
+    })
 }

@@ -4,16 +4,35 @@
 //! A new operation is a new file here, a line in this one, and a method of [`Store`](super::Store).
 //! Stores that implement [`Ledger`] need nothing else.
 
+mod acquire;
+mod cancel;
 mod decide;
+mod decide_by_id;
+mod finish;
+mod list;
+mod renew;
+mod settle;
 mod submit;
 
 use std::time::SystemTime;
 
-use crate::protocol::{Action, Decision, RequestId, Status};
+use uuid::Uuid;
+
+use crate::protocol::{
+    Action, Claim, Closed, Decision, Digest, EventKind, Execution, RequestId, Status, TenantId,
+};
 use crate::store::{Actor, Fingerprinted, Identity};
 
+pub use self::acquire::{Acquire, Acquired};
+pub use self::cancel::{Cancel, Cancelled};
 pub use self::decide::{Decide, Decided};
-pub use self::submit::{Submit, Submitted};
+pub use self::decide_by_id::DecideById;
+pub use self::finish::{Finish, Finished, Report};
+pub use self::list::{Cursor, List, Page};
+pub(crate) use self::list::{Order, State};
+pub use self::renew::{Renew, Renewed};
+pub(crate) use self::settle::settle;
+pub use self::submit::{Submission, Submit, Submitted};
 
 /// A request that may change records, and the way it is carried out in one transaction.
 pub(crate) trait Operation: Send + 'static {
@@ -25,10 +44,6 @@ pub(crate) trait Operation: Send + 'static {
 
     /// Carries out the request.
     fn apply<L: Ledger>(&self, ledger: &mut L) -> Result<Self::Outcome, L::Error>;
-
-    /// The action that was changed, if the outcome is a change. Whoever waits for that action is
-    /// woken.
-    fn changed(outcome: &Self::Outcome) -> Option<&Action>;
 }
 
 /// The records of a store within one transaction.
@@ -41,17 +56,31 @@ pub(crate) trait Ledger {
     /// Finds the record of an identity.
     fn find(&self, identity: &Identity) -> Result<Option<Record>, Self::Error>;
 
+    /// Finds a tenant's record by the id that the store gave it.
+    fn find_by_id(&self, id: Uuid, tenant: &TenantId) -> Result<Option<Record>, Self::Error>;
+
     /// Inserts an action, unless its identity is on record.
     fn insert(&mut self, new: New<'_>) -> Result<Inserted, Self::Error>;
 
-    /// Writes all of a record except its identity and its creation time.
+    /// Writes all of a record except its identity and what its submission said.
     fn update(&mut self, record: &Record) -> Result<(), Self::Error>;
 
-    /// Appends an event.
-    fn append(&mut self, event: Event<'_>) -> Result<(), Self::Error>;
+    /// Appends the event of a transition that led to this record. Once the transaction is
+    /// committed, whoever waits for the action is woken.
+    fn append(&mut self, record: &Record, transition: Transition<'_>) -> Result<(), Self::Error>;
 
     /// Remembers a call that changed nothing, with the record it was answered with.
     fn remember(&mut self, record: &Record, call_id: Option<&RequestId>);
+
+    /// Finds the newest claim on the action in a row.
+    fn lease(&self, row: i64) -> Result<Option<Lease>, Self::Error>;
+
+    /// Writes the newest claim on the action in a row.
+    fn set_lease(&mut self, row: i64, lease: &Lease) -> Result<(), Self::Error>;
+
+    /// Finds up to `limit` records that are due: pending ones whose time is over, and claimed ones
+    /// whose lease has ended.
+    fn due(&self, limit: usize) -> Result<Vec<Record>, Self::Error>;
 }
 
 /// An action as it is on record.
@@ -60,12 +89,109 @@ pub(crate) struct Record {
     /// The number of the action's row.
     pub(crate) row: i64,
     pub(crate) action: Action,
-    /// Whether the action expired or was cancelled.
-    pub(crate) closed: bool,
-    pub(crate) digest: Option<[u8; 32]>,
+    /// The digest of the payload as it was submitted. The action's own is that of what is to be
+    /// run.
+    pub(crate) submitted_digest: Option<Digest>,
+    /// The owner of the credential that submitted the action. `None` if it was decided without a
+    /// submission.
+    pub(crate) submitted_by: Option<String>,
     /// The call that made the recorded decision, in the form of
     /// [`canonical_call`](super::rule::canonical_call).
     pub(crate) call_id: Option<String>,
+}
+
+impl Record {
+    /// The time of a change that is made now. If the clock was set back, a change still does not
+    /// come before the action's creation.
+    fn time_of_change(&self, now: SystemTime) -> SystemTime {
+        self.action
+            .created_at
+            .map_or(now, |created| now.max(created))
+    }
+
+    /// Records a decision, and appends its event.
+    fn decide<L: Ledger>(&mut self, verdict: Verdict<'_>, ledger: &mut L) -> Result<(), L::Error> {
+        let at = self.time_of_change(ledger.now());
+        let from = self.action.status;
+        let action = &mut self.action;
+        action.status = Status::Committed;
+        action.decision = Some(verdict.decision);
+        action.closed = verdict.closed;
+        action.execution = None;
+        action.decided_at = Some(at);
+        action.decided_by = Some(verdict.actor.to_owned());
+        action.comment = verdict.comment.map(str::to_owned);
+        action.result = None;
+        action.reason = None;
+        self.call_id = verdict
+            .call_id
+            .map(|id| super::rule::canonical_call(id).into());
+        ledger.update(self)?;
+        let kind = match (verdict.closed, verdict.decision) {
+            (Some(Closed::Expired), _) => EventKind::Expired,
+            (Some(_), _) => EventKind::Cancelled,
+            (None, Decision::Approve) => EventKind::Approved,
+            (None, Decision::Reject) => EventKind::Rejected,
+        };
+        ledger.append(
+            self,
+            Transition {
+                kind,
+                at,
+                actor: verdict.actor,
+                from: Some(from),
+                call_id: verdict.call_id,
+            },
+        )
+    }
+
+    /// Records how an execution stands, and appends its event.
+    fn execute<L: Ledger>(
+        &mut self,
+        execution: Execution,
+        actor: &str,
+        call_id: Option<&RequestId>,
+        ledger: &mut L,
+    ) -> Result<(), L::Error> {
+        let from = self.action.status;
+        let (status, kind) = match execution {
+            Execution::Claimed => (Status::Committed, EventKind::Claimed),
+            Execution::Completed => (Status::Committed, EventKind::Completed),
+            Execution::Failed => (Status::Failed, EventKind::Failed),
+            // What a store does not know it takes for unknown.
+            Execution::Unknown | Execution::Other => (Status::Failed, EventKind::ClaimLost),
+        };
+        self.action.status = status;
+        self.action.execution = Some(execution);
+        ledger.update(self)?;
+        if execution != Execution::Claimed
+            && let Some(mut lease) = ledger.lease(self.row)?
+        {
+            lease.until = None;
+            ledger.set_lease(self.row, &lease)?;
+        }
+        let at = self.time_of_change(ledger.now());
+        ledger.append(
+            self,
+            Transition {
+                kind,
+                at,
+                actor,
+                from: Some(from),
+                call_id,
+            },
+        )
+    }
+}
+
+/// What is recorded as a decision.
+#[derive(Debug, Clone, Copy)]
+struct Verdict<'a> {
+    decision: Decision,
+    closed: Option<Closed>,
+    actor: &'a str,
+    comment: Option<&'a str>,
+    call_id: Option<&'a RequestId>,
 }
 
 /// An action that is not on record yet.
@@ -74,40 +200,63 @@ pub(crate) struct New<'a> {
     pub(crate) identity: &'a Identity,
     pub(crate) at: SystemTime,
     pub(crate) payload: Option<&'a Fingerprinted>,
-    pub(crate) decision: Option<Decision>,
-    /// The call that made the decision.
-    pub(crate) call_id: Option<&'a RequestId>,
-    pub(crate) comment: Option<&'a str>,
+    pub(crate) actor: &'a Actor,
+    pub(crate) origin: Origin<'a>,
+}
+
+/// How an action comes on record.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Origin<'a> {
+    Submitted(&'a Submission),
+    /// Decided without a submission.
+    Decided {
+        decision: Decision,
+        /// The call that made the decision.
+        call_id: Option<&'a RequestId>,
+        comment: Option<&'a str>,
+    },
 }
 
 impl New<'_> {
-    pub(crate) fn status(&self) -> Status {
-        match self.decision {
-            Some(_) => Status::Committed,
-            None => Status::Pending,
-        }
-    }
-
     /// The record of the action, with its row and its id.
     pub(crate) fn record(&self, row: i64, id: RequestId) -> Record {
-        let mut action = Action::new(id, self.status());
+        let digest = self.payload.map(|payload| Digest::from(*payload.digest()));
+        let mut action = Action::new(id, Status::Pending);
         action.tenant_id = Some(self.identity.tenant_id.clone());
         action.thread_id = Some(self.identity.thread_id.clone());
         action.idempotency_key = Some(self.identity.idempotency_key.clone());
-        action.decision = self.decision;
+        action.digest = digest;
         action.created_at = Some(self.at);
-        action.decided_at = self.decision.map(|_| self.at);
         action.payload = self.payload.map(|payload| payload.payload().clone());
-        action.comment = self.comment.map(str::to_owned);
-        Record {
+        let mut record = Record {
             row,
             action,
-            closed: false,
-            digest: self.payload.map(|payload| *payload.digest()),
-            call_id: self
-                .call_id
-                .map(|id| super::rule::canonical_call(id).into()),
+            submitted_digest: digest,
+            submitted_by: None,
+            call_id: None,
+        };
+        let action = &mut record.action;
+        match self.origin {
+            Origin::Submitted(submission) => {
+                action.title.clone_from(&submission.title);
+                action.expires_at = submission.expires_at;
+                action.allow_edit = Some(submission.allow_edit);
+                record.submitted_by = Some(self.actor.as_str().to_owned());
+            }
+            Origin::Decided {
+                decision,
+                call_id,
+                comment,
+            } => {
+                action.status = Status::Committed;
+                action.decision = Some(decision);
+                action.decided_at = Some(self.at);
+                action.decided_by = Some(self.actor.as_str().to_owned());
+                action.comment = comment.map(str::to_owned);
+                record.call_id = call_id.map(|id| super::rule::canonical_call(id).into());
+            }
         }
+        record
     }
 }
 
@@ -118,17 +267,33 @@ pub(crate) enum Inserted {
     Existing(Record),
 }
 
-/// The event of one transition.
+/// A transition, without the state that it led to.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Event<'a> {
-    /// The action's row.
-    pub(crate) row: i64,
+pub(crate) struct Transition<'a> {
+    pub(crate) kind: EventKind,
     pub(crate) at: SystemTime,
-    pub(crate) actor: &'a Actor,
-    /// The requested operation: `submit`, `approve` or `reject`.
-    pub(crate) verb: &'static str,
+    pub(crate) actor: &'a str,
     pub(crate) from: Option<Status>,
-    pub(crate) to: Status,
-    pub(crate) decision: Option<Decision>,
     pub(crate) call_id: Option<&'a RequestId>,
+}
+
+/// The newest claim on an action. It is live while the action's execution is `claimed`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Lease {
+    pub(crate) token: Uuid,
+    pub(crate) fence: i64,
+    /// When the lease ends. `None` once the claim has ended.
+    pub(crate) until: Option<SystemTime>,
+    /// The owner of the credential that claimed.
+    pub(crate) actor: String,
+    /// The call that claimed, in the form of [`canonical_call`](super::rule::canonical_call).
+    pub(crate) call_id: Option<String>,
+}
+
+impl Lease {
+    fn claim(&self) -> Claim {
+        let mut claim = Claim::new(self.token.into(), self.fence.unsigned_abs());
+        claim.expires_at = self.until;
+        claim
+    }
 }

@@ -1,7 +1,9 @@
 //! Submitting an action, to be decided later.
 
-use super::{Event, Inserted, Ledger, New, Operation};
-use crate::protocol::{Action, RequestId, Status};
+use std::time::SystemTime;
+
+use super::{Inserted, Ledger, New, Operation, Origin, Transition, settle};
+use crate::protocol::{Action, Digest, EventKind, RequestId};
 use crate::store::rule::payloads_differ;
 use crate::store::{Actor, Fingerprinted, Identity};
 
@@ -15,8 +17,24 @@ pub struct Submit {
     pub call_id: Option<RequestId>,
     /// The payload of the action.
     pub payload: Option<Fingerprinted>,
+    /// What the submission says beside the payload. A later submission of the same action changes
+    /// nothing of it.
+    pub submission: Submission,
     /// The credential that made the request.
     pub actor: Actor,
+}
+
+/// What a submission says beside the payload.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[allow(clippy::exhaustive_structs)]
+pub struct Submission {
+    /// What the action is about, in a line for people.
+    pub title: Option<String>,
+    /// When the action is rejected as expired, if nobody has decided by then. `None` waits for
+    /// ever.
+    pub expires_at: Option<SystemTime>,
+    /// Whether the reviewer may edit the payload.
+    pub allow_edit: bool,
 }
 
 /// The outcome of a [`Submit`].
@@ -35,7 +53,8 @@ impl Operation for Submit {
     type Outcome = Submitted;
 
     fn size(&self) -> usize {
-        self.payload.as_ref().map_or(0, Fingerprinted::len)
+        let payload = self.payload.as_ref().map_or(0, Fingerprinted::len);
+        payload + self.submission.title.as_ref().map_or(0, String::len)
     }
 
     fn apply<L: Ledger>(&self, ledger: &mut L) -> Result<Submitted, L::Error> {
@@ -43,39 +62,32 @@ impl Operation for Submit {
             identity: &self.identity,
             at: ledger.now(),
             payload: self.payload.as_ref(),
-            decision: None,
-            call_id: None,
-            comment: None,
+            actor: &self.actor,
+            origin: Origin::Submitted(&self.submission),
         };
         let record = match ledger.insert(new)? {
             Inserted::New(record) => {
-                ledger.append(Event {
-                    row: record.row,
-                    at: new.at,
-                    actor: &self.actor,
-                    verb: "submit",
-                    from: None,
-                    to: Status::Pending,
-                    decision: None,
-                    call_id: self.call_id.as_ref(),
-                })?;
+                ledger.append(
+                    &record,
+                    Transition {
+                        kind: EventKind::Submitted,
+                        at: new.at,
+                        actor: self.actor.as_str(),
+                        from: None,
+                        call_id: self.call_id.as_ref(),
+                    },
+                )?;
                 return Ok(Submitted::Recorded(record.action));
             }
-            Inserted::Existing(record) => record,
+            Inserted::Existing(record) => settle(record, ledger)?,
         };
         let digest = self.payload.as_ref().map(Fingerprinted::digest);
-        Ok(if payloads_differ(record.digest.as_ref(), digest) {
+        let submitted = record.submitted_digest.as_ref().map(Digest::as_bytes);
+        Ok(if payloads_differ(submitted, digest) {
             Submitted::PayloadMismatch(record.action)
         } else {
             ledger.remember(&record, self.call_id.as_ref());
             Submitted::Existing(record.action)
         })
-    }
-
-    fn changed(outcome: &Submitted) -> Option<&Action> {
-        match outcome {
-            Submitted::Recorded(action) => Some(action),
-            _ => None,
-        }
     }
 }

@@ -14,6 +14,7 @@ use super::lock::Location;
 use super::repeats::Repeats;
 use super::schema::{self, Version};
 use super::transaction::Transaction;
+use crate::store::Clock;
 
 /// How long a connection waits for another program's lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
@@ -202,7 +203,8 @@ fn write_again(path: &Path) -> io::Result<()> {
 
 /// Makes a durable write.
 fn probe(connection: &Connection, repeats: &Repeats) -> Result<(), Fault> {
-    let mut transaction = Transaction::begin(connection, repeats)?;
+    let clock = Clock::new();
+    let mut transaction = Transaction::begin(connection, repeats, &clock)?;
     transaction.beat()?;
     transaction.commit()?;
     Ok(())

@@ -4,9 +4,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::transaction::Transaction;
 use super::{StoreError, unready};
-use crate::protocol::RequestId;
-use crate::store::Watchers;
-use crate::store::operation::Operation;
+use crate::store::operation::{Ledger, Operation, settle};
 
 pub(super) type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
 
@@ -23,11 +21,8 @@ pub(super) trait Job: Send {
     /// one.
     fn run(&mut self, transaction: &mut Transaction<'_>) -> rusqlite::Result<()>;
 
-    /// Whether the work wrote anything.
-    fn has_written(&self) -> bool;
-
-    /// Sends the answer, and wakes those who wait for the action. The caller may be gone.
-    fn answer(self: Box<Self>, watchers: &Watchers);
+    /// Sends the answer. The caller may be gone.
+    fn answer(self: Box<Self>);
 
     /// Answers that the work was not done.
     fn refuse(self: Box<Self>, error: &StoreError);
@@ -59,16 +54,7 @@ impl<O: Operation> Job for Run<O> {
         Ok(())
     }
 
-    fn has_written(&self) -> bool {
-        self.outcome.as_ref().and_then(O::changed).is_some()
-    }
-
-    fn answer(self: Box<Self>, watchers: &Watchers) {
-        let changed = self.outcome.as_ref().and_then(O::changed);
-        let id = changed.and_then(|action| RequestId::as_uuid(&action.request_id));
-        if let Some(id) = id {
-            watchers.wake(id);
-        }
+    fn answer(self: Box<Self>) {
         drop(self.reply.send(self.outcome.ok_or_else(unready)));
     }
 
@@ -85,15 +71,31 @@ impl Job for Beat {
         transaction.beat()
     }
 
-    fn has_written(&self) -> bool {
-        true
-    }
-
-    fn answer(self: Box<Self>, _: &Watchers) {
+    fn answer(self: Box<Self>) {
         drop(self.0.send(Ok(())));
     }
 
     fn refuse(self: Box<Self>, error: &StoreError) {
         drop(self.0.send(Err(error.clone())));
     }
+}
+
+/// The most records that one transaction brings up to the present.
+const MAX_DUE: usize = 256;
+
+/// Rejects what has expired, and ends the claims whose leases are over. Nobody waits for the
+/// answer.
+pub(super) struct Settle;
+
+impl Job for Settle {
+    fn run(&mut self, transaction: &mut Transaction<'_>) -> rusqlite::Result<()> {
+        for record in transaction.due(MAX_DUE)? {
+            settle(record, transaction)?;
+        }
+        Ok(())
+    }
+
+    fn answer(self: Box<Self>) {}
+
+    fn refuse(self: Box<Self>, _: &StoreError) {}
 }

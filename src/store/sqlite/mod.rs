@@ -5,6 +5,7 @@ mod checkpoint;
 mod connection;
 mod fault;
 mod job;
+mod list;
 mod lock;
 mod read;
 mod repeats;
@@ -38,8 +39,13 @@ use self::state::State;
 pub use self::verify::Verified;
 use self::writer::{Parts, Writer};
 use super::operation::Operation;
-use super::{Decide, Decided, Store, StoreError, Submit, Submitted, Totals, Watch, Watchers};
-use crate::protocol::{Action, TenantId};
+use super::{
+    Acquire, Acquired, Cancel, Cancelled, Clock, Decide, DecideById, Decided, Finish, Finished,
+    List, Page, Renew, Renewed, Store, StoreError, Submit, Submitted, Totals, Watch, Watchers,
+};
+use crate::protocol::{Action, Event, TenantId};
+
+pub(crate) use self::list::as_of;
 
 /// The most requests that may wait for the writer.
 const QUEUE: usize = 4096;
@@ -107,6 +113,16 @@ impl SqliteStore {
     /// - [Unavailable](StoreError::is_unavailable), if the disk is full or fails, or another
     ///   program's write does not end within 2 s.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, StoreError> {
+        Self::open_with(path, Clock::new())
+    }
+
+    /// Opens the database at `path` as [`open`](Self::open) does, with a clock that may show
+    /// another time than the system's.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open).
+    pub fn open_with(path: impl AsRef<Path>, clock: Clock) -> Result<Self, StoreError> {
         let (location, lock) = lock::acquire(path.as_ref())?;
         let location = Arc::new(location);
         let repeats = Arc::new(Repeats::default());
@@ -124,6 +140,7 @@ impl SqliteStore {
             commands: queue,
             connection,
             repeats: repeats.clone(),
+            clock,
             checkpointer,
             state: state.clone(),
             readers: readers.clone(),
@@ -247,6 +264,52 @@ impl Store for SqliteStore {
         self.run(request).await
     }
 
+    async fn decide_by_id(&self, request: DecideById) -> Result<Decided, StoreError> {
+        self.run(request).await
+    }
+
+    async fn cancel(&self, request: Cancel) -> Result<Cancelled, StoreError> {
+        self.run(request).await
+    }
+
+    async fn acquire(&self, request: Acquire) -> Result<Acquired, StoreError> {
+        self.run(request).await
+    }
+
+    async fn renew(&self, request: Renew) -> Result<Renewed, StoreError> {
+        self.run(request).await
+    }
+
+    async fn finish(&self, request: Finish) -> Result<Finished, StoreError> {
+        self.run(request).await
+    }
+
+    async fn list(&self, request: List) -> Result<Page, StoreError> {
+        let read = move |connection: &Connection| list::page(connection, &request);
+        self.readers.read(read).await
+    }
+
+    async fn look_up(&self, id: Uuid, tenant: &TenantId) -> Result<Option<Action>, StoreError> {
+        let tenant = tenant.clone();
+        let read = move |connection: &Connection| list::with_history(connection, id, &tenant);
+        self.readers.read(read).await
+    }
+
+    async fn events(
+        &self,
+        tenant: &TenantId,
+        after: u64,
+        limit: usize,
+    ) -> Result<Vec<(u64, Event)>, StoreError> {
+        let tenant = tenant.clone();
+        let read = move |connection: &Connection| list::events(connection, &tenant, after, limit);
+        self.readers.read(read).await
+    }
+
+    async fn newest_event(&self) -> Result<u64, StoreError> {
+        self.readers.read(list::newest_event).await
+    }
+
     async fn find(
         &self,
         id: Uuid,
@@ -263,6 +326,10 @@ impl Store for SqliteStore {
 
     fn watch(&self, id: Uuid) -> Watch {
         self.watchers.watch(id)
+    }
+
+    fn watch_tenant(&self, tenant: &TenantId) -> Watch {
+        self.watchers.watch_tenant(tenant)
     }
 
     async fn check(&self) -> Result<(), StoreError> {

@@ -4,20 +4,21 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rusqlite::types::{ToSql, ToSqlOutput, Type, ValueRef};
 use rusqlite::{Connection, OptionalExtension, Row, params};
-use sha2::{Digest, Sha256};
+use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use super::repeats::Repeats;
-use crate::protocol::{Action, Payload, RequestId, TenantId};
+use crate::protocol::{Action, Digest, JsonText, Payload, RequestId, TenantId};
 use crate::store::Identity;
-use crate::store::operation::Record;
+use crate::store::operation::{Lease, Record};
 
 /// Selects the columns that [`record`] reads, in its order.
 macro_rules! select {
     ($rest:literal) => {
         concat!(
-            "SELECT id, request_id, tenant_id, thread_id, idempotency_key, status, decision, execution, \
-             closed IS NOT NULL, digest, payload, comment, call_id, created_at, decided_at FROM action WHERE ",
+            "SELECT id, request_id, tenant_id, thread_id, idempotency_key, status, decision, execution, closed, \
+             digest, payload, edited_digest, edited_payload, comment, title, expires_at, allow_edit, \
+             submitted_by, decided_by, result, reason, call_id, created_at, decided_at FROM action WHERE ",
             $rest
         )
     };
@@ -62,6 +63,63 @@ pub(super) fn digest(identity: &Identity) -> [u8; 16] {
     start
 }
 
+/// Finds a tenant's record by the store's id.
+pub(super) fn by_request_id(
+    connection: &Connection,
+    id: Uuid,
+    tenant: &TenantId,
+) -> rusqlite::Result<Option<Record>> {
+    connection
+        .prepare_cached(select!("request_id = ?1 AND tenant_id = ?2"))?
+        .query_row(params![id.as_bytes(), tenant.as_str()], record)
+        .optional()
+}
+
+/// Reads the record in a row of the table.
+pub(super) fn by_row(connection: &Connection, row: i64) -> rusqlite::Result<Option<Record>> {
+    connection
+        .prepare_cached(select!("id = ?1"))?
+        .query_row([row], record)
+        .optional()
+}
+
+/// Reads the newest claim on the action in a row.
+pub(super) fn lease(connection: &Connection, row: i64) -> rusqlite::Result<Option<Lease>> {
+    connection
+        .prepare_cached("SELECT token, fence, until, actor, call_id FROM claim WHERE action = ?1")?
+        .query_row([row], |row| {
+            Ok(Lease {
+                token: Uuid::from_bytes(row.get(0)?),
+                fence: row.get(1)?,
+                until: row.get::<_, Option<i64>>(2)?.map(from_micros),
+                actor: row.get(3)?,
+                call_id: call_id(row, 4)?,
+            })
+        })
+        .optional()
+}
+
+/// Finds records that are due: pending and over, or claimed beyond the lease.
+pub(super) fn due(
+    connection: &Connection,
+    now: SystemTime,
+    limit: usize,
+) -> rusqlite::Result<Vec<Record>> {
+    let now = micros(now);
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let mut over = connection.prepare_cached(
+        "SELECT id FROM (SELECT id FROM action WHERE status = 'PENDING' AND expires_at IS NOT NULL \
+         AND expires_at <= ?1 ORDER BY expires_at LIMIT ?2) \
+         UNION ALL \
+         SELECT action FROM (SELECT action FROM claim WHERE until IS NOT NULL AND until <= ?1 \
+         ORDER BY until LIMIT ?2)",
+    )?;
+    let rows = over.query_map([now, limit], |row| row.get(0))?;
+    let rows = rows.collect::<rusqlite::Result<Vec<i64>>>()?;
+    let records = rows.into_iter().map(|row| by_row(connection, row));
+    records.filter_map(Result::transpose).collect()
+}
+
 /// Finds a record by the store's id, or else by a call id that names exactly one action, within a
 /// tenant or among all.
 pub(super) fn by_id(
@@ -88,10 +146,7 @@ pub(super) fn by_id(
     let Named::One(row) = named else {
         return Ok(None);
     };
-    connection
-        .prepare_cached(select!("id = ?1"))?
-        .query_row([row], record)
-        .optional()
+    by_row(connection, row)
 }
 
 /// The rows that a call id names.
@@ -119,8 +174,7 @@ impl Named {
 fn by_call(connection: &Connection, call: Uuid, tenant: Option<&str>) -> rusqlite::Result<Named> {
     // The condition on the type lets SQLite use the partial index.
     let mut rows = connection.prepare_cached(
-        "SELECT action.id FROM event JOIN action ON action.id = event.action \
-         WHERE event.call_id = ?1 AND typeof(event.call_id) = 'blob' \
+        "SELECT action FROM event WHERE call_id = ?1 AND typeof(call_id) = 'blob' \
          AND (?2 IS NULL OR tenant_id = ?2)",
     )?;
     Named::of(rows.query_map(params![call.as_bytes(), tenant], |row| row.get(0))?)
@@ -143,31 +197,53 @@ fn by_repeat(
     Named::of(rows)
 }
 
-fn record(row: &Row<'_>) -> rusqlite::Result<Record> {
+pub(super) fn record(row: &Row<'_>) -> rusqlite::Result<Record> {
     let request_id = Uuid::from_bytes(row.get(1)?);
+    let submitted_digest = row.get::<_, Option<[u8; 32]>>(9)?.map(Digest::from);
+    let edited_digest = row.get::<_, Option<[u8; 32]>>(11)?.map(Digest::from);
     let mut action = Action::new(RequestId::from(request_id), text(row, 5)?);
     action.tenant_id = Some(text(row, 2)?);
     action.thread_id = Some(text(row, 3)?);
     action.idempotency_key = Some(text(row, 4)?);
     action.decision = optional_text(row, 6)?;
     action.execution = optional_text(row, 7)?;
-    action.payload = match row.get_ref(10)? {
-        ValueRef::Null => None,
-        json => Some(Payload::from_json(json.as_str()?).map_err(|error| unreadable(10, error))?),
-    };
-    action.comment = row.get(11)?;
-    action.created_at = Some(from_micros(row.get(13)?));
-    action.decided_at = row.get::<_, Option<i64>>(14)?.map(from_micros);
+    action.closed = optional_text(row, 8)?;
+    action.digest = edited_digest.or(submitted_digest);
+    action.payload = json(row, 10, Payload::from_json)?;
+    action.edited_payload = json(row, 12, Payload::from_json)?;
+    action.comment = row.get(13)?;
+    action.title = row.get(14)?;
+    action.expires_at = row.get::<_, Option<i64>>(15)?.map(from_micros);
+    action.allow_edit = row.get(16)?;
+    action.decided_by = row.get(18)?;
+    action.result = json(row, 19, JsonText::from_json)?;
+    action.reason = row.get(20)?;
+    action.created_at = Some(from_micros(row.get(22)?));
+    action.decided_at = row.get::<_, Option<i64>>(23)?.map(from_micros);
     Ok(Record {
         row: row.get(0)?,
         action,
-        closed: row.get(8)?,
-        digest: row.get(9)?,
-        call_id: call_id(row, 12)?,
+        submitted_digest,
+        submitted_by: row.get(17)?,
+        call_id: call_id(row, 21)?,
     })
 }
 
-fn text<T>(row: &Row<'_>, column: usize) -> rusqlite::Result<T>
+/// Reads a column of JSON.
+fn json<T>(
+    row: &Row<'_>,
+    column: usize,
+    parse: fn(&str) -> Result<T, serde_json::Error>,
+) -> rusqlite::Result<Option<T>> {
+    match row.get_ref(column)? {
+        ValueRef::Null => Ok(None),
+        json => parse(json.as_str()?)
+            .map(Some)
+            .map_err(|error| unreadable(column, error)),
+    }
+}
+
+pub(super) fn text<T>(row: &Row<'_>, column: usize) -> rusqlite::Result<T>
 where
     T: std::str::FromStr<Err: std::error::Error + Send + Sync + 'static>,
 {
@@ -177,7 +253,7 @@ where
         .map_err(|error| unreadable(column, error))
 }
 
-fn optional_text<T>(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<T>>
+pub(super) fn optional_text<T>(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<T>>
 where
     T: std::str::FromStr<Err: std::error::Error + Send + Sync + 'static>,
 {
@@ -187,7 +263,7 @@ where
     }
 }
 
-fn call_id(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<String>> {
+pub(super) fn call_id(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<String>> {
     match row.get_ref(column)? {
         ValueRef::Null => Ok(None),
         ValueRef::Blob(bytes) => {

@@ -10,12 +10,12 @@ use super::fault::{Fault, is_not_a_database};
 /// `AEGI`, which marks a file as ours, for this code and for `file(1)`.
 const APPLICATION_ID: i32 = 0x4145_4749;
 
-/// The version that the first of the [`MIGRATIONS`] leads to. The version before it was never
+/// The version that the first of the [`MIGRATIONS`] leads to. The versions before it were never
 /// released.
-const FIRST: usize = 2;
+const FIRST: usize = 3;
 
 /// Each entry takes the schema to the next version. A released entry never changes.
-const MIGRATIONS: [&str; 1] = [include_str!("schema/2.sql")];
+const MIGRATIONS: [&str; 1] = [include_str!("schema/3.sql")];
 
 /// The version that the last entry leads to.
 const CURRENT: usize = FIRST + MIGRATIONS.len() - 1;

@@ -24,6 +24,7 @@ fn approval(payload: Option<Fingerprinted>) -> Decide {
         comment: None,
         actor: Actor::new("anonymous"),
         require_submission: false,
+        allow_self_approval: true,
     }
 }
 

@@ -7,23 +7,52 @@ use uuid::Uuid;
 
 use super::repeats::{Repeat, Repeats};
 use super::rows::{self, CallId};
-use crate::protocol::{Decision, RequestId, Status, uuid_v7};
-use crate::store::Identity;
-use crate::store::operation::{Event, Inserted, Ledger, New, Record};
+use crate::protocol::{Action, Closed, Decision, Digest, Execution, Payload, RequestId, Status};
+use crate::protocol::{JsonText, TenantId, uuid_v7};
+use crate::store::operation::{Inserted, Lease, Ledger, New, Record, Transition};
+use crate::store::{Clock, Identity, Watchers};
 
 /// An open transaction.
 pub(super) struct Transaction<'a> {
     connection: &'a Connection,
     repeats: &'a Repeats,
+    clock: &'a Clock,
     /// Remembered once the transaction is committed.
     repeated: Vec<Repeat>,
     has_beaten: bool,
+    changes: Changes,
+}
+
+/// The actions that a transaction changed.
+#[derive(Debug, Default)]
+pub(super) struct Changes(Vec<(Uuid, TenantId)>);
+
+/// What a transaction wrote.
+pub(super) struct Written {
+    pub(super) has_written: bool,
+    pub(super) changes: Changes,
+}
+
+impl Changes {
+    /// Wakes whoever waits for one of the actions, or for an event of their tenants.
+    pub(super) fn wake(self, watchers: &Watchers) {
+        for (id, tenant) in self.0 {
+            watchers.wake(id, &tenant);
+        }
+    }
+
+    fn add(&mut self, action: &Action) {
+        if let (Some(id), Some(tenant)) = (action.request_id.as_uuid(), &action.tenant_id) {
+            self.0.push((id, tenant.clone()));
+        }
+    }
 }
 
 impl<'a> Transaction<'a> {
     pub(super) fn begin(
         connection: &'a Connection,
         repeats: &'a Repeats,
+        clock: &'a Clock,
     ) -> rusqlite::Result<Self> {
         // Immediate, because a transaction that reads first and writes later fails if another
         // program wrote in between.
@@ -31,15 +60,20 @@ impl<'a> Transaction<'a> {
         Ok(Self {
             connection,
             repeats,
+            clock,
             repeated: Vec::new(),
             has_beaten: false,
+            changes: Changes::default(),
         })
     }
 
-    pub(super) fn commit(self) -> rusqlite::Result<()> {
+    pub(super) fn commit(self) -> rusqlite::Result<Written> {
         run(self.connection, "COMMIT")?;
         self.repeats.add(&self.repeated);
-        Ok(())
+        Ok(Written {
+            has_written: self.has_beaten || !self.changes.0.is_empty(),
+            changes: self.changes,
+        })
     }
 
     /// Writes the heartbeat, which shows that the database takes writes.
@@ -62,22 +96,30 @@ impl Ledger for Transaction<'_> {
     type Error = rusqlite::Error;
 
     fn now(&self) -> SystemTime {
-        rows::from_micros(rows::micros(SystemTime::now()))
+        self.clock.now()
     }
 
     fn find(&self, identity: &Identity) -> rusqlite::Result<Option<Record>> {
         rows::by_identity(self.connection, identity)
     }
 
+    fn find_by_id(&self, id: Uuid, tenant: &TenantId) -> rusqlite::Result<Option<Record>> {
+        rows::by_request_id(self.connection, id, tenant)
+    }
+
     fn insert(&mut self, new: New<'_>) -> rusqlite::Result<Inserted> {
         let request_id = uuid_v7();
-        let at = rows::micros(new.at);
+        // The number of the row is known only afterwards.
+        let mut record = new.record(0, request_id.into());
+        let action = &record.action;
+        let call_id = record.call_id.as_deref().map(RequestId::new);
         let inserted = self
             .connection
             .prepare_cached(
                 "INSERT INTO action (request_id, identity, tenant_id, thread_id, idempotency_key, \
-                 status, decision, digest, payload, comment, call_id, created_at, decided_at) \
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13) \
+                 status, decision, digest, payload, comment, title, expires_at, allow_edit, \
+                 submitted_by, decided_by, call_id, created_at, decided_at) \
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18) \
                  ON CONFLICT (identity) DO NOTHING",
             )?
             .execute(params![
@@ -86,18 +128,23 @@ impl Ledger for Transaction<'_> {
                 new.identity.tenant_id.as_str(),
                 new.identity.thread_id.as_str(),
                 new.identity.idempotency_key.as_str(),
-                new.status().as_str(),
-                new.decision.map(Decision::as_str),
-                new.payload.map(|payload| payload.digest()),
-                new.payload.map(|payload| payload.payload().as_str()),
-                new.comment,
-                CallId(new.call_id),
-                at,
-                new.decision.map(|_| at),
+                action.status.as_str(),
+                action.decision.map(Decision::as_str),
+                record.submitted_digest.as_ref().map(Digest::as_bytes),
+                action.payload.as_ref().map(Payload::as_str),
+                action.comment,
+                action.title,
+                action.expires_at.map(rows::micros),
+                action.allow_edit,
+                record.submitted_by,
+                action.decided_by,
+                CallId(call_id.as_ref().and_then(|id| id.as_ref().ok())),
+                rows::micros(new.at),
+                action.decided_at.map(rows::micros),
             ])?;
         if inserted == 1 {
-            let row = self.connection.last_insert_rowid();
-            return Ok(Inserted::New(new.record(row, request_id.into())));
+            record.row = self.connection.last_insert_rowid();
+            return Ok(Inserted::New(record));
         }
         // If the row belongs to another identity with the same digest, nothing is found. That is an
         // error, so that no other identity's action is answered.
@@ -109,45 +156,83 @@ impl Ledger for Transaction<'_> {
     fn update(&mut self, record: &Record) -> rusqlite::Result<()> {
         let action = &record.action;
         let call_id = record.call_id.as_deref().map(RequestId::new);
+        let edited = action.edited_payload.as_ref();
         self.connection
             .prepare_cached(
-                "UPDATE action SET status = ?2, decision = ?3, execution = ?4, \
-                 closed = CASE WHEN ?5 THEN closed END, digest = ?6, payload = ?7, comment = ?8, \
-                 call_id = ?9, decided_at = ?10 WHERE id = ?1",
+                "UPDATE action SET status = ?2, decision = ?3, execution = ?4, closed = ?5, \
+                 digest = ?6, payload = ?7, edited_digest = ?8, edited_payload = ?9, comment = ?10, \
+                 decided_by = ?11, result = ?12, reason = ?13, call_id = ?14, decided_at = ?15 \
+                 WHERE id = ?1",
             )?
             .execute(params![
                 record.row,
                 action.status.as_str(),
                 action.decision.map(Decision::as_str),
-                action.execution.map(crate::protocol::Execution::as_str),
-                record.closed,
-                record.digest,
-                action.payload.as_ref().map(|payload| payload.as_str()),
+                action.execution.map(Execution::as_str),
+                action.closed.map(Closed::as_str),
+                record.submitted_digest.as_ref().map(Digest::as_bytes),
+                action.payload.as_ref().map(Payload::as_str),
+                edited.and(action.digest.as_ref()).map(Digest::as_bytes),
+                edited.map(Payload::as_str),
                 action.comment,
+                action.decided_by,
+                action.result.as_ref().map(JsonText::as_str),
+                action.reason,
                 CallId(call_id.as_ref().and_then(|id| id.as_ref().ok())),
                 action.decided_at.map(rows::micros),
             ])?;
         Ok(())
     }
 
-    fn append(&mut self, event: Event<'_>) -> rusqlite::Result<()> {
+    fn append(&mut self, record: &Record, transition: Transition<'_>) -> rusqlite::Result<()> {
+        let action = &record.action;
         self.connection
             .prepare_cached(
-                "INSERT INTO event (event_id, at, actor, verb, action, from_status, to_status, \
-                 decision, call_id) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+                "INSERT INTO event (event_id, at, actor, kind, tenant_id, action, from_status, \
+                 to_status, decision, execution, call_id) \
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
             )?
             .execute(params![
-                Uuid::new_v4().as_bytes(),
-                rows::micros(event.at),
-                event.actor.as_str(),
-                event.verb,
-                event.row,
-                event.from.map(Status::as_str),
-                event.to.as_str(),
-                event.decision.map(Decision::as_str),
-                CallId(event.call_id),
+                uuid_v7().as_bytes(),
+                rows::micros(transition.at),
+                transition.actor,
+                transition.kind.as_str(),
+                action.tenant_id.as_ref().map(TenantId::as_str),
+                record.row,
+                transition.from.map(Status::as_str),
+                action.status.as_str(),
+                action.decision.map(Decision::as_str),
+                action.execution.map(Execution::as_str),
+                CallId(transition.call_id),
+            ])?;
+        self.changes.add(action);
+        Ok(())
+    }
+
+    fn lease(&self, row: i64) -> rusqlite::Result<Option<Lease>> {
+        rows::lease(self.connection, row)
+    }
+
+    fn set_lease(&mut self, row: i64, lease: &Lease) -> rusqlite::Result<()> {
+        let call_id = lease.call_id.as_deref().map(RequestId::new);
+        self.connection
+            .prepare_cached(
+                "INSERT OR REPLACE INTO claim (action, token, fence, until, actor, call_id) \
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            )?
+            .execute(params![
+                row,
+                lease.token.as_bytes(),
+                lease.fence,
+                lease.until.map(rows::micros),
+                lease.actor,
+                CallId(call_id.as_ref().and_then(|id| id.as_ref().ok())),
             ])?;
         Ok(())
+    }
+
+    fn due(&self, limit: usize) -> rusqlite::Result<Vec<Record>> {
+        rows::due(self.connection, self.now(), limit)
     }
 
     fn remember(&mut self, record: &Record, call_id: Option<&RequestId>) {

@@ -12,14 +12,14 @@ use rusqlite::Connection;
 
 use super::checkpoint::{Checkpointer, Step};
 use super::fault::{Cause, Fault, is_fatal};
-use super::job::{Command, Job};
+use super::job::{Command, Job, Settle};
 use super::lock::{Location, Lock, Log};
 use super::read::Readers;
 use super::repeats::Repeats;
 use super::state::State;
-use super::transaction::Transaction;
+use super::transaction::{Transaction, Written};
 use super::{StoreError, connection, unready};
-use crate::store::Watchers;
+use crate::store::{Clock, Watchers};
 
 /// The most requests in one transaction.
 const MAX_BATCH: usize = 512;
@@ -29,6 +29,12 @@ const RECOVERY_PAUSE: Duration = Duration::from_millis(250);
 
 /// How long the writer waits for readers that keep the log from starting over.
 const REST_TIMEOUT: Duration = Duration::from_millis(50);
+
+/// The shortest wait for a request.
+const MIN_PAUSE: Duration = Duration::from_millis(10);
+
+/// How often records that are due are looked for.
+const SETTLE_EACH: Duration = Duration::from_millis(500);
 
 /// How often an idle writer checks that its files are in place.
 const LOOK_AROUND: Duration = Duration::from_secs(1);
@@ -41,6 +47,9 @@ pub(super) struct Writer {
     /// The reason why this store will never write again.
     uprooted: Option<StoreError>,
     repeats: Arc<Repeats>,
+    clock: Clock,
+    /// When records that are due are looked for again.
+    settle_at: Instant,
     checkpointer: Option<Checkpointer>,
     /// Pages in the log at the last commit.
     log: Arc<AtomicU32>,
@@ -60,6 +69,7 @@ pub(super) struct Parts {
     pub(super) commands: Receiver<Command>,
     pub(super) connection: Connection,
     pub(super) repeats: Arc<Repeats>,
+    pub(super) clock: Clock,
     pub(super) checkpointer: Checkpointer,
     pub(super) state: Arc<State>,
     pub(super) readers: Arc<Readers>,
@@ -76,6 +86,8 @@ impl Writer {
             log_file: None,
             uprooted: None,
             repeats: parts.repeats,
+            clock: parts.clock,
+            settle_at: Instant::now(),
             checkpointer: Some(parts.checkpointer),
             log: Arc::default(),
             state: parts.state,
@@ -139,9 +151,20 @@ impl Writer {
 
     /// Serves until the store is closed or dropped.
     pub(super) fn run(mut self) {
-        let mut batch = Vec::with_capacity(MAX_BATCH);
+        let mut batch: Vec<Box<dyn Job>> = Vec::with_capacity(MAX_BATCH);
         while !self.state.is_closing() {
-            match self.commands.recv_timeout(LOOK_AROUND) {
+            if self.settle_at <= Instant::now() {
+                self.settle_at = Instant::now() + SETTLE_EACH;
+                if self.connection.is_some() {
+                    batch.push(Box::new(Settle));
+                    self.serve(&mut batch);
+                }
+            }
+            let pause = self.settle_at.saturating_duration_since(Instant::now());
+            match self
+                .commands
+                .recv_timeout(pause.clamp(MIN_PAUSE, LOOK_AROUND))
+            {
                 Ok(Command::Run(first)) => batch.push(first),
                 Ok(Command::Wake) => continue,
                 Err(RecvTimeoutError::Timeout) => {
@@ -195,17 +218,22 @@ impl Writer {
             return;
         };
         let begun = Instant::now();
-        let done = transact(connection, &repeats, batch);
+        let done = transact(connection, &repeats, &self.clock, batch);
         // This check comes before any acknowledgement: the next start might not find the files that
         // the batch was written to.
-        match done.and_then(|()| self.look_around().map_err(Stop::Fault)) {
-            Ok(()) => {
-                if batch.iter().any(|job| job.has_written()) {
+        let done = done.and_then(|written| match self.look_around() {
+            Ok(()) => Ok(written),
+            Err(fault) => Err(Stop::Fault(fault)),
+        });
+        match done {
+            Ok(written) => {
+                if written.has_written {
                     self.state.set_written(begun);
                 }
                 for job in batch.drain(..) {
-                    job.answer(&self.watchers);
+                    job.answer();
                 }
+                written.changes.wake(&self.watchers);
                 self.tend();
             }
             Err(Stop::Request(error)) if batch.len() == 1 => {
@@ -423,9 +451,10 @@ impl From<Fault> for Stop {
 fn transact(
     connection: &Connection,
     repeats: &Repeats,
+    clock: &Clock,
     batch: &mut [Box<dyn Job>],
-) -> Result<(), Stop> {
-    let done = attempt(connection, repeats, batch);
+) -> Result<Written, Stop> {
+    let done = attempt(connection, repeats, clock, batch);
     if done.is_err() && !connection.is_autocommit() {
         let undone = connection.execute_batch("ROLLBACK");
         // After a fault the connection is dropped, which rolls back.
@@ -439,9 +468,10 @@ fn transact(
 fn attempt(
     connection: &Connection,
     repeats: &Repeats,
+    clock: &Clock,
     batch: &mut [Box<dyn Job>],
-) -> Result<(), Stop> {
-    let mut transaction = Transaction::begin(connection, repeats).map_err(Fault::of)?;
+) -> Result<Written, Stop> {
+    let mut transaction = Transaction::begin(connection, repeats, clock).map_err(Fault::of)?;
     for job in batch {
         job.run(&mut transaction).map_err(|error| {
             if is_fatal(&error) {
@@ -451,8 +481,7 @@ fn attempt(
             }
         })?;
     }
-    transaction.commit().map_err(Fault::of)?;
-    Ok(())
+    Ok(transaction.commit().map_err(Fault::of)?)
 }
 
 /// Copies what is left in the log, so that the next commit starts it over. Returns `false` if a

@@ -38,6 +38,7 @@ fn approval(key: &str) -> Decide {
         comment: None,
         actor: Actor::new("anonymous"),
         require_submission: false,
+        allow_self_approval: true,
     }
 }
 

@@ -7,6 +7,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
+use crate::support::forward_the_human_loop;
 use aegis_hitl::protocol::X_REQUEST_ID;
 use aegis_hitl::server::HitlService;
 use aegis_hitl::store::{
@@ -161,6 +162,9 @@ impl Store for SimulatedStore {
                     Decided::PayloadMismatch(this.simulated(action))
                 }
                 Decided::Closed(action) => Decided::Closed(this.simulated(action)),
+                Decided::SelfApproval(action) => Decided::SelfApproval(this.simulated(action)),
+                Decided::DigestMissing(action) => Decided::DigestMissing(this.simulated(action)),
+                Decided::EditNotAllowed(action) => Decided::EditNotAllowed(this.simulated(action)),
                 Decided::NotFound => Decided::NotFound,
             });
             if let Ok(decided) = &decided {
@@ -197,6 +201,8 @@ impl Store for SimulatedStore {
         let found = self.memory().find(known.unwrap_or(id), tenant).await?;
         Ok(found.map(|action| self.simulated(action)))
     }
+
+    forward_the_human_loop!(self, self.memory(), {});
 
     fn watch(&self, id: Uuid) -> Watch {
         self.memory().watch(id)

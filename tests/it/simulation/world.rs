@@ -174,6 +174,9 @@ impl World {
             Decided::Conflict(action) => ("conflict", action),
             Decided::PayloadMismatch(action) => ("payload mismatch", action),
             Decided::Closed(action) => ("closed", action),
+            Decided::SelfApproval(_) | Decided::DigestMissing(_) | Decided::EditNotAllowed(_) => {
+                return inner.violation(format_args!("{key} is refused"));
+            }
             Decided::NotFound => return inner.violation(format_args!("{key} is not found")),
         };
         let on_record = inner.records.get(&key).cloned();

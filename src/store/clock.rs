@@ -1,0 +1,55 @@
+//! The clock that a store takes its times from.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// The system's clock, which tests can set forward and back.
+///
+/// Clones share their setting.
+#[derive(Debug, Clone, Default)]
+pub struct Clock {
+    /// In microseconds.
+    offset: Arc<AtomicI64>,
+}
+
+impl Clock {
+    /// Makes a clock that shows the system's time.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets the clock forward, for a test.
+    #[cfg(feature = "test-util")]
+    pub fn advance(&self, by: Duration) {
+        self.offset.fetch_add(micros(by), Ordering::SeqCst);
+    }
+
+    /// Sets the clock back, for a test.
+    #[cfg(feature = "test-util")]
+    pub fn set_back(&self, by: Duration) {
+        self.offset.fetch_sub(micros(by), Ordering::SeqCst);
+    }
+
+    /// Returns the time in whole microseconds, the resolution of every store.
+    pub fn now(&self) -> SystemTime {
+        let since = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        let rest = Duration::from_nanos(u64::from(since.subsec_nanos() % 1000));
+        let now = UNIX_EPOCH + (since - rest);
+        let offset = self.offset.load(Ordering::SeqCst);
+        let distance = Duration::from_micros(offset.unsigned_abs());
+        let moved = if offset < 0 {
+            now.checked_sub(distance)
+        } else {
+            now.checked_add(distance)
+        };
+        moved.unwrap_or(now)
+    }
+}
+
+#[cfg(feature = "test-util")]
+fn micros(by: Duration) -> i64 {
+    i64::try_from(by.as_micros()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,158 @@
+//! Pages of actions, and of events.
+
+use rusqlite::{Connection, Row, params};
+use uuid::Uuid;
+
+use super::rows::{self, from_micros, optional_text, text};
+use crate::protocol::{Action, Closed, Event, EventKind, RequestId, TenantId, ThreadId};
+use crate::store::operation::{Cursor, List, Order, Page};
+
+/// Reads a page of a list.
+///
+/// Each state that the filters let through is read in order from an index, and the results are
+/// merged. So a page costs the same however many actions there are, and however few match.
+pub(super) fn page(connection: &Connection, list: &List) -> rusqlite::Result<Page> {
+    let order = list.order();
+    let thread = list.thread_id.as_ref().map(ThreadId::as_str);
+    // One more shows whether another page follows.
+    let most = i64::try_from(list.limit)
+        .unwrap_or(i64::MAX)
+        .saturating_add(1);
+    let after = match (list.after, order) {
+        // A position that no row can have is behind the last one.
+        (Some(cursor), _) => i64::try_from(cursor.position()).unwrap_or(i64::MAX),
+        (None, Order::OldestFirst) => 0,
+        (None, Order::NewestFirst) => i64::MAX,
+    };
+    let mut read = connection.prepare_cached(match (thread, order) {
+        (None, Order::OldestFirst) => {
+            "SELECT id FROM action WHERE tenant_id = ?1 AND ?2 IS NULL AND state = ?3 AND id > ?4 \
+             ORDER BY id LIMIT ?5"
+        }
+        (None, Order::NewestFirst) => {
+            "SELECT id FROM action WHERE tenant_id = ?1 AND ?2 IS NULL AND state = ?3 AND id < ?4 \
+             ORDER BY id DESC LIMIT ?5"
+        }
+        (Some(_), Order::OldestFirst) => {
+            "SELECT id FROM action WHERE tenant_id = ?1 AND thread_id = ?2 AND state = ?3 AND id > ?4 \
+             ORDER BY id LIMIT ?5"
+        }
+        (Some(_), Order::NewestFirst) => {
+            "SELECT id FROM action WHERE tenant_id = ?1 AND thread_id = ?2 AND state = ?3 AND id < ?4 \
+             ORDER BY id DESC LIMIT ?5"
+        }
+    })?;
+    let mut found = Vec::new();
+    for state in list.states() {
+        let tenant = list.tenant_id.as_str();
+        let rows = read.query_map(params![tenant, thread, state.number, after, most], |row| {
+            row.get::<_, i64>(0)
+        })?;
+        for row in rows {
+            found.push(row?);
+        }
+    }
+    found.sort_unstable();
+    if order == Order::NewestFirst {
+        found.reverse();
+    }
+    let has_more = found.len() > list.limit;
+    found.truncate(list.limit);
+    let next = found.last().filter(|_| has_more);
+    let next = next.map(|row| Cursor::new(u128::from(row.unsigned_abs())));
+    let mut actions = Vec::with_capacity(found.len());
+    for row in found {
+        if let Some(record) = rows::by_row(connection, row)? {
+            actions.push(record.action);
+        }
+    }
+    Ok(Page { actions, next })
+}
+
+/// Selects the columns that [`event`] reads, in its order.
+macro_rules! select {
+    ($rest:literal) => {
+        concat!(
+            "SELECT seq, event_id, kind, at, actor, action, to_status, decision, execution FROM event WHERE ",
+            $rest
+        )
+    };
+}
+
+fn event(row: &Row<'_>) -> rusqlite::Result<Event> {
+    let id = RequestId::from(Uuid::from_bytes(row.get(1)?));
+    let at = from_micros(row.get(3)?);
+    Ok(Event::new(id, text(row, 2)?, at, row.get::<_, String>(4)?))
+}
+
+/// Reads an action by its id, with its history.
+pub(super) fn with_history(
+    connection: &Connection,
+    id: Uuid,
+    tenant: &TenantId,
+) -> rusqlite::Result<Option<Action>> {
+    let Some(mut record) = rows::by_request_id(connection, id, tenant)? else {
+        return Ok(None);
+    };
+    let mut read = connection.prepare_cached(select!("action = ?1 ORDER BY seq"))?;
+    let events = read.query_map([record.row], event)?;
+    record.action.history = Some(events.collect::<rusqlite::Result<_>>()?);
+    Ok(Some(record.action))
+}
+
+/// Reads a tenant's events behind a position.
+pub(super) fn events(
+    connection: &Connection,
+    tenant: &TenantId,
+    after: u64,
+    limit: usize,
+) -> rusqlite::Result<Vec<(u64, Event)>> {
+    let after = i64::try_from(after).unwrap_or(i64::MAX);
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let mut read =
+        connection.prepare_cached(select!("tenant_id = ?1 AND seq > ?2 ORDER BY seq LIMIT ?3"))?;
+    let mut found = read.query(params![tenant.as_str(), after, limit])?;
+    let mut events = Vec::new();
+    while let Some(row) = found.next()? {
+        let mut event = event(row)?;
+        if let Some(record) = rows::by_row(connection, row.get(5)?)? {
+            let mut action = record.action;
+            action.status = text(row, 6)?;
+            action.decision = optional_text(row, 7)?;
+            action.execution = optional_text(row, 8)?;
+            event.action = Some(Box::new(as_of(action, &event)));
+        }
+        events.push((row.get::<_, i64>(0)?.unsigned_abs(), event));
+    }
+    Ok(events)
+}
+
+/// Takes from an action what was not on record yet when an event happened, as far as the event
+/// tells.
+pub(crate) fn as_of(mut action: Action, event: &Event) -> Action {
+    action.closed = match event.kind {
+        EventKind::Expired => Some(Closed::Expired),
+        EventKind::Cancelled => Some(Closed::Cancelled),
+        _ => None,
+    };
+    match event.kind {
+        EventKind::Submitted => {
+            action.decided_at = None;
+            action.decided_by = None;
+        }
+        EventKind::Approved | EventKind::Rejected | EventKind::Expired | EventKind::Cancelled => {
+            action.decided_at = event.at;
+            action.decided_by = Some(event.actor.clone());
+        }
+        _ => {}
+    }
+    action
+}
+
+/// The position of the newest event.
+pub(super) fn newest_event(connection: &Connection) -> rusqlite::Result<u64> {
+    let newest = connection
+        .prepare_cached("SELECT max(seq) FROM event")?
+        .query_row([], |row| row.get::<_, Option<i64>>(0))?;
+    Ok(newest.unwrap_or(0).unsigned_abs())
+}

@@ -1,0 +1,85 @@
+//! The operations of a store that a test double passes on unchanged.
+
+/// Implements the operations on submitted actions by a store of the double's. `$first` runs before
+/// each.
+macro_rules! forward_the_human_loop {
+    ($self:ident, $store:expr, $first:block) => {
+        async fn decide_by_id(
+            &$self,
+            request: aegis_hitl::store::DecideById,
+        ) -> Result<aegis_hitl::store::Decided, aegis_hitl::store::StoreError> {
+            $first;
+            $store.decide_by_id(request).await
+        }
+
+        async fn cancel(
+            &$self,
+            request: aegis_hitl::store::Cancel,
+        ) -> Result<aegis_hitl::store::Cancelled, aegis_hitl::store::StoreError> {
+            $first;
+            $store.cancel(request).await
+        }
+
+        async fn acquire(
+            &$self,
+            request: aegis_hitl::store::Acquire,
+        ) -> Result<aegis_hitl::store::Acquired, aegis_hitl::store::StoreError> {
+            $first;
+            $store.acquire(request).await
+        }
+
+        async fn renew(
+            &$self,
+            request: aegis_hitl::store::Renew,
+        ) -> Result<aegis_hitl::store::Renewed, aegis_hitl::store::StoreError> {
+            $first;
+            $store.renew(request).await
+        }
+
+        async fn finish(
+            &$self,
+            request: aegis_hitl::store::Finish,
+        ) -> Result<aegis_hitl::store::Finished, aegis_hitl::store::StoreError> {
+            $first;
+            $store.finish(request).await
+        }
+
+        async fn list(
+            &$self,
+            request: aegis_hitl::store::List,
+        ) -> Result<aegis_hitl::store::Page, aegis_hitl::store::StoreError> {
+            $first;
+            $store.list(request).await
+        }
+
+        async fn look_up(
+            &$self,
+            id: uuid::Uuid,
+            tenant: &aegis_hitl::TenantId,
+        ) -> Result<Option<aegis_hitl::Action>, aegis_hitl::store::StoreError> {
+            $first;
+            $store.look_up(id, tenant).await
+        }
+
+        async fn events(
+            &$self,
+            tenant: &aegis_hitl::TenantId,
+            after: u64,
+            limit: usize,
+        ) -> Result<Vec<(u64, aegis_hitl::protocol::Event)>, aegis_hitl::store::StoreError> {
+            $first;
+            $store.events(tenant, after, limit).await
+        }
+
+        async fn newest_event(&$self) -> Result<u64, aegis_hitl::store::StoreError> {
+            $first;
+            $store.newest_event().await
+        }
+
+        fn watch_tenant(&$self, tenant: &aegis_hitl::TenantId) -> aegis_hitl::store::Watch {
+            $store.watch_tenant(tenant)
+        }
+    };
+}
+
+pub(crate) use forward_the_human_loop;
