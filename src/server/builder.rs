@@ -70,6 +70,13 @@ impl<St: Store> HitlServiceBuilder<St> {
         self
     }
 
+    /// Sets whether the owner of the API key that submitted an action may decide on it. The default
+    /// is `false`. Without API keys callers are not told apart, and anyone may.
+    pub fn allow_self_approval(mut self, allowed: bool) -> Self {
+        self.settings.allow_self_approval = allowed;
+        self
+    }
+
     /// Sets the largest request body, in bytes. The default is 262 144 (256 KiB).
     pub fn body_limit(mut self, bytes: usize) -> Self {
         self.settings.body_limit = bytes;

@@ -20,7 +20,8 @@ use super::http::response;
 use super::http::{Rejection, RequestBody, Response, ResponseBody};
 use crate::store::Store;
 
-/// Answers the four endpoints over a [`Store`]: approve, reject, status and submit.
+/// Answers the endpoints over a [`Store`]: approve, reject, status, and the human loop from
+/// submission to the outcome of a claim.
 ///
 /// The service is always ready, never fails, and is cheap to clone. Every response is JSON, and
 /// every error is a problem of RFC 9457.
@@ -105,7 +106,7 @@ impl<St: Store> HitlService<St> {
         }))
     }
 
-    pub(crate) fn api(&self) -> &Api<St> {
+    pub(crate) fn api(&self) -> &Arc<Api<St>> {
         &self.api
     }
 }
@@ -190,6 +191,17 @@ impl<St: Store> HitlService<St> {
             Route::Decide(decision) => api.decide(decision, &parts.headers, body).await,
             Route::Submit => api.submit(&parts.headers, body).await,
             Route::Status(id) => api.status(id, &parts.headers).await,
+            Route::List => api.list(parts.uri.query(), &parts.headers).await,
+            Route::LookUp(id) => api.look_up(id, &parts.headers).await,
+            Route::DecideById(decision, id) => {
+                api.decide_by_id(decision, id, &parts.headers, body).await
+            }
+            Route::Cancel(id) => api.cancel(id, &parts.headers, body).await,
+            Route::Claim(id) => api.claim(id, &parts.headers, body).await,
+            Route::Renew(id) => api.renew(id, &parts.headers, body).await,
+            Route::Complete(id) => api.complete(id, &parts.headers, body).await,
+            Route::Fail(id) => api.fail(id, &parts.headers, body).await,
+            Route::Events => api.events(&parts.headers).await,
         }
     }
 }

@@ -161,6 +161,7 @@ fn submission(key: &str) -> Submit {
         call_id: Some(RequestId::mint()),
         payload: None,
         submission: Submission::default(),
+        only_existing: false,
         actor: Actor::new("agent"),
     }
 }

@@ -167,6 +167,7 @@ async fn stored(path: &Path) {
                 call_id: Some(RequestId::mint()),
                 payload: payload.clone(),
                 submission: Submission::default(),
+                only_existing: false,
                 actor: actor.clone(),
             };
             let submitted = store.submit(submit).await.unwrap();

@@ -184,6 +184,7 @@ async fn a_wait_takes_55_seconds_at_most() {
         call_id: None,
         payload: None,
         submission: Submission::default(),
+        only_existing: false,
         actor: Actor::new("test"),
     };
     let Submitted::Recorded(action) = store.submit(submit).await.unwrap() else {

@@ -303,7 +303,8 @@ async fn a_closed_action_answers_closed_to_the_opposite_decision_alone() {
     let store = SqliteStore::open(&path).unwrap();
     for closed in ["expired", "cancelled"] {
         let request = decision(closed, Decision::Reject);
-        let rejected = record(&store, request.clone()).await;
+        let mut rejected = record(&store, request.clone()).await;
+        rejected.closed = Some(closed.parse().unwrap());
         let operator = Connection::open(&path).unwrap();
         operator
             .execute(
@@ -419,6 +420,7 @@ async fn a_decision_is_not_before_its_action_where_the_clock_steps_back() {
         call_id: None,
         payload: None,
         submission: Submission::default(),
+        only_existing: false,
         actor: Actor::new("agent"),
     };
     store.submit(submit).await.unwrap();

@@ -32,6 +32,7 @@ pub(crate) struct Serve {
     #[serde(deserialize_with = "hosts")]
     pub(crate) host: Vec<Host>,
     pub(crate) require_submission: Option<bool>,
+    pub(crate) allow_self_approval: Option<bool>,
     pub(crate) drain_timeout: Option<f64>,
     pub(crate) max_connections: Option<NonZeroUsize>,
     pub(crate) max_connections_per_peer: Option<NonZeroUsize>,

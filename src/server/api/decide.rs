@@ -1,12 +1,24 @@
-//! `POST /hitl/approve` and `POST /hitl/reject`.
+//! `POST /hitl/approve` and `POST /hitl/reject`, by key, and `POST /hitl/actions/{id}/approve` and
+//! `/reject`, on what was seen.
 
-use http::{HeaderMap, HeaderValue, StatusCode};
+use http::{HeaderMap, StatusCode};
 use http_body::Body;
+use serde::Deserialize;
 
-use super::{Api, summary};
-use crate::protocol::{Action, Code, Decision, IDEMPOTENCY_REPLAYED};
+use super::{Api, no_such_action, replayed, summary};
+use crate::protocol::{Action, Code, Decision, Digest, Payload, limited_comment};
+use crate::server::auth::Scope;
 use crate::server::http::{Rejection, RequestBody, Response};
-use crate::store::{Decide, Decided, Store};
+use crate::store::{Decide, DecideById, Decided, Fingerprinted, Store};
+
+/// The body of a decision by id.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Seen {
+    digest: Option<Digest>,
+    comment: Option<String>,
+    payload: Option<Payload>,
+}
 
 impl<St: Store> Api<St> {
     pub(crate) async fn decide<B: Body>(
@@ -15,7 +27,13 @@ impl<St: Store> Api<St> {
         headers: &HeaderMap,
         body: &mut RequestBody<'_, B>,
     ) -> Result<Response, Rejection> {
-        let request = self.action_request(headers, body).await?;
+        let request = self.action_request(Scope::Decide, headers, body).await?;
+        if request.body.metadata.is_of_a_submission() {
+            return Err(Rejection::invalid(
+                "a decision has no 'title', 'expires_at' or 'allow_edit'; in the member 'aegis' it \
+                 may have a 'comment'",
+            ));
+        }
         let decide = Decide {
             identity: request.identity,
             decision,
@@ -24,20 +42,70 @@ impl<St: Store> Api<St> {
             comment: request.body.metadata.comment,
             actor: request.actor,
             require_submission: self.settings.require_submission,
-            allow_self_approval: true,
+            allow_self_approval: request.allow_self_approval,
         };
         match self.await_store(self.store.decide(decide)).await? {
+            Decided::NotFound => Err(Rejection::not_found(
+                "no such action was submitted, and this server decides submitted actions only",
+            )),
+            decided => self.decided(decision, decided),
+        }
+    }
+
+    pub(crate) async fn decide_by_id<B: Body>(
+        &self,
+        decision: Decision,
+        id: &str,
+        headers: &HeaderMap,
+        body: &mut RequestBody<'_, B>,
+    ) -> Result<Response, Rejection> {
+        let request = self
+            .request_by_id::<_, Seen>(Scope::Decide, id, headers, body)
+            .await?;
+        let Seen {
+            digest,
+            comment,
+            payload,
+        } = request.body;
+        if let Some(comment) = &comment {
+            limited_comment(comment)
+                .map_err(|what| Rejection::invalid(format!("the body {what}")))?;
+        }
+        if payload.is_some() && decision == Decision::Reject {
+            return Err(Rejection::invalid(
+                "a rejection has no 'payload'; only what is approved can be edited",
+            ));
+        }
+        let edited = payload
+            .map(Fingerprinted::new)
+            .transpose()
+            .map_err(|error| Rejection::invalid(format!("the member 'payload': {error}")))?;
+        let decide = DecideById {
+            id: request.id,
+            decision,
+            call_id: request.call_id,
+            digest,
+            edited,
+            comment,
+            allow_self_approval: self.allows_self_approval(&request.caller),
+            tenant_id: request.caller.tenant_id,
+            actor: request.caller.actor,
+        };
+        let decided = self.await_store(self.store.decide_by_id(decide)).await?;
+        self.decided(decision, decided)
+    }
+
+    fn decided(&self, decision: Decision, decided: Decided) -> Result<Response, Rejection> {
+        match decided {
             Decided::Recorded(action) => {
                 Ok(self.action_response(StatusCode::ACCEPTED, &summary(action)))
             }
             Decided::Replayed(action) => {
                 let mut action = summary(action);
                 action.replayed = true;
-                let mut response = self.action_response(StatusCode::ACCEPTED, &action);
-                response
-                    .headers_mut()
-                    .insert(IDEMPOTENCY_REPLAYED, HeaderValue::from_static("true"));
-                Ok(response)
+                Ok(replayed(
+                    self.action_response(StatusCode::ACCEPTED, &action),
+                ))
             }
             Decided::Duplicate(action) => Err(self.reject(
                 Code::Duplicate,
@@ -47,7 +115,7 @@ impl<St: Store> Api<St> {
             Decided::Conflict(action) => Err(self.reject(
                 Code::DecisionConflict,
                 format!(
-                    "'{}' is on record for this key, so '{decision}' was not recorded",
+                    "'{}' is on record for this action, so '{decision}' was not recorded",
                     decision.opposite()
                 ),
                 action,
@@ -58,30 +126,36 @@ impl<St: Store> Api<St> {
                 format!("the action expired or was cancelled, so '{decision}' was not recorded"),
                 action,
             )),
-            Decided::SelfApproval(_) | Decided::DigestMissing(_) | Decided::EditNotAllowed(_) => {
-                Err(Rejection::new(Code::Forbidden, "not allowed"))
-            }
-            Decided::NotFound => Err(Rejection::not_found(
-                "no such action was submitted, and this server decides submitted actions only",
+            Decided::SelfApproval(action) => Err(self.reject(
+                Code::SelfApproval,
+                "the owner of this API key submitted the action; another must decide",
+                action,
             )),
+            Decided::DigestMissing(action) => Err(self.digest_missing(action)),
+            Decided::EditNotAllowed(action) => Err(self.reject(
+                Code::EditNotAllowed,
+                "the submission of this action does not allow the reviewer to edit the payload",
+                action,
+            )),
+            Decided::NotFound => Err(no_such_action()),
         }
     }
 
     pub(crate) fn payload_mismatch(&self, action: Action) -> Rejection {
         self.reject(
             Code::PayloadMismatch,
-            "this key stands for an action with another payload; a new action needs a new key",
+            "the action on record has another payload; look at it again, or use a new key for a \
+             new action",
             action,
         )
     }
 
-    fn reject(
-        &self,
-        code: Code,
-        detail: impl Into<std::borrow::Cow<'static, str>>,
-        action: Action,
-    ) -> Rejection {
-        let location = self.location(&action.request_id);
-        Rejection::new(code, detail).with_action(summary(action), location)
+    pub(crate) fn digest_missing(&self, action: Action) -> Rejection {
+        self.reject(
+            Code::InvalidRequest,
+            "the action has a payload, so the body must have the member 'digest', that of the \
+             payload which was seen",
+            action,
+        )
     }
 }

@@ -3,7 +3,12 @@
 //! A request that changes something is authenticated, its headers and body are read, and the store
 //! is awaited. Each endpoint turns the outcome of the store into a response.
 
+mod cancel;
+mod claim;
 mod decide;
+mod events;
+mod list;
+mod look_up;
 mod route;
 mod status;
 mod submit;
@@ -14,10 +19,14 @@ use std::time::Duration;
 use http::request::Parts;
 use http::{HeaderValue, StatusCode};
 use http_body::Body;
+use serde::de::DeserializeOwned;
 use tokio::time::timeout;
+use uuid::Uuid;
 
-use crate::protocol::{Action, Body as JsonBody, ErrorChain, Escaped, Prefix, RequestId};
-use crate::server::auth::Auth;
+use crate::protocol::{
+    Action, Body as JsonBody, Code, ErrorChain, Escaped, IDEMPOTENCY_REPLAYED, Prefix, RequestId,
+};
+use crate::server::auth::{Auth, Caller, Scope};
 use crate::server::drain::Drain;
 use crate::server::http::headers;
 use crate::server::http::response;
@@ -36,6 +45,7 @@ pub(crate) struct Settings {
     pub(crate) auth: Auth,
     pub(crate) hosts: Vec<Host>,
     pub(crate) require_submission: bool,
+    pub(crate) allow_self_approval: bool,
     pub(crate) body_limit: usize,
     pub(crate) body_timeout: Duration,
     pub(crate) store_timeout: Duration,
@@ -49,6 +59,7 @@ impl Default for Settings {
             auth: Auth::default(),
             hosts: Vec::new(),
             require_submission: false,
+            allow_self_approval: false,
             body_limit: BODY_LIMIT,
             body_timeout: Duration::from_secs(10),
             store_timeout: Duration::from_secs(2),
@@ -88,10 +99,12 @@ impl<St: Store> Api<St> {
     /// call id and the body.
     pub(crate) async fn action_request<B: Body>(
         &self,
+        scope: Scope,
         headers: &http::HeaderMap,
         body: &mut RequestBody<'_, B>,
     ) -> Result<ActionRequest, Rejection> {
-        let caller = self.settings.auth.authenticate(headers)?.may_decide()?;
+        let caller = self.settings.auth.authenticate(headers)?.with(scope)?;
+        let allow_self_approval = self.allows_self_approval(&caller);
         Ok(ActionRequest {
             identity: Identity {
                 tenant_id: caller.tenant_id,
@@ -99,9 +112,49 @@ impl<St: Store> Api<St> {
                 idempotency_key: headers::idempotency_key(headers)?,
             },
             call_id: headers::call_id(headers)?,
+            allow_self_approval,
             actor: caller.actor,
             body: self.read(headers, body).await?,
         })
+    }
+
+    /// Whether a caller may decide on what it submitted.
+    pub(crate) fn allows_self_approval(&self, caller: &Caller) -> bool {
+        self.settings.allow_self_approval || !caller.is_known
+    }
+
+    /// Reads the parts of a request about the action with an id: the caller, the id, the call id
+    /// and the body, a JSON object with the members of a `T`.
+    pub(crate) async fn request_by_id<B: Body, T: DeserializeOwned>(
+        &self,
+        scope: Scope,
+        id: &str,
+        headers: &http::HeaderMap,
+        body: &mut RequestBody<'_, B>,
+    ) -> Result<RequestById<T>, Rejection> {
+        let caller = self.settings.auth.authenticate(headers)?.with(scope)?;
+        Ok(RequestById {
+            id: own_id(id)?,
+            call_id: headers::call_id(headers)?,
+            body: self.read_members(headers, body).await?,
+            caller,
+        })
+    }
+
+    /// Reads a JSON object with the members of a `T`. No body is an object without members.
+    async fn read_members<B: Body, T: DeserializeOwned>(
+        &self,
+        headers: &http::HeaderMap,
+        body: &mut RequestBody<'_, B>,
+    ) -> Result<T, Rejection> {
+        let bytes = self.read_bytes(headers, body).await?;
+        let bytes = bytes.trim_ascii();
+        let json = if bytes.is_empty() { b"{}" } else { bytes };
+        if !json.starts_with(b"{") {
+            return Err(Rejection::invalid("the body is not a JSON object"));
+        }
+        serde_json::from_slice(json)
+            .map_err(|error| Rejection::invalid(format!("the body: {error}")))
     }
 
     /// Reads a JSON body.
@@ -110,6 +163,15 @@ impl<St: Store> Api<St> {
         headers: &http::HeaderMap,
         body: &mut RequestBody<'_, B>,
     ) -> Result<JsonBody, Rejection> {
+        let bytes = self.read_bytes(headers, body).await?;
+        JsonBody::parse(&bytes).map_err(Rejection::invalid)
+    }
+
+    async fn read_bytes<B: Body>(
+        &self,
+        headers: &http::HeaderMap,
+        body: &mut RequestBody<'_, B>,
+    ) -> Result<Vec<u8>, Rejection> {
         headers::reject_encoded(headers)?;
         let settings = &self.settings;
         let bytes = tokio::select! {
@@ -117,11 +179,10 @@ impl<St: Store> Api<St> {
             bytes = body.read(settings.body_limit, settings.body_timeout) => bytes?,
             () = self.drain.grace_is_over() => return Err(shutting_down()),
         };
-        if bytes.is_empty() {
-            return Ok(JsonBody::default());
+        if !bytes.is_empty() {
+            headers::reject_other_than_json(headers)?;
         }
-        headers::reject_other_than_json(headers)?;
-        JsonBody::parse(&bytes).map_err(Rejection::invalid)
+        Ok(bytes)
     }
 
     /// Waits for the store, up to the store timeout.
@@ -190,6 +251,17 @@ impl<St: Store> Api<St> {
         }
         response
     }
+
+    /// Returns a rejection that shows the action on record.
+    pub(crate) fn reject(
+        &self,
+        code: Code,
+        detail: impl Into<std::borrow::Cow<'static, str>>,
+        action: Action,
+    ) -> Rejection {
+        let location = self.location(&action.request_id);
+        Rejection::new(code, detail).with_action(summary(action), location)
+    }
 }
 
 /// A request for a decision or a submission, read and checked.
@@ -197,17 +269,59 @@ pub(crate) struct ActionRequest {
     pub(crate) identity: Identity,
     pub(crate) call_id: Option<RequestId>,
     pub(crate) actor: Actor,
+    pub(crate) allow_self_approval: bool,
     pub(crate) body: JsonBody,
+}
+
+/// A request about the action with an id, read and checked.
+pub(crate) struct RequestById<T> {
+    pub(crate) caller: Caller,
+    pub(crate) id: Uuid,
+    pub(crate) call_id: Option<RequestId>,
+    pub(crate) body: T,
+}
+
+/// Reads the server's own id of an action. Any other text is the id of nothing.
+pub(crate) fn own_id(id: &str) -> Result<Uuid, Rejection> {
+    let id = RequestId::new(id).ok().and_then(|id| id.as_uuid());
+    id.ok_or_else(no_such_action)
+}
+
+/// 404. An unknown, a malformed and another tenant's id get the same response, which does not
+/// reveal what exists.
+pub(crate) fn no_such_action() -> Rejection {
+    Rejection::not_found("there is no such action")
 }
 
 pub(crate) fn shutting_down() -> Rejection {
     Rejection::unavailable("the server is shutting down")
 }
 
-/// Leaves out what the response to a decision does not repeat: the payload and the comment.
-pub(crate) fn summary(mut action: Action) -> Action {
+/// Leaves out what only a look at one action shows, and keeps the title.
+pub(crate) fn entry(mut action: Action) -> Action {
     action.payload = None;
+    action.edited_payload = None;
     action.comment = None;
+    action.result = None;
+    action.reason = None;
+    action.history = None;
     action.replayed = false;
     action
+}
+
+/// Leaves out what the response to a decision does not repeat.
+pub(crate) fn summary(action: Action) -> Action {
+    let mut action = entry(action);
+    action.title = None;
+    action.expires_at = None;
+    action.allow_edit = None;
+    action
+}
+
+/// Marks a response as one recorded earlier.
+pub(crate) fn replayed(mut response: Response) -> Response {
+    response
+        .headers_mut()
+        .insert(IDEMPOTENCY_REPLAYED, HeaderValue::from_static("true"));
+    response
 }

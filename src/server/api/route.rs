@@ -10,6 +10,15 @@ pub(crate) enum Route<'a> {
     Decide(Decision),
     Submit,
     Status(&'a str),
+    List,
+    LookUp(&'a str),
+    DecideById(Decision, &'a str),
+    Cancel(&'a str),
+    Claim(&'a str),
+    Renew(&'a str),
+    Complete(&'a str),
+    Fail(&'a str),
+    Events,
 }
 
 impl<'a> Route<'a> {
@@ -23,13 +32,20 @@ impl<'a> Route<'a> {
             .ok_or_else(nothing)?;
         let rest = rest.strip_suffix('/').unwrap_or(rest);
         let post = *method == Method::POST;
+        let get = *method == Method::GET || *method == Method::HEAD;
         match rest.split_once('/') {
             None if rest.is_empty() => Err(nothing()),
-            None if rest == "actions" => {
-                if post {
-                    Ok(Self::Submit)
+            None if rest == "actions" => match (post, get) {
+                (true, _) => Ok(Self::Submit),
+                (_, true) => Ok(Self::List),
+                _ => Err(Rejection::method("GET, HEAD, POST")),
+            },
+            None if rest == "events" => {
+                // The answer to a HEAD would never end, or say nothing of the one to a GET.
+                if *method == Method::GET {
+                    Ok(Self::Events)
                 } else {
-                    Err(Rejection::method("POST"))
+                    Err(Rejection::method("GET"))
                 }
             }
             None => match rest.parse::<Decision>() {
@@ -39,10 +55,34 @@ impl<'a> Route<'a> {
                 Err(_) => Err(nothing()),
             },
             Some(("status", id)) if !id.is_empty() && !id.contains('/') => {
-                if *method == Method::GET || *method == Method::HEAD {
+                if get {
                     Ok(Self::Status(id))
                 } else {
                     Err(Rejection::method("GET, HEAD"))
+                }
+            }
+            Some(("actions", rest)) => {
+                let (id, verb) = match rest.split_once('/') {
+                    Some((id, verb)) => (id, Some(verb)),
+                    None => (rest, None),
+                };
+                let route = match verb {
+                    _ if id.is_empty() => return Err(nothing()),
+                    None if get => return Ok(Self::LookUp(id)),
+                    None => return Err(Rejection::method("GET, HEAD")),
+                    Some("approve") => Self::DecideById(Decision::Approve, id),
+                    Some("reject") => Self::DecideById(Decision::Reject, id),
+                    Some("cancel") => Self::Cancel(id),
+                    Some("claim") => Self::Claim(id),
+                    Some("renew") => Self::Renew(id),
+                    Some("complete") => Self::Complete(id),
+                    Some("fail") => Self::Fail(id),
+                    Some(_) => return Err(nothing()),
+                };
+                if post {
+                    Ok(route)
+                } else {
+                    Err(Rejection::method("POST"))
                 }
             }
             Some(_) => Err(nothing()),

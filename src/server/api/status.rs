@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use uuid::Uuid;
 
 use super::Api;
-use crate::protocol::{Action, Decision, Execution, RequestId, Status, rfc3339};
+use crate::protocol::{Action, Closed, Decision, Execution, RequestId, Status, rfc3339};
 use crate::server::http::headers;
 use crate::server::http::response;
 use crate::server::http::{Rejection, Response};
@@ -20,12 +20,16 @@ const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-appli
 /// The longest wait, in seconds. It is below the 60 s after which many proxies give up.
 const MAX_WAIT: u64 = 55;
 
+/// How long after an action's expiry a wait reads it again.
+const EXPIRY_MARGIN: Duration = Duration::from_millis(10);
+
 /// The part of an action that anyone who has its id may see.
 #[derive(Serialize)]
 struct PublicView<'a> {
     request_id: &'a RequestId,
     status: Status,
     decision: Option<Decision>,
+    closed: Option<Closed>,
     execution: Option<Execution>,
     #[serde(with = "rfc3339")]
     created_at: Option<SystemTime>,
@@ -39,6 +43,7 @@ impl<'a> PublicView<'a> {
             request_id: &action.request_id,
             status: action.status,
             decision: action.decision,
+            closed: action.closed,
             execution: action.execution,
             created_at: action.created_at,
             decided_at: action.decided_at,
@@ -104,9 +109,15 @@ impl<St: Store> Api<St> {
             if now.status != Status::Pending || self.drain.has_started() {
                 return Ok(now);
             }
+            // A store without a thread of its own lets an action expire when it is next read.
+            let left = now
+                .expires_at
+                .and_then(|end| end.duration_since(SystemTime::now()).ok());
+            let pause = self.settings.poll_interval;
+            let pause = left.map_or(pause, |left| pause.min(left + EXPIRY_MARGIN));
             tokio::select! {
                 () = watch.changed() => {}
-                () = sleep(self.settings.poll_interval) => {}
+                () = sleep(pause) => {}
                 () = sleep_until(deadline) => return Ok(now),
                 () = self.drain.started() => return Ok(now),
             }

@@ -3,21 +3,97 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use sha2::{Digest, Sha256};
 
-use crate::protocol::{ApiKey, TenantId, hex};
+use crate::protocol::{ApiKey, TenantId, UnknownName, hex};
 use crate::store::Actor;
 
-/// What an API key allows.
+/// What an API key allows. A key has one or more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Scope {
-    /// To submit, decide and read: `decide` in a key file. The default.
+    /// To submit actions, and to cancel one's own: `submit`.
+    Submit,
+    /// To approve and reject: `decide`.
     Decide,
-    /// Only to read: `read` in a key file.
+    /// To claim approved actions and report their outcome: `claim`.
+    Claim,
+    /// To list actions, look at them, and follow events: `read`.
     Read,
+    /// All of these, and to cancel what others submitted: `admin`.
+    Admin,
+}
+
+impl Scope {
+    /// Every scope.
+    pub const ALL: [Self; 5] = [
+        Self::Submit,
+        Self::Decide,
+        Self::Claim,
+        Self::Read,
+        Self::Admin,
+    ];
+
+    /// Returns the word in a key file.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Submit => "submit",
+            Self::Decide => "decide",
+            Self::Claim => "claim",
+            Self::Read => "read",
+            Self::Admin => "admin",
+        }
+    }
+}
+
+impl FromStr for Scope {
+    type Err = UnknownName;
+
+    fn from_str(word: &str) -> Result<Self, UnknownName> {
+        let known = Self::ALL.into_iter().find(|scope| scope.as_str() == word);
+        known.ok_or_else(|| {
+            let allowed = "'submit', 'decide', 'claim', 'read' and 'admin'";
+            UnknownName::new("scope", word, allowed)
+        })
+    }
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// A set of scopes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Scopes(u8);
+
+impl Scopes {
+    pub(crate) const ALL: Self = Self(u8::MAX);
+
+    pub(crate) fn contains(self, scope: Scope) -> bool {
+        let bit = |scope: Scope| 1 << scope as u8;
+        self.0 & (bit(scope) | bit(Scope::Admin)) != 0
+    }
+
+    /// The words of the scopes, for people.
+    pub(crate) fn words(self) -> String {
+        let set = Scope::ALL.into_iter();
+        let set = set.filter(|scope| self.0 & (1 << *scope as u8) != 0);
+        set.map(Scope::as_str).collect::<Vec<_>>().join(",")
+    }
+
+    fn parse(words: &str) -> Option<Self> {
+        let mut scopes = Self(0);
+        for word in words.split(',') {
+            scopes.0 |= 1 << word.parse::<Scope>().ok()? as u8;
+        }
+        Some(scopes)
+    }
 }
 
 /// The API keys that a server accepts, by their SHA-256 digests. Cheap to clone.
@@ -26,13 +102,14 @@ pub enum Scope {
 /// of their own:
 ///
 /// ```text
-/// # SHA-256 of the key  tenant  name       scope (decide or read)
-/// 0f5a…64 digits…c1     acme    alice
-/// 77be…64 digits…09     acme    dashboard  read
+/// # SHA-256 of the key  tenant  name       scopes             expiry
+/// 0f5a…64 digits…c1     acme    alice      decide,read
+/// 77be…64 digits…09     acme    agent-7    submit,claim,read  2027-01-01T00:00:00Z
 /// ```
 ///
-/// The name is the actor in the audit trail. Two keys may share a name, such as while one replaces
-/// the other.
+/// The name is the owner of the key: the actor in the audit trail, and who may not decide on what
+/// it submitted. Two keys may share an owner, such as while one replaces the other. A key without
+/// an expiry lasts until its line is removed.
 #[derive(Clone, Default)]
 pub struct Keys(Arc<HashMap<[u8; 32], Owner>>);
 
@@ -40,7 +117,8 @@ pub struct Keys(Arc<HashMap<[u8; 32], Owner>>);
 pub(super) struct Owner {
     pub(super) tenant_id: TenantId,
     pub(super) actor: Actor,
-    pub(super) scope: Scope,
+    pub(super) scopes: Scopes,
+    pub(super) expires_at: Option<SystemTime>,
     line: usize,
 }
 
@@ -127,20 +205,30 @@ fn parse_line(line: usize, content: &str) -> Result<([u8; 32], Owner), String> {
     let digest = unhex(digest)
         .ok_or("the first field is not 64 hexadecimal digits, the SHA-256 digest of a key")?;
     let tenant_id = TenantId::new(tenant).map_err(|error| error.to_string())?;
-    let scope = match fields.next() {
-        Some("decide") => Scope::Decide,
-        Some("read") => Scope::Read,
-        // No default: a line that is cut off would get more than it was meant to.
-        None => return Err("there is no scope; allowed are 'decide' and 'read'".to_owned()),
-        Some(_) => return Err("the scope is neither 'decide' nor 'read'".to_owned()),
+    // No default: a line that is cut off would get more than it was meant to.
+    let allowed =
+        "allowed are 'submit', 'decide', 'claim', 'read' and 'admin', with commas between";
+    let scopes = fields
+        .next()
+        .ok_or_else(|| format!("there is no scope; {allowed}"))?;
+    let scopes = Scopes::parse(scopes).ok_or_else(|| format!("a scope is unknown; {allowed}"))?;
+    let expires_at = match fields.next() {
+        Some(text) => Some(
+            text.parse::<jiff::Timestamp>()
+                .ok()
+                .and_then(|time| time.try_into().ok())
+                .ok_or("the fifth field is not an RFC 3339 time, the expiry of the key")?,
+        ),
+        None => None,
     };
     if fields.next().is_some() {
-        return Err("there are more than four fields".to_owned());
+        return Err("there are more than five fields".to_owned());
     }
     let owner = Owner {
         tenant_id,
         actor: Actor::new(name),
-        scope,
+        scopes,
+        expires_at,
         line,
     };
     Ok((digest, owner))
@@ -199,7 +287,7 @@ mod tests {
     #[test]
     fn a_line_says_whose_key_it_is_and_what_it_allows() {
         let text = format!(
-            "\u{feff}# keys\r\n\r\n  {}\tacme  alice decide \r\n{} acme bot read",
+            "\u{feff}# keys\r\n\r\n  {}\tacme  alice decide \r\n{} acme bot read,submit 2030-01-01T00:00:00Z",
             ABC.to_uppercase(),
             Keys::digest(&key("two"))
         );
@@ -208,8 +296,11 @@ mod tests {
         let alice = keys.owner(&key("abc")).unwrap();
         assert_eq!(alice.tenant_id.as_str(), "acme");
         assert_eq!(alice.actor.as_str(), "alice");
-        assert_eq!(alice.scope, Scope::Decide);
-        assert_eq!(keys.owner(&key("two")).unwrap().scope, Scope::Read);
+        assert_eq!(alice.scopes.words(), "decide");
+        let bot = keys.owner(&key("two")).unwrap();
+        assert_eq!(bot.scopes.words(), "submit,read");
+        assert!(bot.scopes.contains(Scope::Submit) && !bot.scopes.contains(Scope::Decide));
+        assert!(bot.expires_at.is_some() && alice.expires_at.is_none());
         assert!(keys.owner(&key("three")).is_none());
     }
 
@@ -219,8 +310,13 @@ mod tests {
             ("sk_live_1 acme alice".to_owned(), "the first field is not"),
             (format!("{ABC} acme"), "allowed are"),
             (format!("{ABC} acme alice"), "there is no scope"),
-            (format!("{ABC} acme alice write"), "the scope is neither"),
-            (format!("{ABC} acme alice read x"), "more than four fields"),
+            (format!("{ABC} acme alice write"), "a scope is unknown"),
+            (format!("{ABC} acme alice read,"), "a scope is unknown"),
+            (format!("{ABC} acme alice read x"), "not an RFC 3339 time"),
+            (
+                format!("{ABC} acme alice read 2030-01-01T00:00:00Z x"),
+                "more than five fields",
+            ),
             (format!("{ABC} akmé alice"), "the tenant id has"),
             (format!("{ABC}é acme alice"), "the first field is not"),
             (
@@ -238,6 +334,15 @@ mod tests {
             assert!(text.contains(what), "{text}");
             assert!(!text.contains("sk_live_1") && !text.contains(ABC), "{text}");
             assert!(error.line() >= 2);
+        }
+    }
+
+    #[test]
+    fn admin_includes_every_scope_and_decide_no_other() {
+        let [admin, decide] = ["admin", "decide"].map(|words| Scopes::parse(words).unwrap());
+        for scope in Scope::ALL {
+            assert!(admin.contains(scope));
+            assert_eq!(decide.contains(scope), scope == Scope::Decide, "{scope}");
         }
     }
 

@@ -2,10 +2,13 @@
 
 mod keys;
 
+use std::time::SystemTime;
+
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
 use tokio::sync::watch;
 
+use self::keys::Scopes;
 pub use self::keys::{Keys, KeysError, Scope};
 use crate::protocol::{ApiKey, Code, TenantId};
 use crate::server::http::Rejection;
@@ -75,19 +78,26 @@ impl Auth {
 pub(crate) struct Caller {
     pub(crate) tenant_id: TenantId,
     pub(crate) actor: Actor,
-    scope: Scope,
+    scopes: Scopes,
+    /// Whether the actor is told from others. A keyless server tells nobody apart.
+    pub(crate) is_known: bool,
 }
 
 impl Caller {
-    /// Rejects a caller who may neither decide nor submit.
-    pub(crate) fn may_decide(self) -> Result<Self, Rejection> {
-        match self.scope {
-            Scope::Decide => Ok(self),
-            Scope::Read => Err(Rejection::new(
-                Code::Forbidden,
-                "this API key has the scope 'read'; 'decide' is needed",
-            )),
+    /// Rejects a caller who lacks a scope.
+    pub(crate) fn with(self, scope: Scope) -> Result<Self, Rejection> {
+        if self.may(scope) {
+            return Ok(self);
         }
+        let words = self.scopes.words();
+        Err(Rejection::new(
+            Code::Forbidden,
+            format!("this API key has the scopes '{words}'; '{scope}' is needed"),
+        ))
+    }
+
+    pub(crate) fn may(&self, scope: Scope) -> bool {
+        self.scopes.contains(scope)
     }
 }
 
@@ -101,8 +111,9 @@ fn by_header(headers: &HeaderMap) -> Result<Option<Caller>, Rejection> {
     let tenant_id = headers::identifier(headers, &headers::TENANT, TenantId::new)?;
     Ok(tenant_id.map(|tenant_id| Caller {
         tenant_id,
-        actor: Actor::new("tenant-header"),
-        scope: Scope::Decide,
+        actor: Actor::new("anonymous"),
+        scopes: Scopes::ALL,
+        is_known: false,
     }))
 }
 
@@ -115,6 +126,9 @@ fn by_key(keys: &Keys, headers: &HeaderMap) -> Result<Option<Caller>, Rejection>
     let owner = keys
         .owner(&key)
         .ok_or_else(|| unauthorized("the API key is unknown"))?;
+    if owner.expires_at.is_some_and(|end| end <= SystemTime::now()) {
+        return Err(unauthorized("the API key has expired"));
+    }
     let named = headers::identifier(headers, &headers::TENANT, TenantId::new)?;
     if named.is_some_and(|named| named != owner.tenant_id) {
         return Err(Rejection::new(
@@ -125,7 +139,8 @@ fn by_key(keys: &Keys, headers: &HeaderMap) -> Result<Option<Caller>, Rejection>
     Ok(Some(Caller {
         tenant_id: owner.tenant_id.clone(),
         actor: owner.actor.clone(),
-        scope: owner.scope,
+        scopes: owner.scopes,
+        is_known: true,
     }))
 }
 

@@ -2,10 +2,12 @@
 
 use std::borrow::Cow;
 use std::convert::Infallible;
+use std::fmt;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use futures_util::stream::Stream;
 use http::header::{
     ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, LOCATION, RETRY_AFTER,
     WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
@@ -16,9 +18,35 @@ use serde::Serialize;
 
 use crate::protocol::{Action, Code, Problem};
 
-/// The body of a response: a short JSON text, complete from the start.
-#[derive(Debug, Clone, Default)]
-pub struct ResponseBody(Bytes);
+/// The body of a response: a JSON text that is complete from the start, or a stream of events.
+pub struct ResponseBody(Content);
+
+enum Content {
+    Whole(Bytes),
+    Streamed(Pin<Box<dyn Stream<Item = Bytes> + Send>>),
+}
+
+impl ResponseBody {
+    pub(crate) fn whole(bytes: impl Into<Bytes>) -> Self {
+        Self(Content::Whole(bytes.into()))
+    }
+
+    pub(crate) fn streamed(stream: impl Stream<Item = Bytes> + Send + 'static) -> Self {
+        Self(Content::Streamed(Box::pin(stream)))
+    }
+}
+
+impl Default for ResponseBody {
+    fn default() -> Self {
+        Self::whole(Bytes::new())
+    }
+}
+
+impl fmt::Debug for ResponseBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseBody").finish_non_exhaustive()
+    }
+}
 
 impl Body for ResponseBody {
     type Data = Bytes;
@@ -26,20 +54,27 @@ impl Body for ResponseBody {
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
+        cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        if self.0.is_empty() {
-            return Poll::Ready(None);
+        match &mut self.0 {
+            Content::Whole(bytes) if bytes.is_empty() => Poll::Ready(None),
+            Content::Whole(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+            Content::Streamed(stream) => stream
+                .as_mut()
+                .poll_next(cx)
+                .map(|next| next.map(|bytes| Ok(Frame::data(bytes)))),
         }
-        Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut self.0)))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0.is_empty()
+        matches!(&self.0, Content::Whole(bytes) if bytes.is_empty())
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.0.len() as u64)
+        match &self.0 {
+            Content::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Content::Streamed(_) => SizeHint::default(),
+        }
     }
 }
 
@@ -206,7 +241,7 @@ fn serialized<T: Serialize>(status: StatusCode, media_type: HeaderValue, value: 
         // unknown.
         return Rejection::unavailable("the record cannot be shown").into_response();
     };
-    let mut response = Response::new(ResponseBody(text.into()));
+    let mut response = Response::new(ResponseBody::whole(text));
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, media_type);
@@ -217,8 +252,10 @@ fn serialized<T: Serialize>(status: StatusCode, media_type: HeaderValue, value: 
 
 /// Removes the body, as the response to a `HEAD` has none, and keeps its length.
 pub(crate) fn without_body(response: &mut Response) {
-    let len = std::mem::take(response.body_mut()).0.len();
-    response.headers_mut().insert(CONTENT_LENGTH, len.into());
+    if let Content::Whole(bytes) = std::mem::take(response.body_mut()).0 {
+        let len = bytes.len();
+        response.headers_mut().insert(CONTENT_LENGTH, len.into());
+    }
 }
 
 /// Closes the connection after this response.

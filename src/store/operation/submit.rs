@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use super::{Inserted, Ledger, New, Operation, Origin, Transition, settle};
+use super::{Inserted, Ledger, New, Operation, Origin, Record, Transition, settle};
 use crate::protocol::{Action, Digest, EventKind, RequestId};
 use crate::store::rule::payloads_differ;
 use crate::store::{Actor, Fingerprinted, Identity};
@@ -22,6 +22,8 @@ pub struct Submit {
     pub submission: Submission,
     /// The credential that made the request.
     pub actor: Actor,
+    /// Whether nothing new is recorded: the request may only be the repetition of another.
+    pub only_existing: bool,
 }
 
 /// What a submission says beside the payload.
@@ -47,6 +49,8 @@ pub enum Submitted {
     Existing(Action),
     /// The key is on record with another payload.
     PayloadMismatch(Action),
+    /// There is no such action, and [`Submit::only_existing`] was set.
+    NotFound,
 }
 
 impl Operation for Submit {
@@ -58,6 +62,12 @@ impl Operation for Submit {
     }
 
     fn apply<L: Ledger>(&self, ledger: &mut L) -> Result<Submitted, L::Error> {
+        if self.only_existing {
+            return match ledger.find(&self.identity)? {
+                Some(record) => self.submit_again(record, ledger),
+                None => Ok(Submitted::NotFound),
+            };
+        }
         let new = New {
             identity: &self.identity,
             at: ledger.now(),
@@ -65,7 +75,7 @@ impl Operation for Submit {
             actor: &self.actor,
             origin: Origin::Submitted(&self.submission),
         };
-        let record = match ledger.insert(new)? {
+        match ledger.insert(new)? {
             Inserted::New(record) => {
                 ledger.append(
                     &record,
@@ -77,10 +87,21 @@ impl Operation for Submit {
                         call_id: self.call_id.as_ref(),
                     },
                 )?;
-                return Ok(Submitted::Recorded(record.action));
+                Ok(Submitted::Recorded(record.action))
             }
-            Inserted::Existing(record) => settle(record, ledger)?,
-        };
+            Inserted::Existing(record) => self.submit_again(record, ledger),
+        }
+    }
+}
+
+impl Submit {
+    /// Answers the submission of an action that is on record.
+    fn submit_again<L: Ledger>(
+        &self,
+        record: Record,
+        ledger: &mut L,
+    ) -> Result<Submitted, L::Error> {
+        let record = settle(record, ledger)?;
         let digest = self.payload.as_ref().map(Fingerprinted::digest);
         let submitted = record.submitted_digest.as_ref().map(Digest::as_bytes);
         Ok(if payloads_differ(submitted, digest) {

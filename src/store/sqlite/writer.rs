@@ -230,10 +230,11 @@ impl Writer {
                 if written.has_written {
                     self.state.set_written(begun);
                 }
+                // First of all, so that whoever is answered has caused no wake-up still to come.
+                written.changes.wake(&self.watchers);
                 for job in batch.drain(..) {
                     job.answer();
                 }
-                written.changes.wake(&self.watchers);
                 self.tend();
             }
             Err(Stop::Request(error)) if batch.len() == 1 => {

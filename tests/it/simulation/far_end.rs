@@ -189,6 +189,7 @@ impl Store for SimulatedStore {
             Submitted::PayloadMismatch(action) => {
                 Submitted::PayloadMismatch(self.simulated(action))
             }
+            Submitted::NotFound => Submitted::NotFound,
         })
     }
 

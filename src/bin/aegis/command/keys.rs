@@ -1,8 +1,10 @@
 //! `aegis keys`.
 
-use aegis_hitl::server;
+use std::time::Duration;
+
+use aegis_hitl::server::{self, Scope};
 use aegis_hitl::{ApiKey, TenantId};
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
 use serde_json::json;
 use uuid::Uuid;
 
@@ -26,21 +28,17 @@ pub(crate) struct NewKey {
     #[arg(long, value_parser = name)]
     pub(crate) name: String,
 
-    /// What the key may do.
-    #[arg(long, value_enum, default_value = "decide")]
-    pub(crate) scope: Scope,
+    /// What the key may do: submit, decide, claim, read or admin; several with commas between.
+    #[arg(long, required = true, value_delimiter = ',', value_name = "SCOPE")]
+    pub(crate) scope: Vec<Scope>,
+
+    /// How long the key lasts: a number with s, m, h or d, such as 90d [default: for ever].
+    #[arg(long, value_parser = duration, value_name = "DURATION")]
+    pub(crate) expires: Option<Duration>,
 
     /// Prints JSON.
     #[arg(long)]
     pub(crate) json: bool,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub(crate) enum Scope {
-    /// Submit and decide.
-    Decide,
-    /// Read only.
-    Read,
 }
 
 pub(crate) async fn run(command: Keys, _: Context) -> Result<(), Failure> {
@@ -59,16 +57,21 @@ fn new(args: &NewKey) -> Result<(), Failure> {
     );
     let key = ApiKey::new(secret.as_str())
         .map_err(|error| Failure::other("cannot make a key").because(error))?;
-    let scope = match args.scope {
-        Scope::Decide => "decide",
-        Scope::Read => "read",
-    };
-    let line = format!(
-        "{} {} {} {scope}",
+    let mut scopes: Vec<_> = args.scope.iter().map(|scope| scope.as_str()).collect();
+    scopes.dedup();
+    let mut line = format!(
+        "{} {} {} {}",
         server::Keys::digest(&key),
         args.tenant,
-        args.name
+        args.name,
+        scopes.join(",")
     );
+    if let Some(lasts) = args.expires {
+        let end = jiff::Timestamp::now()
+            .checked_add(lasts)
+            .map_err(|error| Failure::usage("the expiry of the key").because(error))?;
+        line.push_str(&format!(" {end:.0}"));
+    }
     if args.json {
         return print_json(&json!({ "secret": secret, "line": line }));
     }
@@ -84,4 +87,24 @@ fn name(text: &str) -> Result<String, String> {
     } else {
         Err("allowed are 1 to 255 visible ASCII characters without spaces".to_owned())
     }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let refused =
+        || "allowed is a whole number with s, m, h or d behind it, such as 90d".to_owned();
+    let (number, unit) = text
+        .char_indices()
+        .last()
+        .map(|(at, unit)| (&text[..at], unit))
+        .ok_or_else(refused)?;
+    let seconds = match unit {
+        's' => 1,
+        'm' => 60,
+        'h' => 3600,
+        'd' => 86_400,
+        _ => return Err(refused()),
+    };
+    let number: u64 = number.parse().map_err(|_| refused())?;
+    let seconds = number.checked_mul(seconds).filter(|seconds| *seconds > 0);
+    seconds.map(Duration::from_secs).ok_or_else(refused)
 }

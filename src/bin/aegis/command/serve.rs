@@ -72,6 +72,16 @@ pub(crate) struct Serve {
     )]
     pub(crate) require_submission: Option<bool>,
 
+    /// Lets the owner of the API key that submitted an action decide on it.
+    #[arg(
+        long,
+        env = "AEGIS_ALLOW_SELF_APPROVAL",
+        num_args = 0..=1,
+        default_missing_value = "true",
+        require_equals = true
+    )]
+    pub(crate) allow_self_approval: Option<bool>,
+
     /// How long requests in flight may take to end after SIGTERM, in seconds [default: 30].
     #[arg(long, env = "AEGIS_DRAIN_TIMEOUT", value_name = "SECONDS", value_parser = seconds)]
     pub(crate) drain_timeout: Option<Duration>,
@@ -113,6 +123,7 @@ pub(crate) async fn run(args: Serve, context: Context) -> Result<(), Failure> {
     let prefix =
         Prefix::new(prefix).map_err(|error| Failure::usage("the prefix").because(error))?;
     let require_submission = args.require_submission.or(config.require_submission);
+    let allow_self_approval = args.allow_self_approval.or(config.allow_self_approval);
     let hosts = if args.host.is_empty() {
         config.host
     } else {
@@ -186,6 +197,7 @@ pub(crate) async fn run(args: Serve, context: Context) -> Result<(), Failure> {
         .prefix(prefix.as_str())
         .auth(auth)
         .require_submission(require_submission.unwrap_or(false))
+        .allow_self_approval(allow_self_approval.unwrap_or(false))
         .build()
         .map_err(|error| Failure::usage("the prefix").because(error))?;
     let (stop, stopped) = tokio::sync::oneshot::channel();

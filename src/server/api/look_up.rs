@@ -1,0 +1,25 @@
+//! `GET /hitl/actions/{id}`.
+
+use http::{HeaderMap, StatusCode};
+
+use super::{Api, no_such_action, own_id};
+use crate::server::auth::Scope;
+use crate::server::http::{Rejection, Response, headers, response};
+use crate::store::Store;
+
+impl<St: Store> Api<St> {
+    pub(crate) async fn look_up(
+        &self,
+        id: &str,
+        headers: &HeaderMap,
+    ) -> Result<Response, Rejection> {
+        let caller = self.settings.auth.authenticate(headers)?;
+        let caller = caller.with(Scope::Read)?;
+        headers::call_id(headers)?;
+        let id = own_id(id)?;
+        let found = self.store.look_up(id, &caller.tenant_id);
+        let action = self.await_store(found).await?;
+        let action = action.ok_or_else(no_such_action)?;
+        Ok(response::json(StatusCode::OK, &action))
+    }
+}
