@@ -37,7 +37,7 @@ const READER_CACHE: i64 = 4 * 1024;
 fn writer(location: &Location) -> rusqlite::Result<Connection> {
     let connection = open(location, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
     connection.pragma_update(None, "cache_size", -WRITER_CACHE)?;
-    connection.set_prepared_statement_cache_capacity(32);
+    connection.set_prepared_statement_cache_capacity(64);
     Ok(connection)
 }
 
@@ -90,7 +90,16 @@ pub(super) fn first_writer(
         StoreError::unavailable(format!("the database {} cannot be opened", path.display()))
             .with_source(fault.cause())
     };
-    // The file may belong to another application, so nothing is written before this check.
+    // A server that was killed may have left an index that counts pages as written which a failed
+    // fsync has lost. Where another program keeps that index alive, nothing can be read by it.
+    if location
+        .file
+        .start()
+        .is_some_and(|header| schema::is_marked(&header))
+    {
+        forget_index(location).map_err(failed)?;
+    }
+    // The file may belong to another application, so nothing else is written before this check.
     let version = {
         let connection = writer(location).map_err(|error| schema::unreadable(path, error))?;
         if connection
@@ -106,6 +115,9 @@ pub(super) fn first_writer(
     };
     forget_index(location).map_err(failed)?;
     let mut connection = writer(location).map_err(|error| failed(error.into()))?;
+    if version == Version::Older(0) {
+        schema::mark(&connection).map_err(|error| failed(error.into()))?;
+    }
     let mode: String = connection
         .pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))
         .map_err(|error| failed(error.into()))?;

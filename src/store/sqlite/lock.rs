@@ -31,6 +31,21 @@ pub(super) struct DatabaseFile {
     is_held: AtomicBool,
 }
 
+impl DatabaseFile {
+    /// Reads the start of the file, without SQLite and its log. `None` if the file is shorter.
+    pub(super) fn start<const LEN: usize>(&self) -> Option<[u8; LEN]> {
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::FileExt;
+            let mut start = [0; LEN];
+            self.file.read_exact_at(&mut start, 0).ok()?;
+            Some(start)
+        }
+        #[cfg(not(unix))]
+        None
+    }
+}
+
 /// The identity of a file, whatever its name. Where files have no such identity (Windows), an open
 /// file can be neither renamed nor removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -27,6 +27,21 @@ pub(super) enum Version {
     Older(usize),
 }
 
+/// The length of the header of a SQLite file up to its application id.
+const HEADER: usize = 72;
+
+/// Whether the header of a database file, as it is on disk, says that the file is ours.
+pub(super) fn is_marked(header: &[u8; HEADER]) -> bool {
+    // https://sqlite.org/fileformat.html, "The Database Header".
+    header.starts_with(b"SQLite format 3\0") && header[68..] == APPLICATION_ID.to_be_bytes()
+}
+
+/// Marks an empty file as ours. It happens without a log, so that the mark is on disk before
+/// anything else is.
+pub(super) fn mark(connection: &Connection) -> rusqlite::Result<()> {
+    connection.pragma_update(None, "application_id", APPLICATION_ID)
+}
+
 /// Reads the version without changing the file.
 pub(super) fn version(connection: &Connection, path: &Path) -> Result<Version, StoreError> {
     let read = |pragma: &str| -> Result<i32, StoreError> {
@@ -37,6 +52,8 @@ pub(super) fn version(connection: &Connection, path: &Path) -> Result<Version, S
     let (application, version) = (read("application_id")?, read("user_version")?);
     if application == APPLICATION_ID {
         return match usize::try_from(version) {
+            // The start that marked the file was cut off behind the mark.
+            Ok(0) => Ok(Version::Older(0)),
             Ok(CURRENT) => Ok(Version::Current),
             Ok(version) if (FIRST..CURRENT).contains(&version) => Ok(Version::Older(version)),
             _ => Err(StoreError::incompatible(format!(
@@ -78,7 +95,7 @@ pub(super) fn migrate(connection: &mut Connection, from: usize) -> Result<(), Fa
     for step in MIGRATIONS.iter().skip((from + 1).saturating_sub(FIRST)) {
         transaction.execute_batch(step)?;
     }
-    transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+    mark(&transaction)?;
     transaction.pragma_update(None, "user_version", CURRENT as i64)?;
     transaction.commit()?;
     Ok(())
