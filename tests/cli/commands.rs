@@ -306,6 +306,24 @@ fn usage_errors_exit_with_2_and_send_nothing() {
         (&[], "Usage"),
         (&["keys", "new", "--name", "alice smith"], "without spaces"),
         (&["keys", "new"], "--name"),
+        (&["keys", "new", "--name", "a"], "--scope"),
+        (
+            &["keys", "new", "--name", "a", "--scope", "decide,write"],
+            "'submit', 'decide', 'claim', 'read' and 'admin'",
+        ),
+        (
+            &[
+                "keys",
+                "new",
+                "--name",
+                "a",
+                "--scope",
+                "read",
+                "--expires",
+                "90",
+            ],
+            "such as 90d",
+        ),
         (
             &["approve", "k-1", "--config", "/does/not/exist"],
             "/does/not/exist",
@@ -665,7 +683,7 @@ fn new_key(name: &str, scope: &str) -> (String, String) {
 fn a_new_key_lets_its_holder_do_what_its_scope_allows() {
     let folder = TempDir::new().unwrap();
     let human = run(aegis(&[
-        "keys", "new", "--tenant", "acme", "--name", "carol",
+        "keys", "new", "--tenant", "acme", "--name", "carol", "--scope", "decide",
     ]))
     .expect(0);
     let lines: Vec<_> = human
@@ -860,7 +878,7 @@ fn an_answer_that_cannot_be_printed_is_a_failure_and_no_panic() {
     for args in [
         &["approve", "k-1"][..],
         &["approve", "k-1", "--json"],
-        &["keys", "new", "--name", "a"],
+        &["keys", "new", "--name", "a", "--scope", "read"],
     ] {
         let mut command = place.command(args);
         let full = fs::OpenOptions::new()

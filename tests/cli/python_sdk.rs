@@ -91,7 +91,7 @@ fn the_published_sdk_works_unmodified() {
     let interpreter = sdk();
     let folder = TempDir::new().unwrap();
     let key = run(aegis(&[
-        "keys", "new", "--tenant", "keyed", "--name", "sdk", "--json",
+        "keys", "new", "--tenant", "keyed", "--name", "sdk", "--scope", "decide", "--json",
     ]))
     .expect(0);
     let keys = folder.path().join("keys");

@@ -16,7 +16,7 @@ use crate::support::{Call, HANG};
 
 fn line(secret: &str, name: &str) -> String {
     let key = ApiKey::new(secret).unwrap();
-    format!("{} acme {name} decide\n", Keys::digest(&key))
+    format!("{} acme {name} submit,decide\n", Keys::digest(&key))
 }
 
 fn write(file: &Path, text: &str) {
@@ -124,6 +124,7 @@ async fn a_hangup_harms_no_request_in_flight() {
     let place = Place::new();
     let mut command = place.with_keys(&line("sk_a", "alice"));
     command.env("AEGIS_LOG", "info,aegis_hitl=trace");
+    command.arg("--allow-self-approval");
     let server = Served::start(command);
     let call = |method: &str, path: &str| {
         let call = Call::new(server.addr, method, format!("/api/v1/hitl/{path}"));

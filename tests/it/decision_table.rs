@@ -210,9 +210,12 @@ async fn a_receipt_has_the_members_of_the_protocol_and_no_others() {
     assert_eq!(
         members,
         [
+            "closed",
             "created_at",
             "decided_at",
+            "decided_by",
             "decision",
+            "digest",
             "execution",
             "idempotency_key",
             "replayed",

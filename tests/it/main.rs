@@ -41,6 +41,8 @@ mod events;
 mod hosts;
 #[cfg(all(feature = "tls", feature = "test-util"))]
 mod https;
+#[cfg(all(feature = "client", feature = "server"))]
+mod human_loop;
 #[cfg(all(feature = "client", feature = "test-util"))]
 mod layers;
 mod manual;

@@ -26,6 +26,7 @@ async fn without_credentials_only_the_state_is_shown() {
     assert_eq!(
         members,
         [
+            "closed",
             "created_at",
             "decided_at",
             "decision",
