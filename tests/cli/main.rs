@@ -22,6 +22,8 @@ mod crash;
 mod full_disk;
 #[cfg(unix)]
 mod limits;
+mod python;
+mod python_loop;
 mod python_sdk;
 #[cfg(unix)]
 mod reload;
