@@ -13,7 +13,9 @@ use crate::store::operation::{Cursor, List, Order, Page};
 /// merged. So a page costs the same however many actions there are, and however few match.
 pub(super) fn page(connection: &Connection, list: &List) -> rusqlite::Result<Page> {
     let order = list.order();
-    let thread = list.thread_id.as_ref().map(ThreadId::as_str);
+    let thread = list.thread_id.as_ref();
+    let digest = thread.map(|thread| rows::thread(&list.tenant_id, thread));
+    let thread = thread.map(ThreadId::as_str);
     // One more shows whether another page follows.
     let most = i64::try_from(list.limit)
         .unwrap_or(i64::MAX)
@@ -26,28 +28,29 @@ pub(super) fn page(connection: &Connection, list: &List) -> rusqlite::Result<Pag
     };
     let mut read = connection.prepare_cached(match (thread, order) {
         (None, Order::OldestFirst) => {
-            "SELECT id FROM action WHERE tenant_id = ?1 AND ?2 IS NULL AND state = ?3 AND id > ?4 \
+            "SELECT id FROM action WHERE tenant_id = ?1 AND ?2 IS NULL AND ?6 IS NULL AND state = ?3 AND id > ?4 \
              ORDER BY id LIMIT ?5"
         }
         (None, Order::NewestFirst) => {
-            "SELECT id FROM action WHERE tenant_id = ?1 AND ?2 IS NULL AND state = ?3 AND id < ?4 \
+            "SELECT id FROM action WHERE tenant_id = ?1 AND ?2 IS NULL AND ?6 IS NULL AND state = ?3 AND id < ?4 \
              ORDER BY id DESC LIMIT ?5"
         }
         (Some(_), Order::OldestFirst) => {
-            "SELECT id FROM action WHERE tenant_id = ?1 AND thread_id = ?2 AND state = ?3 AND id > ?4 \
+            "SELECT id FROM action WHERE substr(identity, 1, 8) = ?6 AND state = ?3 AND tenant_id = ?1 \
+             AND thread_id = ?2 AND id > ?4 \
              ORDER BY id LIMIT ?5"
         }
         (Some(_), Order::NewestFirst) => {
-            "SELECT id FROM action WHERE tenant_id = ?1 AND thread_id = ?2 AND state = ?3 AND id < ?4 \
+            "SELECT id FROM action WHERE substr(identity, 1, 8) = ?6 AND state = ?3 AND tenant_id = ?1 \
+             AND thread_id = ?2 AND id < ?4 \
              ORDER BY id DESC LIMIT ?5"
         }
     })?;
     let mut found = Vec::new();
     for state in list.states() {
         let tenant = list.tenant_id.as_str();
-        let rows = read.query_map(params![tenant, thread, state.number, after, most], |row| {
-            row.get::<_, i64>(0)
-        })?;
+        let values = params![tenant, thread, state.number, after, most, digest];
+        let rows = read.query_map(values, |row| row.get::<_, i64>(0))?;
         for row in rows {
             found.push(row?);
         }

@@ -4,7 +4,8 @@ CREATE TABLE action (
     id              INTEGER PRIMARY KEY,
     -- A UUIDv7, so that new ids are neighbours in the index.
     request_id      BLOB NOT NULL UNIQUE CHECK (length(request_id) = 16),
-    -- The first 16 bytes of SHA-256 over tenant, thread and key, each behind a byte with its length.
+    -- The first 8 bytes of SHA-256 over tenant and thread, then those over tenant, thread and key, each text
+    -- behind a byte with its length.
     identity        BLOB NOT NULL UNIQUE CHECK (length(identity) = 16),
     tenant_id       TEXT NOT NULL,
     thread_id       TEXT NOT NULL,
@@ -59,7 +60,7 @@ CREATE TABLE action (
 -- For lists. The row's number is the last part of every index, so each state of a tenant, or of one
 -- of its threads, is in order.
 CREATE INDEX action_state ON action (tenant_id, state);
-CREATE INDEX action_thread ON action (tenant_id, thread_id, state);
+CREATE INDEX action_thread ON action (substr(identity, 1, 8), state);
 
 -- For expiry.
 CREATE INDEX action_expiry ON action (expires_at) WHERE status = 'PENDING' AND expires_at IS NOT NULL;
