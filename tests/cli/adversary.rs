@@ -123,28 +123,69 @@ fn a_lock_file_that_leads_elsewhere_costs_nobody_a_file() {
 
 // ---- Check --------------------------------------------------------------------------------------
 
-#[test]
-#[ignore = "a broken frame in the log is taken for its end"]
-fn a_check_finds_damage_in_the_log() {
-    let folder = TempDir::new().unwrap();
-    let path = folder.path().join("aegis.db");
+/// A database whose server was killed, so that the decisions are in its log alone.
+fn killed(folder: &Path) -> std::path::PathBuf {
+    let path = folder.join("aegis.db");
     let server = Served::start(serve(&path));
     for number in 0..20 {
         assert_eq!(approve(&server, &format!("k-{number}")), 202);
     }
     server.kill();
+    path
+}
+
+/// Inverts a bit of a file.
+fn flip(path: &Path, at: u64) {
+    let mut bytes = fs::read(path).unwrap();
+    bytes[usize::try_from(at).unwrap()] ^= 0x10;
+    let file = fs::File::options().write(true).open(path).unwrap();
+    file.write_all_at(&bytes, 0).unwrap();
+}
+
+#[test]
+fn a_check_finds_damage_in_the_log() {
+    let folder = TempDir::new().unwrap();
+    let path = killed(folder.path());
     let log = folder.path().join("aegis.db-wal");
     let length = fs::metadata(&log).unwrap().len();
-    let log = fs::File::options()
-        .read(true)
-        .write(true)
-        .open(log)
-        .unwrap();
-    let mut byte = [0];
-    log.read_exact_at(&mut byte, length / 2).unwrap();
-    log.write_all_at(&[byte[0] ^ 0x10], length / 2).unwrap();
-    let ended = check(&path);
-    assert_eq!(ended.code(), 1, "{ended:?}");
+    // In the header, in the header of the first frame, and in a page.
+    for at in [1, 9, 20, 26, 32, 37, 42, 52, length / 2] {
+        flip(&log, at);
+        let ended = check(&path);
+        assert_eq!(ended.code(), 1, "{at}: {ended:?}");
+        let copied = run(backup(&path, &folder.path().join("copy.db")));
+        assert_eq!(copied.code(), 1, "{at}: {copied:?}");
+        flip(&log, at);
+    }
+    check(&path).expect(0);
+}
+
+#[test]
+fn a_check_follows_a_link_to_the_log() {
+    let folder = TempDir::new().unwrap();
+    let path = killed(folder.path());
+    let link = folder.path().join("link.db");
+    std::os::unix::fs::symlink(&path, &link).unwrap();
+    let log = folder.path().join("aegis.db-wal");
+    let before = fs::read(&log).unwrap();
+    check(&link).expect(0);
+    assert!(fs::read(&log).unwrap() == before, "it changed the log");
+    flip(&log, 5000);
+    assert_eq!(check(&link).code(), 1);
+}
+
+#[test]
+fn a_commit_that_a_crash_cut_off_is_no_damage() {
+    let folder = TempDir::new().unwrap();
+    let path = killed(folder.path());
+    let log = folder.path().join("aegis.db-wal");
+    let length = fs::metadata(&log).unwrap().len();
+    // The last frame is a commit.
+    for lost in [1, 2000, 4096, 4097, 4120, 5000] {
+        let file = fs::File::options().write(true).open(&log).unwrap();
+        file.set_len(length - lost).unwrap();
+        check(&path).expect(0);
+    }
 }
 
 /// A store of some decisions of all kinds, closed.
@@ -193,13 +234,11 @@ async fn stored(path: &Path) {
 }
 
 #[tokio::test]
-#[ignore = "a check compares less than what is promised"]
 async fn a_check_finds_what_contradicts_the_promises() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("aegis.db");
     stored(&path).await;
-    let mut missed = Vec::new();
-    for edit in [
+    let edits = [
         // Two events for one transition.
         "INSERT INTO event (event_id, at, actor, kind, tenant_id, action, from_status, to_status, decision) \
          SELECT randomblob(16), at, actor, kind, tenant_id, action, from_status, to_status, decision \
@@ -216,7 +255,6 @@ async fn a_check_finds_what_contradicts_the_promises() {
         "UPDATE action SET decided_at = decided_at - 1000000 WHERE id = 2",
         "UPDATE action SET created_at = decided_at + 1000000 WHERE id = 2",
         "UPDATE action SET call_id = randomblob(16) WHERE id = 2",
-        "UPDATE action SET payload = NULL, digest = NULL WHERE id = 2",
         // Rows that no server can answer for.
         "UPDATE action SET call_id = x'01' WHERE id = 2",
         "UPDATE action SET call_id = 5.5 WHERE id = 2",
@@ -225,17 +263,33 @@ async fn a_check_finds_what_contradicts_the_promises() {
         "CREATE TRIGGER t AFTER INSERT ON action BEGIN UPDATE action SET decision = 'reject' \
          WHERE id = new.id AND decision IS NOT NULL; END",
         "DROP INDEX event_call",
-    ] {
-        let copy = folder.path().join("copy.db");
-        fs::copy(&path, &copy).unwrap();
-        let database = Connection::open(&copy).unwrap();
-        database.execute_batch(edit).unwrap();
-        drop(database);
-        if SqliteStore::verify(&copy).is_ok_and(|verified| verified.faults.is_empty()) {
-            missed.push(edit);
-        }
-    }
+        "CREATE INDEX \"\u{1b}[31m\" ON action (status)",
+    ];
+    let missed: Vec<_> = edits
+        .into_iter()
+        .filter(|edit| is_missed(&path, edit))
+        .collect();
     assert!(missed.is_empty(), "{}", missed.join("\n"));
+}
+
+#[tokio::test]
+#[ignore = "no event holds the digest of its action"]
+async fn a_check_finds_a_payload_that_was_removed() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("aegis.db");
+    stored(&path).await;
+    let edit = "UPDATE action SET payload = NULL, digest = NULL WHERE id = 2";
+    assert!(!is_missed(&path, edit));
+}
+
+/// Whether a check of an edited copy finds nothing.
+fn is_missed(path: &Path, edit: &str) -> bool {
+    let copy = path.with_file_name("copy.db");
+    fs::copy(path, &copy).unwrap();
+    let database = Connection::open(&copy).unwrap();
+    database.execute_batch(edit).unwrap();
+    drop(database);
+    SqliteStore::verify(&copy).unwrap().faults.is_empty()
 }
 
 /// All that is on record of the decisions, as SQL reads it by table and by index.

@@ -41,7 +41,15 @@ pub(super) fn back_up(database: &Path, to: &Path) -> Result<Verified, StoreError
     source
         .execute("VACUUM main INTO ?1", [path])
         .map_err(|error| failed(database, error))?;
+    // A copy of what is left of a damaged log would look whole.
+    let log = verify::log_fault(database)?;
     drop(source);
+    if let Some(fault) = log {
+        return Err(StoreError::unavailable(format!(
+            "{} is not sound: {fault}",
+            database.display()
+        )));
+    }
     let verified = verify::verify(&draft.path)?;
     if let Some(fault) = verified.faults.first() {
         return Err(StoreError::unavailable(format!(

@@ -24,6 +24,9 @@ macro_rules! select {
     };
 }
 
+/// Selects all actions, for [`record`].
+pub(super) const ALL: &str = select!("true ORDER BY id");
+
 pub(super) fn by_identity(
     connection: &Connection,
     identity: &Identity,

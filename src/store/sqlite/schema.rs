@@ -100,3 +100,12 @@ pub(super) fn migrate(connection: &mut Connection, from: usize) -> Result<(), Fa
     transaction.commit()?;
     Ok(())
 }
+
+/// Makes an empty database of the current schema, in memory.
+pub(super) fn built_in() -> rusqlite::Result<Connection> {
+    let connection = Connection::open_in_memory()?;
+    for step in MIGRATIONS {
+        connection.execute_batch(step)?;
+    }
+    Ok(connection)
+}

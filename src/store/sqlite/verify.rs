@@ -1,15 +1,22 @@
 //! Verification: whether a database file is sound for SQLite, and keeps the store's promises.
 
+mod history;
+mod log;
+
+use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, OpenFlags, Row};
+use rusqlite::{Connection, OpenFlags, Row, Rows};
 
+use self::history::Event;
+use super::lock::beside;
 use super::schema::{self, Version};
 use super::{StoreError, rows};
-use crate::protocol::{Fingerprint, Payload};
+use crate::protocol::{Escaped, Fingerprint};
+use crate::store::operation::Record;
 use crate::store::{Identity, Totals};
 
 /// The most faults that are listed.
@@ -33,7 +40,8 @@ struct Faults(Vec<String>);
 impl Faults {
     fn add(&mut self, fault: String) {
         if self.0.len() < MAX_FAULTS {
-            self.0.push(fault);
+            // Names in the file can hold control characters.
+            self.0.push(Escaped::line(&fault).to_string());
         }
     }
 }
@@ -41,17 +49,20 @@ impl Faults {
 /// Checks all of a database.
 pub(super) fn verify(path: &Path) -> Result<Verified, StoreError> {
     let connection = open(path)?;
+    let log = log_fault(path)?;
     let read = || -> rusqlite::Result<Verified> {
         // A transaction sees one state of the database, whatever a server does meanwhile.
         connection.execute_batch("BEGIN")?;
-        let mut faults = Faults(Vec::new());
+        let mut faults = Faults(log.into_iter().collect());
         integrity(&connection, &mut faults)?;
-        let totals = super::totals(&connection)?;
-        // If the file is damaged, no other check means anything.
+        schema(&connection, &mut faults)?;
+        // If the file is damaged or has another shape, no other check means anything.
+        let mut totals = Totals::default();
         if faults.0.is_empty() {
-            references(&connection, &mut faults)?;
-            actions(&connection, &mut faults)?;
-            events(&connection, &mut faults)?;
+            totals = super::totals(&connection)?;
+            identities(&connection, &mut faults)?;
+            histories(&connection, &mut faults)?;
+            event_ids(&connection, &mut faults)?;
         }
         let faults = faults.0;
         Ok(Verified { totals, faults })
@@ -63,6 +74,16 @@ pub(super) fn verify(path: &Path) -> Result<Verified, StoreError> {
         }),
         read => read.map_err(|error| schema::unreadable(path, error)),
     }
+}
+
+/// Returns what is wrong with the log of a database that is [open](open), in words.
+///
+/// SQLite locks other files than the log, so closing this descriptor drops no lock.
+pub(super) fn log_fault(path: &Path) -> Result<Option<String>, StoreError> {
+    log::fault(&log_of(path)).map_err(|error| {
+        StoreError::unavailable(format!("the log of {} cannot be read", path.display()))
+            .with_source(error)
+    })
 }
 
 /// Opens a database for reading and leaves it unchanged. A server may have it open, too.
@@ -105,10 +126,14 @@ pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
     }
 }
 
+/// The log that SQLite uses: it follows symbolic links.
+fn log_of(database: &Path) -> PathBuf {
+    let database = fs::canonicalize(database).unwrap_or_else(|_| database.to_owned());
+    beside(&database, "-wal")
+}
+
 fn log_is_empty(database: &Path) -> bool {
-    let mut log = database.as_os_str().to_owned();
-    log.push("-wal");
-    fs::metadata(log).map_or(true, |metadata| metadata.len() == 0)
+    fs::metadata(log_of(database)).map_or(true, |metadata| metadata.len() == 0)
 }
 
 fn is_damage(error: &rusqlite::Error) -> bool {
@@ -130,39 +155,42 @@ fn integrity(connection: &Connection, faults: &mut Faults) -> rusqlite::Result<(
     Ok(())
 }
 
-fn references(connection: &Connection, faults: &mut Faults) -> rusqlite::Result<()> {
-    let mut check = connection.prepare(
-        "SELECT seq FROM event WHERE NOT EXISTS (SELECT 1 FROM action WHERE id = event.action)",
-    )?;
-    let lost = check.query_map([], |row| row.get::<_, i64>(0))?;
-    for seq in lost {
-        faults.add(format!("event {}: there is no action of its number", seq?));
+/// Compares the schema with the one that this release makes. A trigger changes what a server
+/// records from now on.
+fn schema(connection: &Connection, faults: &mut Faults) -> rusqlite::Result<()> {
+    // The statistics of ANALYZE are SQLite's own.
+    let read = |connection: &Connection| -> rusqlite::Result<BTreeMap<String, Option<String>>> {
+        let mut objects = connection.prepare(
+            "SELECT type || ' ' || name, sql FROM sqlite_schema WHERE name NOT GLOB 'sqlite_stat*'",
+        )?;
+        let objects = objects.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        objects.collect()
+    };
+    let mut built_in = read(&schema::built_in()?)?;
+    for (name, sql) in read(connection)? {
+        match built_in.remove(&name) {
+            Some(ours) if ours == sql => {}
+            Some(_) => faults.add(format!("{name}: it is not as this application makes it")),
+            None => faults.add(format!("{name}: it is not of this application")),
+        }
+    }
+    for name in built_in.into_keys() {
+        faults.add(format!("{name}: it is missing"));
     }
     Ok(())
 }
 
-/// Checks each row by itself.
-fn actions(connection: &Connection, faults: &mut Faults) -> rusqlite::Result<()> {
-    let mut actions = connection.prepare(
-        "SELECT id, identity, tenant_id, thread_id, idempotency_key, digest, payload FROM action",
-    )?;
+fn identities(connection: &Connection, faults: &mut Faults) -> rusqlite::Result<()> {
+    let mut actions = connection
+        .prepare("SELECT id, identity, tenant_id, thread_id, idempotency_key FROM action")?;
     let mut actions = actions.query([])?;
     while let Some(row) = actions.next()? {
         let id: i64 = row.get(0)?;
-        let identity = identity(row)?;
+        let identity = identity(row).ok().flatten();
         if identity.map(|identity| rows::digest(&identity)) != Some(row.get(1)?) {
             faults.add(format!(
                 "action {id}: the identity is not that of its tenant, thread and key"
             ));
-        }
-        let payload: Option<String> = row.get(6)?;
-        let digest = payload.map(|json| {
-            let payload = Payload::from_json(&json).ok()?;
-            Some(Fingerprint::of_payload(&payload).ok()?.0)
-        });
-        // An unreadable payload has no digest. A row without a payload has none to compare.
-        if digest.is_some_and(|digest| digest.is_none() || row.get(5).ok() != digest) {
-            faults.add(format!("action {id}: the digest is not the payload's"));
         }
     }
     Ok(())
@@ -183,29 +211,112 @@ fn identity(row: &Row<'_>) -> rusqlite::Result<Option<Identity>> {
     }))
 }
 
-/// Checks each action against its events.
-fn events(connection: &Connection, faults: &mut Faults) -> rusqlite::Result<()> {
-    for (sql, fault) in [
-        (
-            "SELECT id FROM action WHERE id NOT IN (SELECT action FROM event)",
-            "it has no event",
-        ),
-        (
-            "SELECT id FROM action JOIN (SELECT action, max(seq), to_status FROM event GROUP BY action) \
-             ON action = id WHERE to_status <> status",
-            "its status is not the one of its last event",
-        ),
-        (
-            "SELECT id FROM action JOIN (SELECT action, max(seq), event.decision AS made FROM event \
-             WHERE event.decision IS NOT NULL GROUP BY action) ON action = id WHERE made IS NOT decision",
-            "its decision is not the one of its events",
-        ),
-    ] {
-        let mut check = connection.prepare(sql)?;
-        let wrong = check.query_map([], |row| row.get::<_, i64>(0))?;
-        for id in wrong {
-            faults.add(format!("action {}: {fault}", id?));
+/// Checks each action by itself and against its events. Both are read in the order of actions.
+fn histories(connection: &Connection, faults: &mut Faults) -> rusqlite::Result<()> {
+    let mut events = connection.prepare(history::EVENTS)?;
+    let mut events = events.query([])?;
+    let mut event = next_event(&mut events, faults)?;
+    let mut actions = connection.prepare(rows::ALL)?;
+    let mut actions = actions.query([])?;
+    while let Some(row) = actions.next()? {
+        let id: i64 = row.get(0)?;
+        while let Some(lost) = event.take_if(|event| event.action < id) {
+            faults.add(no_action(&lost));
+            event = next_event(&mut events, faults)?;
         }
+        let mut state = None;
+        let mut broken = None;
+        while let Some(next) = event.take_if(|event| event.action == id) {
+            if broken.is_none() {
+                state = history::fold(state, &next);
+                broken = state.is_none().then_some(next.seq);
+            }
+            event = next_event(&mut events, faults)?;
+        }
+        let record = match rows::record(row) {
+            Ok(record) => record,
+            // The error may quote the value.
+            Err(error) => {
+                let column = column(row, &error);
+                faults.add(format!("action {id}: {column} cannot be read"));
+                continue;
+            }
+        };
+        if let Some(fault) = own_fault(&record) {
+            faults.add(format!("action {id}: {fault}"));
+        }
+        match (state, broken) {
+            (_, Some(seq)) => faults.add(format!(
+                "action {id}: event {seq} does not follow from those before it"
+            )),
+            (None, None) => faults.add(format!("action {id}: it has no event")),
+            (Some(state), None) => {
+                if let Some(what) = state.contradicted_by(&record) {
+                    faults.add(format!(
+                        "action {id}: its {what} is not the one of its events"
+                    ));
+                }
+            }
+        }
+    }
+    while let Some(lost) = event {
+        faults.add(no_action(&lost));
+        event = next_event(&mut events, faults)?;
+    }
+    Ok(())
+}
+
+/// Returns the next event that can be read.
+fn next_event(events: &mut Rows<'_>, faults: &mut Faults) -> rusqlite::Result<Option<Event>> {
+    while let Some(row) = events.next()? {
+        match Event::of(row) {
+            Ok(event) => return Ok(Some(event)),
+            Err(error) => {
+                let column = column(row, &error);
+                let seq: i64 = row.get(1)?;
+                faults.add(format!("event {seq}: {column} cannot be read"));
+            }
+        }
+    }
+    Ok(None)
+}
+
+fn no_action(event: &Event) -> String {
+    format!("event {}: there is no action of its number", event.seq)
+}
+
+/// Names the column whose value cannot be read.
+fn column(row: &Row<'_>, error: &rusqlite::Error) -> String {
+    use rusqlite::Error::{FromSqlConversionFailure, IntegralValueOutOfRange, InvalidColumnType};
+
+    let column = match error {
+        FromSqlConversionFailure(column, ..)
+        | InvalidColumnType(column, ..)
+        | IntegralValueOutOfRange(column, _) => row.as_ref().column_name(*column),
+        _ => Ok("a value"),
+    };
+    column.unwrap_or("a value").to_owned()
+}
+
+/// Returns what is wrong with an action, whatever its events say.
+fn own_fault(record: &Record) -> Option<&'static str> {
+    let payload = record.action.payload.as_ref();
+    // An unreadable payload has no digest.
+    let digest = payload.map(|payload| Fingerprint::of_payload(payload).ok());
+    if digest.is_some_and(|digest| record.digest != digest.map(|digest| digest.0)) {
+        return Some("the digest is not the payload's");
+    }
+    // RFC 3339 has years of four digits.
+    let is_shown = serde_json::to_writer(std::io::sink(), &record.action).is_ok();
+    (!is_shown).then_some("its times cannot be written")
+}
+
+fn event_ids(connection: &Connection, faults: &mut Faults) -> rusqlite::Result<()> {
+    let mut check = connection
+        .prepare("SELECT max(seq) FROM event GROUP BY event_id HAVING count(*) > 1 ORDER BY 1")?;
+    let wrong = check.query_map([], |row| row.get::<_, i64>(0))?;
+    for seq in wrong {
+        faults.add(format!("event {}: another event has its id", seq?));
     }
     Ok(())
 }

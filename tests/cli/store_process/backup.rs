@@ -195,7 +195,7 @@ async fn a_check_finds_damage_and_edits() {
         ),
         (
             "UPDATE action SET status = 'FAILED' WHERE id = 7",
-            "action 7: its status is not the one of its last event",
+            "action 7: its status is not the one of its events",
         ),
         (
             "DELETE FROM event WHERE action = 8",
