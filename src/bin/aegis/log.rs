@@ -8,6 +8,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::reload::Error;
 
 use crate::failure::Failure;
+use crate::stderr;
 
 /// The log of this process.
 pub(crate) struct Log {
@@ -15,8 +16,11 @@ pub(crate) struct Log {
 }
 
 impl Log {
-    /// Starts to log the events that pass the filter.
+    /// Starts to log the events that pass the filter. From now on nothing that is written to stderr
+    /// blocks.
     pub(crate) fn start(filter: Option<&str>) -> Result<Self, Failure> {
+        let filter = parse(filter)?;
+        stderr::start_queue().map_err(|error| Failure::other("cannot start").because(error))?;
         let color = io::stderr().is_terminal()
             && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         let subscriber = tracing_subscriber::fmt()
@@ -25,7 +29,7 @@ impl Log {
             // The subscriber reports its errors by `eprintln!`, which panics if stderr is what
             // failed.
             .log_internal_errors(false)
-            .with_env_filter(parse(filter)?)
+            .with_env_filter(filter)
             .with_filter_reloading();
         let handle = subscriber.reload_handle();
         subscriber.init();
@@ -68,7 +72,7 @@ impl Write for EscapedStderr {
         }
         line.push_str(&Escaped::line(rest).to_string());
         line.push('\n');
-        io::stderr().write_all(line.as_bytes())?;
+        stderr::write(line);
         Ok(event.len())
     }
 

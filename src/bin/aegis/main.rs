@@ -10,6 +10,7 @@ mod log;
 mod print;
 mod reload;
 mod signals;
+mod stderr;
 
 use std::process::ExitCode;
 
@@ -26,13 +27,15 @@ const LOG: &str = "aegis_hitl";
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    match run(cli) {
+    let code = match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             print::say(failure.message());
             failure.code()
         }
-    }
+    };
+    stderr::flush();
+    code
 }
 
 fn run(cli: Cli) -> Result<(), Failure> {

@@ -8,6 +8,7 @@ use std::io::{self, Write};
 use aegis_hitl::protocol::Escaped;
 
 use crate::failure::Failure;
+use crate::stderr;
 
 /// Prints data.
 pub(crate) fn print(text: &str) -> Result<(), Failure> {
@@ -26,7 +27,5 @@ pub(crate) fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
 
 /// Shows a message to the user. It is lost if nobody reads stderr.
 pub(crate) fn say(message: &str) {
-    let line = format!("aegis: {}\n", Escaped::line(message));
-    // A single write keeps lines of the log out of the message.
-    let _ = io::stderr().write_all(line.as_bytes());
+    stderr::write(format!("aegis: {}\n", Escaped::line(message)));
 }
