@@ -155,6 +155,7 @@ impl<St: Store> HitlService<St> {
             .dispatch(&parts, &mut body, listening)
             .await
             .unwrap_or_else(Rejection::into_response);
+        response = response::within(&self.api.room, response);
         // HTTP/2 resets the stream; HTTP/1 has only the connection to close.
         if !body.discard().await && parts.version < Version::HTTP_2 {
             response::close_after(&mut response);

@@ -756,7 +756,6 @@ fn unfinished_bodies(addr: SocketAddr, connection: usize) -> std::io::Result<Fra
 }
 
 #[test]
-#[ignore = "bodies that arrive are bounded each, and not together"]
 fn bodies_that_never_end_take_no_more_memory_than_those_that_wait_for_the_store() {
     let folder = TempDir::new().unwrap();
     let server = Served::start(serve(&folder.path().join("aegis.db")));

@@ -2,8 +2,14 @@
 
 use std::net::SocketAddr;
 
+use aegis_hitl::server::HitlService;
+use aegis_hitl::store::MemoryStore;
+use bytes::Bytes;
+use futures_util::stream::{self, StreamExt};
+use http_body_util::{BodyExt, Full, StreamBody};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
+use tower_service::Service;
 
 use crate::support::h2::{self, H2};
 use crate::support::{Disk, Faulty, HANG, Mood, Running, SHORT, start_with};
@@ -115,4 +121,92 @@ async fn a_proxy_on_this_machine_may_have_all_places() {
         store.release();
         assert_eq!(timeout(HANG, call).await.unwrap().unwrap().status, 202);
     }
+}
+
+// ---- The memory for large bodies ------------------------------------------------------------------
+
+type LongBody = http_body_util::combinators::UnsyncBoxBody<Bytes, std::convert::Infallible>;
+
+/// A request for a decision, whose body never ends.
+fn endless(key: &str, body: Vec<u8>) -> http::Request<LongBody> {
+    let sent = http_body::Frame::data(Bytes::from(body));
+    let body = stream::once(async { Ok(sent) }).chain(stream::pending());
+    request(key, StreamBody::new(body).boxed_unsync())
+}
+
+fn whole(key: &str, len: usize) -> http::Request<LongBody> {
+    let body = format!("{{\"a\":\"{}\"}}", "x".repeat(len));
+    request(key, Full::new(Bytes::from(body)).boxed_unsync())
+}
+
+fn request(key: &str, body: LongBody) -> http::Request<LongBody> {
+    http::Request::post("/api/v1/hitl/approve")
+        .header("host", "localhost")
+        .header("tenant-id", "t")
+        .header("thread-id", "h")
+        .header("idempotency-key", key)
+        .header("content-type", "application/json")
+        .body(body)
+        .unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn large_bodies_of_all_connections_share_64_mib() {
+    let mut service = HitlService::new(MemoryStore::new());
+    let mut arriving: Vec<_> = (0..300)
+        .map(|number| {
+            let body = vec![b' '; 255 * 1024];
+            tokio_test::task::spawn(service.call(endless(&format!("k-{number}"), body)))
+        })
+        .collect();
+    for call in &mut arriving {
+        // Those that are refused still discard what arrives.
+        assert!(call.poll().is_pending());
+    }
+    let large = service.call(whole("large", 200_000)).await.unwrap();
+    assert_eq!(large.status(), 503);
+    assert_eq!(large.headers()["retry-after"], "1");
+    let small = service.call(whole("small", 5_000)).await.unwrap();
+    assert_eq!(small.status(), 202);
+    let mut late = 0;
+    for call in arriving {
+        match call.await.unwrap().status().as_u16() {
+            408 => late += 1,
+            status => assert_eq!(status, 503),
+        }
+    }
+    assert!((200..300).contains(&late), "{late}");
+    let large = service.call(whole("large", 200_000)).await.unwrap();
+    assert_eq!(large.status(), 202);
+}
+
+#[tokio::test]
+async fn large_answers_that_nobody_reads_share_64_mib() {
+    let mut service = HitlService::new(Disk::default());
+    let recorded = service.call(whole("k", 250_000)).await.unwrap();
+    let status = recorded.headers()["location"].to_str().unwrap().to_owned();
+    let mut ask = || {
+        let request = http::Request::get(&status)
+            .header("host", "localhost")
+            .header("tenant-id", "t");
+        service.call(request.body(Full::<Bytes>::default()).unwrap())
+    };
+    let mut unread = Vec::new();
+    for _ in 0..300 {
+        let answer = ask().await.unwrap();
+        if answer.status() == 200 {
+            unread.push(answer);
+        } else {
+            assert_eq!(answer.status(), 503);
+            assert_eq!(answer.headers()["retry-after"], "1");
+        }
+    }
+    assert!((200..300).contains(&unread.len()), "{}", unread.len());
+    // What is being sent still takes room.
+    let body = unread.pop().unwrap().into_body().collect().await.unwrap();
+    let bytes = body.to_bytes();
+    assert!(bytes.len() > 250_000);
+    assert_eq!(ask().await.unwrap().status(), 503);
+    drop(bytes);
+    assert_eq!(ask().await.unwrap().status(), 200);
 }

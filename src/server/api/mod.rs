@@ -30,6 +30,7 @@ use crate::server::auth::{Auth, Caller, Scope};
 use crate::server::drain::Drain;
 use crate::server::http::headers;
 use crate::server::http::response;
+use crate::server::http::room::Room;
 use crate::server::http::{Host, HostGuard, Rejection, RequestBody, Response};
 use crate::server::ops::outage::Outage;
 use crate::store::{Actor, Identity, Store, StoreError};
@@ -38,6 +39,9 @@ pub(crate) use self::route::Route;
 
 /// The default limit of a request body, in bytes.
 const BODY_LIMIT: usize = 256 * 1024;
+
+/// The room for all large bodies, in bytes.
+const ROOM: usize = 64 * 1024 * 1024;
 
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
@@ -72,6 +76,8 @@ pub(crate) struct Api<St> {
     pub(crate) store: St,
     pub(crate) settings: Settings,
     pub(crate) drain: Drain,
+    /// For the large bodies of requests and responses.
+    pub(crate) room: Room,
     outage: Outage,
 }
 
@@ -79,6 +85,8 @@ impl<St: Store> Api<St> {
     pub(crate) fn new(store: St, settings: Settings) -> Self {
         Self {
             store,
+            // The largest body finds room at least alone.
+            room: Room::new(ROOM.max(settings.body_limit)),
             settings,
             drain: Drain::new(),
             outage: Outage::default(),
@@ -176,7 +184,7 @@ impl<St: Store> Api<St> {
         let settings = &self.settings;
         let bytes = tokio::select! {
             biased;
-            bytes = body.read(settings.body_limit, settings.body_timeout) => bytes?,
+            bytes = body.read(settings.body_limit, settings.body_timeout, &self.room) => bytes?,
             () = self.drain.grace_is_over() => return Err(shutting_down()),
         };
         if !bytes.is_empty() {

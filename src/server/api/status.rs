@@ -59,9 +59,6 @@ impl<St: Store> Api<St> {
     ) -> Result<Response, Rejection> {
         let caller = self.settings.auth.authenticate_if_present(headers)?;
         headers::call_id(headers)?;
-        // An unknown, a malformed and another tenant's id get the same response, which does not
-        // reveal what exists.
-        let nothing = || Rejection::not_found("there is no such action");
         let id = RequestId::new(id).ok().and_then(|id| id.as_uuid());
         let id = id.ok_or_else(nothing)?;
         let tenant = caller.as_ref().map(|caller| &caller.tenant_id);
@@ -98,15 +95,17 @@ impl<St: Store> Api<St> {
         let (Status::Pending, Ok(id)) = (action.status, ours) else {
             return Ok(action);
         };
+        // A payload takes memory, and a wait is long.
+        drop(action);
         let deadline = Instant::now() + limit;
         // Subscribe, read, then wait: the subscription catches a decision made after the read.
         let mut watch = self.store.watch(id);
         tracing::trace!("a request waits for a decision");
+        let mut is_over = false;
         loop {
-            let Some(now) = self.await_store(self.store.find(id, None)).await? else {
-                return Ok(action);
-            };
-            if now.status != Status::Pending || self.drain.has_started() {
+            let now = self.await_store(self.store.find(id, None)).await?;
+            let now = now.ok_or_else(nothing)?;
+            if now.status != Status::Pending || is_over || self.drain.has_started() {
                 return Ok(now);
             }
             // A store without a thread of its own lets an action expire when it is next read.
@@ -115,14 +114,21 @@ impl<St: Store> Api<St> {
                 .and_then(|end| end.duration_since(SystemTime::now()).ok());
             let pause = self.settings.poll_interval;
             let pause = left.map_or(pause, |left| pause.min(left + EXPIRY_MARGIN));
+            drop(now);
             tokio::select! {
                 () = watch.changed() => {}
                 () = sleep(pause) => {}
-                () = sleep_until(deadline) => return Ok(now),
-                () = self.drain.started() => return Ok(now),
+                () = sleep_until(deadline) => is_over = true,
+                () = self.drain.started() => {}
             }
         }
     }
+}
+
+/// An unknown, a malformed and another tenant's id get the same response, which does not reveal
+/// what exists.
+fn nothing() -> Rejection {
+    Rejection::not_found("there is no such action")
 }
 
 /// Reads `Prefer: wait=N`, in seconds (RFC 7240). A malformed wait counts as absent. The first of

@@ -11,6 +11,7 @@ use http_body_util::BodyExt;
 use tokio::time::timeout;
 
 use super::response::Rejection;
+use super::room::{FREE, Held, Room};
 use crate::protocol::Code;
 
 /// The number of bytes of an unwanted body to read and discard. A client that is still sending
@@ -49,12 +50,13 @@ impl<'a, B: Body> RequestBody<'a, B> {
         }
     }
 
-    /// Reads the whole body.
+    /// Reads the whole body into the room for bodies.
     pub(crate) async fn read(
         &mut self,
         limit: usize,
         within: Duration,
-    ) -> Result<Vec<u8>, Rejection> {
+        room: &Room,
+    ) -> Result<Held, Rejection> {
         let too_large = || {
             Rejection::new(
                 Code::PayloadTooLarge,
@@ -71,20 +73,33 @@ impl<'a, B: Body> RequestBody<'a, B> {
                 format!("the body did not arrive within {within:?}"),
             )
         };
+        let no_room = || {
+            Rejection::unavailable("too many large bodies are on their way; send the request again")
+        };
+        let most = if announced > 0 { announced } else { limit };
         // A declared length may be false, so memory is reserved for what has arrived.
-        let mut bytes = Vec::with_capacity(announced.min(8 * 1024));
+        let mut bytes = Vec::with_capacity(announced.min(FREE));
+        let mut share = room.share();
         let read = async {
             while let Some(frame) = self.next_data().await? {
                 let Some(data) = frame else { continue };
                 if data.remaining() > limit - bytes.len() {
                     return Err(too_large());
                 }
+                let needed = bytes.len() + data.remaining();
+                if needed > FREE && needed > bytes.capacity() {
+                    let capacity = (2 * needed).min(most).max(needed);
+                    if !share.grow_to(capacity) {
+                        return Err(no_room());
+                    }
+                    bytes.reserve_exact(capacity - bytes.len());
+                }
                 bytes.put(data);
             }
             Ok(())
         };
         timeout(within, read).await.map_err(|_| late())??;
-        Ok(bytes)
+        Ok(share.hold(bytes))
     }
 
     /// Reads and discards the rest. Returns whether the body reached its end.

@@ -3,6 +3,7 @@
 pub(crate) mod head;
 pub(crate) mod headers;
 pub(crate) mod response;
+pub(crate) mod room;
 
 mod body;
 mod host;

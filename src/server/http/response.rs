@@ -16,6 +16,7 @@ use http::{HeaderValue, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use serde::Serialize;
 
+use super::room::{FREE, Room};
 use crate::protocol::{Action, Code, Problem};
 
 /// The body of a response: a JSON text that is complete from the start, or a stream of events.
@@ -247,6 +248,24 @@ fn serialized<T: Serialize>(status: StatusCode, media_type: HeaderValue, value: 
     headers.insert(CONTENT_TYPE, media_type);
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
+/// Holds the body in the room for bodies until it is sent. If there is no room, the response is 503.
+pub(crate) fn within(room: &Room, mut response: Response) -> Response {
+    let body = &mut response.body_mut().0;
+    if body.len() > FREE {
+        // Nothing else refers to the text, so this copies nothing.
+        match room.hold(std::mem::take(body).into()) {
+            Some(held) => *body = held,
+            None => {
+                return Rejection::unavailable(
+                    "too many large answers are on their way; send the request again",
+                )
+                .into_response();
+            }
+        }
+    }
     response
 }
 
