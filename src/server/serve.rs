@@ -77,7 +77,8 @@ impl Server {
     }
 
     /// Sets how long a response may make no progress because the client does not read or grants no
-    /// HTTP/2 window. The default is 30 s. While the server drains, the limit is at most 2 s.
+    /// HTTP/2 window. The default is 30 s. While the server drains, the limit is at most 2 s. A whole
+    /// response may take four times as long, and another second for each KiB.
     ///
     /// After that the connection takes no further requests, and is cut off after another 2 s
     /// without progress.

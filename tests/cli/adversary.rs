@@ -901,7 +901,6 @@ fn a_clock_before_1970_ends_no_connection() {
 // ---- Places -------------------------------------------------------------------------------------
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "an answer that goes out byte by byte keeps its place for as long as it lasts"]
 async fn a_peer_that_reads_byte_by_byte_does_not_keep_its_place() {
     use aegis_hitl::server::{HitlService, Server};
     use aegis_hitl::store::MemoryStore;

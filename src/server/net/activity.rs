@@ -1,9 +1,9 @@
 //! The activity of a connection: its requests in flight, and whether the client reads the
 //! responses.
 //!
-//! hyper has no such limits for both versions of HTTP. Two rules cover both here: how long a
-//! connection may have no request in flight, and how long a response may stay unsent without
-//! progress.
+//! hyper has no such limits for both versions of HTTP. Three rules cover both here: how long a
+//! connection may have no request in flight, how long a response may stay unsent without progress,
+//! and how long its bytes may take in all.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,6 +18,11 @@ use pin_project_lite::pin_project;
 use tokio::time::Instant;
 
 use crate::server::drain::CLOSE_GRACE;
+
+/// How long a whole response may take: some write timeouts, and a second for this many bytes. A
+/// client that takes a byte now and then would keep its place for ever.
+const WRITE_TIMEOUTS: u32 = 4;
+const MIN_RATE: u64 = 1024;
 
 /// The timeouts of a connection.
 #[derive(Debug, Clone, Copy)]
@@ -62,6 +67,32 @@ struct Exchange {
     unsent: usize,
     /// When hyper last took a piece or sent a part of one. It is valid while `unsent` is not 0.
     progress: Instant,
+    /// When `unsent` last rose from 0.
+    began: Instant,
+    /// The bytes that hyper took since then.
+    bytes: u64,
+}
+
+impl Exchange {
+    /// Notes that hyper takes a piece.
+    fn take(&mut self, bytes: usize) {
+        let now = Instant::now();
+        if self.unsent == 0 {
+            self.began = now;
+            self.bytes = 0;
+        }
+        self.unsent += 1;
+        self.bytes = self.bytes.saturating_add(bytes as u64);
+        self.progress = now;
+    }
+
+    /// Since when the response may last for how long.
+    fn limits(&self, write: Duration) -> [(Instant, Duration); 2] {
+        let in_all = write
+            .saturating_mul(WRITE_TIMEOUTS)
+            .saturating_add(Duration::from_secs(self.bytes / MIN_RATE));
+        [(self.progress, write), (self.began, in_all)]
+    }
 }
 
 impl Activity {
@@ -106,7 +137,7 @@ impl Activity {
         let now = Instant::now();
         let state = self.state();
         let unsent = state.exchanges.iter().filter(|one| one.unsent > 0);
-        let unsent = unsent.map(|one| (one.progress, write)).min();
+        let unsent = unsent.flat_map(|one| one.limits(write));
         let idle_since = state
             .exchanges
             .is_empty()
@@ -136,11 +167,13 @@ impl Activity {
         }
         state.requests += 1;
         let id = state.requests;
-        let progress = state.idle_since;
+        let now = state.idle_since;
         state.exchanges.push(Exchange {
             id,
             unsent: 0,
-            progress,
+            progress: now,
+            began: now,
+            bytes: 0,
         });
         Some(Arc::new(InFlight {
             activity: Arc::clone(self),
@@ -249,10 +282,7 @@ impl<B: Body> Body for ObservedBody<B> {
         let in_flight = this.in_flight;
         this.body.poll_frame(cx).map_ok(|frame| {
             frame.map_data(|data| {
-                in_flight.update(|exchange| {
-                    exchange.unsent += 1;
-                    exchange.progress = Instant::now();
-                });
+                in_flight.update(|exchange| exchange.take(data.remaining()));
                 Unsent {
                     data,
                     in_flight: Arc::clone(in_flight),
@@ -399,6 +429,27 @@ mod tests {
         drop(slow);
         assert!(matches!(check(None), Next::CheckAt(_)));
         assert_eq!(activity.idle_since(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_response_that_goes_out_byte_by_byte_is_cut_off() {
+        const KIB: usize = 100;
+        let activity = Arc::new(Activity::new());
+        let mut body = ObservedBody {
+            body: http_body_util::Full::new(Bytes::from(vec![b'x'; KIB * 1024])),
+            in_flight: activity.begin().unwrap(),
+        };
+        let frame = http_body_util::BodyExt::frame(&mut body).await;
+        let Ok(mut data) = frame.unwrap().unwrap().into_data() else {
+            panic!("it is no data");
+        };
+        let check = || activity.check(TIMEOUTS, None);
+        for _ in 0..4 * 30 + KIB {
+            assert!(matches!(check(), Next::CheckAt(_)));
+            data.advance(1);
+            tokio::time::advance(seconds(1)).await;
+        }
+        assert_eq!(check(), Next::Close);
     }
 
     #[tokio::test]
