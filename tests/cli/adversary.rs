@@ -410,26 +410,69 @@ fn a_backup_replaces_no_file_that_came_up_meanwhile() {
     assert_eq!(status.code(), Some(1));
 }
 
+fn signal(name: &str, pid: u32) {
+    let kill = format!("kill -{name} {pid}");
+    let killed = Command::new("sh").args(["-c", &kill]).status();
+    assert!(killed.unwrap().success());
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).unwrap();
+    let name = |entry: fs::DirEntry| entry.file_name().into_string().unwrap();
+    let mut names: Vec<_> = entries.map(|entry| name(entry.unwrap())).collect();
+    names.sort();
+    names
+}
+
 #[test]
-#[ignore = "a backup that is told to end leaves its draft behind"]
-fn a_backup_that_is_told_to_end_leaves_nothing_behind() {
+fn a_backup_removes_what_a_killed_one_left_behind() {
     let folder = TempDir::new().unwrap();
     let copies = TempDir::new().unwrap();
     let path = folder.path().join("aegis.db");
+    let to = copies.path().join("copy.db");
     large(&path);
-    let mut child = Process::start(bound(&backup(&path, &copies.path().join("copy.db"))));
+    for name in ["TERM", "KILL"] {
+        let mut child = Process::start(bound(&backup(&path, &to)));
+        draft(copies.path());
+        signal(name, child.id());
+        child.wait().unwrap();
+    }
+    // These are not ours to remove.
+    for other in [".copy.db.tmp", ".copy.db.0123.tmp", ".other.db.tmp"] {
+        fs::write(copies.path().join(other), "dear to somebody").unwrap();
+    }
+    run(backup(&path, &to)).expect(0);
+    let left = [
+        ".copy.db.0123.tmp",
+        ".copy.db.tmp",
+        ".other.db.tmp",
+        "copy.db",
+    ];
+    assert_eq!(names(copies.path()), left);
+}
+
+#[test]
+fn a_backup_leaves_another_that_runs_alone() {
+    let folder = TempDir::new().unwrap();
+    let copies = TempDir::new().unwrap();
+    let path = folder.path().join("aegis.db");
+    let to = copies.path().join("copy.db");
+    large(&path);
+    let mut first = Process::start(bound(&backup(&path, &to)));
     draft(copies.path());
-    let kill = format!("kill -TERM {}", child.id());
+    signal("STOP", first.id());
+    let second = run(backup(&path, &to));
+    let drafts = names(copies.path());
+    signal("CONT", first.id());
+    let first = first.wait().unwrap();
+    second.expect(0);
     assert!(
-        Command::new("sh")
-            .args(["-c", &kill])
-            .status()
-            .unwrap()
-            .success()
+        drafts.iter().any(|name| name.ends_with(".tmp")),
+        "{drafts:?}"
     );
-    child.wait().unwrap();
-    let left: Vec<_> = fs::read_dir(copies.path()).unwrap().collect();
-    assert!(left.is_empty(), "{left:?}");
+    assert_eq!(first.code(), Some(1));
+    assert_eq!(names(copies.path()), ["copy.db"]);
+    check(&to).expect(0);
 }
 
 #[test]
@@ -865,7 +908,7 @@ async fn a_late_retry_does_not_decide_again_what_failed_since() {
 // ---- Clocks -------------------------------------------------------------------------------------
 
 #[test]
-#[ignore = "hyper's Date header panics before 1970 and after 9999"]
+#[ignore = "hyper keeps a date for each HTTP/1 connection, even if it sends none; Linux refuses such a clock"]
 fn a_clock_before_1970_ends_no_connection() {
     let folder = TempDir::new().unwrap();
     let source = folder.path().join("clock.c");
@@ -1018,9 +1061,7 @@ fn a_log_that_nobody_reads_stops_no_server() {
     assert!(alive);
     // Nor does it keep a server from ending, and what was lost is counted for a late reader.
     let pid = child.id();
-    let kill = format!("kill -TERM {pid}");
-    let killed = Command::new("sh").args(["-c", &kill]).status();
-    assert!(killed.unwrap().success());
+    signal("TERM", pid);
     let mut rest = String::new();
     stderr.read_to_string(&mut rest).unwrap();
     assert!(ends_within(pid, Duration::from_secs(20)), "it does not end");

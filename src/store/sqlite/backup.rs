@@ -1,7 +1,7 @@
 //! Backups of a database that a server may have open.
 
 use std::error::Error;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
@@ -10,6 +10,9 @@ use uuid::Uuid;
 use super::StoreError;
 use super::lock::{beside, private};
 use super::verify::{self, Verified};
+
+/// The end of a draft's name.
+const SUFFIX: &str = ".tmp";
 
 /// Copies a database as it is at one moment. The copy gets its name once it is verified and synced.
 pub(super) fn back_up(database: &Path, to: &Path) -> Result<Verified, StoreError> {
@@ -70,6 +73,8 @@ fn failed(database: &Path, error: impl Error + Send + Sync + 'static) -> StoreEr
 struct Draft {
     path: PathBuf,
     folder: PathBuf,
+    /// Locked for as long as the copy is being made.
+    _file: File,
 }
 
 impl Draft {
@@ -80,13 +85,30 @@ impl Draft {
         };
         // SQLite could take a relative path for a URI.
         let folder = fs::canonicalize(folder)?;
-        let mut name = OsString::from(".");
-        name.push(to.file_name().unwrap_or_default());
-        name.push(format!(".{}.tmp", Uuid::new_v4().simple()));
-        let path = folder.join(name);
-        let mut options = File::options();
-        private(options.write(true).create_new(true)).open(&path)?;
-        Ok(Self { path, folder })
+        let mut start = OsString::from(".");
+        start.push(to.file_name().unwrap_or_default());
+        start.push(".");
+        sweep(&folder, &start);
+        loop {
+            let mut name = start.clone();
+            name.push(format!("{}{SUFFIX}", Uuid::new_v4().simple()));
+            let path = folder.join(name);
+            let mut options = File::options();
+            let file = private(options.write(true).create_new(true)).open(&path)?;
+            // Elsewhere the lock would keep SQLite out, too. Some file systems have no locks.
+            if cfg!(unix) {
+                let _ = file.try_lock();
+            }
+            let draft = Self {
+                path,
+                folder: folder.clone(),
+                _file: file,
+            };
+            // Another backup may have removed the file before it was locked.
+            if draft.path.exists() {
+                return Ok(draft);
+            }
+        }
     }
 
     fn keep(self, to: &Path) -> std::io::Result<()> {
@@ -108,6 +130,34 @@ impl Draft {
             File::open(&self.folder)?.sync_all()?;
         }
         Ok(())
+    }
+}
+
+/// Removes the drafts that backups to the same name left when they were killed. Those of backups
+/// that run are locked.
+fn sweep(folder: &Path, start: &OsStr) {
+    let is_draft = |name: &OsStr| {
+        let id = name
+            .as_encoded_bytes()
+            .strip_prefix(start.as_encoded_bytes())
+            .and_then(|rest| rest.strip_suffix(SUFFIX.as_bytes()));
+        id.is_some_and(|id| id.len() == 32 && id.iter().all(u8::is_ascii_hexdigit))
+    };
+    if !cfg!(unix) {
+        return;
+    }
+    // A draft that cannot be removed is in nobody's way.
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        // Opening a FIFO would wait for somebody.
+        let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
+        if !is_file || !is_draft(&entry.file_name()) {
+            continue;
+        }
+        let path = entry.path();
+        if File::open(&path).is_ok_and(|file| file.try_lock().is_ok()) {
+            let _ = fs::remove_file(beside(&path, "-journal"));
+            let _ = fs::remove_file(path);
+        }
     }
 }
 
