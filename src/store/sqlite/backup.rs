@@ -2,7 +2,7 @@
 
 use std::error::Error;
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
@@ -96,16 +96,14 @@ impl Draft {
             let mut options = File::options();
             let file = private(options.write(true).create_new(true)).open(&path)?;
             // Elsewhere the lock would keep SQLite out, too. Some file systems have no locks.
-            if cfg!(unix) {
-                let _ = file.try_lock();
-            }
+            let is_swept = cfg!(unix) && matches!(file.try_lock(), Err(TryLockError::WouldBlock));
             let draft = Self {
                 path,
                 folder: folder.clone(),
                 _file: file,
             };
-            // Another backup may have removed the file before it was locked.
-            if draft.path.exists() {
+            // Another backup may have taken the file for one that was left behind.
+            if !is_swept && draft.path.exists() {
                 return Ok(draft);
             }
         }
