@@ -460,6 +460,10 @@ fn a_backup_leaves_another_that_runs_alone() {
     large(&path);
     let mut first = Process::start(bound(&backup(&path, &to)));
     draft(copies.path());
+    // It is locked before anything is written.
+    let is_empty =
+        |name: String| fs::metadata(copies.path().join(name)).map_or(true, |file| file.len() == 0);
+    while names(copies.path()).into_iter().all(is_empty) {}
     signal("STOP", first.id());
     let second = run(backup(&path, &to));
     let drafts = names(copies.path());
@@ -595,6 +599,26 @@ fn half_a_key_file_lets_nobody_do_more() {
         assert!(server.line("keys").is_some());
         assert!(matches!(ask(&format!("cut-{cut}")), 401 | 403), "{cut}");
     }
+}
+
+#[test]
+fn a_key_file_of_another_user_is_refused() {
+    let folder = TempDir::new().unwrap();
+    let (keys, ..) = key_file(folder.path());
+    let start = || {
+        let mut command = serve(&folder.path().join("aegis.db"));
+        command.arg("--keys").arg(&keys);
+        Served::try_start(command)
+    };
+    start()
+        .unwrap_or_else(|_| panic!("refused"))
+        .stop()
+        .expect(0);
+    if std::os::unix::fs::chown(&keys, Some(54_321), None).is_err() {
+        return eprintln!("skipped: only root gives files away");
+    }
+    let ended = start().err().unwrap().expect(2);
+    assert!(ended.stderr.contains("user 54321"), "{ended:?}");
 }
 
 #[test]

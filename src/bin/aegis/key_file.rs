@@ -23,7 +23,7 @@ pub(crate) fn read(path: &Path) -> Result<Keys, Failure> {
         )));
     }
     let file = File::open(path).map_err(unreadable)?;
-    check_mode(path, &file)?;
+    check_writers(path, &file)?;
     let mut text = String::new();
     let read = file
         .take(MAX_BYTES + 1)
@@ -46,10 +46,13 @@ pub(crate) fn read(path: &Path) -> Result<Keys, Failure> {
     Ok(keys)
 }
 
+/// The owner of a file can always make it writable, so the owner must be one who can let anyone in
+/// anyway.
+///
 /// A file that others may read gets only a warning. It holds digests of random keys, and the
 /// secrets of containers and pods are often readable by all their processes (0444, 0640).
 #[cfg(unix)]
-fn check_mode(path: &Path, file: &File) -> Result<(), Failure> {
+fn check_writers(path: &Path, file: &File) -> Result<(), Failure> {
     use std::os::unix::fs::MetadataExt;
 
     const READABLE: u32 = 0o044;
@@ -57,6 +60,15 @@ fn check_mode(path: &Path, file: &File) -> Result<(), Failure> {
     let metadata = file.metadata().map_err(|error| {
         Failure::usage(format!("cannot read {}", path.display())).because(error)
     })?;
+    let owner = metadata.uid();
+    let user = rustix::process::geteuid().as_raw();
+    if owner != user && owner != 0 {
+        return Err(Failure::usage(format!(
+            "{} belongs to the user {owner}, who could let anyone in; allowed is that it belongs to \
+             the user {user}, whom this server runs as, or to root (chown)",
+            path.display()
+        )));
+    }
     let mode = metadata.mode() & 0o7777;
     if mode & WRITABLE != 0 {
         return Err(Failure::usage(format!(
@@ -77,6 +89,6 @@ fn check_mode(path: &Path, file: &File) -> Result<(), Failure> {
 }
 
 #[cfg(not(unix))]
-fn check_mode(_: &Path, _: &File) -> Result<(), Failure> {
+fn check_writers(_: &Path, _: &File) -> Result<(), Failure> {
     Ok(())
 }

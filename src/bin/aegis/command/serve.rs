@@ -39,7 +39,8 @@ pub(crate) struct Serve {
 
     /// Takes tenants from the API keys in this file; see `aegis keys new`. SIGHUP reloads it.
     ///
-    /// A file that its group or others may write is refused; one that they may read is reported.
+    /// A file that its group or others may write, or that belongs to another user, is refused; one
+    /// that others may read is reported.
     #[arg(long, env = "AEGIS_KEYS", value_name = "FILE")]
     pub(crate) keys: Option<PathBuf>,
 
