@@ -83,15 +83,19 @@ impl Readers {
         &self,
         read: impl FnOnce(&Connection) -> rusqlite::Result<T>,
     ) -> Result<T, StoreError> {
-        let epoch = self.state.epoch()?;
         let failed = |error: rusqlite::Error| {
             StoreError::unavailable("the database cannot be read").with_source(error)
         };
-        let idle = self.idle().pop();
-        let reader = match idle {
-            Some(reader) => reader,
+        let (epoch, reader) = {
+            let mut idle = self.idle();
+            // A fault that comes later finds this reader counted, because it first takes the lock.
+            let epoch = self.state.epoch()?;
+            (epoch, idle.pop().ok_or_else(|| Counted::new(&self.open)))
+        };
+        let reader = match reader {
+            Ok(reader) => reader,
             // The previous connection met an error or a fault.
-            None => self.open().map_err(failed)?,
+            Err(counted) => self.open(counted).map_err(failed)?,
         };
         let found = read(&reader.connection).map_err(failed)?;
         let mut idle = self.idle();
@@ -107,11 +111,10 @@ impl Readers {
         Ok(found)
     }
 
-    fn open(&self) -> rusqlite::Result<Reader> {
-        let _counted = Counted::new(&self.open);
+    fn open(&self, counted: Counted) -> rusqlite::Result<Reader> {
         Ok(Reader {
             connection: connection::reader(&self.location)?,
-            _counted,
+            _counted: counted,
             _location: self.location.clone(),
         })
     }
@@ -119,13 +122,14 @@ impl Readers {
     /// Opens all connections, so that no later read depends on a free descriptor.
     pub(super) fn fill(&self) -> rusqlite::Result<()> {
         for _ in 0..READERS {
-            let reader = self.open()?;
+            let reader = self.open(Counted::new(&self.open))?;
             self.idle().push(reader);
         }
         Ok(())
     }
 
-    /// Closes the idle connections. In a new epoch, or when closing, those in use are closed after
+    /// Closes the idle connections. After this, [`is_empty`](Self::is_empty) stays true until the
+    /// next epoch, once it is. In a new epoch, or when closing, those in use are closed after
     /// their read.
     pub(super) fn clear(&self) {
         let idle = std::mem::take(&mut *self.idle());
@@ -138,5 +142,40 @@ impl Readers {
 
     fn idle(&self) -> MutexGuard<'_, Vec<Reader>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+    use std::thread;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::store::sqlite::lock;
+
+    #[test]
+    fn a_read_that_comes_with_a_fault_opens_nothing() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let (location, _lock) = lock::acquire(&folder.path().join("aegis.db")).unwrap();
+        let readers = Readers::new(Arc::new(location), Arc::new(State::new()));
+        let ran = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let idle = readers.idle();
+            let read = scope.spawn(|| {
+                readers.run(|_| {
+                    ran.store(true, Ordering::SeqCst);
+                    Ok(())
+                })
+            });
+            // Nothing tells when it waits for the idle readers.
+            thread::sleep(Duration::from_millis(100));
+            readers.state.set_unready();
+            assert!(readers.is_empty());
+            // From here on the writer relies on that.
+            drop(idle);
+            assert!(read.join().unwrap().is_err());
+        });
+        assert!(!ran.load(Ordering::SeqCst));
     }
 }
