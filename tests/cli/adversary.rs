@@ -357,6 +357,24 @@ async fn no_flipped_byte_of_a_database_leaves_a_wrong_decision_sound() {
     assert!(wrong.is_empty(), "{}: {}", wrong.len(), wrong.join("\n"));
 }
 
+#[test]
+fn a_row_that_cannot_be_read_fills_no_log() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("aegis.db");
+    let server = Served::start(serve(&path));
+    assert_eq!(approve(&server, "k"), 202);
+    let database = Connection::open(&path).unwrap();
+    let edit = "UPDATE action SET call_id = x'01'";
+    database.execute_batch(edit).unwrap();
+    drop(database);
+    for _ in 0..5 {
+        assert_eq!(approve(&server, "k"), 503);
+    }
+    let ended = server.stop().expect(0);
+    let warnings = ended.stderr.lines().filter(|line| line.contains("WARN"));
+    assert_eq!(warnings.count(), 1, "{}", ended.stderr);
+}
+
 // ---- Backup -------------------------------------------------------------------------------------
 
 fn backup(store: &Path, to: &Path) -> Command {

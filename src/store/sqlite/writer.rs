@@ -238,7 +238,8 @@ impl Writer {
                 self.tend();
             }
             Err(Stop::Request(error)) if batch.len() == 1 => {
-                tracing::warn!(%error, "a request cannot be recorded");
+                // Whoever asked reports it. A row that cannot be read fails every request for it.
+                tracing::debug!(%error, "a request cannot be recorded");
                 let error =
                     StoreError::unavailable("the request cannot be recorded").with_source(error);
                 refuse(batch.drain(..), &error);
