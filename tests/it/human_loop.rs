@@ -407,6 +407,47 @@ async fn a_lease_that_ends_leaves_an_unknown_outcome_for_a_human() {
     assert_eq!((reply.status, &*code(&reply)), (422, "not-approved"));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_check_follows_every_kind_of_event() {
+    let disk = Disk::default();
+    let server = start(disk.clone()).await;
+    let failed = approved(&server, "failed").await;
+    let claimed = about(&server, &failed, "claim", &claim())
+        .send()
+        .await
+        .json();
+    let fail = json!({ "token": claimed["claim"]["token"], "reason": "no" });
+    about(&server, &failed, "fail", &fail).send().await;
+    about(&server, &failed, "reject", &claim()).send().await;
+    let lost = approved(&server, "lost").await;
+    let short = json!({ "digest": digest(PAYLOAD), "lease": 1 });
+    about(&server, &lost, "claim", &short).send().await;
+    let done = approved(&server, "done").await;
+    let claimed = about(&server, &done, "claim", &claim()).send().await.json();
+    let complete = json!({ "token": claimed["claim"]["token"], "result": 1 });
+    about(&server, &done, "complete", &complete).send().await;
+    let cancelled = submitted(&server, "cancelled", "{}").await;
+    about(&server, &cancelled, "cancel", &json!({}))
+        .send()
+        .await;
+    let end = in_time(Duration::from_millis(300));
+    let expires = format!(r#"{{"aegis":{{"expires_at":"{end}"}}}}"#);
+    submitted(&server, "expired", &expires).await;
+    let body = r#"{"n":1,"aegis":{"allow_edit":true}}"#;
+    let edited = submitted(&server, "edited", body).await;
+    let edit = json!({ "digest": digest(r#"{"n":1}"#), "payload": {"n": 2} });
+    about(&server, &edited, "approve", &edit).send().await;
+    let mut events = follow(&server, Some("0")).await;
+    let mut kinds = HashSet::new();
+    while kinds.len() < 9 {
+        let (_, event) = timeout(HANG, events.next()).await.unwrap().unwrap();
+        kinds.insert(event["type"].to_string());
+    }
+    let verified = aegis_hitl::store::SqliteStore::verify(disk.path()).unwrap();
+    assert_eq!(verified.faults, [String::new(); 0]);
+    assert_eq!(verified.totals.actions, 6);
+}
+
 #[tokio::test]
 async fn a_result_that_is_too_large_leaves_the_claim_alive() {
     let server = start(Disk::default()).await;

@@ -31,7 +31,7 @@ use crate::server::drain::Drain;
 use crate::server::http::headers;
 use crate::server::http::response;
 use crate::server::http::room::Room;
-use crate::server::http::{Host, HostGuard, Rejection, RequestBody, Response};
+use crate::server::http::{Held, Host, HostGuard, Rejection, RequestBody, Response};
 use crate::server::ops::outage::Outage;
 use crate::store::{Actor, Identity, Store, StoreError};
 
@@ -179,7 +179,7 @@ impl<St: Store> Api<St> {
         &self,
         headers: &http::HeaderMap,
         body: &mut RequestBody<'_, B>,
-    ) -> Result<Vec<u8>, Rejection> {
+    ) -> Result<Held, Rejection> {
         headers::reject_encoded(headers)?;
         let settings = &self.settings;
         let bytes = tokio::select! {

@@ -14,3 +14,4 @@ pub use self::response::ResponseBody;
 pub(crate) use self::body::RequestBody;
 pub(crate) use self::host::HostGuard;
 pub(crate) use self::response::{Rejection, Response};
+pub(crate) use self::room::Held;

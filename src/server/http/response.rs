@@ -253,8 +253,9 @@ fn serialized<T: Serialize>(status: StatusCode, media_type: HeaderValue, value: 
 
 /// Holds the body in the room for bodies until it is sent. If there is no room, the response is 503.
 pub(crate) fn within(room: &Room, mut response: Response) -> Response {
-    let body = &mut response.body_mut().0;
-    if body.len() > FREE {
+    if let Content::Whole(body) = &mut response.body_mut().0
+        && body.len() > FREE
+    {
         // Nothing else refers to the text, so this copies nothing.
         match room.hold(std::mem::take(body).into()) {
             Some(held) => *body = held,

@@ -15,7 +15,7 @@ use self::history::Event;
 use super::lock::beside;
 use super::schema::{self, Version};
 use super::{StoreError, rows};
-use crate::protocol::{Escaped, Fingerprint};
+use crate::protocol::{Digest, Escaped, Payload};
 use crate::store::operation::Record;
 use crate::store::{Identity, Totals};
 
@@ -300,14 +300,19 @@ fn column(row: &Row<'_>, error: &rusqlite::Error) -> String {
 
 /// Returns what is wrong with an action, whatever its events say.
 fn own_fault(record: &Record) -> Option<&'static str> {
-    let payload = record.action.payload.as_ref();
-    // An unreadable payload has no digest.
-    let digest = payload.map(|payload| Fingerprint::of_payload(payload).ok());
-    if digest.is_some_and(|digest| record.digest != digest.map(|digest| digest.0)) {
+    let action = &record.action;
+    let differs = |payload: &Option<Payload>, digest: Option<Digest>| {
+        let payload = payload.as_ref();
+        payload.is_some_and(|payload| Digest::of(payload).ok() != digest)
+    };
+    if differs(&action.payload, record.submitted_digest) {
         return Some("the digest is not the payload's");
     }
+    if differs(&action.edited_payload, action.digest) {
+        return Some("the digest is not the edited payload's");
+    }
     // RFC 3339 has years of four digits.
-    let is_shown = serde_json::to_writer(std::io::sink(), &record.action).is_ok();
+    let is_shown = serde_json::to_writer(std::io::sink(), action).is_ok();
     (!is_shown).then_some("its times cannot be written")
 }
 

@@ -187,7 +187,7 @@ async fn a_check_finds_damage_and_edits() {
         ),
         (
             "UPDATE action SET tenant_id = 'another' WHERE id = 4",
-            "action 4: the identity is not that of its tenant, thread and key",
+            "action 4: the identity is not that of its tenant, thread and key\naction 4: its tenant is not the one of its events",
         ),
         (
             "UPDATE action SET decision = 'reject' WHERE id = 6",

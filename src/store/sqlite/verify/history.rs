@@ -2,25 +2,28 @@
 
 use rusqlite::Row;
 
-use crate::protocol::{Decision, Status};
+use crate::protocol::{Closed, Decision, EventKind, Execution, Status};
 use crate::store::operation::Record;
 use crate::store::sqlite::rows;
 
 /// Selects the columns that [`Event::of`] reads, in the order in which events are folded.
-pub(super) const EVENTS: &str = "SELECT action, seq, at, verb, from_status, to_status, decision, \
-                                 execution, call_id FROM event ORDER BY action, seq";
+pub(super) const EVENTS: &str = "SELECT action, seq, at, kind, from_status, to_status, decision, \
+                                 execution, call_id, actor, tenant_id FROM event \
+                                 ORDER BY action, seq";
 
 /// An event as far as it changes the state.
 pub(super) struct Event {
     pub(super) action: i64,
     pub(super) seq: i64,
     at: i64,
-    verb: String,
+    kind: String,
     from: Option<String>,
     to: String,
     decision: Option<String>,
     execution: Option<String>,
     call_id: Option<String>,
+    actor: String,
+    tenant: String,
 }
 
 impl Event {
@@ -29,23 +32,37 @@ impl Event {
             action: row.get(0)?,
             seq: row.get(1)?,
             at: row.get(2)?,
-            verb: row.get(3)?,
+            kind: row.get(3)?,
             from: row.get(4)?,
             to: row.get(5)?,
             decision: row.get(6)?,
             execution: row.get(7)?,
             call_id: rows::call_id(row, 8)?,
+            actor: row.get(9)?,
+            tenant: row.get(10)?,
         })
     }
 }
 
-/// The state of an action after its first event.
+/// The state of an action after an event.
 #[derive(Debug, Clone)]
 pub(super) struct State {
     created_at: i64,
+    tenant: String,
+    submitted_by: Option<String>,
     status: Status,
-    /// The decision, when it was made, and by which call.
-    decided: Option<(Decision, i64, Option<String>)>,
+    decided: Option<Decided>,
+    execution: Option<Execution>,
+}
+
+/// The decision in force: what, when, by whom and by which call.
+#[derive(Debug, Clone)]
+struct Decided {
+    decision: Decision,
+    closed: Option<Closed>,
+    at: i64,
+    by: String,
+    call_id: Option<String>,
 }
 
 /// Takes a state to the next one. `None` if the event does not follow from the state.
@@ -54,48 +71,120 @@ pub(super) fn fold(state: Option<State>, event: &Event) -> Option<State> {
     if event.from.as_deref() != from.map(Status::as_str) {
         return None;
     }
-    let created_at = state.as_ref().map_or(event.at, |state| state.created_at);
-    let (status, decided) = match (event.verb.parse::<Decision>(), from) {
-        (Err(_), None) if event.verb == "submit" => (Status::Pending, None),
-        (Ok(decision), None | Some(Status::Pending | Status::Failed)) => {
-            let decided = (decision, event.at, event.call_id.clone());
-            (Status::Committed, Some(decided))
+    let kind = event.kind.parse::<EventKind>().ok()?;
+    let decided = |decision, closed| Decided {
+        decision,
+        closed,
+        at: event.at,
+        by: event.actor.clone(),
+        call_id: event.call_id.clone(),
+    };
+    let first = || State {
+        created_at: event.at,
+        tenant: event.tenant.clone(),
+        submitted_by: None,
+        status: Status::Pending,
+        decided: None,
+        execution: None,
+    };
+    let next = match (kind, from, state) {
+        (EventKind::Submitted, None, None) => State {
+            submitted_by: Some(event.actor.clone()),
+            ..first()
+        },
+        (
+            EventKind::Approved | EventKind::Rejected,
+            None | Some(Status::Pending | Status::Failed),
+            state,
+        ) => {
+            let decision = match kind {
+                EventKind::Approved => Decision::Approve,
+                _ => Decision::Reject,
+            };
+            State {
+                status: Status::Committed,
+                decided: Some(decided(decision, None)),
+                execution: None,
+                ..state.unwrap_or_else(first)
+            }
+        }
+        (EventKind::Expired | EventKind::Cancelled, Some(Status::Pending), Some(state)) => {
+            let closed = match kind {
+                EventKind::Expired => Closed::Expired,
+                _ => Closed::Cancelled,
+            };
+            State {
+                status: Status::Committed,
+                decided: Some(decided(Decision::Reject, Some(closed))),
+                ..state
+            }
+        }
+        (EventKind::Claimed, Some(Status::Committed), Some(state))
+            if state.decision() == Some(Decision::Approve) && state.execution.is_none() =>
+        {
+            State {
+                execution: Some(Execution::Claimed),
+                ..state
+            }
+        }
+        (
+            EventKind::Completed | EventKind::Failed | EventKind::ClaimLost,
+            Some(Status::Committed),
+            Some(state),
+        ) if state.execution == Some(Execution::Claimed) => {
+            let (status, execution) = match kind {
+                EventKind::Completed => (Status::Committed, Execution::Completed),
+                EventKind::Failed => (Status::Failed, Execution::Failed),
+                _ => (Status::Failed, Execution::Unknown),
+            };
+            State {
+                status,
+                execution: Some(execution),
+                ..state
+            }
         }
         _ => return None,
     };
-    let decision = decided.as_ref().map(|(decision, ..)| decision.as_str());
-    let says_so = event.to == status.as_str()
-        && event.decision.as_deref() == decision
-        && event.execution.is_none()
-        && event.at >= created_at;
-    says_so.then_some(State {
-        created_at,
-        status,
-        decided,
-    })
+    let says_so = event.to == next.status.as_str()
+        && event.decision.as_deref() == next.decision().map(Decision::as_str)
+        && event.execution.as_deref() == next.execution.map(Execution::as_str)
+        && event.tenant == next.tenant
+        && event.at >= next.created_at;
+    says_so.then_some(next)
 }
 
 impl State {
+    fn decision(&self) -> Option<Decision> {
+        self.decided.as_ref().map(|decided| decided.decision)
+    }
+
     /// Returns what an action's row says otherwise than its events.
     pub(super) fn contradicted_by(&self, record: &Record) -> Option<&'static str> {
         let action = &record.action;
-        let decision = self.decided.as_ref().map(|(decision, ..)| *decision);
-        let decided_at = self.decided.as_ref().map(|(_, at, _)| *at);
-        let call_id = self.decided.as_ref().and_then(|(.., call)| call.as_deref());
+        let decided = self.decided.as_ref();
+        let call_id = decided.and_then(|decided| decided.call_id.as_deref());
+        let by = decided.map(|decided| decided.by.as_str());
+        let tenant = action.tenant_id.as_ref().map(|tenant| tenant.as_str());
         [
             ("status", action.status == self.status),
-            ("decision", action.decision == decision),
-            ("execution", action.execution.is_none()),
-            ("closing", !record.closed),
+            ("decision", action.decision == self.decision()),
+            ("execution", action.execution == self.execution),
+            (
+                "closing",
+                action.closed == decided.and_then(|decided| decided.closed),
+            ),
             (
                 "creation time",
                 action.created_at.map(rows::micros) == Some(self.created_at),
             ),
             (
                 "decision time",
-                action.decided_at.map(rows::micros) == decided_at,
+                action.decided_at.map(rows::micros) == decided.map(|decided| decided.at),
             ),
             ("call id", record.call_id.as_deref() == call_id),
+            ("submitter", record.submitted_by == self.submitted_by),
+            ("reviewer", action.decided_by.as_deref() == by),
+            ("tenant", tenant == Some(&*self.tenant)),
         ]
         .into_iter()
         .find_map(|(what, agrees)| (!agrees).then_some(what))
