@@ -186,8 +186,9 @@ async fn a_check_finds_damage_and_edits() {
             "action 3: the digest is not the payload's",
         ),
         (
-            "UPDATE action SET tenant_id = 'another' WHERE id = 4",
-            "action 4: the identity is not that of its tenant, thread and key\naction 4: its tenant is not the one of its events",
+            "UPDATE action SET tenant_id = 'another' WHERE id = 4; \
+             UPDATE event SET tenant_id = 'another' WHERE action = 4",
+            "action 4: the identity is not that of its tenant, thread and key",
         ),
         (
             "UPDATE action SET decision = 'reject' WHERE id = 6",
