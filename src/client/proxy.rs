@@ -182,7 +182,8 @@ pub(super) struct RoutedStream {
 
 impl Connection for RoutedStream {
     fn connected(&self) -> Connected {
-        self.io.connected().proxy(self.is_forwarded)
+        // Without the addresses, which the client would copy into the extensions of every answer.
+        Connected::new().proxy(self.is_forwarded)
     }
 }
 
