@@ -111,18 +111,18 @@ impl Answer {
 }
 
 /// What the answer to a decision has to agree with.
-pub(super) struct Expected {
+pub(super) struct Expected<'a> {
     /// The tenant that was sent. `None` if the API key names it.
-    pub(super) tenant: Option<TenantId>,
-    pub(super) thread: ThreadId,
-    pub(super) key: IdempotencyKey,
+    pub(super) tenant: Option<&'a TenantId>,
+    pub(super) thread: &'a ThreadId,
+    pub(super) key: &'a IdempotencyKey,
     pub(super) decision: Decision,
 }
 
-impl Expected {
+impl Expected<'_> {
     /// Compares an identity with as much of it as the answer contains.
     fn is_named(&self, view: &View<'_>) -> bool {
-        let tenant = self.tenant.as_ref();
+        let tenant = self.tenant;
         tenant.is_none_or(|sent| view.tenant_id.agrees(sent.as_str()))
             && view.thread_id.agrees(self.thread.as_str())
             && view.idempotency_key.agrees(self.key.as_str())
@@ -133,10 +133,10 @@ impl Expected {
         fn agree<T: PartialEq>(told: Option<&T>, sent: &T) -> bool {
             told.is_none_or(|told| told == sent)
         }
-        let tenant = self.tenant.as_ref();
+        let tenant = self.tenant;
         tenant.is_none_or(|sent| agree(action.tenant_id.as_ref(), sent))
-            && agree(action.thread_id.as_ref(), &self.thread)
-            && agree(action.idempotency_key.as_ref(), &self.key)
+            && agree(action.thread_id.as_ref(), self.thread)
+            && agree(action.idempotency_key.as_ref(), self.key)
     }
 }
 
@@ -204,7 +204,7 @@ fn is_json(media_type: &[u8]) -> bool {
 /// which decision is on record.
 pub(super) fn receipt(
     answer: Answer,
-    expected: &Expected,
+    expected: &Expected<'_>,
     call_id: RequestId,
 ) -> Result<(Receipt, bool), Error> {
     let Answer {
@@ -306,7 +306,7 @@ pub(super) fn receipt(
 /// Completes the receipt of a bare 409 with the status endpoint's answer.
 pub(super) fn verified(
     receipt: Receipt,
-    expected: &Expected,
+    expected: &Expected<'_>,
     action: Action,
 ) -> Result<Receipt, Error> {
     // If the 409 contained an id, the status belongs to it. Otherwise the call's own id was asked

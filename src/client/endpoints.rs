@@ -43,11 +43,14 @@ impl Endpoints {
     }
 
     /// Returns what the answer to `request` has to agree with.
-    pub(super) fn expected(&self, request: &DecisionRequest) -> Result<Expected, Error> {
+    pub(super) fn expected<'a>(
+        &'a self,
+        request: &'a DecisionRequest,
+    ) -> Result<Expected<'a>, Error> {
         Ok(Expected {
-            tenant: self.tenant(request.tenant.as_ref()).cloned(),
-            thread: self.thread(request)?.clone(),
-            key: request.key.clone(),
+            tenant: self.tenant(request.tenant.as_ref()),
+            thread: self.thread(request)?,
+            key: &request.key,
             decision: request.decision,
         })
     }
@@ -60,14 +63,15 @@ impl Endpoints {
             .ok_or_else(|| Error::request("no thread id; set one on the builder or on the call"))
     }
 
+    /// Makes the request for a decision. Its body is taken.
     pub(super) fn decision(
         &self,
-        mut request: DecisionRequest,
+        request: &mut DecisionRequest,
         call_id: &RequestId,
         deadline: Option<Instant>,
     ) -> Result<Request<Full<Bytes>>, Error> {
         let body = request.take_body()?;
-        let thread = self.thread(&request)?;
+        let thread = self.thread(request)?;
         let uri = match request.decision {
             Decision::Approve => &self.approve,
             Decision::Reject => &self.reject,

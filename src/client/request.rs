@@ -301,7 +301,10 @@ where
     type IntoFuture = BoxFuture<Receipt>;
 
     fn into_future(self) -> Self::IntoFuture {
-        Box::pin(async move { self.service.decide(self.request?).await })
+        match self.request {
+            Ok(request) => Box::pin(self.service.decide(request)),
+            Err(error) => Box::pin(std::future::ready(Err(error))),
+        }
     }
 }
 

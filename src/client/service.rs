@@ -16,15 +16,13 @@ use http_body_util::Full;
 use tokio::time::Instant;
 use tower_service::Service;
 
-use super::answer::{self, Answer, Expected};
+use super::answer::{self, Answer};
 use super::endpoints::{Endpoints, MAX_WAIT};
 use super::read::ReadAnswers;
 use super::request::{DecisionCall, DecisionRequest, Limits, Question, StatusCall};
 use super::{Builder, Error, HttpClient, Receipt};
 use crate::layer::{Aegis, after};
-use crate::protocol::{
-    Action, Decision, IdempotencyKey, InvalidValue, RequestId, Status, TenantId,
-};
+use crate::protocol::{Action, Decision, IdempotencyKey, InvalidValue, RequestId, Status};
 
 /// How to treat a 409 that does not say which decision is on record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -149,31 +147,32 @@ where
     R: Body,
     R::Error: Into<Box<dyn StdError + Send + Sync>>,
 {
-    pub(super) async fn decide(mut self, request: DecisionRequest) -> Result<Receipt, Error> {
-        let deadline = self.endpoints.deadline(request.limits);
-        self.ready(deadline).await?;
-        let call_id = request.call_id.clone().unwrap_or_else(RequestId::mint);
-        let expected = self.endpoints.expected(&request)?;
-        let key = expected.key.clone();
-        let (tenant, limits) = (request.tenant.clone(), request.limits);
-        let request = self.endpoints.decision(request, &call_id, deadline)?;
-        let named = |error: Error| error.named(Some(&key), Some(&call_id));
-        let answer = Answer::of(self.stack.call(request).await).map_err(named)?;
-        let told = answer.told;
-        let (receipt, is_told) = answer::receipt(answer, &expected, call_id.clone())
-            .map_err(|error| named(error.told(told)))?;
-        match self.on_duplicate {
-            // Boxed, because this rare case would make the future of every call larger.
-            OnDuplicate::Verify if receipt.is_duplicate() && !is_told => {
-                let timeout = limits.timeout.unwrap_or(self.endpoints.timeout);
-                // Replaces the call's own limit, from which the elapsed time was already taken.
-                let until = earlier(after(timeout), deadline);
-                let retries = limits.max_retries;
-                let verified =
-                    Box::pin(self.verify(receipt, expected, tenant, retries, until)).await;
-                verified.map_err(|error| named(error.told(told)))
+    // Not an `async fn`: its arguments would be kept twice, before and after the first poll.
+    #[expect(clippy::manual_async_fn)]
+    pub(super) fn decide(
+        mut self,
+        mut request: DecisionRequest,
+    ) -> impl Future<Output = Result<Receipt, Error>> {
+        async move {
+            let deadline = self.endpoints.deadline(request.limits);
+            self.ready(deadline).await?;
+            let call_id = request.call_id.take().unwrap_or_else(RequestId::mint);
+            let sent = self.endpoints.decision(&mut request, &call_id, deadline)?;
+            let key = &request.key;
+            let named = |error: Error| error.named(Some(key), Some(&call_id));
+            let answer = Answer::of(self.stack.call(sent).await).map_err(named)?;
+            let told = answer.told;
+            let expected = self.endpoints.expected(&request)?;
+            let (receipt, is_told) = answer::receipt(answer, &expected, call_id.clone())
+                .map_err(|error| named(error.told(told)))?;
+            match self.on_duplicate {
+                // Boxed, because this rare case would make the future of every call larger.
+                OnDuplicate::Verify if receipt.is_duplicate() && !is_told => {
+                    let verified = Box::pin(self.verify(receipt, &request, deadline)).await;
+                    verified.map_err(|error| named(error.told(told)))
+                }
+                _ => Ok(receipt),
             }
-            _ => Ok(receipt),
         }
     }
 
@@ -197,11 +196,13 @@ where
     async fn verify(
         &mut self,
         receipt: Receipt,
-        expected: Expected,
-        tenant: Option<TenantId>,
-        max_retries: Option<u32>,
-        until: Option<Instant>,
+        request: &DecisionRequest,
+        deadline: Option<Instant>,
     ) -> Result<Receipt, Error> {
+        let limits = request.limits;
+        let timeout = limits.timeout.unwrap_or(self.endpoints.timeout);
+        // Replaces the call's own limit, from which the elapsed time was already taken.
+        let until = earlier(after(timeout), deadline);
         let id = receipt
             .request_id
             .clone()
@@ -210,11 +211,11 @@ where
         let pending = async {
             loop {
                 let question = Question {
-                    tenant: tenant.clone(),
+                    tenant: request.tenant.clone(),
                     wait: Some(left().unwrap_or(MAX_WAIT)),
                     limits: Limits {
                         deadline: left(),
-                        max_retries,
+                        max_retries: limits.max_retries,
                         timeout: None,
                     },
                 };
@@ -232,7 +233,7 @@ where
             None => pending.await,
         };
         match action {
-            Ok(action) => answer::verified(receipt, &expected, action),
+            Ok(action) => answer::verified(receipt, &self.endpoints.expected(request)?, action),
             Err(error) => Err(Error::unverified(&receipt).with_source(error)),
         }
     }
