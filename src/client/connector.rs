@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use crate::protocol::BoxError;
 use bytes::Bytes;
-use http::header::PROXY_AUTHORIZATION;
+use http::header::{HOST, PROXY_AUTHORIZATION};
+use http::uri::Authority;
 use http::{HeaderValue, Request, Response, Uri, Version};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
@@ -81,11 +82,18 @@ pub(super) struct ClientSettings {
 pub struct HttpClient {
     // Shared: hyper-util's client takes a few hundred bytes, and every call clones it for its
     // retries.
-    client: Arc<Client>,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    client: Client,
     /// Whether a connection may carry other requests besides one that is abandoned.
     is_multiplexed: bool,
     /// The credential for each request to a proxy that reads requests.
     proxy_authorization: Option<HeaderValue>,
+    /// The server's authority and its `Host` header, which hyper-util would format for each
+    /// request. `None` if a connection may be HTTP/2, where there is no such header.
+    host: Option<(Authority, HeaderValue)>,
 }
 
 pub(super) enum Client {
@@ -127,11 +135,24 @@ impl HttpClient {
             Client::Http(builder.build(Timed::new(route, timeout)))
         };
         Ok(Self {
-            client: Arc::new(client),
-            is_multiplexed,
-            proxy_authorization,
+            shared: Arc::new(Shared {
+                client,
+                is_multiplexed,
+                proxy_authorization,
+                host: if is_multiplexed { None } else { host(base) },
+            }),
         })
     }
+}
+
+/// Returns the authority of an http server and its `Host` header.
+fn host(base: &Uri) -> Option<(Authority, HeaderValue)> {
+    let authority = base.authority()?;
+    let host = match authority.port_u16() {
+        None | Some(80) => authority.host(),
+        Some(_) => authority.as_str(),
+    };
+    Some((authority.clone(), HeaderValue::from_str(host).ok()?))
 }
 
 #[cfg(not(feature = "tls"))]
@@ -203,17 +224,24 @@ impl Service<Request<Full<Bytes>>> for HttpClient {
     }
 
     fn call(&mut self, mut request: Request<Full<Bytes>>) -> Self::Future {
-        if let Some(authorization) = &self.proxy_authorization {
+        let shared = &*self.shared;
+        if let Some(authorization) = &shared.proxy_authorization {
             let headers = request.headers_mut();
             headers.insert(PROXY_AUTHORIZATION, authorization.clone());
         }
-        let connection = self
+        if let Some((server, host)) = &shared.host
+            && request.uri().authority().map(Authority::as_str) == Some(server.as_str())
+        {
+            let headers = request.headers_mut();
+            headers.entry(HOST).or_insert_with(|| host.clone());
+        }
+        let connection = shared
             .is_multiplexed
             .then(|| capture_connection(&mut request));
         HttpClientFuture {
             exchange: Some(Exchange::begin()),
             connection: Awaited::new(connection),
-            inner: match &*self.client {
+            inner: match &shared.client {
                 Client::Http(client) => client.request(request),
                 #[cfg(feature = "tls")]
                 Client::Https(client) => client.request(request),

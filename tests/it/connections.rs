@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use aegis_hitl::testing::{Act, Peer};
-use http::Version;
+use http::{Request, Version};
+use http_body_util::Full;
+use tower::Service;
 
 use crate::support::again::{again, passes};
 use crate::support::service::builder;
@@ -149,6 +151,41 @@ async fn every_request_names_its_user_agent() {
     for wrong in ["", " ", "a\nb", "\u{e9}"] {
         let error = builder(&peer.url()).user_agent(wrong).build().unwrap_err();
         assert!(error.is_config() && error.to_string().contains("user agent"));
+    }
+}
+
+#[tokio::test]
+async fn the_host_header_names_the_server_of_the_request() {
+    let proxy = Peer::start(std::iter::repeat_n(Act::answer(202), 7)).await;
+    let to = |server: &str| {
+        let through = builder(&format!("http://{server}")).proxy(proxy.url());
+        through.build().unwrap()
+    };
+    for (server, host) in [
+        ("server.test", "server.test"),
+        ("server.test:80", "server.test"),
+        ("server.test:443", "server.test:443"),
+        ("[2001:db8::1]:8000", "[2001:db8::1]:8000"),
+    ] {
+        to(server).approve("k-1").await.unwrap();
+        let seen = proxy.requests().pop().unwrap();
+        assert_eq!(seen.header("host"), Some(host), "{server}");
+    }
+    // The client is public, so requests to another server or with their own header are possible.
+    let mut client = to("server.test").into_inner();
+    for (uri, own, host) in [
+        ("http://other.test/", None, "other.test"),
+        ("http://server.test/", Some("own.test"), "own.test"),
+        ("http://server.test:8000/", None, "server.test:8000"),
+    ] {
+        let mut request = Request::post(uri);
+        if let Some(own) = own {
+            request = request.header("host", own);
+        }
+        let request = request.body(Full::default()).unwrap();
+        client.call(request).await.unwrap();
+        let seen = proxy.requests().pop().unwrap();
+        assert_eq!(seen.header("host"), Some(host), "{uri}");
     }
 }
 
