@@ -123,9 +123,9 @@ impl Expected<'_> {
     /// Compares an identity with as much of it as the answer contains.
     fn is_named(&self, view: &View<'_>) -> bool {
         let tenant = self.tenant;
-        tenant.is_none_or(|sent| view.tenant_id.agrees(sent.as_str()))
-            && view.thread_id.agrees(self.thread.as_str())
-            && view.idempotency_key.agrees(self.key.as_str())
+        tenant.is_none_or(|sent| view.tenant_id.agrees(sent))
+            && view.thread_id.agrees(self.thread)
+            && view.idempotency_key.agrees(self.key)
     }
 
     /// The same for an action.

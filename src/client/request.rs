@@ -224,10 +224,15 @@ impl<S> DecisionCall<S> {
     fn with<T>(
         mut self,
         value: Result<T, Error>,
-        set: impl FnOnce(DecisionRequest, T) -> DecisionRequest,
+        set: impl FnOnce(&mut DecisionRequest, T),
     ) -> Self {
         // The first fault is the one reported.
-        self.request = self.request.and_then(|request| Ok(set(request, value?)));
+        if let Ok(request) = &mut self.request {
+            match value {
+                Ok(value) => set(request, value),
+                Err(error) => self.request = Err(error),
+            }
+        }
         self
     }
 
@@ -239,7 +244,7 @@ impl<S> DecisionCall<S> {
         let tenant = tenant
             .try_into()
             .map_err(|error| Error::invalid(error.into()));
-        self.with(tenant, DecisionRequest::tenant_id)
+        self.with(tenant, |request, tenant| request.tenant = Some(tenant))
     }
 
     /// Sets the thread, in place of the service's.
@@ -250,7 +255,7 @@ impl<S> DecisionCall<S> {
         let thread = thread
             .try_into()
             .map_err(|error| Error::invalid(error.into()));
-        self.with(thread, DecisionRequest::thread_id)
+        self.with(thread, |request, thread| request.thread = Some(thread))
     }
 
     /// Sends this `X-Request-Id` instead of a minted one, so that a repeated call counts as the
@@ -260,25 +265,27 @@ impl<S> DecisionCall<S> {
         T: TryInto<RequestId, Error: Into<InvalidValue>>,
     {
         let id = id.try_into().map_err(|error| Error::invalid(error.into()));
-        self.with(id, DecisionRequest::call_id)
+        self.with(id, |request, id| request.call_id = Some(id))
     }
 
     /// Sends a payload: anything that serializes to a JSON object.
     pub fn payload<T: Serialize + ?Sized>(self, payload: &T) -> Self {
         let payload = Payload::new(payload)
             .map_err(|error| Error::request(format!("the payload is unusable: {error}")));
-        self.with(payload, DecisionRequest::payload)
+        self.with(payload, |request, payload| request.payload = Some(payload))
     }
 
     /// Sends a comment on the decision, beside the payload.
     pub fn comment(self, comment: impl Into<String>) -> Self {
-        self.with(Ok(comment.into()), DecisionRequest::comment)
+        self.with(Ok(comment.into()), |request, comment| {
+            request.comment = Some(comment)
+        })
     }
 
     limit_setters!();
 
     fn limit(self, set: impl FnOnce(&mut Limits)) -> Self {
-        self.with(Ok(()), |request, ()| request.limit(set))
+        self.with(Ok(()), |request, ()| set(&mut request.limits))
     }
 }
 

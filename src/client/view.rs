@@ -40,8 +40,8 @@ impl Word<'_> {
     }
 
     /// Whether the value is the one that was sent, or absent.
-    pub(super) fn agrees(&self, sent: &str) -> bool {
-        !self.is_there() || self.is(sent)
+    pub(super) fn agrees(&self, sent: &impl AsRef<str>) -> bool {
+        !self.is_there() || self.is(sent.as_ref())
     }
 }
 
