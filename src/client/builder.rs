@@ -333,7 +333,7 @@ impl Builder {
                 .parse::<Uri>()
                 .map_err(|error| Error::config_caused("the base URL cannot be extended", error))
         };
-        let endpoints = Endpoints {
+        let endpoints = Arc::new(Endpoints {
             approve: uri("approve")?,
             reject: uri("reject")?,
             status: format!("{root}status/"),
@@ -343,13 +343,13 @@ impl Builder {
             user_agent,
             timeout,
             deadline: self.deadline,
-        };
+        });
         let layer = AegisLayer::new()
             .set_request_id(SetRequestIdLayer::mint())
             // The body says more than the status: which decision is on record.
             .confirm(ConfirmDuplicateLayer::new().annotate_only())
             .retry(retry);
-        let stack = layer.layer(ReadAnswers::new(service, timeout, self.deadline));
+        let stack = layer.layer(ReadAnswers::new(service, endpoints.clone()));
         Ok(AegisService::new(stack, endpoints, self.on_duplicate))
     }
 

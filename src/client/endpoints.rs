@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, USER_AGENT};
+use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri};
 use http_body_util::Full;
 use tokio::time::Instant;
@@ -17,6 +17,10 @@ use crate::protocol::{
 };
 
 const PREFER: HeaderName = HeaderName::from_static("prefer");
+
+/// Room for the headers of a request, including those that each attempt adds, because growing a map
+/// rehashes it.
+const HEADERS: usize = 8;
 
 /// The longest wait that servers grant.
 pub(super) const MAX_WAIT: Duration = Duration::from_secs(55);
@@ -79,7 +83,7 @@ impl Endpoints {
         let mut http = Request::new(Full::new(body));
         *http.method_mut() = Method::POST;
         *http.uri_mut() = uri.clone();
-        *http.headers_mut() = self.common_headers();
+        *http.headers_mut() = HeaderMap::with_capacity(HEADERS);
         self.credentials(&mut http, request.tenant.as_ref())?;
         let headers = http.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -106,7 +110,7 @@ impl Endpoints {
             .map_err(|_| Error::request("the request id is too long for a URL"))?;
         let mut http = Request::new(Full::default());
         *http.uri_mut() = uri;
-        *http.headers_mut() = self.common_headers();
+        *http.headers_mut() = HeaderMap::with_capacity(HEADERS);
         // A public answer is better than none. Without tenant and credentials the request goes out
         // bare, as the SDK's does.
         if tenant.is_some() || self.tenant.is_some() || self.authorization.is_some() {
@@ -124,18 +128,6 @@ impl Endpoints {
         }
         limit(&mut http, limits, deadline);
         Ok(http)
-    }
-
-    /// The headers of every request, with room for those of a call, because growing a map rehashes
-    /// it. Made anew each time, because cloning costs more.
-    ///
-    /// Content codings are not accepted: what an answer confirms is in its body.
-    fn common_headers(&self) -> HeaderMap {
-        let mut headers = HeaderMap::with_capacity(8);
-        headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
-        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        headers.insert(USER_AGENT, self.user_agent.clone());
-        headers
     }
 
     /// Returns the tenant of a call. `None` if the API key names it, or nothing does.

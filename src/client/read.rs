@@ -1,24 +1,26 @@
-//! Reads each answer to its end within its attempt, so that timeout, deadline and retries cover the
-//! body too.
+//! What every attempt has in common. Each answer is read to its end within its attempt, so that
+//! timeout, deadline and retries cover the body too.
 
 use std::convert::Infallible;
 use std::error::Error as StdError;
 use std::fmt;
 use std::future::Future;
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
-use http::header::{CONTENT_LENGTH, RETRY_AFTER};
+use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_LENGTH, RETRY_AFTER, USER_AGENT};
 use http::response::Parts;
-use http::{HeaderMap, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body::{Body, Frame};
 use http_body_util::Full;
 use pin_project_lite::pin_project;
 use tokio::time::Sleep;
 use tower_service::Service;
 
+use super::endpoints::Endpoints;
 use crate::layer::{AttemptTimeout, Deadline};
 use crate::protocol::BoxError;
 
@@ -36,21 +38,20 @@ const FAILURE_PATIENCE: Duration = Duration::from_millis(250);
 const ACCEPTED_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The HTTP service under the layers, with answers read to their end.
-#[derive(Debug, Clone)]
+///
+/// It also writes the headers that are the same in all requests. Above the retry, each of them
+/// would be copied for another attempt.
+#[derive(Clone)]
 pub(super) struct ReadAnswers<S> {
     inner: S,
-    timeout: Duration,
-    deadline: Option<Duration>,
+    endpoints: Arc<Endpoints>,
 }
 
 impl<S> ReadAnswers<S> {
-    /// Reads the answers of `inner`. The limits are for calls whose request names none.
-    pub(super) fn new(inner: S, timeout: Duration, deadline: Option<Duration>) -> Self {
-        Self {
-            inner,
-            timeout,
-            deadline,
-        }
+    /// Reads the answers of `inner`. The limits of `endpoints` are for calls whose request names
+    /// none.
+    pub(super) fn new(inner: S, endpoints: Arc<Endpoints>) -> Self {
+        Self { inner, endpoints }
     }
 
     pub(super) fn get_ref(&self) -> &S {
@@ -77,15 +78,20 @@ where
         self.inner.poll_ready(cx).map_err(Into::into)
     }
 
-    fn call(&mut self, request: Request<Full<Bytes>>) -> Self::Future {
+    fn call(&mut self, mut request: Request<Full<Bytes>>) -> Self::Future {
+        let headers = request.headers_mut();
+        headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+        // No content coding, because what an answer confirms is in its body.
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        headers.insert(USER_AGENT, self.endpoints.user_agent.clone());
         let extensions = request.extensions();
         let timeout = extensions
             .get::<AttemptTimeout>()
-            .map_or(Some(self.timeout), |timeout| timeout.0)
+            .map_or(Some(self.endpoints.timeout), |timeout| timeout.0)
             .unwrap_or(Duration::MAX);
         let deadline = extensions
             .get::<Deadline>()
-            .map_or(self.deadline, |deadline| deadline.0);
+            .map_or(self.endpoints.deadline, |deadline| deadline.0);
         // A quarter, so that a 202 with a dripping body becomes a receipt before the attempt or the
         // call ends.
         let whole = deadline.map_or(timeout, |deadline| deadline.min(timeout));

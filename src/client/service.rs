@@ -85,12 +85,12 @@ impl AegisService {
 impl<S> AegisService<S> {
     pub(super) fn new(
         stack: Aegis<ReadAnswers<S>>,
-        endpoints: Endpoints,
+        endpoints: Arc<Endpoints>,
         on_duplicate: OnDuplicate,
     ) -> Self {
         Self {
             stack,
-            endpoints: Arc::new(endpoints),
+            endpoints,
             on_duplicate,
         }
     }
