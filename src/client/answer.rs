@@ -12,7 +12,7 @@ use serde::de::IntoDeserializer;
 use serde::de::value::{self, StrDeserializer};
 
 use super::read::{AnswerBody, BrokenOff, End};
-use super::receipt::LazyAction;
+use super::receipt::OnRecord;
 use super::view::{View, Word};
 use super::{Error, Outcome, Receipt};
 use crate::layer::{Attempts, Confirmation, Delivery, NotRetried, ResponseHead, RetryError};
@@ -258,11 +258,6 @@ pub(super) fn receipt(
     if view.action.is_some() && nested.is_none() {
         return Err(fault("its action is not a JSON object"));
     }
-    let action = match view.action {
-        Some(action) => LazyAction::in_json(body.slice_ref(action.get().as_bytes())),
-        None if view.request_id.is_there() => LazyAction::in_json(body.clone()),
-        None => LazyAction::default(),
-    };
     let mut is_told = false;
     for view in [Some(&view), nested.as_ref()].into_iter().flatten() {
         if !expected.is_named(view) {
@@ -273,7 +268,8 @@ pub(super) fn receipt(
             Word::Null => return Err(fault("the action on record has no decision")),
             told if told.is(expected.decision.as_str()) => is_told = true,
             told if told.is(expected.decision.opposite().as_str()) => {
-                return Err(opposite(action.get().cloned(), status, attempts));
+                let action = OnRecord::in_answer(body.clone()).action().cloned();
+                return Err(opposite(action, status, attempts));
             }
             _ => return Err(fault("the decision on record is none of the protocol's")),
         }
@@ -287,18 +283,13 @@ pub(super) fn receipt(
     if outcome == Outcome::Duplicate && is_foreign && !is_told {
         return Err(fault("it is a problem of another kind"));
     }
-    let request_id = [nested.as_ref(), Some(&view)]
-        .into_iter()
-        .flatten()
-        .find_map(View::request_id);
     let receipt = Receipt {
         outcome,
         decision: expected.decision,
         status,
         attempts,
         call_id,
-        request_id,
-        action,
+        on_record: OnRecord::in_answer(body),
     };
     Ok((receipt, is_told))
 }
@@ -312,16 +303,14 @@ pub(super) fn verified(
     // If the 409 contained an id, the status belongs to it. Otherwise the call's own id was asked
     // for.
     let is_asked_for = receipt
-        .request_id
-        .as_ref()
+        .request_id()
         .is_none_or(|id| *id == action.request_id);
     if !is_asked_for || !expected.is_of(&action) || action.status == Status::Pending {
         return Err(Error::unverified(&receipt));
     }
     match action.decision {
         Some(decision) if decision == receipt.decision => Ok(Receipt {
-            request_id: Some(action.request_id.clone()),
-            action: action.into(),
+            on_record: action.into(),
             ..receipt
         }),
         Some(decision) if decision == receipt.decision.opposite() => {

@@ -7,43 +7,68 @@ use bytes::Bytes;
 use http::StatusCode;
 
 use super::answer::action_in;
+use super::view::View;
 use crate::protocol::{Action, Decision, RequestId};
 
-/// The action in an answer, parsed on demand: most callers only want to know that it is on record.
+/// What an answer says is on record, parsed on demand: most callers only want to know that it is.
 #[derive(Clone, Default)]
-pub(super) struct LazyAction {
-    json: Bytes,
-    parsed: OnceLock<Option<Box<Action>>>,
+pub(super) struct OnRecord {
+    /// The answer, as far as it arrived.
+    answer: Bytes,
+    request_id: OnceLock<Option<RequestId>>,
+    action: OnceLock<Option<Box<Action>>>,
 }
 
-impl LazyAction {
-    /// Wraps an action in an answer, or in a part of one.
-    pub(super) fn in_json(json: Bytes) -> Self {
+impl OnRecord {
+    /// Wraps an answer that was checked.
+    pub(super) fn in_answer(answer: Bytes) -> Self {
         Self {
-            json,
-            parsed: OnceLock::new(),
+            answer,
+            ..Self::default()
         }
     }
 
-    pub(super) fn get(&self) -> Option<&Action> {
-        let parse = || action_in(&self.json).map(Box::new);
-        self.parsed.get_or_init(parse).as_deref()
+    /// Returns the server's id for the action.
+    pub(super) fn request_id(&self) -> Option<&RequestId> {
+        let parse = || {
+            let view = View::so_far(&self.answer)?;
+            view.nested()
+                .and_then(|nested| nested.request_id())
+                .or_else(|| view.request_id())
+        };
+        self.request_id.get_or_init(parse).as_ref()
+    }
+
+    pub(super) fn action(&self) -> Option<&Action> {
+        let parse = || {
+            let view = View::so_far(&self.answer)?;
+            let json = match view.action {
+                Some(action) => action.get().as_bytes(),
+                None if view.request_id.is_there() => &self.answer,
+                None => return None,
+            };
+            action_in(json).map(Box::new)
+        };
+        self.action.get_or_init(parse).as_deref()
     }
 }
 
-impl From<Action> for LazyAction {
+impl From<Action> for OnRecord {
     fn from(action: Action) -> Self {
         Self {
-            json: Bytes::new(),
-            parsed: OnceLock::from(Some(Box::new(action))),
+            answer: Bytes::new(),
+            request_id: OnceLock::from(Some(action.request_id.clone())),
+            action: OnceLock::from(Some(Box::new(action))),
         }
     }
 }
 
-impl fmt::Debug for LazyAction {
+impl fmt::Debug for OnRecord {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // It contains the key and the payload, which must not be logged.
-        f.write_str("Action { .. }")
+        // Without the key and the payload, which must not be logged.
+        f.debug_struct("OnRecord")
+            .field("request_id", &self.request_id())
+            .finish_non_exhaustive()
     }
 }
 
@@ -65,8 +90,7 @@ pub struct Receipt {
     pub(super) status: StatusCode,
     pub(super) attempts: u32,
     pub(super) call_id: RequestId,
-    pub(super) request_id: Option<RequestId>,
-    pub(super) action: LazyAction,
+    pub(super) on_record: OnRecord,
 }
 
 impl Receipt {
@@ -88,7 +112,7 @@ impl Receipt {
     /// Returns the server's id for the action, to ask for its status. `None` if the server did not
     /// send it.
     pub fn request_id(&self) -> Option<&RequestId> {
-        self.request_id.as_ref()
+        self.on_record.request_id()
     }
 
     /// Returns the id of this call (`X-Request-Id`), which all of its attempts carried.
@@ -108,7 +132,7 @@ impl Receipt {
 
     /// Returns the action on record, if the server sent it.
     pub fn action(&self) -> Option<&Action> {
-        self.action.get()
+        self.on_record.action()
     }
 }
 
@@ -142,16 +166,14 @@ impl Receipt {
             },
             attempts: 1,
             call_id: RequestId::mint(),
-            request_id: None,
-            action: LazyAction::default(),
+            on_record: OnRecord::default(),
         }
     }
 
     /// Adds the action and its id, as a server would send them.
     #[must_use]
     pub fn with_action(mut self, action: Action) -> Self {
-        self.request_id = Some(action.request_id.clone());
-        self.action = action.into();
+        self.on_record = action.into();
         self
     }
 

@@ -203,10 +203,7 @@ where
         let timeout = limits.timeout.unwrap_or(self.endpoints.timeout);
         // Replaces the call's own limit, from which the elapsed time was already taken.
         let until = earlier(after(timeout), deadline);
-        let id = receipt
-            .request_id
-            .clone()
-            .unwrap_or_else(|| receipt.call_id.clone());
+        let id = receipt.request_id().unwrap_or(&receipt.call_id).clone();
         let left = || until.map(|until| until.saturating_duration_since(Instant::now()));
         let pending = async {
             loop {
