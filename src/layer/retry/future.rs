@@ -21,11 +21,7 @@ use crate::layer::ResponseHead;
 
 pin_project! {
     /// The future of [`Retry`](super::Retry) and of [`Aegis`](crate::layer::Aegis).
-    // Aligned to a cache line. Callers move the future right after it is made, and a copy whose
-    // loads are split differently from the preceding stores has to wait until these reach the
-    // cache.
     #[must_use = "futures do nothing unless polled"]
-    #[repr(align(64))]
     pub struct RetryFuture<S, B, R>
     where
         S: Service<Request<B>>,
