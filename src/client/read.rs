@@ -286,7 +286,14 @@ impl Read {
         R::Error: Into<BoxError>,
     {
         loop {
-            let frame = match ready!(body.as_mut().poll_frame(cx)) {
+            // With an announced length the end is known with the last byte, and there is no need to
+            // wait until the client says so.
+            let next = if body.is_end_stream() {
+                None
+            } else {
+                ready!(body.as_mut().poll_frame(cx))
+            };
+            let frame = match next {
                 Some(Ok(frame)) => frame,
                 Some(Err(error)) => return Poll::Ready(Err(error.into())),
                 // Not every client notices that a body ended early.
