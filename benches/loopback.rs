@@ -37,6 +37,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use reqwest_retry::{RetryTransientMiddleware, policies::ExponentialBackoff};
+use serde::Deserialize;
 use serde_json::json;
 use tokio::net::TcpListener;
 use tower::{Layer, Service, ServiceExt};
@@ -119,7 +120,7 @@ fn hyper_client() -> Client<HttpConnector, Full<Bytes>> {
     Client::builder(TokioExecutor::new()).build(connector)
 }
 
-fn request(uri: &Uri, extra: &[(HeaderName, HeaderValue)]) -> Request<Full<Bytes>> {
+fn request(uri: &Uri, extra: &[(HeaderName, HeaderValue)], body: Bytes) -> Request<Full<Bytes>> {
     let json = HeaderValue::from_static("application/json");
     let mut headers = HeaderMap::with_capacity(8);
     headers.insert(CONTENT_TYPE, json.clone());
@@ -127,7 +128,7 @@ fn request(uri: &Uri, extra: &[(HeaderName, HeaderValue)]) -> Request<Full<Bytes
     for (name, value) in extra {
         headers.insert(name.clone(), value.clone());
     }
-    let mut request = Request::new(Full::new(Bytes::from_static(BODY)));
+    let mut request = Request::new(Full::new(body));
     *request.method_mut() = Method::POST;
     *request.uri_mut() = uri.clone();
     *request.headers_mut() = headers;
@@ -151,8 +152,34 @@ where
 {
     let (uri, extra) = (uri.clone(), extra.into());
     Contender::new(name, move || {
-        let answer = service.clone().oneshot(request(&uri, &extra));
+        let request = request(&uri, &extra, Bytes::from_static(BODY));
+        let answer = service.clone().oneshot(request);
         async { read(answer.await.unwrap()).await }
+    })
+}
+
+/// What any client must read of an answer.
+#[derive(Deserialize)]
+struct Answer {
+    request_id: String,
+    status: String,
+    decision: Option<String>,
+}
+
+/// The least that a client of JSON can cost: serializes the payload and parses the answer.
+fn json_both_ways(uri: &Uri, payload: serde_json::Value) -> Contender {
+    let (service, uri, extra) = (hyper_client(), uri.clone(), headers());
+    Contender::new("hyper-util, constant headers, JSON both ways", move || {
+        let body = serde_json::to_vec(&payload).unwrap();
+        let answer = service.request(request(&uri, &extra, body.into()));
+        async {
+            let answer = answer.await.unwrap();
+            assert_eq!(answer.status(), 202);
+            let body = answer.into_body().collect().await.unwrap().to_bytes();
+            let answer: Answer = serde_json::from_slice(&body).unwrap();
+            assert_eq!(answer.decision.as_deref(), Some("approve"));
+            std::hint::black_box((answer.request_id, answer.status));
+        }
     })
 }
 
@@ -174,7 +201,7 @@ fn contenders(address: SocketAddr) -> Vec<Contender> {
     let payload = json!({"to": "a@b.c", "amount": 12.5, "currency": "EUR"});
 
     let with_reqwest = move |url: &reqwest::Url| {
-        let (parts, _) = request(&Uri::from_static("/"), &headers()).into_parts();
+        let (parts, _) = request(&Uri::from_static("/"), &headers(), Bytes::new()).into_parts();
         let mut request = reqwest::Request::new(Method::POST, url.clone());
         *request.headers_mut() = parts.headers;
         *request.body_mut() = Some(Bytes::from_static(BODY).into());
@@ -195,6 +222,7 @@ fn contenders(address: SocketAddr) -> Vec<Contender> {
             &uri,
             headers(),
         ),
+        json_both_ways(&uri, payload.clone()),
         through(
             "hyper-util + AegisLayer",
             layer.layer(hyper_client()),
