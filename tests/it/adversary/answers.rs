@@ -31,6 +31,19 @@ async fn an_answer_beyond_the_bound_is_judged_by_what_was_read_of_it() {
 }
 
 #[tokio::test]
+async fn a_long_answer_within_the_bound_is_read_whole() {
+    let mut json = action("approve");
+    json["pad"] = json!("x".repeat(1_000_000));
+    for status in [202, 409] {
+        let peer = Peer::start([answer_with(status, &json)]).await;
+        let receipt = approve(&peer.url()).await.unwrap();
+        assert_eq!(receipt.is_duplicate(), status == 409);
+        let action = receipt.action().unwrap();
+        assert_eq!(receipt.request_id(), Some(&action.request_id));
+    }
+}
+
+#[tokio::test]
 async fn a_page_is_no_receipt_however_long_or_slow_it_is() {
     let page = "<html><body>Accepted for scanning</body></html>";
     let long = page.repeat(40_000);
