@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
-use http::{HeaderMap, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use serde::Deserialize;
-use serde::de::IntoDeserializer;
 use serde::de::value::{self, StrDeserializer};
+use serde::de::{DeserializeOwned, IntoDeserializer};
 
 use super::read::{AnswerBody, BrokenOff, End};
 use super::receipt::OnRecord;
@@ -77,7 +77,7 @@ impl Answer {
         }
     }
 
-    fn read(response: Response<AnswerBody>) -> Self {
+    pub(super) fn read(response: Response<AnswerBody>) -> Self {
         let attempts = Attempts::of(&response);
         // A layer of the caller may already have turned the 409 into a success. It left the mark.
         let is_duplicate = Confirmation::of(&response) == Some(Confirmation::Duplicate)
@@ -110,34 +110,55 @@ impl Answer {
     }
 }
 
-/// What the answer to a decision has to agree with.
-pub(super) struct Expected<'a> {
+/// The action that an answer has to be about, as far as the request named it.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Subject<'a> {
     /// The tenant that was sent. `None` if the API key names it.
     pub(super) tenant: Option<&'a TenantId>,
-    pub(super) thread: &'a ThreadId,
-    pub(super) key: &'a IdempotencyKey,
-    pub(super) decision: Decision,
+    pub(super) thread: Option<&'a ThreadId>,
+    pub(super) key: Option<&'a IdempotencyKey>,
+    /// The server's id.
+    pub(super) id: Option<&'a RequestId>,
 }
 
-impl Expected<'_> {
+impl Subject<'_> {
     /// Compares an identity with as much of it as the answer contains.
     fn is_named(&self, view: &View<'_>) -> bool {
-        let tenant = self.tenant;
-        tenant.is_none_or(|sent| view.tenant_id.agrees(sent))
-            && view.thread_id.agrees(self.thread)
-            && view.idempotency_key.agrees(self.key)
+        let is_id = |id: &RequestId| {
+            !view.request_id.is_there() || view.request_id().is_some_and(|told| is_same(&told, id))
+        };
+        self.tenant.is_none_or(|sent| view.tenant_id.agrees(sent))
+            && self.thread.is_none_or(|sent| view.thread_id.agrees(sent))
+            && self
+                .key
+                .is_none_or(|sent| view.idempotency_key.agrees(sent))
+            && self.id.is_none_or(is_id)
     }
 
     /// The same for an action.
-    fn is_of(&self, action: &Action) -> bool {
-        fn agree<T: PartialEq>(told: Option<&T>, sent: &T) -> bool {
-            told.is_none_or(|told| told == sent)
+    pub(super) fn is_of(&self, action: &Action) -> bool {
+        fn agree<T: PartialEq>(told: Option<&T>, sent: Option<&T>) -> bool {
+            told.is_none() || sent.is_none() || told == sent
         }
-        let tenant = self.tenant;
-        tenant.is_none_or(|sent| agree(action.tenant_id.as_ref(), sent))
+        agree(action.tenant_id.as_ref(), self.tenant)
             && agree(action.thread_id.as_ref(), self.thread)
             && agree(action.idempotency_key.as_ref(), self.key)
+            && self.id.is_none_or(|id| is_same(&action.request_id, id))
     }
+}
+
+/// Compares ids. A UUID has more than one spelling.
+fn is_same(one: &RequestId, other: &RequestId) -> bool {
+    one == other
+        || one
+            .as_uuid()
+            .is_some_and(|one| other.as_uuid() == Some(one))
+}
+
+/// What the answer to a decision has to agree with.
+pub(super) struct Expected<'a> {
+    pub(super) subject: Subject<'a>,
+    pub(super) decision: Decision,
 }
 
 /// Parses the whole action, or else keeps what there is of it.
@@ -182,6 +203,24 @@ fn foreign(headers: &HeaderMap) -> Option<&'static str> {
         }
     }
     None
+}
+
+/// Returns why an answer is not an event stream that can be read.
+pub(super) fn is_event_stream(headers: &HeaderMap) -> Result<(), &'static str> {
+    if headers
+        .get(CONTENT_ENCODING)
+        .is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity"))
+    {
+        return Err("it has a content coding that was not asked for");
+    }
+    let media_type = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
+    let essence = media_type.and_then(|media_type| media_type.split(|byte| *byte == b';').next());
+    let essence = essence.unwrap_or_default().trim_ascii();
+    if essence.eq_ignore_ascii_case(b"text/event-stream") {
+        Ok(())
+    } else {
+        Err("it is not an event stream")
+    }
 }
 
 /// Whether a head allows an empty body: it announces one, or names no media type, as the Python SDK's
@@ -260,8 +299,8 @@ pub(super) fn receipt(
     }
     let mut is_told = false;
     for view in [Some(&view), nested.as_ref()].into_iter().flatten() {
-        if !expected.is_named(view) {
-            return Err(fault("it is about another tenant, thread or key"));
+        if !expected.subject.is_named(view) {
+            return Err(fault("it is about another action, tenant, thread or key"));
         }
         match &view.decision {
             Word::Absent => {}
@@ -305,7 +344,7 @@ pub(super) fn verified(
     let is_asked_for = receipt
         .request_id()
         .is_none_or(|id| *id == action.request_id);
-    if !is_asked_for || !expected.is_of(&action) || action.status == Status::Pending {
+    if !is_asked_for || !expected.subject.is_of(&action) || action.status == Status::Pending {
         return Err(Error::unverified(&receipt));
     }
     match action.decision {
@@ -331,49 +370,116 @@ fn opposite(action: Option<Action>, status: StatusCode, attempts: u32) -> Error 
 /// Turns the answer to a status request into the action or an error. `tenant` is the one that was
 /// sent.
 pub(super) fn action(answer: Answer, tenant: Option<&TenantId>) -> Result<Action, Error> {
-    let Answer {
-        status, attempts, ..
-    } = answer;
-    if status != StatusCode::OK {
-        return Err(refusal(answer));
-    }
-    let broken = "the status answer is not of the protocol";
-    if let Some(foreign) = foreign(&answer.headers) {
-        return Err(Error::protocol(
-            format!("{broken}: {foreign}"),
-            status,
-            attempts,
-        ));
-    }
-    let body = answer
-        .whole()
-        .map_err(|error| Error::protocol_caused(broken, status, attempts, error))?;
-    // An array would be read as the members in their order.
-    if !body.trim_ascii_start().starts_with(b"{") {
-        let fault = format!("{broken}: it is not a JSON object");
-        return Err(Error::protocol(fault, status, attempts));
-    }
-    let action: Action = serde_json::from_slice(&body)
-        .map_err(|error| Error::protocol(unreadable(broken, &error), status, attempts))?;
+    let Object(action, told) = object::<Action>(answer, &[StatusCode::OK])?;
     match (tenant, &action.tenant_id) {
-        (Some(asked), Some(told)) if asked != told => {
-            let fault = "the status answer is about another tenant";
-            Err(Error::protocol(fault, status, attempts))
+        (Some(asked), Some(named)) if asked != named => {
+            Err(told.fault("it is about another tenant"))
         }
         _ => Ok(action),
     }
 }
 
-/// Says where the JSON is malformed. The parser's own message may repeat values of the answer,
-/// which must not be logged.
-fn unreadable(what: &str, error: &serde_json::Error) -> String {
-    let place = (error.line(), error.column());
-    format!("{what}: line {}, column {}", place.0, place.1)
+/// A JSON object that an answer consists of, and the answer's head.
+pub(super) struct Object<T>(pub(super) T, pub(super) Head);
+
+/// What an error says about the answer that it rests on.
+#[derive(Clone, Copy)]
+pub(super) struct Head {
+    pub(super) status: StatusCode,
+    attempts: u32,
 }
 
-fn refusal(answer: Answer) -> Error {
+impl Head {
+    /// The head of an answer to the only attempt.
+    pub(super) fn of<B>(response: &Response<B>) -> Self {
+        Self {
+            status: response.status(),
+            attempts: 1,
+        }
+    }
+
+    /// The answer is not what the protocol says.
+    pub(super) fn fault(self, what: impl std::fmt::Display) -> Error {
+        let detail = format!("the answer is not of the protocol: {what}");
+        Error::protocol(detail, self.status, self.attempts)
+    }
+}
+
+/// Reads an answer that has one of these statuses and is a JSON object, whole. Any other answer is
+/// an error.
+pub(super) fn object<T: DeserializeOwned>(
+    answer: Answer,
+    statuses: &[StatusCode],
+) -> Result<Object<T>, Error> {
+    let head = Head {
+        status: answer.status,
+        attempts: answer.attempts,
+    };
+    if !statuses.contains(&head.status) {
+        return Err(refusal(answer));
+    }
+    if let Some(foreign) = foreign(&answer.headers) {
+        return Err(head.fault(foreign));
+    }
+    let body = answer
+        .whole()
+        .map_err(|error| head.fault("its body is incomplete").with_source(error))?;
+    // An array would be read as the members in their order.
+    if !body.trim_ascii_start().starts_with(b"{") {
+        return Err(head.fault("it is not a JSON object"));
+    }
+    let object = serde_json::from_slice(&body).map_err(|error| head.fault(unreadable(&error)))?;
+    Ok(Object(object, head))
+}
+
+/// The same for an answer that is one action, which has to be the one that the request named.
+pub(super) fn action_of(
+    answer: Answer,
+    statuses: &[StatusCode],
+    subject: &Subject<'_>,
+) -> Result<Object<Action>, Error> {
+    let Object(action, head) = object::<Action>(answer, statuses)?;
+    if !subject.is_of(&action) {
+        return Err(head.fault("it is about another action, tenant, thread or key"));
+    }
+    Ok(Object(action, head))
+}
+
+/// Reads the answer to a decision by id, which has no key. Only a server of this protocol serves
+/// it, so a 409 has to say what is on record.
+pub(super) fn receipt_by_id(
+    mut answer: Answer,
+    expected: &Expected<'_>,
+    call_id: RequestId,
+) -> Result<(Receipt, Head), Error> {
+    let head = Head {
+        status: answer.status,
+        attempts: answer.attempts,
+    };
+    answer.is_duplicate =
+        head.status == StatusCode::CONFLICT && !answer.headers.contains_key(RETRY_AFTER);
+    let (receipt, is_told) = receipt(answer, expected, call_id)?;
+    if receipt.is_duplicate() && !is_told {
+        return Err(head.fault("it does not name the decision on record"));
+    }
+    Ok((receipt, head))
+}
+
+/// Says where the JSON is malformed. The parser's own message may repeat values of the answer,
+/// which must not be logged.
+fn unreadable(error: &serde_json::Error) -> String {
+    format!("line {}, column {}", error.line(), error.column())
+}
+
+pub(super) fn refusal(answer: Answer) -> Error {
     let (status, attempts) = (answer.status, answer.attempts);
+    let is_in_flight = answer.headers.contains_key(RETRY_AFTER);
     let body = answer.whole().ok();
     let problem = body.and_then(|body| problem_in(&body, status));
+    let code = problem.as_ref().map(|problem| problem.code);
+    if status == StatusCode::CONFLICT && !is_in_flight && code != Some(Code::AlreadyClaimed) {
+        let head = Head { status, attempts };
+        return head.fault("nothing but a claim that came too late is a conflict here");
+    }
     Error::status(problem, status, attempts)
 }

@@ -337,6 +337,8 @@ impl Builder {
             approve: uri("approve")?,
             reject: uri("reject")?,
             status: format!("{root}status/"),
+            actions: format!("{root}actions"),
+            events: uri("events")?,
             tenant,
             thread,
             authorization: api_key.map(|key| key.header_value()),

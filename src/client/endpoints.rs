@@ -3,19 +3,23 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, CONTENT_TYPE};
+use http::header::{
+    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, USER_AGENT,
+};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri};
 use http_body_util::Full;
 use tokio::time::Instant;
 
-use super::Error;
-use super::answer::Expected;
+use super::answer::{Expected, Subject};
+use super::operation::{Settings, Wire};
 use super::request::{DecisionRequest, Limits, Question};
-use crate::layer::{AttemptTimeout, Deadline, MaxRetries, after};
+use super::{Error, EventCursor};
+use crate::layer::{AttemptTimeout, Deadline, MaxRetries, SafeToRetry, after};
 use crate::protocol::{
     Decision, IDEMPOTENCY_KEY, RequestId, TENANT_ID, THREAD_ID, TenantId, ThreadId, X_REQUEST_ID,
 };
 
+const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 const PREFER: HeaderName = HeaderName::from_static("prefer");
 
 /// Room for the headers of a request, including those that each attempt adds, because growing a map
@@ -31,6 +35,9 @@ pub(super) struct Endpoints {
     pub(super) reject: Uri,
     /// The status URL without the id.
     pub(super) status: String,
+    /// The URL of all actions, without a slash at its end.
+    pub(super) actions: String,
+    pub(super) events: Uri,
     pub(super) tenant: Option<TenantId>,
     pub(super) thread: Option<ThreadId>,
     pub(super) authorization: Option<HeaderValue>,
@@ -52,18 +59,19 @@ impl Endpoints {
         request: &'a DecisionRequest,
     ) -> Result<Expected<'a>, Error> {
         Ok(Expected {
-            tenant: self.tenant(request.tenant.as_ref()),
-            thread: self.thread(request)?,
-            key: &request.key,
+            subject: Subject {
+                tenant: self.tenant(request.tenant.as_ref()),
+                thread: Some(self.thread(request.thread.as_ref())?),
+                key: Some(&request.key),
+                id: None,
+            },
             decision: request.decision,
         })
     }
 
-    fn thread<'a>(&'a self, request: &'a DecisionRequest) -> Result<&'a ThreadId, Error> {
-        request
-            .thread
-            .as_ref()
-            .or(self.thread.as_ref())
+    /// Returns the thread of a call, its own or the service's.
+    pub(super) fn thread<'a>(&'a self, own: Option<&'a ThreadId>) -> Result<&'a ThreadId, Error> {
+        own.or(self.thread.as_ref())
             .ok_or_else(|| Error::request("no thread id; set one on the builder or on the call"))
     }
 
@@ -75,7 +83,7 @@ impl Endpoints {
         deadline: Option<Instant>,
     ) -> Result<Request<Full<Bytes>>, Error> {
         let body = request.take_body()?;
-        let thread = self.thread(request)?;
+        let thread = self.thread(request.thread.as_ref())?;
         let uri = match request.decision {
             Decision::Approve => &self.approve,
             Decision::Reject => &self.reject,
@@ -130,6 +138,60 @@ impl Endpoints {
         Ok(http)
     }
 
+    pub(super) fn operation(
+        &self,
+        wire: Wire,
+        settings: &Settings,
+        call_id: &RequestId,
+        deadline: Option<Instant>,
+    ) -> Result<Request<Full<Bytes>>, Error> {
+        let uri = format!("{}{}", self.actions, wire.path)
+            .parse::<Uri>()
+            .map_err(|_| Error::request("the request is too long for a URL"))?;
+        let mut http = Request::new(Full::new(wire.body.clone().unwrap_or_default()));
+        *http.uri_mut() = uri;
+        *http.headers_mut() = HeaderMap::with_capacity(HEADERS);
+        self.credentials(&mut http, settings.tenant.as_ref())?;
+        let headers = http.headers_mut();
+        headers.insert(X_REQUEST_ID, call_id.header_value());
+        if let Some(thread) = wire.thread {
+            headers.insert(THREAD_ID, thread.header_value());
+        }
+        if let Some(key) = wire.key {
+            headers.insert(IDEMPOTENCY_KEY, key.header_value());
+        }
+        if wire.body.is_some() {
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            *http.method_mut() = Method::POST;
+            // The server tells a call's own retries by its `X-Request-Id`, or by its token, and
+            // answers them as it answered the call.
+            http.extensions_mut().insert(SafeToRetry);
+        }
+        limit(&mut http, settings.limits, deadline);
+        Ok(http)
+    }
+
+    /// A request for the events after `cursor`, or from now on.
+    pub(super) fn events(
+        &self,
+        tenant: Option<&TenantId>,
+        cursor: Option<&EventCursor>,
+    ) -> Result<Request<Full<Bytes>>, Error> {
+        let mut http = Request::new(Full::default());
+        *http.uri_mut() = self.events.clone();
+        *http.headers_mut() = HeaderMap::with_capacity(HEADERS);
+        self.credentials(&mut http, tenant)?;
+        let headers = http.headers_mut();
+        headers.insert(ACCEPT, HeaderValue::from_static("text/event-stream"));
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        headers.insert(USER_AGENT, self.user_agent.clone());
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if let Some(cursor) = cursor {
+            headers.insert(LAST_EVENT_ID, cursor.header_value());
+        }
+        Ok(http)
+    }
+
     /// Returns the tenant of a call. `None` if the API key names it, or nothing does.
     pub(super) fn tenant<'a>(&'a self, own: Option<&'a TenantId>) -> Option<&'a TenantId> {
         match self.authorization {
@@ -181,7 +243,7 @@ fn limit<B>(http: &mut Request<B>, limits: Limits, deadline: Option<Instant>) {
     }
 }
 
-fn percent_encoded(text: &str) -> String {
+pub(super) fn percent_encoded(text: &str) -> String {
     let mut encoded = String::with_capacity(text.len());
     for byte in text.bytes() {
         if byte.is_ascii_alphanumeric() || b"-_~".contains(&byte) {

@@ -47,6 +47,8 @@ enum Kind {
     Timeout,
     Conflict,
     Closed,
+    /// What a claim needs is not there: the approval, or the live claim.
+    Claim,
     Refused,
     Unavailable,
     Protocol,
@@ -99,6 +101,27 @@ impl Error {
             Kind::Timeout,
             "the HTTP service was not ready before the deadline",
         )
+    }
+
+    /// Nobody decided in time. The wait itself changed nothing.
+    pub(super) fn undecided() -> Self {
+        Self::new(Kind::Timeout, "the action was not decided in time")
+    }
+
+    /// The lease ended, as far as this side can tell, before it could be renewed.
+    pub(super) fn lease_ended() -> Self {
+        let mut this = Self::new(Kind::Timeout, "the claim could not be renewed in time");
+        this.inner.delivery = Delivery::Unknown;
+        this
+    }
+
+    /// Nothing came of an event stream for too long.
+    pub(super) fn silent() -> Self {
+        Self::new(Kind::Timeout, "the event stream was silent for too long")
+    }
+
+    pub(super) fn disconnected(source: impl Into<BoxError>) -> Self {
+        Self::new(Kind::Transport, "the event stream broke off").with_source(source)
     }
 
     pub(super) fn failed(error: RetryError) -> Self {
@@ -156,15 +179,6 @@ impl Error {
         Self::answered(Kind::Protocol, detail.into(), status, attempts)
     }
 
-    pub(super) fn protocol_caused(
-        detail: &str,
-        status: StatusCode,
-        attempts: u32,
-        source: impl Into<BoxError>,
-    ) -> Self {
-        Self::protocol(detail, status, attempts).with_source(source)
-    }
-
     /// The server considered the call a duplicate, and the decision on record could not be
     /// determined.
     pub(super) fn unverified(receipt: &Receipt) -> Self {
@@ -201,6 +215,9 @@ impl Error {
             .map_or(Code::Unknown, |problem| problem.code);
         let (kind, what) = match status {
             _ if code == Code::ActionClosed => (Kind::Closed, "the action is closed"),
+            _ if code == Code::AlreadyClaimed => (Kind::Claim, "another call claimed the action"),
+            _ if code == Code::NotApproved => (Kind::Claim, "the action is not approved"),
+            _ if code == Code::ClaimLost => (Kind::Claim, "the claim is lost"),
             status if status.is_server_error() => (Kind::Unavailable, "the server is unavailable"),
             // A 409 that gets here has a `Retry-After`: the first call is still in flight.
             StatusCode::REQUEST_TIMEOUT | StatusCode::CONFLICT => (
@@ -261,7 +278,49 @@ impl Error {
         self.inner.kind == Kind::Conflict
     }
 
-    /// Whether the action expired or was cancelled.
+    /// Whether the action is on record with another payload than the one that was sent, seen, or
+    /// about to be run. Such an error [is a conflict](Self::is_conflict) too.
+    pub fn is_payload_mismatch(&self) -> bool {
+        self.code() == Some(Code::PayloadMismatch)
+    }
+
+    /// Whether another call spent the approval; [`recorded`](Self::recorded) tells what became of
+    /// it. It is never a success: the action was not claimed by this call.
+    pub fn is_already_claimed(&self) -> bool {
+        self.code() == Some(Code::AlreadyClaimed)
+    }
+
+    /// Whether the action cannot be claimed, because it is pending or rejected, or because its
+    /// execution failed and nobody has decided again.
+    pub fn is_not_approved(&self) -> bool {
+        self.code() == Some(Code::NotApproved)
+    }
+
+    /// Whether the token is not that of a live claim: the lease has ended, or another outcome is on
+    /// record.
+    pub fn is_claim_lost(&self) -> bool {
+        self.code() == Some(Code::ClaimLost)
+    }
+
+    fn code(&self) -> Option<Code> {
+        self.inner.problem.as_ref().map(|problem| problem.code)
+    }
+
+    /// Whether the same call may succeed later, without a change.
+    pub(super) fn is_transient(&self) -> bool {
+        let was_worth_it = matches!(
+            self.inner.not_retried,
+            Some(
+                NotRetried::Attempts
+                    | NotRetried::Budget
+                    | NotRetried::Deadline
+                    | NotRetried::RetryAfter
+            )
+        );
+        was_worth_it || matches!(self.inner.kind, Kind::Timeout) || self.is_rate_limited()
+    }
+
+    /// Whether the action expired or was cancelled, or is decided and cannot be cancelled.
     pub fn is_closed(&self) -> bool {
         self.inner.kind == Kind::Closed
     }
@@ -304,7 +363,7 @@ impl Error {
     /// key settles it.
     pub fn is_outcome_unknown(&self) -> bool {
         match self.inner.kind {
-            Kind::Config | Kind::Request | Kind::Conflict | Kind::Closed => false,
+            Kind::Config | Kind::Request | Kind::Conflict | Kind::Closed | Kind::Claim => false,
             Kind::Transport | Kind::Timeout => self.inner.delivery != Delivery::NeverSent,
             Kind::Unavailable | Kind::Protocol => true,
             // The refusal covers its own attempt only. What became of an earlier one is unknown.

@@ -17,7 +17,7 @@ use crate::protocol::{
     Action, Decision, IdempotencyKey, InvalidValue, Payload, RequestId, TenantId, ThreadId,
 };
 
-type BoxFuture<T> = Pin<Box<dyn Future<Output = Result<T, Error>> + Send>>;
+pub(super) type BoxFuture<T> = Pin<Box<dyn Future<Output = Result<T, Error>> + Send>>;
 
 /// The limits of one call, in place of the service's.
 #[derive(Debug, Clone, Copy, Default)]
@@ -33,20 +33,20 @@ macro_rules! limit_setters {
         /// Sets the time limit for this call as a whole, in place of the service's deadline.
         $(#[$attribute])*
         pub fn deadline(self, deadline: Duration) -> Self {
-            self.limit(|limits| limits.deadline = Some(deadline))
+            self.with_limits(|limits| limits.deadline = Some(deadline))
         }
 
         /// Sets the maximum number of retries for this call, in place of the service's.
         $(#[$attribute])*
         pub fn max_retries(self, retries: u32) -> Self {
-            self.limit(|limits| limits.max_retries = Some(retries))
+            self.with_limits(|limits| limits.max_retries = Some(retries))
         }
 
         /// Sets the time limit for one attempt of this call, in place of the service's timeout. If
         /// the call waits for a decision, that wait is added.
         $(#[$attribute])*
         pub fn timeout(self, timeout: Duration) -> Self {
-            self.limit(|limits| limits.timeout = Some(timeout))
+            self.with_limits(|limits| limits.timeout = Some(timeout))
         }
     };
 }
@@ -65,6 +65,8 @@ pub struct DecisionRequest {
     pub(super) comment: Option<String>,
     pub(super) limits: Limits,
 }
+
+pub(super) use limit_setters;
 
 impl DecisionRequest {
     /// Makes a request for `decision` under `key`.
@@ -119,7 +121,7 @@ impl DecisionRequest {
 
     limit_setters!(#[must_use]);
 
-    fn limit(mut self, set: impl FnOnce(&mut Limits)) -> Self {
+    fn with_limits(mut self, set: impl FnOnce(&mut Limits)) -> Self {
         set(&mut self.limits);
         self
     }
@@ -165,30 +167,32 @@ impl DecisionRequest {
             let payload = self.payload.take();
             return Ok(payload.map_or(Bytes::from_static(b"{}"), Payload::into_bytes));
         };
-        let payload = self.payload.as_ref().map_or("{}", Payload::as_str);
-        let comment = serde_json::json!({ "comment": comment });
-        // A payload is always an object. Between its braces there is nothing, or a list of members.
-        let members = payload
-            .strip_prefix('{')
-            .and_then(|rest| rest.strip_suffix('}'))
-            .map(str::trim)
-            .unwrap_or_default();
-        let reserved = self
-            .payload
-            .as_ref()
-            .map(Payload::parse::<std::collections::HashMap<String, serde::de::IgnoredAny>>)
-            // A name that cannot be read might be the reserved one.
-            .is_some_and(|members| members.map_or(true, |members| members.contains_key("aegis")));
-        if reserved {
+        if self.payload.as_ref().is_some_and(has_reserved_member) {
             return Err(Error::request(
                 "the payload has the reserved member 'aegis' and a comment is given; allowed is one of the two",
             ));
         }
-        let comma = if members.is_empty() { "" } else { "," };
-        Ok(Bytes::from(format!(
-            "{{{members}{comma}\"aegis\":{comment}}}"
-        )))
+        let comment = serde_json::json!({ "comment": comment });
+        Ok(with_metadata(self.payload.as_ref(), &comment))
     }
+}
+
+/// Whether a payload has the member that is kept for metadata.
+pub(super) fn has_reserved_member(payload: &Payload) -> bool {
+    let members = payload.parse::<std::collections::HashMap<String, serde::de::IgnoredAny>>();
+    // A name that cannot be read might be the reserved one.
+    members.map_or(true, |members| members.contains_key("aegis"))
+}
+
+/// Writes a payload's text, unchanged, and the metadata in the reserved member.
+pub(super) fn with_metadata(payload: Option<&Payload>, metadata: &serde_json::Value) -> Bytes {
+    // A payload is always an object. Between its braces there is nothing, or a list of members.
+    let members = payload
+        .and_then(|payload| payload.as_str().strip_prefix('{')?.strip_suffix('}'))
+        .map(str::trim)
+        .unwrap_or_default();
+    let comma = if members.is_empty() { "" } else { "," };
+    Bytes::from(format!("{{{members}{comma}\"aegis\":{metadata}}}"))
 }
 
 impl fmt::Debug for DecisionRequest {
@@ -284,7 +288,7 @@ impl<S> DecisionCall<S> {
 
     limit_setters!();
 
-    fn limit(self, set: impl FnOnce(&mut Limits)) -> Self {
+    fn with_limits(self, set: impl FnOnce(&mut Limits)) -> Self {
         self.with(Ok(()), |request, ()| set(&mut request.limits))
     }
 }
@@ -366,7 +370,7 @@ impl<S> StatusCall<S> {
 
     limit_setters!();
 
-    fn limit(mut self, set: impl FnOnce(&mut Limits)) -> Self {
+    fn with_limits(mut self, set: impl FnOnce(&mut Limits)) -> Self {
         set(&mut self.question.limits);
         self
     }

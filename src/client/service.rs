@@ -18,6 +18,7 @@ use tower_service::Service;
 
 use super::answer::{self, Answer};
 use super::endpoints::{Endpoints, MAX_WAIT};
+use super::operation::{Operation, Sent, Settings};
 use super::read::ReadAnswers;
 use super::request::{DecisionCall, DecisionRequest, Limits, Question, StatusCall};
 use super::{Builder, Error, HttpClient, Receipt};
@@ -93,6 +94,12 @@ impl<S> AegisService<S> {
             endpoints,
             on_duplicate,
         }
+    }
+
+    /// Takes the HTTP service out of the layers, for an answer that is read as it comes.
+    pub(super) fn into_parts(self) -> (S, Arc<Endpoints>) {
+        let endpoints = self.endpoints.clone();
+        (self.into_inner(), endpoints)
     }
 
     /// Borrows the HTTP service under the layers.
@@ -233,6 +240,32 @@ where
             Ok(action) => answer::verified(receipt, &self.endpoints.expected(request)?, action),
             Err(error) => Err(Error::unverified(&receipt).with_source(error)),
         }
+    }
+
+    /// Makes one call of the human loop.
+    pub(super) async fn perform<O: Operation>(
+        mut self,
+        mut operation: O,
+        settings: Settings,
+    ) -> Result<O::Output, Error> {
+        let deadline = self.endpoints.deadline(settings.limits);
+        self.ready(deadline).await?;
+        let call_id = settings.call_id.clone().unwrap_or_else(RequestId::mint);
+        let wire = operation.wire(&self.endpoints)?;
+        let key = wire.key.clone();
+        let sent = Sent {
+            tenant: self.endpoints.tenant(settings.tenant.as_ref()).cloned(),
+            call_id: call_id.clone(),
+        };
+        let request = self
+            .endpoints
+            .operation(wire, &settings, &call_id, deadline)?;
+        let named = |error: Error| error.named(key.as_ref(), Some(&call_id));
+        let answer = Answer::of(self.stack.call(request).await).map_err(named)?;
+        let told = answer.told;
+        operation
+            .read(answer, sent)
+            .map_err(|error| named(error.told(told)))
     }
 
     pub(super) async fn ask(&mut self, id: RequestId, question: Question) -> Result<Action, Error> {
