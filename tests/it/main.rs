@@ -27,6 +27,8 @@ mod bad_input;
 mod capacity;
 #[cfg(all(feature = "client", feature = "test-util"))]
 mod client;
+#[cfg(all(feature = "client", feature = "test-util"))]
+mod client_loop;
 #[cfg(all(feature = "client", feature = "reqwest", feature = "test-util"))]
 mod clients;
 #[cfg(all(feature = "client", feature = "server"))]
