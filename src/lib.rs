@@ -8,7 +8,7 @@
 //!   when a retry cannot run it twice, and treat the server's `409` to a known key as success. They
 //!   work on any HTTP client that is a [`tower_service::Service`].
 //! - **`AegisService`** (feature `client`) puts the layers around a hyper client and speaks an
-//!   approvals API: approve, reject, status.
+//!   approvals API: an agent submits an action, waits, and runs it once; a reviewer decides.
 //! - The **server** (feature `server`; binary `aegis`, feature `cli`) records each decision once,
 //!   in an embedded SQLite database, and answers only after the commit is durable.
 //!
@@ -104,7 +104,7 @@
 //!
 //! # Stability
 //!
-//! Types of these crates are part of the public interface: `bytes`, `http`, `http-body`,
+//! Types of these crates are part of the public interface: `bytes`, `futures-core`, `http`, `http-body`,
 //! `http-body-util` (`Full`), `hyper` (`Incoming`), `serde`, `serde_json` (errors of payloads),
 //! `tower-layer` and `tower-service`; with `reqwest` its `Client`, `ClientBuilder`, `Body` and
 //! `Error`; with `tls` rustls's `ClientConfig`; with `server` `tokio` and `rusqlite`.

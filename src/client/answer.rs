@@ -148,7 +148,7 @@ impl Subject<'_> {
 }
 
 /// Compares ids. A UUID has more than one spelling.
-fn is_same(one: &RequestId, other: &RequestId) -> bool {
+pub(super) fn is_same(one: &RequestId, other: &RequestId) -> bool {
     one == other
         || one
             .as_uuid()

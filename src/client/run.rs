@@ -8,18 +8,19 @@ use std::task::Poll;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use http_body::Body;
 use http_body_util::Full;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tower_service::Service;
 
+use super::answer::is_same;
 use super::operation::{
     Claim, Claimed, Complete, Fail, Look, Operation, OperationCall, Renew, Settings, Submit,
     digest_of,
 };
-use super::request::Limits;
+use super::request::{Limits, Question};
 use super::wait::{Pauses, Wait};
 use super::{AegisService, Error};
 use crate::layer::after;
@@ -258,8 +259,7 @@ pub enum RunOutcome<T, E> {
 }
 
 impl<T, E> RunOutcome<T, E> {
-    /// Returns what was run before without success or failure of this call's own, if nothing is to
-    /// be run any more.
+    /// Returns the outcome of an action that is not to be run any more, or else the action.
     fn settled(action: Action) -> Result<Self, Action> {
         if action.execution.is_some() {
             return Ok(Self::AlreadyRun(Box::new(action)));
@@ -320,6 +320,10 @@ where
             limits: run.settings.limits,
         };
         let decided = run.service.decided(&id, &wait, until).await?;
+        if !is_same(&decided.request_id, &id) {
+            let fault = "the status answer is about another action";
+            return Err(Error::protocol(fault, StatusCode::OK, 1));
+        }
         let decided = match RunOutcome::settled(decided) {
             Ok(outcome) => return Ok(outcome),
             Err(decided) => decided,
@@ -329,9 +333,7 @@ where
         let Claimed { action, claim } = match run.claim(&id, digest).await {
             Ok(claimed) => claimed,
             Err(error) if error.is_already_claimed() || error.is_not_approved() => {
-                let now = run.service.decided(&id, &wait, until).await?;
-                // Approved again by now, or the status lags behind: the caller may ask again.
-                return RunOutcome::settled(now).map_err(|_| error);
+                return run.became(&id, error).await;
             }
             Err(error) => return Err(error),
         };
@@ -432,6 +434,29 @@ where
         // At least half of the lease is left when the closure starts.
         let settings = self.within(self.lease / 2);
         self.service.clone().perform(claim, settings).await
+    }
+
+    /// Returns what became of an action whose claim was refused, as far as that is known.
+    async fn became<T, E>(
+        &self,
+        id: &RequestId,
+        refused: Error,
+    ) -> Result<RunOutcome<T, E>, Error> {
+        let question = Question {
+            tenant: self.settings.tenant.clone(),
+            wait: None,
+            limits: self.settings.limits,
+        };
+        // The status has the result too. The refusal has the state alone.
+        let asked = self.service.clone().ask(id.clone(), question).await.ok();
+        let known = [asked.as_ref(), refused.recorded()];
+        known
+            .into_iter()
+            .flatten()
+            .filter(|action| is_same(&action.request_id, id))
+            .find_map(|action| RunOutcome::settled(action.clone()).ok())
+            // It may be approved again by now. Then the caller may try again too.
+            .ok_or(refused)
     }
 
     /// Renews a claim until it is lost. Returns why.
