@@ -177,7 +177,7 @@ where
             open: None,
             pauses: Pauses::default(),
         };
-        Events(Box::pin(Unfold::Idle(Some(follower))))
+        Events(Box::pin(Unfold::Idle(Some(Box::new(follower)))))
     }
 }
 
@@ -214,12 +214,12 @@ impl fmt::Debug for Events {
     }
 }
 
-type Next<S, R> = (Follower<S, R>, Result<StreamedEvent, Error>);
+type Next<S, R> = (Box<Follower<S, R>>, Result<StreamedEvent, Error>);
 
 /// A stream of what a follower finds.
 enum Unfold<S, R> {
     /// `None` after the last item.
-    Idle(Option<Follower<S, R>>),
+    Idle(Option<Box<Follower<S, R>>>),
     Busy(Pin<Box<dyn Future<Output = Next<S, R>> + Send>>),
 }
 

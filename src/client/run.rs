@@ -260,14 +260,14 @@ pub enum RunOutcome<T, E> {
 
 impl<T, E> RunOutcome<T, E> {
     /// Returns the outcome of an action that is not to be run any more, or else the action.
-    fn settled(action: Action) -> Result<Self, Action> {
+    fn settled(action: Box<Action>) -> Result<Self, Box<Action>> {
         if action.execution.is_some() {
-            return Ok(Self::AlreadyRun(Box::new(action)));
+            return Ok(Self::AlreadyRun(action));
         }
         match (action.decision, action.closed) {
-            (Some(Decision::Reject), Some(Closed::Expired)) => Ok(Self::Expired(action.into())),
-            (Some(Decision::Reject), Some(Closed::Cancelled)) => Ok(Self::Cancelled(action.into())),
-            (Some(Decision::Reject), _) => Ok(Self::Rejected(action.into())),
+            (Some(Decision::Reject), Some(Closed::Expired)) => Ok(Self::Expired(action)),
+            (Some(Decision::Reject), Some(Closed::Cancelled)) => Ok(Self::Cancelled(action)),
+            (Some(Decision::Reject), _) => Ok(Self::Rejected(action)),
             _ => Err(action),
         }
     }
@@ -324,7 +324,7 @@ where
             let fault = "the status answer is about another action";
             return Err(Error::protocol(fault, StatusCode::OK, 1));
         }
-        let decided = match RunOutcome::settled(decided) {
+        let decided = match RunOutcome::settled(decided.into()) {
             Ok(outcome) => return Ok(outcome),
             Err(decided) => decided,
         };
@@ -450,13 +450,13 @@ where
         // The status has the result too. The refusal has the state alone.
         let asked = self.service.clone().ask(id.clone(), question).await.ok();
         let known = [asked.as_ref(), refused.recorded()];
-        known
+        let settled = known
             .into_iter()
             .flatten()
             .filter(|action| is_same(&action.request_id, id))
-            .find_map(|action| RunOutcome::settled(action.clone()).ok())
-            // It may be approved again by now. Then the caller may try again too.
-            .ok_or(refused)
+            .find_map(|action| RunOutcome::settled(action.clone().into()).ok());
+        // It may be approved again by now. Then the caller may try again too.
+        settled.ok_or(refused)
     }
 
     /// Renews a claim until it is lost. Returns why.

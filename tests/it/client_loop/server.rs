@@ -107,7 +107,7 @@ async fn an_action_goes_through_the_loop() {
     .await;
     use EventKind::{Approved, Claimed, Completed, Submitted};
     assert_eq!(kinds, [Submitted, Approved, Claimed, Completed]);
-    _ = server.stop().await;
+    assert!(server.stop().await.is_drained());
 }
 
 #[tokio::test]
@@ -143,7 +143,7 @@ async fn a_cancelled_and_an_expired_action_are_not_run() {
         (action.decision, action.closed),
         (Some(Decision::Reject), Some(Closed::Expired))
     );
-    _ = server.stop().await;
+    assert!(server.stop().await.is_drained());
 }
 
 #[tokio::test]
@@ -170,7 +170,7 @@ async fn an_edited_action_is_run_as_edited_and_only_once() {
         panic!("it ran again");
     };
     assert_eq!(action.result.unwrap().parse::<Value>().unwrap(), edited);
-    _ = server.stop().await;
+    assert!(server.stop().await.is_drained());
 }
 
 #[tokio::test]
@@ -203,7 +203,7 @@ async fn of_many_processes_with_one_key_one_runs_it() {
         }
     }
     assert_eq!((completed, ran.load(Ordering::SeqCst)), (1, 1));
-    _ = server.stop().await;
+    assert!(server.stop().await.is_drained());
 }
 
 #[tokio::test]
@@ -247,5 +247,5 @@ async fn a_run_that_dies_is_not_run_again_before_another_approval() {
         panic!("it did not run");
     };
     assert_eq!(value, payload());
-    _ = server.stop().await;
+    assert!(server.stop().await.is_drained());
 }
