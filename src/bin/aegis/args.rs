@@ -36,3 +36,27 @@ pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
         Err(allowed.to_owned())
     }
 }
+
+/// Parses a duration with its unit, such as `90d`.
+pub(crate) fn lasting(text: &str) -> Result<Duration, String> {
+    let refused =
+        || "allowed is a whole number with s, m, h or d behind it, such as 90d".to_owned();
+    let (number, unit) = text
+        .char_indices()
+        .last()
+        .map(|(at, unit)| (&text[..at], unit))
+        .ok_or_else(refused)?;
+    let seconds = match unit {
+        's' => 1,
+        'm' => 60,
+        'h' => 3600,
+        'd' => 86_400,
+        _ => return Err(refused()),
+    };
+    let number: u64 = number.parse().map_err(|_| refused())?;
+    // A hundred years are more than any of these lasts, and no clock overflows by them.
+    let most = 36_500 * 86_400;
+    let seconds = number.checked_mul(seconds);
+    let seconds = seconds.filter(|seconds| (1..=most).contains(seconds));
+    seconds.map(Duration::from_secs).ok_or_else(refused)
+}

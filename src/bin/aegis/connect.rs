@@ -102,6 +102,19 @@ impl Connect {
     }
 }
 
+impl Connect {
+    /// Builds a client for a command that needs to know who calls.
+    pub(crate) fn service(self, config: &config::Client) -> Result<AegisService, Failure> {
+        if !self.credential.is_some() && config.tenant.is_none() && config.token.is_none() {
+            return Err(Failure::usage(
+                "nobody asks; set --tenant or AEGIS_TENANT, or --token or AEGIS_TOKEN, or either \
+                 in the configuration file",
+            ));
+        }
+        Ok(self.builder(config)?.build()?)
+    }
+}
+
 /// A tenant or an API key. If one is a flag and the other is from the environment, the flag wins.
 #[derive(Debug)]
 pub(crate) struct Credential(Given);

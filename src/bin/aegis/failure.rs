@@ -3,7 +3,7 @@
 use std::error::Error as StdError;
 use std::process::ExitCode;
 
-use aegis_hitl::protocol::ErrorChain;
+use aegis_hitl::protocol::{Code, ErrorChain};
 
 /// A failure with its exit code: 1 other, 2 usage, 3 refused, 4 outcome unknown.
 #[derive(Debug)]
@@ -27,6 +27,13 @@ impl Failure {
         }
     }
 
+    pub(crate) fn with_code(code: u8, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            message: message.into(),
+        }
+    }
+
     /// Adds the cause.
     pub(crate) fn because(mut self, cause: impl StdError + 'static) -> Self {
         self.message.push_str(": ");
@@ -43,11 +50,35 @@ impl Failure {
     }
 }
 
+/// Whether what is on record rules the request out.
+fn is_refused(error: &aegis_hitl::Error) -> bool {
+    error.is_conflict()
+        || error.is_closed()
+        || error.is_payload_mismatch()
+        || error.is_already_claimed()
+        || error.is_not_approved()
+        || error.is_claim_lost()
+        || error.problem().is_some_and(|problem| {
+            matches!(problem.code, Code::SelfApproval | Code::EditNotAllowed)
+        })
+}
+
+impl Failure {
+    /// The failure of a request that changes nothing, which leaves no outcome unknown.
+    pub(crate) fn of_reading(error: aegis_hitl::Error) -> Self {
+        if error.is_config() || error.is_request() {
+            Self::from(error)
+        } else {
+            Self::other(ErrorChain(&error).to_string())
+        }
+    }
+}
+
 impl From<aegis_hitl::Error> for Failure {
     fn from(error: aegis_hitl::Error) -> Self {
         let code = if error.is_config() || error.is_request() {
             2
-        } else if error.is_conflict() || error.is_closed() {
+        } else if is_refused(&error) {
             3
         } else if error.is_outcome_unknown() {
             4

@@ -5,12 +5,14 @@ mod command;
 mod config;
 mod connect;
 mod failure;
+mod input;
 mod key_file;
 mod log;
 mod print;
 mod reload;
 mod signals;
 mod stderr;
+mod view;
 
 use std::process::ExitCode;
 

@@ -1,10 +1,10 @@
 //! `aegis approve` and `aegis reject`.
 
-use std::fs;
-use std::io::{self, Read};
+use std::io::{self, IsTerminal};
 
+use aegis_hitl::protocol::Digest;
 use aegis_hitl::{
-    Decision, DecisionRequest, IdempotencyKey, Outcome, Payload, Receipt, RequestId, ThreadId,
+    AegisService, Decision, DecisionRequest, IdempotencyKey, Outcome, Receipt, RequestId, ThreadId,
 };
 use clap::Args;
 use serde_json::json;
@@ -14,19 +14,36 @@ use super::Context;
 use crate::config;
 use crate::connect::Connect;
 use crate::failure::Failure;
+use crate::input::payload_of;
 use crate::print::{print, print_json, say};
+use crate::view;
 
 #[derive(Debug, Args)]
 pub(crate) struct Decide {
-    /// The idempotency key.
-    pub(crate) key: IdempotencyKey,
+    /// The idempotency key. In its place --id names an action that was submitted.
+    #[arg(required_unless_present = "id", conflicts_with = "id")]
+    pub(crate) key: Option<IdempotencyKey>,
+
+    /// The server's id of an action that was submitted; see `aegis list`.
+    #[arg(long, value_name = "ID")]
+    pub(crate) id: Option<RequestId>,
+
+    /// With --id: the digest of what was seen; see `aegis show`. Without it, the action is shown
+    /// and has to be confirmed on a terminal.
+    #[arg(long, requires = "id", value_name = "DIGEST")]
+    pub(crate) digest: Option<Digest>,
+
+    /// With --id: approves this payload in place of the one that was submitted, if the submission
+    /// allows it: a JSON object, @FILE, or - for standard input.
+    #[arg(long, requires = "id", value_name = "JSON|@FILE|-")]
+    pub(crate) edit: Option<String>,
 
     /// The thread.
     #[arg(long, env = "AEGIS_THREAD", value_name = "THREAD")]
     pub(crate) thread: Option<ThreadId>,
 
     /// What the action is about: a JSON object, @FILE, or - for standard input.
-    #[arg(long, value_name = "JSON|@FILE|-")]
+    #[arg(long, conflicts_with = "id", value_name = "JSON|@FILE|-")]
     pub(crate) payload: Option<String>,
 
     /// A comment on the decision.
@@ -52,6 +69,12 @@ pub(crate) async fn reject(args: Decide, context: Context) -> Result<(), Failure
 
 /// Records a decision and prints the receipt.
 async fn decide(decision: Decision, args: Decide, config: &config::Client) -> Result<(), Failure> {
+    if args.id.is_some() {
+        return by_id(decision, args, config).await;
+    }
+    let Some(key) = args.key else {
+        return Err(Failure::usage("no key; name an idempotency key, or --id"));
+    };
     let json = args.connect.json;
     let anybody = args.connect.credential.is_some();
     if !anybody && config.tenant.is_none() && config.token.is_none() {
@@ -71,7 +94,7 @@ async fn decide(decision: Decision, args: Decide, config: &config::Client) -> Re
         }
     }
     let mut service = builder.build()?;
-    let mut request = DecisionRequest::new(decision, args.key);
+    let mut request = DecisionRequest::new(decision, key);
     if let Some(thread) = args.thread {
         request = request.thread_id(thread);
     }
@@ -84,35 +107,82 @@ async fn decide(decision: Decision, args: Decide, config: &config::Client) -> Re
     // The id is chosen before the call, so that the message of a failed call can name it.
     let call_id = args.call_id.unwrap_or_else(RequestId::mint);
     let receipt = service.call(request.call_id(call_id.clone())).await;
-    let receipt = receipt.map_err(|error| {
-        let unknown = error.is_outcome_unknown();
-        let failure = Failure::from(error);
-        if unknown {
-            say(&format!("this call was --call-id {call_id}"));
-        }
-        failure
-    })?;
+    let receipt = receipt.map_err(|error| unknown(error, &call_id))?;
     print_receipt(&receipt, json)
 }
 
-fn payload_of(text: &str) -> Result<Payload, Failure> {
-    let unreadable = |error: io::Error| Failure::usage("cannot read the payload").because(error);
-    let text = match text.strip_prefix('@') {
-        Some(path) => fs::read_to_string(path).map_err(unreadable)?,
-        None if text == "-" => {
-            let mut input = String::new();
-            io::stdin().read_to_string(&mut input).map_err(unreadable)?;
-            input
-        }
-        None => text.to_owned(),
+/// Decides on an action that was submitted, on what was seen.
+async fn by_id(decision: Decision, args: Decide, config: &config::Client) -> Result<(), Failure> {
+    let Some(id) = args.id else {
+        return Err(Failure::usage("no id"));
     };
-    Payload::from_json(&text).map_err(|error| {
-        Failure::usage("the payload is not a JSON object; allowed are JSON, @FILE and -")
-            .because(error)
-    })
+    let json = args.connect.json;
+    let edited = args.edit.as_deref().map(payload_of).transpose()?;
+    if edited.is_some() && decision == Decision::Reject {
+        return Err(Failure::usage(
+            "a rejection has no --edit; only what is approved can be edited",
+        ));
+    }
+    let service = args.connect.service(config)?;
+    let digest = match args.digest {
+        Some(digest) => Some(digest),
+        None => confirmed(&service, &id, decision, json).await?,
+    };
+    let call_id = args.call_id.unwrap_or_else(RequestId::mint);
+    let mut call = service
+        .decide_action(decision, id)
+        .digest(digest)
+        .call_id(call_id.clone());
+    if let Some(payload) = &edited {
+        call = call.edited_payload(payload);
+    }
+    if let Some(comment) = args.comment {
+        call = call.comment(comment);
+    }
+    let receipt = call.await.map_err(|error| unknown(error, &call_id))?;
+    print_receipt(&receipt, json)
 }
 
-fn print_receipt(receipt: &Receipt, json: bool) -> Result<(), Failure> {
+/// Shows an action on the terminal, and asks whether it is to be decided so. Returns the digest of
+/// what was shown.
+async fn confirmed(
+    service: &AegisService,
+    id: &RequestId,
+    decision: Decision,
+    json: bool,
+) -> Result<Option<Digest>, Failure> {
+    let action = service.look(id).await.map_err(Failure::of_reading)?;
+    if action.digest.is_none() {
+        return Ok(None);
+    }
+    if json || !io::stdin().is_terminal() {
+        return Err(Failure::usage(format!(
+            "the action has a payload; look at it with 'aegis show {id}' and pass its --digest"
+        )));
+    }
+    print(&view::action(&action))?;
+    print(&format!("{decision} this? [y/N] "))?;
+    let mut answer = String::new();
+    io::stdin()
+        .read_line(&mut answer)
+        .map_err(|error| Failure::other("cannot read the answer").because(error))?;
+    match answer.trim() {
+        "y" | "Y" | "yes" => Ok(action.digest),
+        _ => Err(Failure::other("nothing was decided")),
+    }
+}
+
+/// The failure of a call that may be sent again under its own id.
+pub(super) fn unknown(error: aegis_hitl::Error, call_id: &RequestId) -> Failure {
+    let unknown = error.is_outcome_unknown();
+    let failure = Failure::from(error);
+    if unknown {
+        say(&format!("this call was --call-id {call_id}"));
+    }
+    failure
+}
+
+pub(super) fn print_receipt(receipt: &Receipt, json: bool) -> Result<(), Failure> {
     let outcome = match receipt.outcome() {
         Outcome::Accepted => "accepted",
         Outcome::Duplicate => "duplicate",

@@ -9,6 +9,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::Context;
+use crate::args::lasting;
 use crate::failure::Failure;
 use crate::print::{print, print_json};
 
@@ -33,7 +34,7 @@ pub(crate) struct NewKey {
     pub(crate) scope: Vec<Scope>,
 
     /// How long the key lasts: a number with s, m, h or d, such as 90d [default: for ever].
-    #[arg(long, value_parser = duration, value_name = "DURATION")]
+    #[arg(long, value_parser = lasting, value_name = "DURATION")]
     pub(crate) expires: Option<Duration>,
 
     /// Prints JSON.
@@ -87,24 +88,4 @@ fn name(text: &str) -> Result<String, String> {
     } else {
         Err("allowed are 1 to 255 visible ASCII characters without spaces".to_owned())
     }
-}
-
-fn duration(text: &str) -> Result<Duration, String> {
-    let refused =
-        || "allowed is a whole number with s, m, h or d behind it, such as 90d".to_owned();
-    let (number, unit) = text
-        .char_indices()
-        .last()
-        .map(|(at, unit)| (&text[..at], unit))
-        .ok_or_else(refused)?;
-    let seconds = match unit {
-        's' => 1,
-        'm' => 60,
-        'h' => 3600,
-        'd' => 86_400,
-        _ => return Err(refused()),
-    };
-    let number: u64 = number.parse().map_err(|_| refused())?;
-    let seconds = number.checked_mul(seconds).filter(|seconds| *seconds > 0);
-    seconds.map(Duration::from_secs).ok_or_else(refused)
 }

@@ -1,11 +1,20 @@
 //! The commands, one file each. A new command is one file and one line in `commands!`.
 
 mod backup;
+mod cancel;
 mod check;
+mod claim;
 mod decide;
+mod documents;
+mod events;
+mod hook;
 mod keys;
+mod list;
 mod serve;
+mod show;
 mod status;
+mod submit;
+mod wait;
 
 use std::path::PathBuf;
 
@@ -42,12 +51,35 @@ macro_rules! commands {
 commands! {
     /// Runs the server.
     Serve(serve::Serve) => serve::run,
+    /// Submits an action for a decision.
+    Submit(submit::Submit) => submit::run,
+    /// Lists actions.
+    List(list::List) => list::run,
+    /// Shows all that is on record of an action.
+    Show(show::Show) => show::run,
     /// Approves an action.
     Approve(decide::Decide) => decide::approve,
     /// Rejects an action.
     Reject(decide::Decide) => decide::reject,
     /// Shows where an action stands.
     Status(status::Status) => status::run,
+    /// Withdraws an action that nobody has decided.
+    Cancel(cancel::Cancel) => cancel::run,
+    /// Waits for a decision.
+    Wait(wait::Wait) => wait::run,
+    /// Claims an approved action, so that nobody else runs it.
+    Claim(claim::Claim) => claim::claim,
+    /// Extends a claim.
+    Renew(claim::Renew) => claim::renew,
+    /// Reports that a claimed action was carried out.
+    Complete(claim::Complete) => claim::complete,
+    /// Reports that carrying out a claimed action failed.
+    Fail(claim::Fail) => claim::fail,
+    /// Prints events as they come.
+    Events(events::Events) => events::run,
+    /// Asks for approval before the tool calls of a coding agent.
+    #[command(subcommand)]
+    Hook(hook::Hook) => hook::run,
     /// Copies the database into a new file, even while a server has it open.
     Backup(backup::Backup) => backup::run,
     /// Reads a whole database, and says whether it is sound (exit code 0) or not (1).
@@ -55,4 +87,8 @@ commands! {
     /// Makes API keys for the server's key file.
     #[command(subcommand)]
     Keys(keys::Keys) => keys::run,
+    /// Prints completions for a shell.
+    Completions(documents::Completions) => documents::completions,
+    /// Prints a man page.
+    Man(documents::Man) => documents::man,
 }

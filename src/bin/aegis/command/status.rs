@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use aegis_hitl::protocol::{ErrorChain, Escaped};
-use aegis_hitl::{Action, RequestId};
+use aegis_hitl::RequestId;
 use clap::Args;
 
 use super::Context;
 use crate::connect::Connect;
 use crate::failure::Failure;
 use crate::print::{print, print_json};
+use crate::view;
 
 #[derive(Debug, Args)]
 pub(crate) struct Status {
@@ -32,69 +32,11 @@ pub(crate) async fn run(args: Status, context: Context) -> Result<(), Failure> {
     if let Some(wait) = args.wait {
         call = call.wait(wait);
     }
-    let action = call.await.map_err(|error| {
-        // A status request changes nothing, so its failure never leaves a decision unknown.
-        if error.is_config() || error.is_request() {
-            Failure::from(error)
-        } else {
-            Failure::other(ErrorChain(&error).to_string())
-        }
-    })?;
+    let action = call.await.map_err(Failure::of_reading)?;
     if json {
         return print_json(&action);
     }
-    print(&rows_of(&action))
-}
-
-fn rows_of(action: &Action) -> String {
-    let none = "-".to_owned();
-    let time = |time: Option<std::time::SystemTime>| time.map(rfc3339);
-    let rows = [
-        ("request id", Some(action.request_id.to_string())),
-        ("status", Some(action.status.to_string())),
-        (
-            "decision",
-            Some(
-                action
-                    .decision
-                    .map_or(none.clone(), |decision| decision.to_string()),
-            ),
-        ),
-        (
-            "execution",
-            action.execution.map(|execution| execution.to_string()),
-        ),
-        ("tenant", action.tenant_id.as_ref().map(ToString::to_string)),
-        ("thread", action.thread_id.as_ref().map(ToString::to_string)),
-        (
-            "key",
-            action.idempotency_key.as_ref().map(ToString::to_string),
-        ),
-        ("created", time(action.created_at)),
-        ("decided", time(action.decided_at)),
-        (
-            "comment",
-            action
-                .comment
-                .as_ref()
-                .map(|comment| format!("\"{comment}\"")),
-        ),
-        (
-            "payload",
-            action
-                .payload
-                .as_ref()
-                .map(|payload| payload.as_str().to_owned()),
-        ),
-    ];
-    let row = |(name, value): (&str, Option<String>)| {
-        Some(format!("{name}: {}\n", Escaped::line(&value?)))
-    };
-    rows.into_iter().filter_map(row).collect()
-}
-
-fn rfc3339(time: std::time::SystemTime) -> String {
-    jiff::Timestamp::try_from(time).map_or_else(|_| "-".to_owned(), |time| time.to_string())
+    print(&view::action(&action))
 }
 
 fn wait(text: &str) -> Result<Duration, String> {

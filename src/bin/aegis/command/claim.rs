@@ -1,0 +1,178 @@
+//! `aegis claim`, `aegis renew`, `aegis complete` and `aegis fail`.
+
+use std::time::Duration;
+
+use aegis_hitl::RequestId;
+use aegis_hitl::protocol::{ClaimToken, Digest, Escaped};
+use clap::Args;
+use serde_json::json;
+
+use super::Context;
+use super::decide::unknown;
+use crate::args::seconds;
+use crate::connect::{Connect, Secret};
+use crate::failure::Failure;
+use crate::input::{json_of, payload_of};
+use crate::print::{print, print_json};
+use crate::view;
+
+#[derive(Debug, Args)]
+pub(crate) struct Claim {
+    /// The server's id of the action.
+    pub(crate) id: RequestId,
+
+    /// The digest of what is about to be run.
+    #[arg(long, value_name = "DIGEST")]
+    pub(crate) digest: Option<Digest>,
+
+    /// What is about to be run, in place of its digest: a JSON object, @FILE, or - for standard
+    /// input.
+    #[arg(long, conflicts_with = "digest", value_name = "JSON|@FILE|-")]
+    pub(crate) payload: Option<String>,
+
+    /// How long the claim lasts, in whole seconds (1 to 86400), unless it is renewed.
+    #[arg(long, value_name = "SECONDS", default_value = "300", value_parser = seconds)]
+    pub(crate) lease: Duration,
+
+    /// The X-Request-Id of the call, to repeat a call whose outcome is unknown [default: a new
+    /// one].
+    #[arg(long, value_name = "ID")]
+    pub(crate) call_id: Option<RequestId>,
+
+    #[command(flatten)]
+    pub(crate) connect: Connect,
+}
+
+/// Names a claim.
+#[derive(Debug, Args)]
+pub(crate) struct Held {
+    /// The server's id of the action.
+    pub(crate) id: RequestId,
+
+    /// The claim's token. The environment variable keeps it out of the process list.
+    #[arg(
+        long = "claim",
+        env = "AEGIS_CLAIM",
+        value_name = "TOKEN",
+        hide_env_values = true
+    )]
+    pub(crate) token: Secret,
+
+    #[command(flatten)]
+    pub(crate) connect: Connect,
+}
+
+impl Held {
+    fn token(&self) -> Result<ClaimToken, Failure> {
+        let token = self.token.as_str().parse();
+        token.map_err(|error| Failure::usage("the claim").because(error))
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Renew {
+    #[command(flatten)]
+    pub(crate) held: Held,
+
+    /// How long the claim lasts from now on, in whole seconds (1 to 86400).
+    #[arg(long, value_name = "SECONDS", default_value = "300", value_parser = seconds)]
+    pub(crate) lease: Duration,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Complete {
+    #[command(flatten)]
+    pub(crate) held: Held,
+
+    /// The result, up to 64 KiB: JSON, @FILE, or - for standard input.
+    #[arg(long, value_name = "JSON|@FILE|-")]
+    pub(crate) result: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Fail {
+    #[command(flatten)]
+    pub(crate) held: Held,
+
+    /// Why it failed, for the person who decides again.
+    #[arg(long)]
+    pub(crate) reason: Option<String>,
+}
+
+/// Claims an approved action, and prints the claim and what is to be run.
+pub(crate) async fn claim(args: Claim, context: Context) -> Result<(), Failure> {
+    let json = args.connect.json;
+    let digest = match (&args.digest, &args.payload) {
+        (Some(digest), _) => Some(*digest),
+        (None, Some(payload)) => Some(
+            Digest::of(&payload_of(payload)?)
+                .map_err(|error| Failure::usage("the payload").because(error))?,
+        ),
+        (None, None) => None,
+    };
+    let service = args.connect.service(&context.config.client)?;
+    let call_id = args.call_id.unwrap_or_else(RequestId::mint);
+    let call = service.claim(args.id).digest(digest).lease(args.lease);
+    let claimed = call.call_id(&call_id).await;
+    let claimed = claimed.map_err(|error| unknown(error, &call_id))?;
+    if json {
+        return print_json(&json!({ "action": claimed.action, "claim": claimed.claim }));
+    }
+    let claim = &claimed.claim;
+    let end = claim.expires_at.map_or_else(|| "-".to_owned(), view::time);
+    print(&format!(
+        "claim: {}\nfence: {}\nlease ends: {end}\n{}",
+        Escaped::line(claim.token.as_str()),
+        claim.fence,
+        view::action(&claimed.action)
+    ))
+}
+
+/// Extends a claim and prints its new end.
+pub(crate) async fn renew(args: Renew, context: Context) -> Result<(), Failure> {
+    let token = args.held.token()?;
+    let json = args.held.connect.json;
+    let service = args.held.connect.service(&context.config.client)?;
+    let claim = service
+        .renew(args.held.id, &token)
+        .lease(args.lease)
+        .await?;
+    if json {
+        return print_json(&json!({ "claim": claim }));
+    }
+    let end = claim.expires_at.map_or_else(|| "-".to_owned(), view::time);
+    print(&format!("lease ends: {end}\n"))
+}
+
+/// Reports success and prints the action.
+pub(crate) async fn complete(args: Complete, context: Context) -> Result<(), Failure> {
+    let token = args.held.token()?;
+    let json = args.held.connect.json;
+    let result = args.result.as_deref().map(json_of).transpose()?;
+    let service = args.held.connect.service(&context.config.client)?;
+    let mut call = service.complete(args.held.id, &token);
+    if let Some(result) = &result {
+        call = call.result(result);
+    }
+    let action = call.await?;
+    if json {
+        return print_json(&action);
+    }
+    print(&view::action(&action))
+}
+
+/// Reports failure and prints the action.
+pub(crate) async fn fail(args: Fail, context: Context) -> Result<(), Failure> {
+    let token = args.held.token()?;
+    let json = args.held.connect.json;
+    let service = args.held.connect.service(&context.config.client)?;
+    let mut call = service.fail(args.held.id, &token);
+    if let Some(reason) = args.reason {
+        call = call.reason(reason);
+    }
+    let action = call.await?;
+    if json {
+        return print_json(&action);
+    }
+    print(&view::action(&action))
+}
