@@ -104,10 +104,11 @@
 //!
 //! # Stability
 //!
-//! Types of these crates are part of the public interface: `bytes`, `futures-core`, `http`, `http-body`,
-//! `http-body-util` (`Full`), `hyper` (`Incoming`), `serde`, `serde_json` (errors of payloads),
-//! `tower-layer` and `tower-service`; with `reqwest` its `Client`, `ClientBuilder`, `Body` and
-//! `Error`; with `tls` rustls's `ClientConfig`; with `server` `tokio` and `rusqlite`.
+//! Types of these crates are part of the public interface: `bytes`, `futures-core` (`Stream`),
+//! `http`, `http-body`, `http-body-util` (`Full`), `hyper` (`Incoming`), `serde`, `serde_json`
+//! (errors of payloads), `tower-layer` and `tower-service`; with `reqwest` its `Client`,
+//! `ClientBuilder`, `Body` and `Error`; with `tls` rustls's `ClientConfig`; with `server` `tokio` and
+//! `rusqlite`.
 //!
 //! The minimum supported Rust version is 1.89. Unsafe code is forbidden.
 

@@ -479,7 +479,7 @@ pub(super) fn refusal(answer: Answer) -> Error {
     let code = problem.as_ref().map(|problem| problem.code);
     if status == StatusCode::CONFLICT && !is_in_flight && code != Some(Code::AlreadyClaimed) {
         let head = Head { status, attempts };
-        return head.fault("nothing but a claim that came too late is a conflict here");
+        return head.fault("it is a conflict that this call cannot have");
     }
     Error::status(problem, status, attempts)
 }

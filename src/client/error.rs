@@ -359,8 +359,8 @@ impl Error {
         self.inner.kind == Kind::Protocol
     }
 
-    /// Whether the decision may be on record although the call failed. Asking again with the same
-    /// key settles it.
+    /// Whether what was asked for may be on record although the call failed. Asking again with the
+    /// same key settles it, and for calls by id with the same [`call_id`](Self::call_id).
     pub fn is_outcome_unknown(&self) -> bool {
         match self.inner.kind {
             Kind::Config | Kind::Request | Kind::Conflict | Kind::Closed | Kind::Claim => false,

@@ -55,6 +55,10 @@ const RENEWAL_PAUSE: Duration = Duration::from_secs(5);
 /// [`RunOutcome::AlreadyRun`]. If the first process died while it ran, its lease ends, the execution
 /// is on record as `unknown`, and a human decides again. Only after another approval it runs again.
 ///
+/// If the claim is lost while the closure runs, the closure is dropped
+/// ([`RunOutcome::Interrupted`]). A machine that was suspended notices that late, at the next
+/// renewal.
+///
 /// What the closure does outside takes effect exactly once only if the system that it calls
 /// deduplicates by the action's [id](Approved::request_id) or refuses an older
 /// [fence](Approved::fence).
