@@ -191,9 +191,9 @@ impl<S> fmt::Debug for EventsCall<S> {
 
 /// The tenant's events. Made by [`EventsCall::stream`].
 ///
-/// If the connection is lost, or silent for 45 seconds, it connects again and resumes after the last
-/// event, for as long as it takes, with growing pauses. It ends only after an error that another
-/// attempt would meet again: a refusal, or an answer that is not of the protocol.
+/// If the connection is lost, or silent for 45 seconds, it connects again and resumes after the
+/// last event, for as long as it takes, with growing pauses. It ends only after an error that
+/// another attempt would meet again: a refusal, or an answer that is not of the protocol.
 ///
 /// Events that happen before the first one was received, while the connection is lost, are missed,
 /// because there is no place to resume at yet. With [`EventsCall::after`] none are.

@@ -8,11 +8,11 @@ use super::operation::{
 use super::{AegisService, EventsCall, RunCall, WaitCall};
 use crate::protocol::{ClaimToken, Decision, IdempotencyKey, InvalidValue, RequestId};
 
-/// The human loop: an agent submits an action, a reviewer decides on it, and one executor claims and
-/// runs it. [`action`](Self::action) does the agent's part as a whole.
+/// The human loop: an agent submits an action, a reviewer decides on it, and one executor claims
+/// and runs it. [`action`](Self::action) does the agent's part as a whole.
 impl<S: Clone> AegisService<S> {
-    /// Runs the action named by `key` once, when it is approved: submits it, waits for the decision,
-    /// claims it, runs a closure, and reports the outcome. See [`RunCall`].
+    /// Runs the action named by `key` once, when it is approved: submits it, waits for the
+    /// decision, claims it, runs a closure, and reports the outcome. See [`RunCall`].
     ///
     /// ```no_run
     /// use aegis_hitl::AegisService;
@@ -51,8 +51,8 @@ impl<S: Clone> AegisService<S> {
 
     /// Submits an action under `key`, for a decision. Returns the action on record.
     ///
-    /// It may be sent again at any time: the same key and payload return the action, whatever became
-    /// of it. Another payload is a [payload mismatch](super::Error::is_payload_mismatch).
+    /// It may be sent again at any time: the same key and payload return the action, whatever
+    /// became of it. Another payload is a [payload mismatch](super::Error::is_payload_mismatch).
     ///
     /// ```no_run
     /// # async fn run(aegis: aegis_hitl::AegisService) -> Result<(), aegis_hitl::Error> {
