@@ -191,10 +191,12 @@ impl<'de> Visitor<'de> for JsonVisitor {
     }
 }
 
-#[cfg(all(test, feature = "server"))]
+#[cfg(test)]
+#[cfg(feature = "server")]
 mod properties;
 
-#[cfg(all(test, feature = "server"))]
+#[cfg(test)]
+#[cfg(feature = "server")]
 mod tests {
     use super::super::Body;
     use super::*;

@@ -20,6 +20,7 @@ mod commands;
 mod crash;
 #[cfg(unix)]
 mod full_disk;
+mod human_loop;
 #[cfg(unix)]
 mod limits;
 mod python;

@@ -444,7 +444,7 @@ async fn a_check_follows_every_kind_of_event() {
         kinds.insert(event["type"].to_string());
     }
     let verified = aegis_hitl::store::SqliteStore::verify(disk.path()).unwrap();
-    assert_eq!(verified.faults, [String::new(); 0]);
+    assert!(verified.faults.is_empty(), "{verified:?}");
     assert_eq!(verified.totals.actions, 6);
 }
 
@@ -559,7 +559,7 @@ async fn follow_at(addr: std::net::SocketAddr, last: Option<&str>) -> Events {
     // The comment at the beginning: the subscription is there.
     if last.is_none() {
         assert!(events.more().await);
-        assert_eq!(events.text, ":\n\n");
+        assert!(events.text.starts_with("id: "), "{}", events.text);
     }
     events
 }

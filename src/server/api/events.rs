@@ -50,8 +50,9 @@ impl<St: Store> Api<St> {
             tenant,
             watch,
             after,
-            ready: VecDeque::new(),
-            comment_at: Instant::now(),
+            // Without data this is no event, but it tells the client where to resume.
+            ready: VecDeque::from([format!("id: {after}\n\n").into()]),
+            comment_at: Instant::now() + COMMENT_EACH,
         };
         let mut response = Response::new(ResponseBody::streamed(follower.stream()));
         let headers = response.headers_mut();
@@ -89,8 +90,7 @@ struct Follower<St> {
     /// The position of the last event that was read.
     after: u64,
     ready: VecDeque<Bytes>,
-    /// When the next comment is due. The first one comes at once, so that the client sees that the
-    /// stream is open.
+    /// When the next comment is due.
     comment_at: Instant,
 }
 

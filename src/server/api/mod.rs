@@ -295,8 +295,8 @@ pub(crate) fn own_id(id: &str) -> Result<Uuid, Rejection> {
     id.ok_or_else(no_such_action)
 }
 
-/// 404. An unknown, a malformed and another tenant's id get the same response, which does not
-/// reveal what exists.
+/// An unknown, a malformed and another tenant's id get the same response, which does not reveal
+/// what exists.
 pub(crate) fn no_such_action() -> Rejection {
     Rejection::not_found("there is no such action")
 }

@@ -23,7 +23,7 @@ pub struct Renew {
 
 /// The outcome of a [`Renew`].
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(clippy::exhaustive_enums)]
+#[allow(clippy::exhaustive_enums, clippy::large_enum_variant)]
 pub enum Renewed {
     /// The claim lasts until its new end.
     Extended(Claim),

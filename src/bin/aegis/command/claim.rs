@@ -51,12 +51,12 @@ pub(crate) struct Held {
 
     /// The claim's token. The environment variable keeps it out of the process list.
     #[arg(
-        long = "claim",
+        long,
         env = "AEGIS_CLAIM",
         value_name = "TOKEN",
         hide_env_values = true
     )]
-    pub(crate) token: Secret,
+    pub(crate) claim: Secret,
 
     #[command(flatten)]
     pub(crate) connect: Connect,
@@ -64,7 +64,7 @@ pub(crate) struct Held {
 
 impl Held {
     fn token(&self) -> Result<ClaimToken, Failure> {
-        let token = self.token.as_str().parse();
+        let token = self.claim.as_str().parse();
         token.map_err(|error| Failure::usage("the claim").because(error))
     }
 }

@@ -250,7 +250,8 @@ fn answer(permission: &str, reason: &str, input: Option<Value>) -> Result<(), Fa
     print_json(&json!({ "hookSpecificOutput": output })).map_err(Failure::blocks)
 }
 
-/// After the tool call: reports its outcome. It has run, so nothing is blocked any more.
+/// After the tool call: reports its outcome. It has run, so nothing is blocked any more: what goes
+/// wrong here has another exit code.
 async fn after(
     args: Claude,
     call: &ToolCall,
@@ -258,7 +259,8 @@ async fn after(
     context: Context,
 ) -> Result<(), Failure> {
     let service = args.connect.service(&context.config.client)?;
-    let action = call.submit(&service).await.map_err(Failure::passes)?;
+    // The claim's call names the action. Submitting again would make a new one where there is none.
+    let action = service.status(call.claim_call()).await?;
     let claimed = call.claim(&service, &action, args.lease).await?;
     let (id, token) = (&action.request_id, &claimed.claim.token);
     match outcome {
@@ -283,10 +285,5 @@ impl Failure {
     /// The same failure, which blocks the tool call.
     fn blocks(self) -> Self {
         Self::with_code(BLOCKED, self.message())
-    }
-
-    /// The same failure, which is reported and blocks nothing.
-    fn passes(self) -> Self {
-        Self::with_code(1, self.message())
     }
 }
