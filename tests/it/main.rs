@@ -48,6 +48,8 @@ mod human_loop;
 #[cfg(all(feature = "client", feature = "test-util"))]
 mod layers;
 mod manual;
+#[cfg(all(feature = "server", feature = "test-util"))]
+mod model;
 #[cfg(all(feature = "client", feature = "test-util"))]
 mod never_sent;
 #[cfg(feature = "server")]
