@@ -1,17 +1,23 @@
 //! Pages of actions, and of events.
 
-use rusqlite::{Connection, Row, params};
+use rusqlite::{Connection, Row, Transaction, params};
 use uuid::Uuid;
 
 use super::rows::{self, from_micros, optional_text, text};
 use crate::protocol::{Action, Closed, Event, EventKind, RequestId, TenantId, ThreadId};
 use crate::store::operation::{Cursor, List, Order, Page};
 
-/// Reads a page of a list.
+/// Holds what the database shows, so that the statements of one read agree with each other.
+fn snapshot(connection: &Connection) -> rusqlite::Result<Transaction<'_>> {
+    connection.unchecked_transaction()
+}
+
+/// Reads a page of a list, as of one moment.
 ///
 /// Each state that the filters let through is read in order from an index, and the results are
 /// merged. So a page costs the same however many actions there are, and however few match.
 pub(super) fn page(connection: &Connection, list: &List) -> rusqlite::Result<Page> {
+    let connection = &snapshot(connection)?;
     let order = list.order();
     let thread = list.thread_id.as_ref();
     let digest = thread.map(|thread| rows::thread(&list.tenant_id, thread));
@@ -26,26 +32,7 @@ pub(super) fn page(connection: &Connection, list: &List) -> rusqlite::Result<Pag
         (None, Order::OldestFirst) => 0,
         (None, Order::NewestFirst) => i64::MAX,
     };
-    let mut read = connection.prepare_cached(match (thread, order) {
-        (None, Order::OldestFirst) => {
-            "SELECT id FROM action WHERE tenant_id = ?1 AND ?2 IS NULL AND ?6 IS NULL AND state = ?3 AND id > ?4 \
-             ORDER BY id LIMIT ?5"
-        }
-        (None, Order::NewestFirst) => {
-            "SELECT id FROM action WHERE tenant_id = ?1 AND ?2 IS NULL AND ?6 IS NULL AND state = ?3 AND id < ?4 \
-             ORDER BY id DESC LIMIT ?5"
-        }
-        (Some(_), Order::OldestFirst) => {
-            "SELECT id FROM action WHERE substr(identity, 1, 8) = ?6 AND state = ?3 AND tenant_id = ?1 \
-             AND thread_id = ?2 AND id > ?4 \
-             ORDER BY id LIMIT ?5"
-        }
-        (Some(_), Order::NewestFirst) => {
-            "SELECT id FROM action WHERE substr(identity, 1, 8) = ?6 AND state = ?3 AND tenant_id = ?1 \
-             AND thread_id = ?2 AND id < ?4 \
-             ORDER BY id DESC LIMIT ?5"
-        }
-    })?;
+    let mut read = connection.prepare_cached(ids(order, thread.is_some()))?;
     let mut found = Vec::new();
     for state in list.states() {
         let tenant = list.tenant_id.as_str();
@@ -72,6 +59,28 @@ pub(super) fn page(connection: &Connection, list: &List) -> rusqlite::Result<Pag
     Ok(Page { actions, next })
 }
 
+/// Selects the rows of one state, of a tenant or of one of its threads.
+fn ids(order: Order, of_a_thread: bool) -> &'static str {
+    match (of_a_thread, order) {
+        (false, Order::OldestFirst) => {
+            "SELECT id FROM action WHERE tenant_id = ?1 AND ?2 IS NULL AND ?6 IS NULL AND state = ?3 \
+             AND id > ?4 ORDER BY id LIMIT ?5"
+        }
+        (false, Order::NewestFirst) => {
+            "SELECT id FROM action WHERE tenant_id = ?1 AND ?2 IS NULL AND ?6 IS NULL AND state = ?3 \
+             AND id < ?4 ORDER BY id DESC LIMIT ?5"
+        }
+        (true, Order::OldestFirst) => {
+            "SELECT id FROM action WHERE substr(identity, 1, 8) = ?6 AND state = ?3 \
+             AND tenant_id = ?1 AND thread_id = ?2 AND id > ?4 ORDER BY id LIMIT ?5"
+        }
+        (true, Order::NewestFirst) => {
+            "SELECT id FROM action WHERE substr(identity, 1, 8) = ?6 AND state = ?3 \
+             AND tenant_id = ?1 AND thread_id = ?2 AND id < ?4 ORDER BY id DESC LIMIT ?5"
+        }
+    }
+}
+
 /// Selects the columns that [`event`] reads, in its order.
 macro_rules! select {
     ($rest:literal) => {
@@ -81,6 +90,10 @@ macro_rules! select {
         )
     };
 }
+
+const HISTORY: &str = select!("action = ?1 ORDER BY seq");
+
+const EVENTS: &str = select!("tenant_id = ?1 AND seq > ?2 ORDER BY seq LIMIT ?3");
 
 fn event(row: &Row<'_>) -> rusqlite::Result<Event> {
     let id = RequestId::from(Uuid::from_bytes(row.get(1)?));
@@ -94,10 +107,11 @@ pub(super) fn with_history(
     id: Uuid,
     tenant: &TenantId,
 ) -> rusqlite::Result<Option<Action>> {
+    let connection = &snapshot(connection)?;
     let Some(mut record) = rows::by_request_id(connection, id, tenant)? else {
         return Ok(None);
     };
-    let mut read = connection.prepare_cached(select!("action = ?1 ORDER BY seq"))?;
+    let mut read = connection.prepare_cached(HISTORY)?;
     let events = read.query_map([record.row], event)?;
     record.action.history = Some(events.collect::<rusqlite::Result<_>>()?);
     Ok(Some(record.action))
@@ -110,10 +124,10 @@ pub(super) fn events(
     after: u64,
     limit: usize,
 ) -> rusqlite::Result<Vec<(u64, Event)>> {
+    let connection = &snapshot(connection)?;
     let after = i64::try_from(after).unwrap_or(i64::MAX);
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    let mut read =
-        connection.prepare_cached(select!("tenant_id = ?1 AND seq > ?2 ORDER BY seq LIMIT ?3"))?;
+    let mut read = connection.prepare_cached(EVENTS)?;
     let mut found = read.query(params![tenant.as_str(), after, limit])?;
     let mut events = Vec::new();
     while let Some(row) = found.next()? {
@@ -158,4 +172,55 @@ pub(super) fn newest_event(connection: &Connection) -> rusqlite::Result<u64> {
         .prepare_cached("SELECT max(seq) FROM event")?
         .query_row([], |row| row.get::<_, Option<i64>>(0))?;
     Ok(newest.unwrap_or(0).unsigned_abs())
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::store::SqliteStore;
+
+    /// The plan of a statement, one line for each table that it reads.
+    fn plan(connection: &Connection, sql: &str) -> Vec<String> {
+        let sql = format!("EXPLAIN QUERY PLAN {sql}");
+        let mut plan = connection.prepare(&sql).unwrap();
+        let mut rows = plan.raw_query();
+        let mut lines = Vec::new();
+        while let Some(row) = rows.next().unwrap() {
+            lines.push(row.get(3).unwrap());
+        }
+        lines
+    }
+
+    #[tokio::test]
+    async fn every_read_of_many_rows_uses_an_index_and_sorts_nothing() {
+        let folder = TempDir::new().unwrap();
+        let path = folder.path().join("aegis.db");
+        let store = SqliteStore::open(&path).unwrap();
+        let connection = Connection::open(&path).unwrap();
+        let mut reads = vec![
+            (HISTORY, "event_action"),
+            (EVENTS, "event_tenant"),
+            (rows::DUE, "action_expiry"),
+            (rows::DUE, "claim_until"),
+            (rows::BY_CALL, "event_call"),
+        ];
+        for order in [Order::OldestFirst, Order::NewestFirst] {
+            reads.push((ids(order, false), "action_state"));
+            reads.push((ids(order, true), "action_thread"));
+        }
+        for (sql, index) in reads {
+            let plan = plan(&connection, sql);
+            let uses = |line: &&String| line.starts_with("SEARCH") && line.contains(index);
+            assert_eq!(plan.iter().filter(uses).count(), 1, "{sql}: {plan:?}");
+            let is_slow = |line: &String| {
+                // A scan of a subquery reads only what that has found.
+                line.contains("TEMP B-TREE")
+                    || line.starts_with("SCAN") && !line.contains("subquery")
+            };
+            assert!(!plan.iter().any(is_slow), "{sql}: {plan:?}");
+        }
+        store.close().await;
+    }
 }

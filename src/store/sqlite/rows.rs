@@ -123,6 +123,16 @@ pub(super) fn lease(connection: &Connection, row: i64) -> rusqlite::Result<Optio
         .optional()
 }
 
+pub(super) const DUE: &str = "SELECT id FROM (SELECT id FROM action WHERE status = 'PENDING' \
+     AND expires_at IS NOT NULL AND expires_at <= ?1 ORDER BY expires_at LIMIT ?2) \
+     UNION ALL \
+     SELECT action FROM (SELECT action FROM claim WHERE until IS NOT NULL AND until <= ?1 \
+     ORDER BY until LIMIT ?2)";
+
+/// The condition on the type lets SQLite use the partial index.
+pub(super) const BY_CALL: &str = "SELECT action FROM event WHERE call_id = ?1 \
+     AND typeof(call_id) = 'blob' AND (?2 IS NULL OR tenant_id = ?2)";
+
 /// Finds records that are due: pending and over, or claimed beyond the lease.
 pub(super) fn due(
     connection: &Connection,
@@ -131,13 +141,7 @@ pub(super) fn due(
 ) -> rusqlite::Result<Vec<Record>> {
     let now = micros(now);
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    let mut over = connection.prepare_cached(
-        "SELECT id FROM (SELECT id FROM action WHERE status = 'PENDING' AND expires_at IS NOT NULL \
-         AND expires_at <= ?1 ORDER BY expires_at LIMIT ?2) \
-         UNION ALL \
-         SELECT action FROM (SELECT action FROM claim WHERE until IS NOT NULL AND until <= ?1 \
-         ORDER BY until LIMIT ?2)",
-    )?;
+    let mut over = connection.prepare_cached(DUE)?;
     let rows = over.query_map([now, limit], |row| row.get(0))?;
     let rows = rows.collect::<rusqlite::Result<Vec<i64>>>()?;
     let records = rows.into_iter().map(|row| by_row(connection, row));
@@ -196,11 +200,7 @@ impl Named {
 
 /// Looks among the calls that made a transition.
 fn by_call(connection: &Connection, call: Uuid, tenant: Option<&str>) -> rusqlite::Result<Named> {
-    // The condition on the type lets SQLite use the partial index.
-    let mut rows = connection.prepare_cached(
-        "SELECT action FROM event WHERE call_id = ?1 AND typeof(call_id) = 'blob' \
-         AND (?2 IS NULL OR tenant_id = ?2)",
-    )?;
+    let mut rows = connection.prepare_cached(BY_CALL)?;
     Named::of(rows.query_map(params![call.as_bytes(), tenant], |row| row.get(0))?)
 }
 

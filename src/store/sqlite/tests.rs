@@ -1,15 +1,17 @@
+use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use rusqlite::Connection;
 use tempfile::TempDir;
+use tokio::task::JoinSet;
 
 use super::checkpoint::LIMIT;
 use super::repeats::MOST;
 use super::*;
-use crate::protocol::{Decision, IdempotencyKey, Payload, RequestId};
-use crate::store::{Actor, Fingerprinted, Identity};
+use crate::protocol::{Decision, IdempotencyKey, Payload, RequestId, Status};
+use crate::store::{Actor, Fingerprinted, Identity, Submission};
 
 fn approval(payload: Option<Fingerprinted>) -> Decide {
     Decide {
@@ -246,4 +248,67 @@ async fn an_identity_that_meets_another_one_of_its_digest_is_refused_and_not_ans
     let error = store.decide(request).await.unwrap_err();
     assert!(error.is_unavailable(), "{error}");
     assert_eq!(store.totals().await.unwrap().decisions, 1);
+}
+
+fn submission(expires_at: Option<SystemTime>) -> Submit {
+    Submit {
+        identity: approval(None).identity,
+        call_id: None,
+        payload: None,
+        submission: Submission {
+            expires_at,
+            ..Submission::default()
+        },
+        actor: Actor::new("agent"),
+        only_existing: false,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_read_shows_its_rows_as_of_one_moment() {
+    const ACTIONS: usize = 200;
+    let folder = TempDir::new().unwrap();
+    let store = SqliteStore::open(folder.path().join("aegis.db")).unwrap();
+    let mut pending = Vec::new();
+    for _ in 0..ACTIONS {
+        let submit = submission(None);
+        store.submit(submit.clone()).await.unwrap();
+        pending.push(submit.identity);
+    }
+    let mut deciding = JoinSet::new();
+    for identities in pending.chunks(ACTIONS / 8) {
+        let (store, identities) = (store.clone(), identities.to_vec());
+        deciding.spawn(async move {
+            for identity in identities {
+                let decide = Decide {
+                    identity,
+                    ..approval(None)
+                };
+                store.decide(decide).await.unwrap();
+            }
+        });
+    }
+    let mut list = List {
+        tenant_id: "my-tenant".parse().unwrap(),
+        status: None,
+        decision: None,
+        execution: None,
+        thread_id: None,
+        after: None,
+        limit: 200,
+    };
+    while deciding.try_join_next().is_some() || !deciding.is_empty() {
+        list.status = None;
+        let all = store.list(list.clone()).await.unwrap().actions;
+        let ids: HashSet<_> = all.iter().map(|action| &action.request_id).collect();
+        assert_eq!((all.len(), ids.len()), (ACTIONS, ACTIONS));
+        list.status = Some(Status::Pending);
+        for action in store.list(list.clone()).await.unwrap().actions {
+            assert_eq!(action.status, Status::Pending, "on a page of pending ones");
+            let id = action.request_id.as_uuid().unwrap();
+            let action = store.look_up(id, &list.tenant_id).await.unwrap().unwrap();
+            let events = 1 + usize::from(action.decision.is_some());
+            assert_eq!(action.history.unwrap().len(), events, "a history");
+        }
+    }
 }
