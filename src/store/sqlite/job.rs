@@ -4,7 +4,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::transaction::Transaction;
 use super::{StoreError, unready};
-use crate::store::operation::{Ledger, Operation, settle};
+use crate::store::operation::Operation;
 
 pub(super) type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
 
@@ -89,10 +89,7 @@ pub(super) struct Settle;
 
 impl Job for Settle {
     fn run(&mut self, transaction: &mut Transaction<'_>) -> rusqlite::Result<()> {
-        for record in transaction.due(MAX_DUE)? {
-            settle(record, transaction)?;
-        }
-        Ok(())
+        transaction.settle_due(MAX_DUE)
     }
 
     fn answer(self: Box<Self>) {}

@@ -1,7 +1,7 @@
 use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use rusqlite::Connection;
 use tempfile::TempDir;
@@ -261,6 +261,36 @@ fn submission(expires_at: Option<SystemTime>) -> Submit {
         },
         actor: Actor::new("agent"),
         only_existing: false,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn however_many_actions_expire_at_once_none_is_late() {
+    const ACTIONS: usize = 8_000;
+    let folder = TempDir::new().unwrap();
+    let clock = Clock::new();
+    let path = folder.path().join("aegis.db");
+    let store = SqliteStore::open_with(path, clock.clone()).unwrap();
+    let end = clock.now() + Duration::from_secs(3600);
+    let tasks: Vec<_> = (0..16)
+        .map(|_| {
+            let store = store.clone();
+            tokio::spawn(async move {
+                for _ in 0..ACTIONS / 16 {
+                    store.submit(submission(Some(end))).await.unwrap();
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+    clock.advance(Duration::from_secs(3601));
+    // At 256 actions each half second they would take 16 s.
+    let begun = Instant::now();
+    while store.totals().await.unwrap().decisions < ACTIONS as u64 {
+        assert!(begun.elapsed() < Duration::from_secs(10), "still pending");
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 

@@ -9,7 +9,7 @@ use super::repeats::{Repeat, Repeats};
 use super::rows::{self, CallId};
 use crate::protocol::{Action, Closed, Decision, Digest, Execution, Payload, RequestId, Status};
 use crate::protocol::{JsonText, TenantId, uuid_v7};
-use crate::store::operation::{Inserted, Lease, Ledger, New, Record, Transition};
+use crate::store::operation::{Inserted, Lease, Ledger, New, Record, Transition, settle};
 use crate::store::{Clock, Identity, Watchers};
 
 /// An open transaction.
@@ -20,6 +20,7 @@ pub(super) struct Transaction<'a> {
     /// Remembered once the transaction is committed.
     repeated: Vec<Repeat>,
     has_beaten: bool,
+    is_behind: bool,
     changes: Changes,
 }
 
@@ -30,6 +31,8 @@ pub(super) struct Changes(Vec<(Uuid, TenantId)>);
 /// What a transaction wrote.
 pub(super) struct Written {
     pub(super) has_written: bool,
+    /// Whether more records are due.
+    pub(super) is_behind: bool,
     pub(super) changes: Changes,
 }
 
@@ -63,6 +66,7 @@ impl<'a> Transaction<'a> {
             clock,
             repeated: Vec::new(),
             has_beaten: false,
+            is_behind: false,
             changes: Changes::default(),
         })
     }
@@ -72,8 +76,22 @@ impl<'a> Transaction<'a> {
         self.repeats.add(&self.repeated);
         Ok(Written {
             has_written: self.has_beaten || !self.changes.0.is_empty(),
+            is_behind: self.is_behind,
             changes: self.changes,
         })
+    }
+
+    /// Brings up to `limit` records that are due up to the present.
+    pub(super) fn settle_due(&mut self, limit: usize) -> rusqlite::Result<()> {
+        let due = self.due(limit)?;
+        let is_full = due.len() >= limit;
+        let before = self.changes.0.len();
+        for record in due {
+            settle(record, self)?;
+        }
+        // A record that an edit by hand keeps due must not keep the writer busy.
+        self.is_behind |= is_full && self.changes.0.len() > before;
+        Ok(())
     }
 
     /// Writes the heartbeat, which shows that the database takes writes.

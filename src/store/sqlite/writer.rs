@@ -230,6 +230,9 @@ impl Writer {
                 if written.has_written {
                     self.state.set_written(begun);
                 }
+                if written.is_behind {
+                    self.settle_at = Instant::now();
+                }
                 // First of all, so that whoever is answered has caused no wake-up still to come.
                 written.changes.wake(&self.watchers);
                 for job in batch.drain(..) {
