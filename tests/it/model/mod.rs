@@ -20,6 +20,8 @@ use tempfile::TempDir;
 use self::reference::{Reference, Request, SLOTS, Target, Token};
 use self::side::{CALLS, PAYLOADS, STEP, Side};
 
+const THREADS: u32 = 8;
+
 /// A step of a case. What it is about is chosen by what is on record then.
 #[derive(Debug, Clone)]
 enum Step {
@@ -284,7 +286,15 @@ fn run_all(seed: u64, cases: u32) -> Result<(), TestError<Vec<Step>>> {
 fn both_stores_answer_as_the_protocol_says_whatever_comes() {
     let seed = number("AEGIS_MODEL_SEED").unwrap_or_else(|| u64::from(rand_seed()));
     let cases = number("AEGIS_MODEL_CASES").map_or(200, |cases| u32::try_from(cases).unwrap());
-    if let Err(error) = run_all(seed, cases) {
+    // Mostly they wait for the disk, so they run beside each other.
+    let run = |thread| run_all(seed.wrapping_add(thread), cases.div_ceil(THREADS));
+    let failed = std::thread::scope(|scope| {
+        let running = (0..u64::from(THREADS)).map(|thread| scope.spawn(move || run(thread)));
+        let running: Vec<_> = running.collect();
+        let ended = running.into_iter().map(|thread| thread.join().unwrap());
+        ended.filter_map(Result::err).collect::<Vec<_>>()
+    });
+    if let Some(error) = failed.first() {
         panic!("AEGIS_MODEL_SEED={seed} AEGIS_MODEL_CASES={cases} fails again: {error}");
     }
 }
