@@ -33,11 +33,7 @@ impl Clock {
 
     /// Returns the time in whole microseconds, the resolution of every store.
     pub fn now(&self) -> SystemTime {
-        let since = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        let rest = Duration::from_nanos(u64::from(since.subsec_nanos() % 1000));
-        let now = UNIX_EPOCH + (since - rest);
+        let now = whole_micros(SystemTime::now());
         let offset = self.offset.load(Ordering::SeqCst);
         let distance = Duration::from_micros(offset.unsigned_abs());
         let moved = if offset < 0 {
@@ -47,6 +43,14 @@ impl Clock {
         };
         moved.unwrap_or(now)
     }
+}
+
+/// Cuts a time to the resolution of every store, so that what is answered first is what is on
+/// record. A time before 1970 becomes 1970.
+pub(crate) fn whole_micros(time: SystemTime) -> SystemTime {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let rest = Duration::from_nanos(u64::from(since.subsec_nanos() % 1000));
+    UNIX_EPOCH + (since - rest)
 }
 
 #[cfg(feature = "test-util")]

@@ -89,11 +89,10 @@ impl Operation for Acquire {
                 _ => Acquired::PayloadMismatch(record.action),
             });
         }
-        let now = ledger.now();
         let lease = Lease {
             token: Uuid::new_v4(),
             fence: last.map_or(0, |last| last.fence).saturating_add(1),
-            until: now.checked_add(self.lease).or(Some(now)),
+            until: Some(Lease::end(ledger.now(), self.lease)),
             actor: self.actor.as_str().to_owned(),
             call_id,
         };

@@ -14,13 +14,14 @@ mod renew;
 mod settle;
 mod submit;
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use uuid::Uuid;
 
 use crate::protocol::{
     Action, Claim, Closed, Decision, Digest, EventKind, Execution, RequestId, Status, TenantId,
 };
+use crate::store::clock::whole_micros;
 use crate::store::{Actor, Fingerprinted, Identity};
 
 pub use self::acquire::{Acquire, Acquired};
@@ -239,7 +240,7 @@ impl New<'_> {
         match self.origin {
             Origin::Submitted(submission) => {
                 action.title.clone_from(&submission.title);
-                action.expires_at = submission.expires_at;
+                action.expires_at = submission.expires_at.map(whole_micros);
                 action.allow_edit = Some(submission.allow_edit);
                 record.submitted_by = Some(self.actor.as_str().to_owned());
             }
@@ -291,6 +292,11 @@ pub(crate) struct Lease {
 }
 
 impl Lease {
+    /// The end of a lease that begins now.
+    fn end(now: SystemTime, lease: Duration) -> SystemTime {
+        now.checked_add(lease).map_or(now, whole_micros)
+    }
+
     fn claim(&self) -> Claim {
         let mut claim = Claim::new(self.token.into(), self.fence.unsigned_abs());
         claim.expires_at = self.until;

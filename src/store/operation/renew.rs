@@ -50,8 +50,7 @@ impl Operation for Renew {
         else {
             return Ok(Renewed::Lost(record.action));
         };
-        let now = ledger.now();
-        lease.until = now.checked_add(self.lease).or(Some(now));
+        lease.until = Some(Lease::end(ledger.now(), self.lease));
         ledger.set_lease(record.row, &lease)?;
         Ok(Renewed::Extended(lease.claim()))
     }
