@@ -27,7 +27,11 @@ macro_rules! unwrap_variant {
 }
 
 mod calls;
+mod claims;
 mod decisions;
+mod expiry;
+mod reads;
+mod reviews;
 mod submissions;
 mod watching;
 
@@ -38,9 +42,10 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::{
-    Actor, Decide, Decided, Fingerprinted, Identity, Store, Submission, Submit, Submitted, Totals,
+    Acquire, Acquired, Actor, Cancel, Cancelled, Decide, DecideById, Decided, Fingerprinted,
+    Finish, Finished, Identity, Renew, Renewed, Store, Submission, Submit, Submitted, Totals,
 };
-use crate::protocol::{Action, Decision, Payload, RequestId};
+use crate::protocol::{Action, Decision, Digest, Payload, RequestId};
 
 /// Far longer than any case takes. It only keeps a lost wake-up from hanging the suite.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -101,6 +106,24 @@ where
         calls::a_call_id_of_any_form_tells_a_retry,
         watching::a_decision_wakes_who_waits_for_it,
         decisions::of_many_calls_one_is_recorded,
+        reviews::what_was_seen_is_decided,
+        reviews::what_the_reviewer_edited_is_what_is_run,
+        reviews::who_submitted_does_not_decide,
+        reviews::a_pending_action_is_cancelled,
+        claims::an_approval_is_spent_once,
+        claims::only_what_was_approved_is_claimed,
+        claims::the_holder_alone_renews_and_reports,
+        claims::what_failed_is_decided_and_claimed_again,
+        claims::a_lease_that_ends_leaves_the_outcome_unknown,
+        claims::of_many_claimants_one_wins,
+        expiry::an_action_expires_by_itself,
+        expiry::what_the_first_submission_said_holds,
+        expiry::a_claim_shows_its_end_as_it_is_kept,
+        expiry::a_decision_and_an_expiry_race_and_one_wins,
+        reads::a_list_is_filtered_and_in_order,
+        reads::pages_stay_right_while_actions_come_and_go,
+        reads::each_transition_has_one_event_in_order,
+        reads::tenants_do_not_meet_in_any_operation,
         decisions::a_dropped_call_is_settled_by_asking_again,
         a_check_passes_and_leaves_nothing_on_record,
     );
@@ -121,6 +144,52 @@ impl<S: Store> Stores<S> {
     async fn submit(&self, index: usize, request: Submit) -> Submitted {
         let submitted = self.at(index).submit(request).await;
         submitted.expect("a submission was answered")
+    }
+
+    async fn decide_by_id(&self, index: usize, request: DecideById) -> Decided {
+        let decided = self.at(index).decide_by_id(request).await;
+        decided.expect("a decision by id was answered")
+    }
+
+    async fn cancel(&self, index: usize, request: Cancel) -> Cancelled {
+        let cancelled = self.at(index).cancel(request).await;
+        cancelled.expect("a cancellation was answered")
+    }
+
+    async fn acquire(&self, index: usize, request: Acquire) -> Acquired {
+        let acquired = self.at(index).acquire(request).await;
+        acquired.expect("a claim was answered")
+    }
+
+    async fn renew(&self, index: usize, request: Renew) -> Renewed {
+        let renewed = self.at(index).renew(request).await;
+        renewed.expect("a renewal was answered")
+    }
+
+    async fn finish(&self, index: usize, request: Finish) -> Finished {
+        let finished = self.at(index).finish(request).await;
+        finished.expect("a report was answered")
+    }
+
+    /// A pending action.
+    async fn submitted(&self, key: &str, payload: Option<Fingerprinted>) -> Action {
+        let submit = Submit {
+            payload,
+            ..submission(key)
+        };
+        unwrap_variant!(self.submit(0, submit).await, Submitted::Recorded)
+    }
+
+    /// Approves the action with a key.
+    async fn approve(&self, key: &str) -> Action {
+        let decided = self.decide(1, decision(key, Decision::Approve)).await;
+        unwrap_variant!(decided, Decided::Recorded)
+    }
+
+    /// An action with a payload that was submitted and approved.
+    async fn approved(&self, key: &str) -> Action {
+        self.submitted(key, payload(r#"{"n": 1}"#)).await;
+        self.approve(key).await
     }
 
     async fn find(&self, index: usize, id: Uuid) -> Option<Action> {
@@ -154,6 +223,10 @@ fn identity(tenant: &str, thread: &str, key: &str) -> Identity {
 
 fn payload(json: &str) -> Option<Fingerprinted> {
     Some(Fingerprinted::new(Payload::from_json(json).unwrap()).unwrap())
+}
+
+fn digest(json: &str) -> Option<Digest> {
+    payload(json).map(|payload| Digest::from(*payload.digest()))
 }
 
 fn decision(key: &str, decision: Decision) -> Decide {
