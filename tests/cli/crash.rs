@@ -70,14 +70,14 @@ fn decision(number: usize) -> Decision {
 
 /// A port below those that the system gives to clients: one of those could be taken by a client's own attempt to connect
 /// while no server listens.
-fn port() -> u16 {
+pub(super) fn port() -> u16 {
     let first = 20_000 + u16::try_from(std::process::id() % 5_000).unwrap();
     (first..)
         .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
         .unwrap()
 }
 
-fn start(port: u16, store: &Path) -> Served {
+pub(super) fn start(port: u16, store: &Path) -> Served {
     let listen = format!("127.0.0.1:{port}");
     let mut command = aegis(&["serve", "--listen", &listen, "--store"]);
     command.arg(store).env("AEGIS_LOG", "warn");

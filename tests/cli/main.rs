@@ -18,6 +18,7 @@ mod support;
 
 mod commands;
 mod crash;
+mod crash_loop;
 #[cfg(unix)]
 mod full_disk;
 mod human_loop;
