@@ -41,6 +41,8 @@ enum Step {
     Acquire(Aim, Seen, i64, Call, usize),
     Renew(Aim, Held, i64),
     Finish(Aim, Held, bool, bool, Call, usize),
+    /// The last request again, with the same call id.
+    Again,
     Forward(i64),
     Back(i64),
     Restart,
@@ -48,8 +50,15 @@ enum Step {
 
 type Call = Option<usize>;
 
-/// An action, mostly as its own tenant.
-type Aim = (usize, bool);
+/// An action, mostly one that is on record, and whether another tenant asks for it.
+type Aim = (Pick, bool);
+
+#[derive(Debug, Clone)]
+enum Pick {
+    /// One that is on record, by its age.
+    Known(usize),
+    Slot(usize),
+}
 
 /// The digest in a request.
 #[derive(Debug, Clone)]
@@ -68,9 +77,16 @@ enum Held {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    // Half of the requests are about two of the actions, so that these get far.
+    // Most requests are about two of the actions, so that these get far.
     let slot = || prop_oneof![0..2_usize, 0..SLOTS];
-    let aim = || (slot(), prop::bool::weighted(0.05));
+    let pick = || {
+        prop_oneof![
+            12 => (0..2_usize).prop_map(Pick::Known),
+            4 => (0..SLOTS).prop_map(Pick::Known),
+            1 => (0..SLOTS).prop_map(Pick::Slot),
+        ]
+    };
+    let aim = || (pick(), prop::bool::weighted(0.03));
     let call = || option::weighted(0.7, 0..CALLS.len());
     let actor = || 0..2_usize;
     let payload = || option::weighted(0.6, prop_oneof![3 => Just(0), 1 => 1..PAYLOADS.len()]);
@@ -94,16 +110,15 @@ fn step() -> impl Strategy<Value = Step> {
             1 => Just(Decision::Reject),
         ]
     };
-    let often = || prop::bool::weighted(0.8);
     let seldom = || prop::bool::weighted(0.2);
     let edited = option::weighted(0.3, 0..PAYLOADS.len());
     let expires = option::weighted(0.4, 1..4_i64);
     prop_oneof![
         6 => (slot(), call(), payload(), expires, any::<bool>(), actor(), seldom())
             .prop_map(|(a, b, c, d, e, f, g)| Step::Submit(a, b, c, d, e, f, g)),
-        3 => (slot(), decision(), call(), payload(), any::<bool>(), actor(), seldom(), often())
+        3 => (slot(), decision(), call(), payload(), any::<bool>(), actor(), seldom(), any::<bool>())
             .prop_map(|(a, b, c, d, e, f, g, h)| Step::Decide(a, b, c, d, e, f, g, h)),
-        6 => (aim(), decision(), call(), seen(), edited, actor(), often())
+        6 => (aim(), decision(), call(), seen(), edited, actor(), any::<bool>())
             .prop_map(|(a, b, c, d, e, f, g)| Step::DecideById(a, b, c, d, e, f, g)),
         1 => (aim(), call(), actor(), seldom()).prop_map(|(a, b, c, d)| Step::Cancel(a, b, c, d)),
         6 => (aim(), seen(), 1..4_i64, call(), actor())
@@ -111,6 +126,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (aim(), held(), 1..4_i64).prop_map(|(a, b, c)| Step::Renew(a, b, c)),
         4 => (aim(), held(), any::<bool>(), any::<bool>(), call(), actor())
             .prop_map(|(a, b, c, d, e, f)| Step::Finish(a, b, c, d, e, f)),
+        3 => Just(Step::Again),
         3 => (1..4_i64).prop_map(Step::Forward),
         1 => (1..4_i64).prop_map(Step::Back),
         1 => Just(Step::Restart),
@@ -119,16 +135,20 @@ fn step() -> impl Strategy<Value = Step> {
 
 /// Turns a step into a request, by what is on record.
 fn request(step: &Step, reference: &Reference, number: usize) -> Option<Request> {
+    let slot = |aim: &Aim| match (&aim.0, reference.slots()) {
+        (Pick::Slot(slot) | Pick::Known(slot), []) | (Pick::Slot(slot), _) => *slot,
+        (Pick::Known(age), known) => known[age % known.len()],
+    };
     let target = |aim: &Aim| Target {
-        slot: aim.0,
+        slot: slot(aim),
         foreign: aim.1,
     };
     let digest = |aim: &Aim, seen: &Seen| match seen {
-        Seen::Present => reference.content(aim.0),
+        Seen::Present => reference.content(slot(aim)),
         Seen::Nothing => None,
         Seen::Payload(payload) => Some(*payload),
     };
-    let token = |aim: &Aim, held: &Held| match (held, reference.fence(aim.0)) {
+    let token = |aim: &Aim, held: &Held| match (held, reference.fence(slot(aim))) {
         (Held::Newest, fence @ 1..) => Token::Fence(fence),
         (Held::Older, fence @ 2..) => Token::Fence(fence - 1),
         _ => Token::Unknown,
@@ -201,7 +221,7 @@ fn request(step: &Step, reference: &Reference, number: usize) -> Option<Request>
             call: *call,
             actor: *actor,
         },
-        Step::Forward(_) | Step::Back(_) | Step::Restart => return None,
+        Step::Again | Step::Forward(_) | Step::Back(_) | Step::Restart => return None,
     })
 }
 
@@ -213,6 +233,7 @@ async fn run(steps: &[Step]) -> Result<(), TestCaseError> {
     let mut memory = Side::new("memory", MemoryStore::with_clock(clock.clone()), &clock);
     let store = SqliteStore::open_with(&path, clock.clone()).unwrap();
     let mut sqlite = Side::new("sqlite", store, &clock);
+    let mut last = None;
     for (number, step) in steps.iter().enumerate() {
         match step {
             Step::Forward(by) => {
@@ -235,7 +256,10 @@ async fn run(steps: &[Step]) -> Result<(), TestCaseError> {
                 reference.restart();
             }
             _ => {
-                let request = request(step, &reference, number).unwrap();
+                let new = request(step, &reference, number);
+                let Some(request) = new.or_else(|| last.take()) else {
+                    continue;
+                };
                 let expected = reference.apply(&request);
                 for (side, answer) in [
                     ("memory", memory.apply(&request).await?),
@@ -248,6 +272,7 @@ async fn run(steps: &[Step]) -> Result<(), TestCaseError> {
                 }
                 let slot = side::slot(&request);
                 sqlite.compare(&reference, slot).await?;
+                last = Some(request);
             }
         }
     }
@@ -278,7 +303,7 @@ fn run_all(seed: u64, cases: u32) -> Result<(), TestError<Vec<Step>>> {
         .enable_all()
         .build()
         .unwrap();
-    let steps = prop::collection::vec(step(), 1..50);
+    let steps = prop::collection::vec(step(), 1..70);
     TestRunner::new_with_rng(config, rng).run(&steps, |steps| runtime.block_on(run(&steps)))
 }
 
