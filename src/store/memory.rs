@@ -292,12 +292,12 @@ impl Store for MemoryStore {
         let mut found: Vec<&Record> = match request.order() {
             Order::OldestFirst => all
                 .filter(|record| after.is_none_or(|after| position(record) > after))
-                .take(request.limit + 1)
+                .take(request.limit.saturating_add(1))
                 .collect(),
             Order::NewestFirst => all
                 .rev()
                 .filter(|record| after.is_none_or(|after| position(record) < after))
-                .take(request.limit + 1)
+                .take(request.limit.saturating_add(1))
                 .collect(),
         };
         let has_more = found.len() > request.limit;

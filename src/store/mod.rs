@@ -140,8 +140,8 @@ pub struct Totals {
 ///   request was recorded. Sending it again with the same identity and call id is always safe, and
 ///   settles the question.
 /// - An action whose `expires_at` is over is rejected as expired, and a claim whose lease is over
-///   has an unknown outcome. No operation sees them otherwise, and whoever waits for them learns of
-///   it within 2 s.
+///   has an unknown outcome. No request that may change them sees them otherwise. Reads and whoever
+///   waits learn of it within 2 s.
 /// - Dropping a future does not cancel its request.
 /// - Any number of tasks may call a store. If the store is a shared database, any number of
 ///   processes may.

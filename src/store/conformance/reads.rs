@@ -85,7 +85,13 @@ pub(super) async fn a_list_is_filtered_and_in_order<S: Store>(stores: &Stores<S>
         "rejected",
         "pending-1",
     ];
-    assert_eq!(keys(&pages(stores, everything()).await), all);
+    for limit in [3, usize::MAX] {
+        let list = List {
+            limit,
+            ..everything()
+        };
+        assert_eq!(keys(&pages(stores, list).await), all);
+    }
     let approved: Option<Decision> = Some(Approve);
     let filters: [(Option<Status>, Option<Decision>, Option<Execution>, &[&str]); 10] = [
         (
