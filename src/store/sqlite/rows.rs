@@ -7,6 +7,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
+use super::fault::is_fatal;
 use super::repeats::Repeats;
 use crate::protocol::{Action, Digest, JsonText, Payload, RequestId, TenantId, ThreadId};
 use crate::store::Identity;
@@ -144,8 +145,18 @@ pub(super) fn due(
     let mut over = connection.prepare_cached(DUE)?;
     let rows = over.query_map([now, limit], |row| row.get(0))?;
     let rows = rows.collect::<rusqlite::Result<Vec<i64>>>()?;
-    let records = rows.into_iter().map(|row| by_row(connection, row));
-    records.filter_map(Result::transpose).collect()
+    let mut records = Vec::with_capacity(rows.len());
+    for row in rows {
+        match by_row(connection, row) {
+            Ok(record) => records.extend(record),
+            // Nobody else waits for a row that an edit by hand has spoilt.
+            Err(error) if !is_fatal(&error) => {
+                tracing::warn!(row, %error, "an action that is due cannot be read");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(records)
 }
 
 /// Finds a record by the store's id, or else by a call id that names exactly one action, within a

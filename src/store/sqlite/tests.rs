@@ -294,6 +294,27 @@ async fn however_many_actions_expire_at_once_none_is_late() {
     }
 }
 
+#[tokio::test]
+async fn a_row_that_cannot_be_read_keeps_no_other_from_expiring() {
+    let folder = TempDir::new().unwrap();
+    let clock = Clock::new();
+    let path = folder.path().join("aegis.db");
+    let store = SqliteStore::open_with(&path, clock.clone()).unwrap();
+    for seconds in [10, 20] {
+        let end = clock.now() + Duration::from_secs(seconds);
+        store.submit(submission(Some(end))).await.unwrap();
+    }
+    let operator = Connection::open(&path).unwrap();
+    let edit = "UPDATE action SET payload = 'no JSON', digest = zeroblob(32) WHERE id = 1";
+    operator.execute(edit, []).unwrap();
+    clock.advance(Duration::from_secs(30));
+    let begun = Instant::now();
+    while store.totals().await.unwrap().decisions == 0 {
+        assert!(begun.elapsed() < Duration::from_secs(20), "still pending");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_read_shows_its_rows_as_of_one_moment() {
     const ACTIONS: usize = 200;
