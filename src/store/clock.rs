@@ -20,13 +20,13 @@ impl Clock {
     }
 
     /// Sets the clock forward, for a test.
-    #[cfg(feature = "test-util")]
+    #[cfg(any(test, feature = "test-util"))]
     pub fn advance(&self, by: Duration) {
         self.offset.fetch_add(micros(by), Ordering::SeqCst);
     }
 
     /// Sets the clock back, for a test.
-    #[cfg(feature = "test-util")]
+    #[cfg(any(test, feature = "test-util"))]
     pub fn set_back(&self, by: Duration) {
         self.offset.fetch_sub(micros(by), Ordering::SeqCst);
     }
@@ -53,7 +53,7 @@ pub(crate) fn whole_micros(time: SystemTime) -> SystemTime {
     UNIX_EPOCH + (since - rest)
 }
 
-#[cfg(feature = "test-util")]
+#[cfg(any(test, feature = "test-util"))]
 fn micros(by: Duration) -> i64 {
     i64::try_from(by.as_micros()).unwrap_or(i64::MAX)
 }

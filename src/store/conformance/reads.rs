@@ -93,7 +93,7 @@ pub(super) async fn a_list_is_filtered_and_in_order<S: Store>(stores: &Stores<S>
         assert_eq!(keys(&pages(stores, list).await), all);
     }
     let approved: Option<Decision> = Some(Approve);
-    let filters: [(Option<Status>, Option<Decision>, Option<Execution>, &[&str]); 10] = [
+    let filters: [(_, Option<Decision>, _, &[&str]); 10] = [
         (
             Some(Status::Pending),
             None,

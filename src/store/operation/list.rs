@@ -96,6 +96,7 @@ impl State {
     };
 
     /// The state of an action.
+    #[cfg(feature = "test-util")]
     pub(crate) fn of(action: &Action) -> Option<Self> {
         Self::ALL.into_iter().find(|state| {
             state.status == action.status

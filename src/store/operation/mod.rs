@@ -29,8 +29,10 @@ pub use self::cancel::{Cancel, Cancelled};
 pub use self::decide::{Decide, Decided};
 pub use self::decide_by_id::DecideById;
 pub use self::finish::{Finish, Finished, Report};
+pub(crate) use self::list::Order;
+#[cfg(feature = "test-util")]
+pub(crate) use self::list::State;
 pub use self::list::{Cursor, List, Page};
-pub(crate) use self::list::{Order, State};
 pub use self::renew::{Renew, Renewed};
 pub(crate) use self::settle::settle;
 pub use self::submit::{Submission, Submit, Submitted};
