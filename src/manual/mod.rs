@@ -5,6 +5,7 @@
 //! | [`architecture`] | whoever reads or changes the code |
 //! | [`guarantees`] | whoever relies on the layers or the server |
 //! | [`storage`] | whoever opens, copies or queries the database |
+//! | [`agents`] | whoever writes an agent |
 //! | [`operating`] | whoever runs the server |
 //! | [`contributing`] | whoever sends a change |
 //!
@@ -19,6 +20,7 @@ macro_rules! page {
         #[doc = "[architecture.md]: crate::manual::architecture"]
         #[doc = "[guarantees.md]: crate::manual::guarantees"]
         #[doc = "[storage.md]: crate::manual::storage"]
+        #[doc = "[agents.md]: crate::manual::agents"]
         #[doc = "[operating.md]: crate::manual::operating"]
         #[doc = "[contributing.md]: crate::manual::contributing"]
         #[doc = ""]
@@ -30,5 +32,6 @@ macro_rules! page {
 page!(architecture, include_str!("architecture.md"));
 page!(guarantees, include_str!("guarantees.md"));
 page!(storage, include_str!("storage.md"));
+page!(agents, include_str!("agents.md"));
 page!(operating, include_str!("operating.md"));
 page!(contributing, include_str!("contributing.md"));

@@ -24,6 +24,8 @@ mod full_disk;
 mod human_loop;
 #[cfg(unix)]
 mod limits;
+#[cfg(unix)]
+mod manual;
 mod python;
 mod python_loop;
 mod python_sdk;

@@ -844,3 +844,133 @@ async fn who_submitted_does_not_decide() {
     ask(server.addr, "one", "actions").await;
     assert_eq!(ask(server.addr, "one", "approve").await.status, 202);
 }
+
+/// What an agent did outside, by its key.
+type Ledger = std::sync::Arc<std::sync::Mutex<Vec<String>>>;
+
+/// An agent that is dropped when it is polled for the n-th time. `None` if it was.
+async fn agent(
+    addr: std::net::SocketAddr,
+    key: &str,
+    ledger: &Ledger,
+    polls: usize,
+) -> Option<aegis_hitl::client::RunOutcome<usize, std::io::Error>> {
+    let aegis = aegis_hitl::AegisService::builder()
+        .base_url(format!("http://{addr}"))
+        .tenant_id("t")
+        .thread_id("h")
+        .build()
+        .unwrap();
+    let run = aegis
+        .action(key)
+        .payload(&json!({ "amount": 12.5 }))
+        .lease(Duration::from_secs(1))
+        .run_once(|approved| {
+            let (ledger, key) = (ledger.clone(), key.to_owned());
+            async move {
+                tokio::task::yield_now().await;
+                assert_eq!(approved.parse::<Value>().unwrap()["amount"], 12.5);
+                ledger.lock().unwrap().push(key);
+                tokio::task::yield_now().await;
+                Ok(1)
+            }
+        });
+    let mut run = Box::pin(run);
+    let mut left = polls;
+    std::future::poll_fn(move |cx| {
+        left -= 1;
+        if left == 0 {
+            return std::task::Poll::Ready(None);
+        }
+        run.as_mut().poll(cx).map(|outcome| Some(outcome.unwrap()))
+    })
+    .await
+}
+
+/// Drops an agent at its n-th poll, and starts it again until there is nothing left to do. Returns
+/// whether it ended before.
+async fn dropped_at(addr: std::net::SocketAddr, polls: usize, ledger: Ledger) -> bool {
+    use aegis_hitl::client::RunOutcome;
+
+    let key = format!("k-{polls}");
+    let rows = || {
+        ledger
+            .lock()
+            .unwrap()
+            .iter()
+            .filter(|row| **row == key)
+            .count()
+    };
+    let mut outcome = agent(addr, &key, &ledger, polls).await;
+    let has_ended = outcome.is_some();
+    for _ in 0..50 {
+        assert!(rows() <= 1, "{polls}: twice");
+        match outcome {
+            Some(RunOutcome::Completed { .. }) => break,
+            Some(RunOutcome::Rejected(_)) => break,
+            Some(RunOutcome::AlreadyRun(action)) => {
+                let execution = action.execution.unwrap().as_str();
+                match execution {
+                    "completed" => break,
+                    // The lease of the agent that is gone has to end.
+                    "claimed" => tokio::time::sleep(Duration::from_millis(300)).await,
+                    // A human decides where nobody knows.
+                    "unknown" => {
+                        let verb = ["approve", "reject"][rows()];
+                        decide_as_shown(addr, &action.request_id.to_string(), verb).await;
+                    }
+                    other => panic!("{polls}: {other}"),
+                }
+            }
+            Some(other) => panic!("{polls}: {other:?}"),
+            None => {}
+        }
+        outcome = agent(addr, &key, &ledger, usize::MAX).await;
+    }
+    assert_eq!(rows(), 1, "{polls}");
+    has_ended
+}
+
+async fn decide_as_shown(addr: std::net::SocketAddr, id: &str, verb: &str) {
+    let call = |method: &str, path: String| Call::new(addr, method, path).header("Tenant-Id", "t");
+    let path = format!("/api/v1/hitl/actions/{id}");
+    let shown = call("GET", path.clone()).send().await.json();
+    let seen = json!({ "digest": shown["digest"] }).to_string();
+    let reply = call("POST", format!("{path}/{verb}"))
+        .json(seen)
+        .send()
+        .await;
+    assert!(matches!(reply.status, 202 | 409), "{reply:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_is_dropped_at_any_poll_never_runs_its_action_twice() {
+    let server = start(Disk::default()).await;
+    let addr = server.addr;
+    let reviewer = tokio::spawn(async move {
+        loop {
+            let pending = Call::new(addr, "GET", "/api/v1/hitl/actions?status=PENDING");
+            let pending = pending.header("Tenant-Id", "t").send().await.json();
+            for action in pending["actions"].as_array().unwrap() {
+                let id = action["request_id"].as_str().unwrap();
+                decide_as_shown(addr, id, "approve").await;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    let ledger = Ledger::default();
+    let mut polls = 1;
+    let mut has_ended = false;
+    while !has_ended {
+        let batch: Vec<_> = (polls..polls + 8)
+            .map(|polls| tokio::spawn(dropped_at(addr, polls, ledger.clone())))
+            .collect();
+        polls += 8;
+        for one in batch {
+            has_ended |= one.await.unwrap();
+        }
+    }
+    // It does not only seem to be polled.
+    assert!(polls > 9, "{polls}");
+    reviewer.abort();
+}
