@@ -9,6 +9,8 @@
 //!
 //! Start it again at any moment: the key names the same action, and an approval is spent once.
 
+#![allow(clippy::print_stdout)]
+
 use std::time::Duration;
 
 use aegis_hitl::AegisService;

@@ -1,6 +1,6 @@
 //! The in-memory store.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::convert::Infallible;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -48,6 +48,8 @@ struct Records {
     repeats: HashMap<Uuid, Vec<i64>>,
     /// The newest claim on the action in a row.
     leases: HashMap<i64, Lease>,
+    /// When the action in a row may be due: expires, or its lease ends.
+    dues: BTreeSet<(SystemTime, i64)>,
     events: Vec<Happened>,
     clock: Clock,
     /// The actions that the present transaction changed.
@@ -93,7 +95,10 @@ impl MemoryStore {
             return Err(StoreError::unavailable("the store was made to fail"));
         }
         let mut records = self.lock();
+        // What is over from now on is looked at again.
+        let now = records.now();
         let Ok(due) = records.due(usize::MAX);
+        records.dues = records.dues.split_off(&(now, i64::MAX));
         for record in due {
             let Ok(_) = settle(record, &mut *records);
         }
@@ -139,6 +144,8 @@ impl Ledger for Records {
         let (row, id) = (self.records.len() as i64, uuid_v7());
         let record = new.record(row, id.into());
         self.ids.insert(id, row);
+        self.dues
+            .extend(record.action.expires_at.map(|end| (end, row)));
         self.identities.insert(new.identity.clone(), row);
         self.records.push(record.clone());
         Ok(Inserted::New(record))
@@ -179,25 +186,19 @@ impl Ledger for Records {
     }
 
     fn set_lease(&mut self, row: i64, lease: &Lease) -> Result<(), Infallible> {
+        self.dues.extend(lease.until.map(|until| (until, row)));
         self.leases.insert(row, lease.clone());
         Ok(())
     }
 
     fn due(&self, limit: usize) -> Result<Vec<Record>, Infallible> {
         let now = self.now();
-        let is_due = |record: &&Record| {
-            let action = &record.action;
-            let until = || self.leases.get(&record.row).and_then(|lease| lease.until);
-            (action.status == Status::Pending && action.expires_at.is_some_and(|end| end <= now))
-                || (action.execution == Some(Execution::Claimed)
-                    && until().is_none_or(|until| until <= now))
-        };
-        Ok(self
-            .records
-            .iter()
-            .filter(is_due)
-            .take(limit)
-            .cloned()
+        // A renewed claim has several times, but is due once.
+        let over = self.dues.range(..=(now, i64::MAX)).map(|(_, row)| *row);
+        let over: BTreeSet<_> = over.take(limit).collect();
+        Ok(over
+            .into_iter()
+            .filter_map(|row| self.record(row).cloned())
             .collect())
     }
 

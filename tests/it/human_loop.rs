@@ -917,7 +917,7 @@ async fn dropped_at(addr: std::net::SocketAddr, polls: usize, ledger: Ledger) ->
                     // A human decides where nobody knows.
                     "unknown" => {
                         let verb = ["approve", "reject"][rows()];
-                        decide_as_shown(addr, &action.request_id.to_string(), verb).await;
+                        decide_as_shown(addr, action.request_id.as_str(), verb).await;
                     }
                     other => panic!("{polls}: {other}"),
                 }

@@ -57,10 +57,8 @@ CREATE TABLE action (
     CHECK (closed IS NULL OR decision = 'reject')
 ) STRICT;
 
--- For lists. The row's number is the last part of every index, so each state of a tenant, or of one
--- of its threads, is in order.
+-- For lists. The row's number is the last part of every index, so each state of a tenant is in order.
 CREATE INDEX action_state ON action (tenant_id, state);
-CREATE INDEX action_thread ON action (substr(identity, 1, 8), state);
 
 -- For expiry.
 CREATE INDEX action_expiry ON action (expires_at) WHERE status = 'PENDING' AND expires_at IS NOT NULL;
