@@ -29,7 +29,7 @@
 //   net              accepts connections, limits them, and closes the slow and the idle ones
 //   ops              wraps the service with health checks; reports outages in the log
 //   service          matches a request to its endpoint, and completes the response
-//   api              the endpoints: decide, submit, status, and the steps they share
+//   api              the endpoints, one file each, and the steps they share
 //   auth             authenticates the caller by an API key or the tenant header
 //   http             checks heads, headers and hosts; reads bodies; writes responses
 //   drain            the signal that the server is shutting down

@@ -75,8 +75,9 @@ async fn the_log_stays_bounded_under_constant_load() {
     reads.abort();
     let limit = u64::from(LIMIT) * 4096;
     let written = fs::metadata(&path).unwrap().len() + greatest;
-    assert!(written > 10 * limit, "{written} bytes are too few to tell");
-    assert!(greatest <= 4 * limit, "the log grew to {greatest} bytes");
+    assert!(written > 40 * limit, "{written} bytes are too few to tell");
+    // Usually twice the limit. On a busy machine the checkpointer's thread may not run for a while.
+    assert!(greatest <= 16 * limit, "the log grew to {greatest} bytes");
     store.close().await;
 }
 

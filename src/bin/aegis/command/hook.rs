@@ -1,7 +1,7 @@
 //! `aegis hook`: a gate before the tool calls of coding agents.
 
 use std::io::{self, Read};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use aegis_hitl::client::Claimed;
 use aegis_hitl::protocol::{Closed, Digest};
@@ -21,6 +21,9 @@ use crate::print::print_json;
 
 /// What the agent reads as "the call is blocked". Any other code but 0 lets the call pass.
 const BLOCKED: u8 = 2;
+
+/// How long an action outlives the hook that waits for it. Nobody is to approve what no hook waits for.
+const MARGIN: Duration = Duration::from_secs(2);
 
 /// The most characters of a title.
 const MAX_TITLE: usize = 200;
@@ -146,12 +149,13 @@ impl ToolCall {
         title.chars().take(MAX_TITLE).collect()
     }
 
-    async fn submit(&self, service: &AegisService) -> Result<Action, Failure> {
+    async fn submit(&self, service: &AegisService, limit: Duration) -> Result<Action, Failure> {
         service
             .submit(self.key()?)
             .thread_id(self.thread()?)
             .payload(&self.payload()?)
             .title(self.title())
+            .expires_at(SystemTime::now() + limit + MARGIN)
             .allow_edit(true)
             .await
             .map_err(Failure::blocking)
@@ -177,7 +181,7 @@ async fn before(args: Claude, call: &ToolCall, context: Context) -> Result<(), F
     let limit = args.limit;
     let service = args.connect.service(&context.config.client);
     let service = service.map_err(Failure::blocks)?;
-    let action = call.submit(&service).await?;
+    let action = call.submit(&service, limit).await?;
     let waited =
         tokio::time::timeout(limit, service.wait_for_decision(&action.request_id, limit)).await;
     let id = &action.request_id;

@@ -53,10 +53,10 @@ pub(crate) struct Submit {
 pub(crate) async fn run(args: Submit, context: Context) -> Result<(), Failure> {
     let config = &context.config.client;
     let json = args.connect.json;
-    let Some(thread) = args
-        .thread
-        .or_else(|| config.thread.as_deref()?.parse().ok())
-    else {
+    let configured = config.thread.as_deref().map(str::parse).transpose();
+    let configured = configured
+        .map_err(|error| Failure::usage("the thread of the configuration file").because(error))?;
+    let Some(thread) = args.thread.or(configured) else {
         return Err(Failure::usage(
             "no thread; set --thread, AEGIS_THREAD, or 'thread' in the configuration file",
         ));
