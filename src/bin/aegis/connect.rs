@@ -103,15 +103,20 @@ impl Connect {
 }
 
 impl Connect {
-    /// Builds a client for a command that needs to know who calls.
-    pub(crate) fn service(self, config: &config::Client) -> Result<AegisService, Failure> {
+    /// Starts to build a client for a command that needs to know who calls.
+    pub(crate) fn builder_for_caller(self, config: &config::Client) -> Result<Builder, Failure> {
         if !self.credential.is_some() && config.tenant.is_none() && config.token.is_none() {
             return Err(Failure::usage(
                 "nobody asks; set --tenant or AEGIS_TENANT, or --token or AEGIS_TOKEN, or either \
                  in the configuration file",
             ));
         }
-        Ok(self.builder(config)?.build()?)
+        self.builder(config)
+    }
+
+    /// Builds a client for a command that needs to know who calls.
+    pub(crate) fn service(self, config: &config::Client) -> Result<AegisService, Failure> {
+        Ok(self.builder_for_caller(config)?.build()?)
     }
 }
 

@@ -76,14 +76,7 @@ async fn decide(decision: Decision, args: Decide, config: &config::Client) -> Re
         return Err(Failure::usage("no key; name an idempotency key, or --id"));
     };
     let json = args.connect.json;
-    let anybody = args.connect.credential.is_some();
-    if !anybody && config.tenant.is_none() && config.token.is_none() {
-        return Err(Failure::usage(
-            "nobody asks; set --tenant or AEGIS_TENANT, or --token or AEGIS_TOKEN, or either in \
-             the configuration file",
-        ));
-    }
-    let mut builder = args.connect.builder(config)?;
+    let mut builder = args.connect.builder_for_caller(config)?;
     match (&args.thread, &config.thread) {
         (Some(_), _) => {}
         (None, Some(thread)) => builder = builder.thread_id(thread.as_str()),
