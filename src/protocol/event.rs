@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
 use super::action::{rfc3339, words};
-use super::{Action, RequestId, UnknownName};
+use super::{Action, Decision, RequestId, UnknownName};
 
 /// The kind of a transition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -49,6 +49,15 @@ words!(EventKind, "event",
     Failed => "failed",
     ClaimLost => "claim-lost",
 }, other: Other);
+
+impl From<Decision> for EventKind {
+    fn from(decision: Decision) -> Self {
+        match decision {
+            Decision::Approve => Self::Approved,
+            Decision::Reject => Self::Rejected,
+        }
+    }
+}
 
 /// A transition of an action.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

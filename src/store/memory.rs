@@ -10,15 +10,14 @@ use std::time::SystemTime;
 use uuid::Uuid;
 
 use super::operation::{
-    Inserted, Lease, Ledger, New, Operation, Order, Record, State, Transition, settle,
+    Inserted, Lease, Ledger, LeftIn, New, Operation, Order, Record, State, Transition, settle,
 };
-use super::sqlite::as_of;
 use super::{
     Acquire, Acquired, Cancel, Cancelled, Clock, Cursor, Decide, DecideById, Decided, Finish,
     Finished, Identity, List, Page, Renew, Renewed, Store, StoreError, Submit, Submitted, Totals,
     Watch, Watchers,
 };
-use crate::protocol::{Action, Decision, Event, Execution, RequestId, Status, TenantId, uuid_v7};
+use crate::protocol::{Action, Event, RequestId, TenantId, uuid_v7};
 
 /// A store in memory, for tests. It follows the rules of every store, and loses its records with
 /// its last handle.
@@ -56,14 +55,12 @@ struct Records {
     changed: Vec<(Uuid, TenantId)>,
 }
 
-/// An event, and the state that it left its action in.
+/// An event of the action in a row.
 struct Happened {
     row: i64,
     tenant: Option<TenantId>,
     event: Event,
-    status: Status,
-    decision: Option<Decision>,
-    execution: Option<Execution>,
+    left_in: LeftIn,
 }
 
 impl MemoryStore {
@@ -170,9 +167,11 @@ impl Ledger for Records {
                 transition.at,
                 transition.actor,
             ),
-            status: action.status,
-            decision: action.decision,
-            execution: action.execution,
+            left_in: LeftIn {
+                status: action.status,
+                decision: action.decision,
+                execution: action.execution,
+            },
         });
         name(&mut self.calls, transition.call_id, record.row);
         if let (Some(id), Some(tenant)) = (action.request_id.as_uuid(), &action.tenant_id) {
@@ -339,13 +338,9 @@ impl Store for MemoryStore {
         let of_tenant = events.filter(|(_, happened)| happened.tenant.as_ref() == Some(tenant));
         let shown = of_tenant.take(limit).map(|(index, happened)| {
             let mut event = happened.event.clone();
-            event.action = records.record(happened.row).map(|record| {
-                let mut action = record.action.clone();
-                action.status = happened.status;
-                action.decision = happened.decision;
-                action.execution = happened.execution;
-                Box::new(as_of(action, &event))
-            });
+            event.action = records
+                .record(happened.row)
+                .map(|record| Box::new(happened.left_in.shown(record.action.clone(), &event)));
             (index as u64 + 1, event)
         });
         Ok(shown.collect())

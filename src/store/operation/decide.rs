@@ -1,7 +1,7 @@
 //! Deciding on an action.
 
 use super::{Inserted, Ledger, New, Operation, Origin, Record, Transition, Verdict, settle};
-use crate::protocol::{Action, Decision, Digest, EventKind, RequestId};
+use crate::protocol::{Action, Decision, Digest, RequestId};
 use crate::store::rule::{Asked, Recorded, Ruling, canonical_call, rule};
 use crate::store::{Actor, Fingerprinted, Identity};
 
@@ -81,14 +81,10 @@ impl Operation for Decide {
             };
             match ledger.insert(new)? {
                 Inserted::New(record) => {
-                    let kind = match self.decision {
-                        Decision::Approve => EventKind::Approved,
-                        Decision::Reject => EventKind::Rejected,
-                    };
                     ledger.append(
                         &record,
                         Transition {
-                            kind,
+                            kind: self.decision.into(),
                             at: new.at,
                             actor: self.actor.as_str(),
                             from: None,
@@ -103,6 +99,7 @@ impl Operation for Decide {
         let Some(record) = existing else {
             return Ok(Decided::NotFound);
         };
+        let record = settle(record, ledger)?;
         let asked = Request {
             decision: self.decision,
             digest: self.payload.as_ref().map(Fingerprinted::digest),
@@ -133,14 +130,14 @@ pub(super) struct Request<'a> {
     pub(super) allow_self_approval: bool,
 }
 
-/// Decides on an action that is on record. `amend` changes the record if the decision is recorded.
+/// Decides on an action that is on record and [settled](settle). `amend` changes the record if the
+/// decision is recorded.
 pub(super) fn decide_again<L: Ledger>(
-    record: Record,
+    mut record: Record,
     request: Request<'_>,
     ledger: &mut L,
     amend: impl FnOnce(&mut Record),
 ) -> Result<Decided, L::Error> {
-    let mut record = settle(record, ledger)?;
     let call_id = request.call_id.map(canonical_call);
     let ruling = rule(
         Recorded {

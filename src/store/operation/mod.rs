@@ -19,7 +19,8 @@ use std::time::{Duration, SystemTime};
 use uuid::Uuid;
 
 use crate::protocol::{
-    Action, Claim, Closed, Decision, Digest, EventKind, Execution, RequestId, Status, TenantId,
+    Action, Claim, Closed, Decision, Digest, Event, EventKind, Execution, RequestId, Status,
+    TenantId,
 };
 use crate::store::clock::whole_micros;
 use crate::store::{Actor, Fingerprinted, Identity};
@@ -130,11 +131,10 @@ impl Record {
             .call_id
             .map(|id| super::rule::canonical_call(id).into());
         ledger.update(self)?;
-        let kind = match (verdict.closed, verdict.decision) {
-            (Some(Closed::Expired), _) => EventKind::Expired,
-            (Some(_), _) => EventKind::Cancelled,
-            (None, Decision::Approve) => EventKind::Approved,
-            (None, Decision::Reject) => EventKind::Rejected,
+        let kind = match verdict.closed {
+            Some(Closed::Expired) => EventKind::Expired,
+            Some(_) => EventKind::Cancelled,
+            None => verdict.decision.into(),
         };
         ledger.append(
             self,
@@ -278,6 +278,43 @@ pub(crate) struct Transition<'a> {
     pub(crate) actor: &'a str,
     pub(crate) from: Option<Status>,
     pub(crate) call_id: Option<&'a RequestId>,
+}
+
+/// The state that an event left its action in.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LeftIn {
+    pub(crate) status: Status,
+    pub(crate) decision: Option<Decision>,
+    pub(crate) execution: Option<Execution>,
+}
+
+impl LeftIn {
+    /// Shows an action as the event left it, as far as the event tells.
+    pub(crate) fn shown(self, mut action: Action, event: &Event) -> Action {
+        action.status = self.status;
+        action.decision = self.decision;
+        action.execution = self.execution;
+        action.closed = match event.kind {
+            EventKind::Expired => Some(Closed::Expired),
+            EventKind::Cancelled => Some(Closed::Cancelled),
+            _ => None,
+        };
+        match event.kind {
+            EventKind::Submitted => {
+                action.decided_at = None;
+                action.decided_by = None;
+            }
+            EventKind::Approved
+            | EventKind::Rejected
+            | EventKind::Expired
+            | EventKind::Cancelled => {
+                action.decided_at = event.at;
+                action.decided_by = Some(event.actor.clone());
+            }
+            _ => {}
+        }
+        action
+    }
 }
 
 /// The newest claim on an action. It is live while the action's execution is `claimed`.

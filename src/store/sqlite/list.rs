@@ -4,8 +4,8 @@ use rusqlite::{Connection, Row, Transaction, params};
 use uuid::Uuid;
 
 use super::rows::{self, from_micros, optional_text, text};
-use crate::protocol::{Action, Closed, Event, EventKind, RequestId, TenantId, ThreadId};
-use crate::store::operation::{Cursor, List, Order, Page};
+use crate::protocol::{Action, Event, RequestId, TenantId, ThreadId};
+use crate::store::operation::{Cursor, LeftIn, List, Order, Page};
 
 /// Holds what the database shows, so that the statements of one read agree with each other.
 fn snapshot(connection: &Connection) -> rusqlite::Result<Transaction<'_>> {
@@ -185,37 +185,16 @@ pub(super) fn events(
     while let Some(row) = found.next()? {
         let mut event = event(row)?;
         if let Some(record) = rows::by_row(connection, row.get(5)?)? {
-            let mut action = record.action;
-            action.status = text(row, 6)?;
-            action.decision = optional_text(row, 7)?;
-            action.execution = optional_text(row, 8)?;
-            event.action = Some(Box::new(as_of(action, &event)));
+            let left_in = LeftIn {
+                status: text(row, 6)?,
+                decision: optional_text(row, 7)?,
+                execution: optional_text(row, 8)?,
+            };
+            event.action = Some(Box::new(left_in.shown(record.action, &event)));
         }
         events.push((row.get::<_, i64>(0)?.unsigned_abs(), event));
     }
     Ok(events)
-}
-
-/// Takes from an action what was not on record yet when an event happened, as far as the event
-/// tells.
-pub(crate) fn as_of(mut action: Action, event: &Event) -> Action {
-    action.closed = match event.kind {
-        EventKind::Expired => Some(Closed::Expired),
-        EventKind::Cancelled => Some(Closed::Cancelled),
-        _ => None,
-    };
-    match event.kind {
-        EventKind::Submitted => {
-            action.decided_at = None;
-            action.decided_by = None;
-        }
-        EventKind::Approved | EventKind::Rejected | EventKind::Expired | EventKind::Cancelled => {
-            action.decided_at = event.at;
-            action.decided_by = Some(event.actor.clone());
-        }
-        _ => {}
-    }
-    action
 }
 
 /// The position of the newest event.

@@ -45,9 +45,6 @@ use super::{
 };
 use crate::protocol::{Action, Event, TenantId};
 
-#[cfg(feature = "test-util")]
-pub(crate) use self::list::as_of;
-
 /// The most requests that may wait for the writer.
 const QUEUE: usize = 4096;
 
