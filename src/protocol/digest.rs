@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::id::hex;
+use super::id::{hex, unhex};
 use super::{Escaped, Fingerprint, Payload};
 
 /// The SHA-256 of a payload's canonical form (RFC 8785, with integers of up to 64 bits kept
@@ -72,19 +72,7 @@ impl FromStr for Digest {
 
     /// Takes the digits in either case.
     fn from_str(text: &str) -> Result<Self, InvalidDigest> {
-        let digits = text.as_bytes();
-        let mut bytes = [0; 32];
-        if digits.len() != 64 {
-            return Err(InvalidDigest(text.to_owned()));
-        }
-        for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
-            let value = |digit: u8| char::from(digit).to_digit(16);
-            match (value(pair[0]), value(pair[1])) {
-                // Both are below 16.
-                (Some(high), Some(low)) => *byte = (high * 16 + low) as u8,
-                _ => return Err(InvalidDigest(text.to_owned())),
-            }
-        }
+        let bytes = unhex(text).ok_or_else(|| InvalidDigest(text.to_owned()))?;
         Ok(Self(bytes))
     }
 }

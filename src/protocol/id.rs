@@ -503,6 +503,20 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     text
 }
 
+/// Reads 32 bytes in hexadecimal, in either case.
+#[cfg(any(feature = "client", feature = "server"))]
+pub(crate) fn unhex(text: &str) -> Option<[u8; 32]> {
+    let mut bytes = [0; 32];
+    if text.len() != 64 {
+        return None;
+    }
+    for (byte, digits) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+        let [high, low] = [digits[0], digits[1]].map(|digit| char::from(digit).to_digit(16));
+        *byte = u8::try_from(high? * 16 + low?).ok()?;
+    }
+    Some(bytes)
+}
+
 #[cfg(test)]
 mod properties;
 

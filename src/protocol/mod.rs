@@ -52,7 +52,7 @@ pub(crate) use self::fingerprint::Fingerprint;
 pub(crate) use self::{
     action::rfc3339,
     body::{Body, limited_comment},
-    id::{hex, uuid_v7},
+    id::{hex, unhex, uuid_v7},
 };
 
 /// Any error.

@@ -4,7 +4,7 @@ use http::{HeaderMap, StatusCode};
 use http_body::Body;
 use serde::Deserialize;
 
-use super::{Api, no_such_action, replayed, summary};
+use super::{Api, no_such_action, summary};
 use crate::protocol::Code;
 use crate::server::auth::Scope;
 use crate::server::http::{Rejection, RequestBody, Response};
@@ -38,11 +38,7 @@ impl<St: Store> Api<St> {
                 Ok(self.action_response(StatusCode::ACCEPTED, &summary(action)))
             }
             Cancelled::Replayed(action) => {
-                let mut action = summary(action);
-                action.replayed = true;
-                Ok(replayed(
-                    self.action_response(StatusCode::ACCEPTED, &action),
-                ))
+                Ok(self.replayed_response(StatusCode::ACCEPTED, summary(action)))
             }
             Cancelled::Duplicate(action) => Err(self.reject(
                 Code::Duplicate,

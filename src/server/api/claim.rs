@@ -216,11 +216,7 @@ impl<St: Store> Api<St> {
     async fn finish(&self, finish: Finish) -> Result<Response, Rejection> {
         match self.await_store(self.store.finish(finish)).await? {
             Finished::Recorded(action) => Ok(self.action_response(StatusCode::OK, &entry(action))),
-            Finished::Replayed(action) => {
-                let mut action = entry(action);
-                action.replayed = true;
-                Ok(replayed(self.action_response(StatusCode::OK, &action)))
-            }
+            Finished::Replayed(action) => Ok(self.replayed_response(StatusCode::OK, entry(action))),
             Finished::Lost(action) => Err(self.claim_lost(action)),
             Finished::NotFound => Err(no_such_action()),
         }

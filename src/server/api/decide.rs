@@ -5,7 +5,7 @@ use http::{HeaderMap, StatusCode};
 use http_body::Body;
 use serde::Deserialize;
 
-use super::{Api, no_such_action, replayed, summary};
+use super::{Api, no_such_action, summary};
 use crate::protocol::{Action, Code, Decision, Digest, Payload, limited_comment};
 use crate::server::auth::Scope;
 use crate::server::http::{Rejection, RequestBody, Response};
@@ -101,11 +101,7 @@ impl<St: Store> Api<St> {
                 Ok(self.action_response(StatusCode::ACCEPTED, &summary(action)))
             }
             Decided::Replayed(action) => {
-                let mut action = summary(action);
-                action.replayed = true;
-                Ok(replayed(
-                    self.action_response(StatusCode::ACCEPTED, &action),
-                ))
+                Ok(self.replayed_response(StatusCode::ACCEPTED, summary(action)))
             }
             Decided::Duplicate(action) => Err(self.reject(
                 Code::Duplicate,

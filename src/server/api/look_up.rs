@@ -2,7 +2,7 @@
 
 use http::{HeaderMap, StatusCode};
 
-use super::{Api, no_such_action, own_id};
+use super::{Api, no_such_action, uuid_of};
 use crate::server::auth::Scope;
 use crate::server::http::{Rejection, Response, headers, response};
 use crate::store::Store;
@@ -16,7 +16,7 @@ impl<St: Store> Api<St> {
         let caller = self.settings.auth.authenticate(headers)?;
         let caller = caller.with(Scope::Read)?;
         headers::call_id(headers)?;
-        let id = own_id(id)?;
+        let id = uuid_of(id)?;
         let found = self.store.look_up(id, &caller.tenant_id);
         let action = self.await_store(found).await?;
         let action = action.ok_or_else(no_such_action)?;

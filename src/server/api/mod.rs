@@ -142,7 +142,7 @@ impl<St: Store> Api<St> {
     ) -> Result<RequestById<T>, Rejection> {
         let caller = self.settings.auth.authenticate(headers)?.with(scope)?;
         Ok(RequestById {
-            id: own_id(id)?,
+            id: uuid_of(id)?,
             call_id: headers::call_id(headers)?,
             body: self.read_members(headers, body).await?,
             caller,
@@ -260,6 +260,12 @@ impl<St: Store> Api<St> {
         response
     }
 
+    /// Returns the response to a call's own retry: that of the call, marked as recorded earlier.
+    pub(crate) fn replayed_response(&self, status: StatusCode, mut action: Action) -> Response {
+        action.replayed = true;
+        replayed(self.action_response(status, &action))
+    }
+
     /// Returns a rejection that shows the action on record.
     pub(crate) fn reject(
         &self,
@@ -289,8 +295,8 @@ pub(crate) struct RequestById<T> {
     pub(crate) body: T,
 }
 
-/// Reads the server's own id of an action. Any other text is the id of nothing.
-pub(crate) fn own_id(id: &str) -> Result<Uuid, Rejection> {
+/// Reads the id of an action. A text that is no UUID is the id of nothing.
+pub(crate) fn uuid_of(id: &str) -> Result<Uuid, Rejection> {
     let id = RequestId::new(id).ok().and_then(|id| id.as_uuid());
     id.ok_or_else(no_such_action)
 }

@@ -7,7 +7,7 @@ use serde::Serialize;
 use tokio::time::{Instant, sleep, sleep_until};
 use uuid::Uuid;
 
-use super::Api;
+use super::{Api, no_such_action, uuid_of};
 use crate::protocol::{Action, Closed, Decision, Execution, RequestId, Status, rfc3339};
 use crate::server::http::headers;
 use crate::server::http::response;
@@ -59,17 +59,16 @@ impl<St: Store> Api<St> {
     ) -> Result<Response, Rejection> {
         let caller = self.settings.auth.authenticate_if_present(headers)?;
         headers::call_id(headers)?;
-        let id = RequestId::new(id).ok().and_then(|id| id.as_uuid());
-        let id = id.ok_or_else(nothing)?;
+        let id = uuid_of(id)?;
         let tenant = caller.as_ref().map(|caller| &caller.tenant_id);
         let action = self
             .await_store(self.store.find(id, tenant))
             .await?
-            .ok_or_else(nothing)?;
+            .ok_or_else(no_such_action)?;
         if let Some(caller) = &caller
             && action.tenant_id.as_ref() != Some(&caller.tenant_id)
         {
-            return Err(nothing());
+            return Err(no_such_action());
         }
         let wait = preferred_wait(headers);
         let action = match wait {
@@ -104,7 +103,7 @@ impl<St: Store> Api<St> {
         let mut is_over = false;
         loop {
             let now = self.await_store(self.store.find(id, None)).await?;
-            let now = now.ok_or_else(nothing)?;
+            let now = now.ok_or_else(no_such_action)?;
             if now.status != Status::Pending || is_over || self.drain.has_started() {
                 return Ok(now);
             }
@@ -123,12 +122,6 @@ impl<St: Store> Api<St> {
             }
         }
     }
-}
-
-/// An unknown, a malformed and another tenant's id get the same response, which does not reveal
-/// what exists.
-fn nothing() -> Rejection {
-    Rejection::not_found("there is no such action")
 }
 
 /// Reads `Prefer: wait=N`, in seconds (RFC 7240). A malformed wait counts as absent. The first of

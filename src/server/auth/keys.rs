@@ -9,7 +9,7 @@ use std::time::SystemTime;
 
 use sha2::{Digest, Sha256};
 
-use crate::protocol::{ApiKey, TenantId, UnknownName, hex};
+use crate::protocol::{ApiKey, TenantId, UnknownName, hex, unhex};
 use crate::store::Actor;
 
 /// What an API key allows. A key has one or more.
@@ -232,18 +232,6 @@ fn parse_line(line: usize, content: &str) -> Result<([u8; 32], Owner), String> {
         line,
     };
     Ok((digest, owner))
-}
-
-fn unhex(text: &str) -> Option<[u8; 32]> {
-    let mut bytes = [0; 32];
-    if text.len() != 64 {
-        return None;
-    }
-    for (byte, digits) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
-        let [high, low] = [digits[0], digits[1]].map(|digit| char::from(digit).to_digit(16));
-        *byte = u8::try_from(high? * 16 + low?).ok()?;
-    }
-    Some(bytes)
 }
 
 /// The error of parsing a key file.
