@@ -1224,8 +1224,12 @@ fn on_a_terminal(command: &Command, no_color: bool) -> Process {
         .chain(command.get_args())
         .map(|word| format!("'{}'", word.to_str().unwrap()))
         .collect();
+    // Not every shell replaces itself by its last command: bash does, dash does not. A shell that
+    // stays is killed by Ctrl-C and reports 130 whatever the command does.
+    let line = format!("exec {}", line.join(" "));
     let mut terminal = Command::new("script");
-    terminal.args(["-qec", &line.join(" "), "/dev/null"]);
+    terminal.args(["-qec", &line, "/dev/null"]);
+    terminal.env("SHELL", "/bin/sh");
     terminal.env_remove("NO_COLOR").env("TERM", "xterm");
     terminal.env("AEGIS_LOG", "trace");
     if no_color {
