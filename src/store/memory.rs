@@ -312,6 +312,24 @@ impl Store for MemoryStore {
         })
     }
 
+    async fn tenants(
+        &self,
+        after: Option<&TenantId>,
+        limit: usize,
+    ) -> Result<Vec<TenantId>, StoreError> {
+        let records = self.records()?;
+        let tenants = records.records.iter();
+        let tenants = tenants.filter_map(|record| record.action.tenant_id.as_ref());
+        let tenants: BTreeSet<&str> = tenants.map(TenantId::as_str).collect();
+        let behind = tenants
+            .into_iter()
+            .filter(|tenant| after.is_none_or(|after| *tenant > after.as_str()));
+        Ok(behind
+            .take(limit)
+            .filter_map(|tenant| tenant.parse().ok())
+            .collect())
+    }
+
     async fn look_up(&self, id: Uuid, tenant: &TenantId) -> Result<Option<Action>, StoreError> {
         let records = self.records()?;
         let Ok(found) = records.find_by_id(id, tenant);

@@ -212,6 +212,17 @@ pub trait Store: Clone + Send + Sync + 'static {
     /// If the store is unavailable.
     fn list(&self, request: List) -> impl Future<Output = Result<Page, StoreError>> + Send;
 
+    /// Reads up to `limit` of the tenants that have actions, in order, behind the tenant `after`.
+    ///
+    /// # Errors
+    ///
+    /// If the store is unavailable.
+    fn tenants(
+        &self,
+        after: Option<&TenantId>,
+        limit: usize,
+    ) -> impl Future<Output = Result<Vec<TenantId>, StoreError>> + Send;
+
     /// Finds a tenant's action by the id that the store gave it, with its history.
     ///
     /// # Errors

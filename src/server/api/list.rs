@@ -58,6 +58,7 @@ fn parse(query: &str, tenant_id: crate::protocol::TenantId) -> Result<List, Reje
         status: None,
         decision: None,
         execution: None,
+        not_picked_up: false,
         thread_id: None,
         after: None,
         limit: LIMIT,

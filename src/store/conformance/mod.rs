@@ -121,6 +121,7 @@ where
         expiry::a_claim_shows_its_end_as_it_is_kept,
         expiry::a_decision_and_an_expiry_race_and_one_wins,
         reads::a_list_is_filtered_and_in_order,
+        reads::tenants_are_read_in_order_once_each,
         reads::pages_stay_right_while_actions_come_and_go,
         reads::each_transition_has_one_event_in_order,
         reads::tenants_do_not_meet_in_any_operation,

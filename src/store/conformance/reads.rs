@@ -26,6 +26,7 @@ fn everything() -> List {
         status: None,
         decision: None,
         execution: None,
+        not_picked_up: false,
         thread_id: None,
         after: None,
         limit: 3,
@@ -120,6 +121,11 @@ pub(super) async fn a_list_is_filtered_and_in_order<S: Store>(stores: &Stores<S>
         (None, None, Some(Execution::Unknown), &[]),
         (Some(Status::Pending), approved, None, &[]),
     ];
+    let list = List {
+        not_picked_up: true,
+        ..everything()
+    };
+    assert_eq!(keys(&pages(stores, list).await), ["approved"]);
     for (status, decision, execution, expected) in filters {
         let list = List {
             status,
@@ -136,6 +142,31 @@ pub(super) async fn a_list_is_filtered_and_in_order<S: Store>(stores: &Stores<S>
         let expected = expected.iter().filter(|key| **key != "pending-2");
         let expected: Vec<_> = expected.copied().collect();
         assert_eq!(keys(&pages(stores, list).await), expected);
+    }
+}
+
+pub(super) async fn tenants_are_read_in_order_once_each<S: Store>(stores: &Stores<S>) {
+    let all = ["Tenant", "tenant", "tenant-2", "tenant/3", "zebra"];
+    assert_eq!(stores.at(0).tenants(None, 9).await.unwrap(), []);
+    for key in ["k-1", "k-2"] {
+        for name in all.iter().rev() {
+            let mut submit = submission(key);
+            submit.identity.tenant_id = name.parse().unwrap();
+            stores.at(0).submit(submit).await.unwrap();
+        }
+    }
+    for limit in 1..=6 {
+        let mut found: Vec<TenantId> = Vec::new();
+        loop {
+            let tenants = stores.at(limit).tenants(found.last(), limit).await.unwrap();
+            assert!(tenants.len() <= limit);
+            if tenants.is_empty() {
+                break;
+            }
+            found.extend(tenants);
+        }
+        let names: Vec<_> = found.iter().map(TenantId::as_str).collect();
+        assert_eq!(names, all);
     }
 }
 

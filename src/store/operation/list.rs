@@ -14,6 +14,8 @@ pub struct List {
     pub decision: Option<Decision>,
     /// Only actions whose execution has come this far.
     pub execution: Option<Execution>,
+    /// Only approved actions that nobody has claimed since.
+    pub not_picked_up: bool,
     /// Only actions of this thread.
     pub thread_id: Option<ThreadId>,
     /// Where the page before this one ended.
@@ -95,6 +97,10 @@ impl State {
         ]
     };
 
+    fn is_not_picked_up(self) -> bool {
+        self.decision == Some(Decision::Approve) && self.execution.is_none()
+    }
+
     /// The state of an action.
     #[cfg(feature = "test-util")]
     pub(crate) fn of(action: &Action) -> Option<Self> {
@@ -117,6 +123,7 @@ impl List {
                 && self
                     .execution
                     .is_none_or(|execution| Some(execution) == state.execution)
+                && (!self.not_picked_up || state.is_not_picked_up())
         })
     }
 

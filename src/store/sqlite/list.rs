@@ -197,6 +197,28 @@ pub(super) fn events(
     Ok(events)
 }
 
+/// Reads tenants in order. Each is one search of an index, however many actions it has.
+pub(super) fn tenants(
+    connection: &Connection,
+    after: Option<TenantId>,
+    limit: usize,
+) -> rusqlite::Result<Vec<TenantId>> {
+    let connection = &snapshot(connection)?;
+    let mut read = connection.prepare_cached(NEXT_TENANT)?;
+    let mut tenants: Vec<TenantId> = Vec::new();
+    while tenants.len() < limit {
+        let after = tenants.last().or(after.as_ref());
+        let after = after.map_or("", TenantId::as_str);
+        match read.query_row([after], |row| optional_text(row, 0))? {
+            Some(tenant) => tenants.push(tenant),
+            None => break,
+        }
+    }
+    Ok(tenants)
+}
+
+const NEXT_TENANT: &str = "SELECT min(tenant_id) FROM action WHERE tenant_id > ?1";
+
 /// The position of the newest event.
 pub(super) fn newest_event(connection: &Connection) -> rusqlite::Result<u64> {
     let newest = connection
@@ -234,6 +256,7 @@ mod tests {
             (OF_THREAD, "sqlite_autoindex_action_2"),
             (HISTORY, "event_action"),
             (EVENTS, "event_tenant"),
+            (NEXT_TENANT, "action_state"),
             (rows::DUE, "action_expiry"),
             (rows::DUE, "claim_until"),
             (rows::BY_CALL, "event_call"),
@@ -294,6 +317,7 @@ mod tests {
                         status,
                         decision: None,
                         execution: None,
+                        not_picked_up: false,
                         thread_id: Some(thread.parse().unwrap()),
                         after,
                         limit: 7,

@@ -287,6 +287,16 @@ impl Store for SqliteStore {
         self.readers.read(read).await
     }
 
+    async fn tenants(
+        &self,
+        after: Option<&TenantId>,
+        limit: usize,
+    ) -> Result<Vec<TenantId>, StoreError> {
+        let after = after.cloned();
+        let read = move |connection: &Connection| list::tenants(connection, after, limit);
+        self.readers.read(read).await
+    }
+
     async fn look_up(&self, id: Uuid, tenant: &TenantId) -> Result<Option<Action>, StoreError> {
         let tenant = tenant.clone();
         let read = move |connection: &Connection| list::with_history(connection, id, &tenant);

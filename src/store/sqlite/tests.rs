@@ -345,6 +345,7 @@ async fn a_read_shows_its_rows_as_of_one_moment() {
         status: None,
         decision: None,
         execution: None,
+        not_picked_up: false,
         thread_id: None,
         after: None,
         limit: 200,
