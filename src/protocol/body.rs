@@ -13,7 +13,7 @@ use super::{Escaped, Payload};
 pub(super) const RESERVED: &str = "aegis";
 
 /// The most characters that a comment may have.
-const MAX_COMMENT_LEN: usize = 4096;
+pub(crate) const MAX_COMMENT_LEN: usize = 4096;
 
 /// The most characters that a title may have.
 const MAX_TITLE_LEN: usize = 256;

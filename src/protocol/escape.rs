@@ -58,32 +58,66 @@ impl<'a> Escaped<'a> {
     }
 }
 
-impl fmt::Display for Escaped<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut is_first = true;
-        for character in self.text.chars() {
-            let joins_nothing = is_first && self.form != Form::Json && is_mark(character);
-            is_first = false;
-            if !joins_nothing && !is_deceptive(character) {
-                f.write_char(character)?;
+/// A part of an escaped text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Piece<'a> {
+    /// Text as it was written.
+    Kept(&'a str),
+    /// What stands for one character.
+    Escape(&'a str),
+}
+
+impl Escaped<'_> {
+    /// Calls `take` with the parts of the text, in order.
+    pub(crate) fn try_for_each<E>(
+        &self,
+        mut take: impl FnMut(Piece<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut kept = 0;
+        let mut escape = String::new();
+        for (at, character) in self.text.char_indices() {
+            let joins_nothing = at == 0 && self.form != Form::Json && is_mark(character);
+            if !joins_nothing && !is_deceptive(character)
+                || self.form == Form::Lines && matches!(character, '\n' | '\t')
+            {
                 continue;
             }
-            match (self.form, character) {
-                (Form::Lines, '\n' | '\t') => f.write_char(character)?,
-                // JSON has these only between values, where a space means the same.
-                (Form::Json, '\n' | '\r' | '\t') => f.write_char(' ')?,
-                (Form::Json, _) => {
-                    for unit in character.encode_utf16(&mut [0; 2]) {
-                        write!(f, "\\u{unit:04x}")?;
-                    }
-                }
-                (_, '\n') => f.write_str("\\n")?,
-                (_, '\r') => f.write_str("\\r")?,
-                (_, '\t') => f.write_str("\\t")?,
-                _ => write!(f, "\\u{{{:X}}}", u32::from(character))?,
+            if kept < at {
+                take(Piece::Kept(&self.text[kept..at]))?;
             }
+            kept = at + character.len_utf8();
+            escape.clear();
+            self.escape(character, &mut escape);
+            take(Piece::Escape(&escape))?;
         }
-        Ok(())
+        match &self.text[kept..] {
+            "" => Ok(()),
+            rest => take(Piece::Kept(rest)),
+        }
+    }
+
+    fn escape(&self, character: char, escape: &mut String) {
+        // Writing to a string does not fail.
+        let _ = match (self.form, character) {
+            // JSON has these only between values, where a space means the same.
+            (Form::Json, '\n' | '\r' | '\t') => escape.write_str(" "),
+            (Form::Json, _) => character
+                .encode_utf16(&mut [0; 2])
+                .iter()
+                .try_for_each(|unit| write!(escape, "\\u{unit:04x}")),
+            (_, '\n') => escape.write_str("\\n"),
+            (_, '\r') => escape.write_str("\\r"),
+            (_, '\t') => escape.write_str("\\t"),
+            _ => write!(escape, "\\u{{{:X}}}", u32::from(character)),
+        };
+    }
+}
+
+impl fmt::Display for Escaped<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.try_for_each(|piece| match piece {
+            Piece::Kept(text) | Piece::Escape(text) => f.write_str(text),
+        })
     }
 }
 

@@ -31,6 +31,8 @@ pub use self::id::{
 pub use self::chain::ErrorChain;
 
 pub use self::escape::Escaped;
+#[cfg(feature = "server")]
+pub(crate) use self::escape::Piece;
 
 pub use self::prefix::{InvalidPrefix, Prefix};
 
@@ -51,7 +53,7 @@ pub(crate) use self::fingerprint::Fingerprint;
 #[cfg(feature = "server")]
 pub(crate) use self::{
     action::rfc3339,
-    body::{Body, limited_comment},
+    body::{Body, MAX_COMMENT_LEN, limited_comment},
     id::{hex, unhex, uuid_v7},
 };
 
