@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::api::Settings;
 use super::auth::Auth;
 use super::http::Host;
+use super::inbox::Inbox;
 use super::service::HitlService;
 use crate::protocol::{InvalidPrefix, Prefix};
 use crate::store::Store;
@@ -17,6 +18,7 @@ pub struct HitlServiceBuilder<St> {
     /// The error of the last call of `prefix`, if it was not a valid path.
     invalid_prefix: Option<InvalidPrefix>,
     settings: Settings,
+    inbox: Option<Inbox>,
 }
 
 impl<St: Store> HitlServiceBuilder<St> {
@@ -25,6 +27,7 @@ impl<St: Store> HitlServiceBuilder<St> {
             store,
             invalid_prefix: None,
             settings: Settings::default(),
+            inbox: None,
         }
     }
 
@@ -77,6 +80,13 @@ impl<St: Store> HitlServiceBuilder<St> {
         self
     }
 
+    /// Serves the inbox, the web page on which reviewers decide, at `/`. The default is to serve
+    /// none.
+    pub fn inbox(mut self, inbox: Inbox) -> Self {
+        self.inbox = Some(inbox);
+        self
+    }
+
     /// Sets the largest request body, in bytes. The default is 262 144 (256 KiB).
     pub fn body_limit(mut self, bytes: usize) -> Self {
         self.settings.body_limit = bytes;
@@ -115,6 +125,10 @@ impl<St: Store> HitlServiceBuilder<St> {
         if let Some(invalid) = self.invalid_prefix {
             return Err(invalid);
         }
-        Ok(HitlService::with_settings(self.store, self.settings))
+        Ok(HitlService::with_settings(
+            self.store,
+            self.settings,
+            self.inbox,
+        ))
     }
 }

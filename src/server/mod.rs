@@ -30,6 +30,7 @@
 //   ops              wraps the service with health checks; reports outages in the log
 //   service          matches a request to its endpoint, and completes the response
 //   api              the endpoints, one file each, and the steps they share
+//   inbox            the web page on which reviewers decide
 //   auth             authenticates the caller by an API key or the tenant header
 //   http             checks heads, headers and hosts; reads bodies; writes responses
 //   drain            the signal that the server is shutting down
@@ -43,6 +44,7 @@ mod auth;
 mod builder;
 mod drain;
 mod http;
+mod inbox;
 mod net;
 mod ops;
 mod serve;
@@ -53,6 +55,7 @@ pub use self::{
     builder::HitlServiceBuilder,
     drain::Shutdown,
     http::{Host, InvalidHost, ResponseBody},
+    inbox::Inbox,
     serve::{ServeError, Server},
     service::{HitlService, ResponseFuture},
 };

@@ -176,7 +176,16 @@ impl Server {
         let service = WithHealth::new(service, address.ip());
         let places = Places::new(self.limits, Self::room()?);
         let timeouts = self.timeouts;
-        let left = accept::run(self.listener, places, timeouts, service, drain, shutdown).await;
+        let service_for = |peer| service.for_peer(peer);
+        let left = accept::run(
+            self.listener,
+            places,
+            timeouts,
+            service_for,
+            drain,
+            shutdown,
+        )
+        .await;
         Ok(left.drain(self.drain_timeout).await)
     }
 }

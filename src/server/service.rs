@@ -3,7 +3,6 @@
 use std::convert::Infallible;
 use std::fmt;
 use std::future::Future;
-use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -18,6 +17,7 @@ use super::builder::HitlServiceBuilder;
 use super::http::headers;
 use super::http::response;
 use super::http::{Rejection, RequestBody, Response, ResponseBody};
+use super::inbox::{self, Arrival, Desk, Inbox};
 use crate::store::Store;
 
 /// Answers the endpoints over a [`Store`]: approve, reject, status, and the human loop from
@@ -63,7 +63,7 @@ impl<St> fmt::Debug for HitlService<St> {
 impl<St: Store> HitlService<St> {
     /// Creates a service with the default settings: it trusts the `Tenant-Id` header.
     pub fn new(store: St) -> Self {
-        Self::with_settings(store, Settings::default())
+        Self::with_settings(store, Settings::default(), None)
     }
 
     /// Starts to build a service with other settings.
@@ -71,9 +71,9 @@ impl<St: Store> HitlService<St> {
         HitlServiceBuilder::new(store)
     }
 
-    pub(crate) fn with_settings(store: St, settings: Settings) -> Self {
+    pub(crate) fn with_settings(store: St, settings: Settings, inbox: Option<Inbox>) -> Self {
         Self {
-            api: Arc::new(Api::new(store, settings)),
+            api: Arc::new(Api::new(store, settings, inbox.map(Desk::new))),
         }
     }
 
@@ -91,19 +91,26 @@ impl<St: Store> HitlService<St> {
         &self.api.settings.auth
     }
 
-    /// Responds to a request that arrived at the address `listening`, if that is known.
-    pub(crate) fn respond<B>(
-        &self,
-        request: Request<B>,
-        listening: Option<IpAddr>,
-    ) -> ResponseFuture
+    /// Makes a one-time link to the [inbox](Inbox) of a server without API keys, and returns its
+    /// path and query. `None` if there is no inbox, or one has to sign in by API key.
+    ///
+    /// Whoever opens the link sees the actions of all tenants, and decides on them. An earlier link
+    /// is no longer valid.
+    pub fn issue_sign_in_path(&self) -> Option<String> {
+        let inbox = self.api.inbox.as_ref();
+        let inbox = inbox.filter(|_| self.auth().trusts_tenant_header())?;
+        Some(format!("/sign-in?code={}", inbox.code.issue().as_str()))
+    }
+
+    /// Responds to a request.
+    pub(crate) fn respond<B>(&self, request: Request<B>, arrival: Arrival) -> ResponseFuture
     where
         B: Body + Send + 'static,
     {
         let service = self.clone();
-        ResponseFuture(Box::pin(async move {
-            service.complete(request, listening).await
-        }))
+        ResponseFuture(Box::pin(
+            async move { service.complete(request, arrival).await },
+        ))
     }
 
     pub(crate) fn api(&self) -> &Arc<Api<St>> {
@@ -125,7 +132,7 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> ResponseFuture {
-        self.respond(request, None)
+        self.respond(request, Arrival::default())
     }
 }
 
@@ -147,12 +154,12 @@ impl fmt::Debug for ResponseFuture {
 }
 
 impl<St: Store> HitlService<St> {
-    async fn complete<B: Body>(&self, request: Request<B>, listening: Option<IpAddr>) -> Response {
+    async fn complete<B: Body>(&self, request: Request<B>, arrival: Arrival) -> Response {
         let (parts, body) = request.into_parts();
         let body = pin!(body);
         let mut body = RequestBody::new(body, &parts.headers);
         let mut response = self
-            .dispatch(&parts, &mut body, listening)
+            .dispatch(&parts, &mut body, arrival)
             .await
             .unwrap_or_else(Rejection::into_response);
         response = response::within(&self.api.room, response);
@@ -175,12 +182,17 @@ impl<St: Store> HitlService<St> {
         &self,
         parts: &Parts,
         body: &mut RequestBody<'_, B>,
-        listening: Option<IpAddr>,
+        arrival: Arrival,
     ) -> Result<Response, Rejection> {
         let api = self.api();
-        api.admit(parts, listening)?;
+        api.admit(parts, arrival.listening)?;
         if api.drain.has_started() {
             return Err(shutting_down());
+        }
+        if let Some(desk) = &api.inbox
+            && let Some(page) = inbox::Route::of(parts.uri.path())
+        {
+            return Ok(inbox::respond(api, desk, page, parts, body, arrival).await);
         }
         let route = Route::of(
             api.settings.prefix.as_str(),

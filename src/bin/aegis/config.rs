@@ -1,6 +1,6 @@
 //! The configuration file: TOML, with the names of the flags.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
@@ -33,6 +33,9 @@ pub(crate) struct Serve {
     pub(crate) host: Vec<Host>,
     pub(crate) require_submission: Option<bool>,
     pub(crate) allow_self_approval: Option<bool>,
+    pub(crate) public_url: Option<String>,
+    pub(crate) trust_user_header: Option<String>,
+    pub(crate) trusted_proxy: Vec<IpAddr>,
     pub(crate) drain_timeout: Option<f64>,
     pub(crate) max_connections: Option<NonZeroUsize>,
     pub(crate) max_connections_per_peer: Option<NonZeroUsize>,

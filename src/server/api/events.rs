@@ -54,15 +54,20 @@ impl<St: Store> Api<St> {
             ready: VecDeque::from([format!("id: {after}\n\n").into()]),
             comment_at: Instant::now() + COMMENT_EACH,
         };
-        let mut response = Response::new(ResponseBody::streamed(follower.stream()));
-        let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
-        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-        // Proxies that buffer answers would hold events back.
-        headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
-        Ok(response)
+        Ok(event_stream(follower.stream()))
     }
+}
+
+/// Returns a response that is a stream of server-sent events.
+pub(crate) fn event_stream(events: impl Stream<Item = Bytes> + Send + 'static) -> Response {
+    let mut response = Response::new(ResponseBody::streamed(events));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    // Proxies that buffer answers would hold events back.
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    response
 }
 
 /// Reads `Last-Event-ID`.

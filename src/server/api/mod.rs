@@ -32,13 +32,18 @@ use crate::server::http::headers;
 use crate::server::http::response;
 use crate::server::http::room::Room;
 use crate::server::http::{Held, Host, HostGuard, Rejection, RequestBody, Response};
+use crate::server::inbox::Desk;
 use crate::server::ops::outage::Outage;
 use crate::store::{Actor, Identity, Store, StoreError};
 
+pub(crate) use self::events::event_stream;
 pub(crate) use self::route::Route;
 
 /// The default limit of a request body, in bytes.
 const BODY_LIMIT: usize = 256 * 1024;
+
+/// The limit of a form, beyond what it holds of a body, in bytes.
+const FORM_LIMIT: usize = 64 * 1024;
 
 /// The room for all large bodies, in bytes.
 const ROOM: usize = 64 * 1024 * 1024;
@@ -78,15 +83,18 @@ pub(crate) struct Api<St> {
     pub(crate) drain: Drain,
     /// For the large bodies of requests and responses.
     pub(crate) room: Room,
+    /// The web page, if there is one.
+    pub(crate) inbox: Option<Desk>,
     outage: Outage,
 }
 
 impl<St: Store> Api<St> {
-    pub(crate) fn new(store: St, settings: Settings) -> Self {
+    pub(crate) fn new(store: St, settings: Settings, inbox: Option<Desk>) -> Self {
         Self {
+            inbox,
             store,
             // The largest body finds room at least alone.
-            room: Room::new(ROOM.max(settings.body_limit)),
+            room: Room::new(ROOM.max(3 * settings.body_limit + FORM_LIMIT)),
             settings,
             drain: Drain::new(),
             outage: Outage::default(),
@@ -180,17 +188,43 @@ impl<St: Store> Api<St> {
         headers: &http::HeaderMap,
         body: &mut RequestBody<'_, B>,
     ) -> Result<Held, Rejection> {
-        headers::reject_encoded(headers)?;
-        let settings = &self.settings;
-        let bytes = tokio::select! {
-            biased;
-            bytes = body.read(settings.body_limit, settings.body_timeout, &self.room) => bytes?,
-            () = self.drain.grace_is_over() => return Err(shutting_down()),
-        };
+        let bytes = self
+            .read_up_to(self.settings.body_limit, headers, body)
+            .await?;
         if !bytes.is_empty() {
             headers::reject_other_than_json(headers)?;
         }
         Ok(bytes)
+    }
+
+    /// Reads a body of at most `limit` bytes.
+    async fn read_up_to<B: Body>(
+        &self,
+        limit: usize,
+        headers: &http::HeaderMap,
+        body: &mut RequestBody<'_, B>,
+    ) -> Result<Held, Rejection> {
+        headers::reject_encoded(headers)?;
+        tokio::select! {
+            biased;
+            bytes = body.read(limit, self.settings.body_timeout, &self.room) => bytes,
+            () = self.drain.grace_is_over() => Err(shutting_down()),
+        }
+    }
+
+    /// Reads a form of a web page.
+    pub(crate) async fn read_form<B: Body>(
+        &self,
+        headers: &http::HeaderMap,
+        body: &mut RequestBody<'_, B>,
+    ) -> Result<String, Rejection> {
+        headers::reject_other_than_form(headers)?;
+        // In a form each byte may take three.
+        let limit = 3 * self.settings.body_limit + FORM_LIMIT;
+        let bytes = self.read_up_to(limit, headers, body).await?;
+        let text = std::str::from_utf8(&bytes);
+        text.map(str::to_owned)
+            .map_err(|_| Rejection::invalid("the form is not UTF-8"))
     }
 
     /// Waits for the store, up to the store timeout.

@@ -122,6 +122,12 @@ pub(super) struct Owner {
     line: usize,
 }
 
+impl Owner {
+    pub(super) fn has_expired(&self) -> bool {
+        self.expires_at.is_some_and(|end| end <= SystemTime::now())
+    }
+}
+
 impl Keys {
     /// Parses a key file. A file without keys lets nobody in.
     ///
@@ -182,7 +188,12 @@ impl Keys {
     /// to a stored digest takes a preimage of a similar one, and the hash of the map has a random
     /// key.
     pub(super) fn owner(&self, key: &ApiKey) -> Option<&Owner> {
-        self.0.get(&digest(key))
+        self.owner_by_digest(&digest(key))
+    }
+
+    /// Returns the holder of the key with a digest.
+    pub(super) fn owner_by_digest(&self, digest: &[u8; 32]) -> Option<&Owner> {
+        self.0.get(digest)
     }
 }
 
@@ -192,7 +203,7 @@ impl fmt::Debug for Keys {
     }
 }
 
-fn digest(key: &ApiKey) -> [u8; 32] {
+pub(super) fn digest(key: &ApiKey) -> [u8; 32] {
     Sha256::digest(key.as_str().as_bytes()).into()
 }
 

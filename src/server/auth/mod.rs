@@ -1,15 +1,15 @@
 //! Authentication: who the caller is, and for which tenant.
 
 mod keys;
-
-use std::time::SystemTime;
+mod sessions;
 
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
 use tokio::sync::watch;
 
-use self::keys::Scopes;
 pub use self::keys::{Keys, KeysError, Scope};
+use self::keys::{Owner, Scopes};
+pub(crate) use self::sessions::{Holder, LIFETIME, OneTimeCode, Sessions};
 use crate::protocol::{ApiKey, Code, TenantId};
 use crate::server::http::Rejection;
 use crate::server::http::headers;
@@ -60,6 +60,23 @@ impl Auth {
         }
     }
 
+    /// Returns the holder of a session, and who signs in with this key. `None` if there is no such
+    /// key, or not any more.
+    pub(crate) fn sign_in(&self, key: &ApiKey) -> Option<(Holder, Caller)> {
+        let holder = Holder::Key(keys::digest(key));
+        Some((holder, self.holder(holder)?))
+    }
+
+    /// Returns who the holder of a session is now. `None` if their key is gone.
+    pub(crate) fn holder(&self, holder: Holder) -> Option<Caller> {
+        let Holder::Key(digest) = holder else {
+            return None;
+        };
+        let keys = self.0.as_ref()?.borrow();
+        let owner = keys.owner_by_digest(&digest)?;
+        (!owner.has_expired()).then(|| Caller::from(owner))
+    }
+
     /// Returns the caller, or `None` for an anonymous request. Credentials must be valid where they
     /// are present.
     pub(crate) fn authenticate_if_present(
@@ -81,6 +98,17 @@ pub(crate) struct Caller {
     scopes: Scopes,
     /// Whether the actor is told from others. A keyless server tells nobody apart.
     pub(crate) is_known: bool,
+}
+
+impl From<&Owner> for Caller {
+    fn from(owner: &Owner) -> Self {
+        Self {
+            tenant_id: owner.tenant_id.clone(),
+            actor: owner.actor.clone(),
+            scopes: owner.scopes,
+            is_known: true,
+        }
+    }
 }
 
 impl Caller {
@@ -126,7 +154,7 @@ fn by_key(keys: &Keys, headers: &HeaderMap) -> Result<Option<Caller>, Rejection>
     let owner = keys
         .owner(&key)
         .ok_or_else(|| unauthorized("the API key is unknown"))?;
-    if owner.expires_at.is_some_and(|end| end <= SystemTime::now()) {
+    if owner.has_expired() {
         return Err(unauthorized("the API key has expired"));
     }
     let named = headers::identifier(headers, &headers::TENANT, TenantId::new)?;
@@ -136,12 +164,7 @@ fn by_key(keys: &Keys, headers: &HeaderMap) -> Result<Option<Caller>, Rejection>
             "the API key is another tenant's than the one that the Tenant-Id header names",
         ));
     }
-    Ok(Some(Caller {
-        tenant_id: owner.tenant_id.clone(),
-        actor: owner.actor.clone(),
-        scopes: owner.scopes,
-        is_known: true,
-    }))
+    Ok(Some(Caller::from(owner)))
 }
 
 /// Reads the scheme `Bearer`, in any case, followed by one token (RFC 6750, section 2.1).

@@ -139,6 +139,20 @@ pub(crate) fn reject_other_than_json(headers: &HeaderMap) -> Result<(), Rejectio
     ))
 }
 
+/// Rejects bodies that are not declared as the form of a web page.
+pub(crate) fn reject_other_than_form(headers: &HeaderMap) -> Result<(), Rejection> {
+    let value = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
+    let essence = value.unwrap_or_default().split(|byte| *byte == b';').next();
+    let essence = essence.unwrap_or_default().trim_ascii();
+    if essence.eq_ignore_ascii_case(b"application/x-www-form-urlencoded") {
+        return Ok(());
+    }
+    Err(Rejection::new(
+        Code::UnsupportedMediaType,
+        "the body is not a form; allowed is 'application/x-www-form-urlencoded'",
+    ))
+}
+
 fn is_json(media_type: &[u8]) -> bool {
     let essence = media_type.split(|byte| *byte == b';').next();
     let essence = essence.unwrap_or_default().trim_ascii();

@@ -215,6 +215,19 @@ impl HostGuard<'_> {
                 }
             }
         }
+        self.admit_origin(parts, own)
+    }
+
+    /// Rejects requests by foreign web pages that would change something, whatever host they are
+    /// for.
+    pub(crate) fn admit_own_pages(&self, parts: &Parts) -> Result<(), Rejection> {
+        let target = parts.uri.authority().map(|authority| authority.as_str());
+        let header = parts.headers.get(HOST).and_then(Authority::of);
+        let own = header.or_else(|| target.and_then(Authority::parse));
+        self.admit_origin(parts, own)
+    }
+
+    fn admit_origin(&self, parts: &Parts, own: Option<Authority<'_>>) -> Result<(), Rejection> {
         if is_safe(&parts.method) {
             return Ok(());
         }

@@ -201,6 +201,15 @@ impl Rejection {
         self
     }
 
+    pub(crate) fn status(&self) -> StatusCode {
+        self.0.status
+    }
+
+    /// The title and the detail, for people.
+    pub(crate) fn words(&self) -> (&str, &str) {
+        (&self.0.problem.title, &self.0.problem.detail)
+    }
+
     pub(crate) fn into_response(self) -> Response {
         let RejectionParts {
             status,

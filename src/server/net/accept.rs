@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
+use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,13 +27,13 @@ use crate::server::ops::outage::Outage;
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// Accepts connections until `shutdown` completes, and then starts the drain. Returns the
-/// connections still open.
+/// Accepts connections until `shutdown` completes, and then starts the drain. Each is served by a
+/// service for the address of its peer. Returns the connections still open.
 pub(crate) async fn run<S, B>(
     listener: TcpListener,
     mut places: Places,
     timeouts: Timeouts,
-    service: S,
+    service_for: impl Fn(IpAddr) -> S,
     drain: Drain,
     shutdown: impl Future<Output = ()>,
 ) -> Places
@@ -91,7 +92,7 @@ where
             activity: Arc::clone(&activity),
             drain: drain.clone(),
         };
-        let service = service.clone();
+        let service = service_for(address.ip());
         places.spawn(peer, activity, connection.serve(service));
     }
     drain.start();

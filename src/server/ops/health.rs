@@ -21,6 +21,7 @@ use crate::server::api::shutting_down;
 use crate::server::http::headers;
 use crate::server::http::response;
 use crate::server::http::{Rejection, RequestBody, Response, head};
+use crate::server::inbox::Arrival;
 use crate::server::service::{HitlService, ResponseFuture};
 use crate::store::Store;
 
@@ -35,6 +36,7 @@ pub(crate) struct WithHealth<St> {
     service: HitlService<St>,
     /// The address that the server listens on.
     address: IpAddr,
+    peer: Option<IpAddr>,
     last_success: Arc<Mutex<Option<Instant>>>,
 }
 
@@ -43,7 +45,16 @@ impl<St: Store> WithHealth<St> {
         Self {
             service,
             address,
+            peer: None,
             last_success: Arc::default(),
+        }
+    }
+
+    /// Returns a service for the connection of a client.
+    pub(crate) fn for_peer(&self, peer: IpAddr) -> Self {
+        Self {
+            peer: Some(peer),
+            ..self.clone()
         }
     }
 }
@@ -53,6 +64,7 @@ impl<St> Clone for WithHealth<St> {
         Self {
             service: self.service.clone(),
             address: self.address,
+            peer: self.peer,
             last_success: Arc::clone(&self.last_success),
         }
     }
@@ -168,7 +180,13 @@ where
         let probe = match request.uri().path() {
             "/livez" | "/livez/" => Probe::Liveness,
             "/readyz" | "/readyz/" => Probe::Readiness,
-            _ => return Either::Left(self.service.respond(request, Some(self.address))),
+            _ => {
+                let arrival = Arrival {
+                    listening: Some(self.address),
+                    peer: self.peer,
+                };
+                return Either::Left(self.service.respond(request, arrival));
+            }
         };
         let this = self.clone();
         let (parts, _) = request.into_parts();

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use aegis_hitl::protocol::{DEFAULT_PREFIX, Prefix};
-use aegis_hitl::server::{Auth, HitlService, Host, Server, Shutdown};
+use aegis_hitl::server::{Auth, HitlService, Host, Inbox, Server, Shutdown};
 use aegis_hitl::store::SqliteStore;
 use clap::Args;
 use tokio::sync::watch;
@@ -83,6 +83,30 @@ pub(crate) struct Serve {
     )]
     pub(crate) allow_self_approval: Option<bool>,
 
+    /// The URL by which reviewers reach the server, such as `https://aegis.example.com`.
+    ///
+    /// With https, browsers send the session cookie of the inbox by https only.
+    #[arg(long, env = "AEGIS_PUBLIC_URL", value_name = "URL")]
+    pub(crate) public_url: Option<String>,
+
+    /// Takes the name of a reviewer from this header of a proxy that signs people in; see
+    /// --trusted-proxy.
+    ///
+    /// The proxy must set or remove the header on each request. With a Tenant-Id header of the
+    /// proxy, the reviewer sees that tenant; without, all of them.
+    #[arg(long, env = "AEGIS_TRUST_USER_HEADER", value_name = "NAME")]
+    pub(crate) trust_user_header: Option<String>,
+
+    /// An address that the proxy of --trust-user-header connects from; repeatable, and
+    /// comma-separated in the environment.
+    #[arg(
+        long,
+        env = "AEGIS_TRUSTED_PROXY",
+        value_name = "ADDRESS",
+        value_delimiter = ','
+    )]
+    pub(crate) trusted_proxy: Vec<IpAddr>,
+
     /// How long requests in flight may take to end after SIGTERM, in seconds [default: 30].
     #[arg(long, env = "AEGIS_DRAIN_TIMEOUT", value_name = "SECONDS", value_parser = seconds)]
     pub(crate) drain_timeout: Option<Duration>,
@@ -130,6 +154,15 @@ pub(crate) async fn run(args: Serve, context: Context) -> Result<(), Failure> {
     } else {
         args.host
     };
+    let public_url = args.public_url.or(config.public_url);
+    let public_url = public_url.map(|url| public_url_of(&url)).transpose()?;
+    let proxies = if args.trusted_proxy.is_empty() {
+        config.trusted_proxy
+    } else {
+        args.trusted_proxy
+    };
+    let user_header = args.trust_user_header.or(config.trust_user_header);
+    let inbox = inbox(public_url.as_deref(), user_header, proxies)?;
     let trust = args.trust_tenant_header.or(config.trust_tenant_header);
     let configured = config
         .drain_timeout
@@ -199,8 +232,18 @@ pub(crate) async fn run(args: Serve, context: Context) -> Result<(), Failure> {
         .auth(auth)
         .require_submission(require_submission.unwrap_or(false))
         .allow_self_approval(allow_self_approval.unwrap_or(false))
+        .inbox(inbox)
         .build()
         .map_err(|error| Failure::usage("the prefix").because(error))?;
+    let sign_in = {
+        let service = service.clone();
+        let url = public_url.unwrap_or_else(|| format!("http://{address}"));
+        move || {
+            if let Some(path) = service.issue_sign_in_path() {
+                say(&format!("inbox: {url}{path} (works once)"));
+            }
+        }
+    };
     let (stop, stopped) = tokio::sync::oneshot::channel();
     let serving = server.serve(service, async {
         // An error means that the sender is gone, which is a reason to stop as well.
@@ -211,6 +254,7 @@ pub(crate) async fn run(args: Serve, context: Context) -> Result<(), Failure> {
         "listening on http://{address}, store {}",
         path.display()
     ));
+    sign_in();
     let failed =
         || Failure::other("the store's writer has failed; the server must be started again");
     let ended = loop {
@@ -218,7 +262,10 @@ pub(crate) async fn run(args: Serve, context: Context) -> Result<(), Failure> {
             ended = &mut serving => break ended,
             () = store.failed() => return Err(failed()),
             signal = signals.next() => match signal {
-                Signal::Reload => reload.start(),
+                Signal::Reload => {
+                    reload.start();
+                    sign_in();
+                }
                 Signal::Shutdown => {
                     say("draining");
                     let _ = stop.send(());
@@ -245,6 +292,46 @@ pub(crate) async fn run(args: Serve, context: Context) -> Result<(), Failure> {
         _ => Err(Failure::other(
             "requests were still in flight when the drain timeout was over",
         )),
+    }
+}
+
+/// Checks the URL of the server, and returns it without a slash at its end.
+fn public_url_of(text: &str) -> Result<String, Failure> {
+    let url = text.strip_suffix('/').unwrap_or(text);
+    let host = url
+        .strip_prefix("https://")
+        .or_else(|| url.strip_prefix("http://"));
+    let is_host = |host: &str| !host.is_empty() && host.parse::<http::uri::Authority>().is_ok();
+    if host.is_some_and(is_host) {
+        return Ok(url.to_owned());
+    }
+    Err(Failure::usage(
+        "the public URL is not one; allowed are http:// and https:// with a host, a port or none, \
+         and no path",
+    ))
+}
+
+/// The settings of the inbox.
+fn inbox(
+    public_url: Option<&str>,
+    user_header: Option<String>,
+    proxies: Vec<IpAddr>,
+) -> Result<Inbox, Failure> {
+    let inbox = Inbox::new().behind_tls(public_url.is_some_and(|url| url.starts_with("https://")));
+    match user_header {
+        None if proxies.is_empty() => Ok(inbox),
+        Some(_) if proxies.is_empty() => Err(Failure::usage(
+            "the header of a user is to be trusted, and no proxy (--trusted-proxy) that may send it",
+        )),
+        None => Err(Failure::usage(
+            "a proxy is to be trusted, and no header (--trust-user-header) that it names a user in",
+        )),
+        Some(name) => {
+            let name = name.parse::<http::HeaderName>().map_err(|error| {
+                Failure::usage("the name of the header that names a user").because(error)
+            })?;
+            Ok(inbox.trust_user_header(name, proxies))
+        }
     }
 }
 

@@ -1,0 +1,427 @@
+//! `POST /actions/{id}`: a decision; and `POST /`: several approvals at once.
+
+use std::collections::HashSet;
+
+use askama::Template;
+use http::header::RETRY_AFTER;
+use http::{HeaderMap, HeaderValue, StatusCode};
+use http_body::Body;
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+use super::page::{Frame, link, name, page, see_other};
+use super::text::{self, Html};
+use super::{Visit, value_of};
+use crate::protocol::{
+    Action, Decision, Digest, Escaped, MAX_COMMENT_LEN, Payload, RequestId, limited_comment,
+};
+use crate::server::api::{no_such_action, uuid_of};
+use crate::server::http::{Rejection, RequestBody, Response};
+use crate::store::{DecideById, Decided, Fingerprinted, Store};
+
+/// The most actions that are approved at once.
+const MOST: usize = 100;
+
+/// Mints the call id of a form. The form that is sent twice is one call.
+pub(super) fn new_call() -> String {
+    RequestId::mint().to_string()
+}
+
+/// What became of a decision.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Answer {
+    Recorded,
+    Duplicate,
+    Conflict,
+    Mismatch,
+    Closed,
+    SelfApproval,
+    NotEditable,
+    Gone,
+    Unknown,
+}
+
+impl Answer {
+    const ALL: [(Self, &'static str); 9] = [
+        (Self::Recorded, "recorded"),
+        (Self::Duplicate, "duplicate"),
+        (Self::Conflict, "conflict"),
+        (Self::Mismatch, "mismatch"),
+        (Self::Closed, "closed"),
+        (Self::SelfApproval, "own"),
+        (Self::NotEditable, "not-editable"),
+        (Self::Gone, "gone"),
+        (Self::Unknown, "unknown"),
+    ];
+
+    fn word(self) -> &'static str {
+        let found = Self::ALL.into_iter().find(|(answer, _)| *answer == self);
+        found.map_or("", |(_, word)| word)
+    }
+
+    pub(super) fn of(word: &str) -> Option<Self> {
+        let found = Self::ALL.into_iter().find(|(_, known)| *known == word);
+        found.map(|(answer, _)| answer)
+    }
+
+    fn from_store(decided: &Decided) -> Self {
+        match decided {
+            Decided::Recorded(_) | Decided::Replayed(_) => Self::Recorded,
+            Decided::Duplicate(_) => Self::Duplicate,
+            Decided::Conflict(_) => Self::Conflict,
+            Decided::PayloadMismatch(_) | Decided::DigestMissing(_) => Self::Mismatch,
+            Decided::Closed(_) => Self::Closed,
+            Decided::SelfApproval(_) => Self::SelfApproval,
+            Decided::EditNotAllowed(_) => Self::NotEditable,
+            Decided::NotFound => Self::Gone,
+        }
+    }
+
+    /// What to say of it beside what is on record, and how. A link can name any answer, so nothing
+    /// is said that the record does not bear out.
+    pub(super) fn notice(self, asked: Decision, action: &Action) -> Option<(String, &'static str)> {
+        let is_on_record = action.decision == Some(asked);
+        let past = match asked {
+            Decision::Approve => "approval",
+            Decision::Reject => "rejection",
+        };
+        let (text, class) = match self {
+            Self::Recorded if is_on_record => (format!("Your {past} is on record."), "good"),
+            Self::Duplicate if is_on_record => (
+                "This decision was on record before. There was nothing to do.".to_owned(),
+                "",
+            ),
+            Self::Recorded | Self::Duplicate => return None,
+            Self::Conflict if is_on_record || action.decision.is_none() => return None,
+            Self::Conflict => (
+                format!("Your {past} was not recorded: somebody else had decided before."),
+                "bad",
+            ),
+            Self::Mismatch => (
+                format!("Your {past} was not recorded: it was for another payload than this one."),
+                "bad",
+            ),
+            Self::Closed if action.closed.is_none() => return None,
+            Self::Closed => (
+                format!("Your {past} was not recorded: the action is closed."),
+                "bad",
+            ),
+            Self::SelfApproval => (
+                format!("Your {past} was not recorded: you submitted this."),
+                "bad",
+            ),
+            Self::NotEditable => (
+                format!("Your {past} was not recorded: this payload may not be edited."),
+                "bad",
+            ),
+            Self::Gone => return None,
+            Self::Unknown => (
+                "It is not known whether this was recorded.".to_owned(),
+                "care",
+            ),
+        };
+        Some((text, class))
+    }
+
+    fn says(self) -> &'static str {
+        match self {
+            Self::Recorded => "Approved",
+            Self::Duplicate => "Approved before",
+            Self::Conflict => "Not recorded: rejected before",
+            Self::Mismatch => "Not recorded: another payload",
+            Self::Closed => "Not recorded: closed",
+            Self::SelfApproval => "Not recorded: you submitted it",
+            Self::NotEditable => "Not recorded",
+            Self::Gone => "Not recorded: there is no such action",
+            Self::Unknown => "Not known: look at it again",
+        }
+    }
+
+    fn class(self) -> &'static str {
+        match self {
+            Self::Recorded | Self::Duplicate => "good",
+            Self::Unknown => "care",
+            _ => "bad",
+        }
+    }
+}
+
+/// What somebody typed, and why it was not taken.
+#[derive(Debug, Default)]
+pub(super) struct Draft {
+    pub(super) comment: String,
+    pub(super) payload: Option<String>,
+    pub(super) error: Option<String>,
+}
+
+#[derive(Template)]
+#[template(path = "again.html", config = "src/server/inbox/askama.toml")]
+struct Again {
+    frame: Frame,
+    detail: String,
+    target: String,
+    fields: Vec<(String, String)>,
+}
+
+struct DecidedRow {
+    href: String,
+    title: Html,
+    says: &'static str,
+    class: &'static str,
+    on_record: Html,
+}
+
+#[derive(Template)]
+#[template(path = "decided.html", config = "src/server/inbox/askama.toml")]
+struct DecidedPage {
+    frame: Frame,
+    list: String,
+    recorded: usize,
+    rows: Vec<DecidedRow>,
+}
+
+/// A decision to be recorded.
+struct Wanted {
+    decision: Decision,
+    digest: Option<Digest>,
+    comment: Option<String>,
+    edited: Option<Fingerprinted>,
+    call_id: RequestId,
+}
+
+impl<St: Store> Visit<'_, St> {
+    pub(super) async fn decide<B: Body>(
+        &self,
+        id: &str,
+        headers: &HeaderMap,
+        body: &mut RequestBody<'_, B>,
+    ) -> Result<Response, Rejection> {
+        self.must_decide()?;
+        let form = self.api.read_form(headers, body).await?;
+        let field = |name: &str| value_of(&form, name);
+        let action = self.find(id).await?;
+        let decision: Decision = field("decision")
+            .unwrap_or_default()
+            .parse()
+            .map_err(|error| Rejection::invalid(format!("the field 'decision': {error}")))?;
+        let comment = field("comment").map(|text| text.replace("\r\n", "\n"));
+        let text = field("payload").filter(|_| decision == Decision::Approve);
+        let draft = |error: String| Draft {
+            comment: comment.clone().unwrap_or_default(),
+            payload: field("payload"),
+            error: Some(error),
+        };
+        if comment
+            .as_deref()
+            .is_some_and(|it| limited_comment(it).is_err())
+        {
+            let error = format!("The comment has more than {MAX_COMMENT_LEN} characters.");
+            return Ok(self.show_draft(&action, draft(error)));
+        }
+        let limit = self.api.settings.body_limit;
+        if text.as_ref().is_some_and(|text| text.len() > limit) {
+            let error = format!("The edited payload has more than {limit} bytes.");
+            return Ok(self.show_draft(&action, draft(error)));
+        }
+        let edited = match text.map(|text| edited(&text, &action)).transpose() {
+            Ok(edited) => edited.flatten(),
+            Err(error) => {
+                let error = format!(
+                    "The edited payload is not a JSON object, so nothing was recorded: {}",
+                    Escaped::line(&error)
+                );
+                return Ok(self.show_draft(&action, draft(error)));
+            }
+        };
+        let wanted = Wanted {
+            decision,
+            digest: digest(field("digest").unwrap_or_default().as_str())?,
+            comment: comment.filter(|comment| !comment.trim().is_empty()),
+            edited,
+            call_id: call(field("call"))?,
+        };
+        let target = format!("/actions/{}", action.request_id);
+        match self.record(uuid_of(id)?, wanted).await {
+            Ok(Answer::Gone) => Err(no_such_action()),
+            Ok(answer) => Ok(see_other(&link(
+                &target,
+                &[("asked", decision.as_str()), ("answer", answer.word())],
+            ))),
+            Err(rejection) if rejection.status() == StatusCode::SERVICE_UNAVAILABLE => {
+                let fields = form_urlencoded::parse(form.as_bytes()).into_owned();
+                let template = Again {
+                    frame: Frame::of(&self.viewer, action.tenant_id.as_ref()),
+                    detail: rejection.words().1.to_owned(),
+                    target,
+                    fields: fields.collect(),
+                };
+                let mut response = page(StatusCode::SERVICE_UNAVAILABLE, &template);
+                let headers = response.headers_mut();
+                headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+                Ok(response)
+            }
+            Err(rejection) => Err(rejection),
+        }
+    }
+
+    pub(super) async fn decide_several<B: Body>(
+        &self,
+        headers: &HeaderMap,
+        body: &mut RequestBody<'_, B>,
+    ) -> Result<Response, Rejection> {
+        self.must_decide()?;
+        let form = self.api.read_form(headers, body).await?;
+        let call_id = call(value_of(&form, "call"))?;
+        let mut seen = HashSet::new();
+        let mut picked = Vec::new();
+        for (name, value) in form_urlencoded::parse(form.as_bytes()) {
+            if name != "action" {
+                continue;
+            }
+            let (id, seen_digest) = value.split_once(':').ok_or_else(|| {
+                Rejection::invalid("a field 'action' is not an id, a colon and a digest")
+            })?;
+            let id = uuid_of(id)?;
+            if seen.insert(id) {
+                picked.push((id, digest(seen_digest)?));
+            }
+        }
+        if picked.is_empty() {
+            return Ok(see_other("/"));
+        }
+        if picked.len() > MOST {
+            return Err(Rejection::invalid(format!(
+                "{} actions were selected; allowed are {MOST} at once",
+                picked.len()
+            )));
+        }
+        let mut answers = Vec::with_capacity(picked.len());
+        for (id, digest) in picked {
+            let wanted = Wanted {
+                decision: Decision::Approve,
+                digest,
+                comment: None,
+                edited: None,
+                call_id: call_id.clone(),
+            };
+            // What fails for one does not keep the others from their answers.
+            let answer = self.record(id, wanted).await.unwrap_or(Answer::Unknown);
+            answers.push(format!("{id}.{}", answer.word()));
+        }
+        let query: Vec<_> = answers
+            .iter()
+            .map(|answer| ("a", answer.as_str()))
+            .collect();
+        Ok(see_other(&link("/decided", &query)))
+    }
+
+    /// Shows the answers to several approvals, each beside what is on record.
+    pub(super) async fn decided(&self) -> Result<Response, Rejection> {
+        let mut rows = Vec::new();
+        let mut tenant = None;
+        for (name, value) in form_urlencoded::parse(self.query.as_bytes()) {
+            let answer = value.split_once('.').filter(|_| name == "a");
+            let Some((id, answer)) =
+                answer.and_then(|(id, word)| Some((Uuid::try_parse(id).ok()?, Answer::of(word)?)))
+            else {
+                continue;
+            };
+            if rows.len() == MOST {
+                break;
+            }
+            if let Some(action) = self.find_by_id(id).await? {
+                rows.push(row(&action, answer));
+                tenant = tenant.or(action.tenant_id);
+            }
+        }
+        let scope = tenant.as_ref().filter(|_| self.viewer.tenant.is_none());
+        let recorded = rows.iter().filter(|row| row.class == "good").count();
+        let template = DecidedPage {
+            frame: Frame::of(&self.viewer, tenant.as_ref()),
+            list: link(
+                "/",
+                &[("tenant", scope.map_or("", |tenant| tenant.as_str()))],
+            ),
+            recorded,
+            rows,
+        };
+        Ok(page(StatusCode::OK, &template))
+    }
+
+    fn must_decide(&self) -> Result<(), Rejection> {
+        if self.viewer.may_decide {
+            return Ok(());
+        }
+        Err(Rejection::new(
+            crate::protocol::Code::Forbidden,
+            "your API key does not have the scope 'decide'",
+        ))
+    }
+
+    async fn record(&self, id: Uuid, wanted: Wanted) -> Result<Answer, Rejection> {
+        let Some(tenant_id) = self.tenant_of(id).await? else {
+            return Ok(Answer::Gone);
+        };
+        let decide = DecideById {
+            id,
+            tenant_id,
+            decision: wanted.decision,
+            call_id: Some(wanted.call_id),
+            digest: wanted.digest,
+            edited: wanted.edited,
+            comment: wanted.comment,
+            actor: self.viewer.actor.clone(),
+            allow_self_approval: self.api.settings.allow_self_approval || !self.viewer.is_known,
+        };
+        let decided = self.api.store.decide_by_id(decide);
+        let decided = self.api.await_store(decided).await?;
+        Ok(Answer::from_store(&decided))
+    }
+}
+
+fn row(action: &Action, answer: Answer) -> DecidedRow {
+    // A link can name any answer. Only the record says that something is approved.
+    let is_approved = action.decision == Some(Decision::Approve);
+    let answer = match answer {
+        Answer::Recorded | Answer::Duplicate if !is_approved => Answer::Unknown,
+        answer => answer,
+    };
+    let on_record = match (action.decision, action.decided_by.as_deref()) {
+        (Some(decision), Some(by)) => format!("on record: {decision}, by {by}"),
+        (Some(decision), None) => format!("on record: {decision}"),
+        (None, _) => "nobody has decided".to_owned(),
+    };
+    DecidedRow {
+        href: format!("/actions/{}", action.request_id),
+        title: Html::line(name(action)),
+        says: answer.says(),
+        class: answer.class(),
+        on_record: Html::line(&on_record),
+    }
+}
+
+/// Reads an edited payload. `None` if it is what was there.
+fn edited(text: &str, action: &Action) -> Result<Option<Fingerprinted>, String> {
+    // Without the space that was only there to edit it.
+    let payload = serde_json::from_str::<&RawValue>(text)
+        .and_then(|_| serde_json::from_str::<Payload>(&text::compact(text)));
+    let payload = payload.map_err(|error| error.to_string())?;
+    let edited = Fingerprinted::new(payload).map_err(|error| error.to_string())?;
+    let is_same = action.digest == Some(Digest::from(*edited.digest()));
+    Ok((!is_same).then_some(edited))
+}
+
+fn digest(text: &str) -> Result<Option<Digest>, Rejection> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    text.parse()
+        .map(Some)
+        .map_err(|error| Rejection::invalid(format!("the field 'digest': {error}")))
+}
+
+/// The call id of a form.
+fn call(text: Option<String>) -> Result<RequestId, Rejection> {
+    RequestId::new(text.unwrap_or_default())
+        .map_err(|error| Rejection::invalid(format!("the field 'call': {error}")))
+}

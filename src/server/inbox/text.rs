@@ -1,0 +1,520 @@
+//! What others wrote, as HTML: escaped, with deceptive characters visible and long texts folded.
+
+use std::time::{Duration, SystemTime};
+
+use similar::{ChangeTag, TextDiff};
+
+use crate::protocol::{Escaped, Piece};
+
+/// The longest string that is shown on the line of its member, in characters.
+const INLINE: usize = 160;
+
+/// The longest text that is not folded, in characters, and its most lines.
+const UNFOLDED: usize = 2_000;
+const UNFOLDED_LINES: usize = 40;
+
+/// The beginning of a folded text, in characters.
+const BEGINNING: usize = 120;
+
+/// The time after which a diff stops to look for a shorter one.
+const DIFF_TIME: Duration = Duration::from_millis(50);
+
+/// HTML that is safe to put into a page.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Html(String);
+
+impl Html {
+    /// Markup of our own.
+    fn push(&mut self, markup: &str) {
+        self.0.push_str(markup);
+    }
+
+    /// Text of whatever origin.
+    fn push_text(&mut self, text: &str) {
+        for character in text.chars() {
+            match character {
+                '&' => self.0.push_str("&amp;"),
+                '<' => self.0.push_str("&lt;"),
+                '>' => self.0.push_str("&gt;"),
+                '"' => self.0.push_str("&quot;"),
+                '\'' => self.0.push_str("&#39;"),
+                other => self.0.push(other),
+            }
+        }
+    }
+
+    fn push_escaped(&mut self, text: Escaped<'_>) {
+        let Ok(()) = text.try_for_each(|piece| {
+            match piece {
+                Piece::Kept(text) => self.push_text(text),
+                Piece::Escape(text) => {
+                    self.push("<mark>");
+                    self.push_text(text);
+                    self.push("</mark>");
+                }
+            }
+            Ok::<(), std::convert::Infallible>(())
+        });
+    }
+
+    /// Shows a text on one line.
+    pub(crate) fn line(text: &str) -> Self {
+        let mut html = Self::default();
+        html.push_escaped(Escaped::line(text));
+        html
+    }
+
+    /// Shows a text on its own lines, folded if it is long.
+    pub(crate) fn lines(text: &str) -> Self {
+        let mut html = Self::default();
+        html.push_lines(text);
+        html
+    }
+
+    fn push_lines(&mut self, text: &str) {
+        let (characters, lines) = (text.chars().count(), text.lines().count());
+        let is_long = characters > UNFOLDED || lines > UNFOLDED_LINES;
+        if is_long {
+            let beginning: String = text.chars().take(BEGINNING).collect();
+            self.push("<details class=\"long\"><summary>");
+            self.push_escaped(Escaped::line(&beginning));
+            self.push(&format!(
+                "… <span class=\"size\">{characters} characters, {lines} {}</span></summary>",
+                if lines == 1 { "line" } else { "lines" }
+            ));
+        }
+        self.push("<span class=\"text\">");
+        self.push_escaped(Escaped::lines(text));
+        self.push("</span>");
+        if is_long {
+            self.push("</details>");
+        }
+    }
+
+    /// Shows JSON, a member or an element on each line.
+    pub(crate) fn json(json: &str) -> Self {
+        let mut html = Self::default();
+        // A block has its own lines, so that no punctuation follows it on the same one.
+        let mut is_after_block = false;
+        for token in Tokens::of(json) {
+            match token {
+                Token::Mark(",") if is_after_block => continue,
+                Token::Break(depth) => {
+                    if !is_after_block {
+                        html.push("\n");
+                    }
+                    html.push(indent(depth));
+                }
+                Token::Mark(text) => html.push_text(text),
+                Token::Name(text) => {
+                    html.push("<span class=\"name\">");
+                    html.push_escaped(Escaped::line(&quoted(text)));
+                    html.push("</span>");
+                }
+                Token::Literal(text) => {
+                    html.push("<span class=\"literal\">");
+                    html.push_escaped(Escaped::line(text));
+                    html.push("</span>");
+                }
+                Token::String(text) => {
+                    is_after_block = html.push_string(text);
+                    continue;
+                }
+            }
+            is_after_block = false;
+        }
+        html
+    }
+
+    /// Shows a string. Returns whether it became a block.
+    fn push_string(&mut self, json: &str) -> bool {
+        let text: String = serde_json::from_str(json).unwrap_or_else(|_| json.to_owned());
+        let is_inline = !text.contains('\n') && text.chars().nth(INLINE).is_none();
+        if is_inline {
+            self.push("<span class=\"string\">");
+            self.push_escaped(Escaped::line(&quoted(json)));
+            self.push("</span>");
+        } else {
+            self.push("<span class=\"string block\">");
+            self.push_lines(&text);
+            self.push("</span>");
+        }
+        !is_inline
+    }
+
+    /// Shows how one JSON text became another, line by line.
+    pub(crate) fn diff(old: &str, new: &str) -> Self {
+        let [old, new] = [old, new].map(pretty);
+        let diff = TextDiff::configure()
+            .timeout(DIFF_TIME)
+            .diff_lines(&old, &new);
+        let mut html = Self::default();
+        for hunk in diff.unified_diff().context_radius(2).iter_hunks() {
+            for change in hunk.iter_changes() {
+                let (open, close) = match change.tag() {
+                    ChangeTag::Delete => ("<del>- ", "</del>\n"),
+                    ChangeTag::Insert => ("<ins>+ ", "</ins>\n"),
+                    ChangeTag::Equal => ("  ", "\n"),
+                };
+                html.push(open);
+                let line = change.value();
+                html.push_escaped(Escaped::line(line.strip_suffix('\n').unwrap_or(line)));
+                html.push(close);
+            }
+        }
+        html
+    }
+}
+
+// The templates write it as it is.
+impl std::fmt::Display for Html {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl askama::filters::HtmlSafe for Html {}
+
+/// The beginning of a JSON text, on one line.
+pub(crate) fn beginning(json: &str) -> Html {
+    let mut text = String::new();
+    for token in Tokens::of(json) {
+        text.push_str(token.compact());
+        if text.len() > 4 * BEGINNING {
+            break;
+        }
+    }
+    let mut beginning: String = text.chars().take(BEGINNING).collect();
+    if beginning.len() < text.len() {
+        beginning.push('…');
+    }
+    Html::line(&beginning)
+}
+
+/// Writes JSON without space between its parts.
+pub(crate) fn compact(json: &str) -> String {
+    Tokens::of(json).map(|token| token.compact()).collect()
+}
+
+/// Formats JSON for people to edit. Deceptive characters are JSON escapes, which mean the same.
+pub(crate) fn editable(json: &str) -> String {
+    let lines = pretty(json);
+    let lines = lines.lines().map(|line| Escaped::json(line).to_string());
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// Formats JSON with a member or an element on each line.
+fn pretty(json: &str) -> String {
+    let mut text = String::new();
+    for token in Tokens::of(json) {
+        match token {
+            Token::Break(depth) => {
+                text.push('\n');
+                text.push_str(indent(depth));
+            }
+            Token::Mark(part) | Token::Literal(part) => text.push_str(part),
+            Token::Name(part) | Token::String(part) => text.push_str(&quoted(part)),
+        }
+    }
+    text
+}
+
+/// Deep nesting is not shown as such: it would make a page of many megabytes of a small payload.
+fn indent(depth: usize) -> &'static str {
+    const DEEPEST: &str = "                        ";
+    DEEPEST.get(..2 * depth).unwrap_or(DEEPEST)
+}
+
+/// Writes a JSON string with the fewest escapes: two texts with the same digest look the same.
+fn quoted(json: &str) -> String {
+    let text = serde_json::from_str::<String>(json);
+    let text = text.and_then(|text| serde_json::to_string(&text));
+    text.unwrap_or_else(|_| json.to_owned())
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Token<'a> {
+    /// A line break, and the depth of the next line.
+    Break(usize),
+    /// Punctuation.
+    Mark(&'static str),
+    /// The name of a member, as JSON.
+    Name(&'a str),
+    /// A string, as JSON.
+    String(&'a str),
+    /// A number, `true`, `false` or `null`.
+    Literal(&'a str),
+}
+
+impl<'a> Token<'a> {
+    fn compact(self) -> &'a str {
+        match self {
+            Self::Break(_) => "",
+            Self::Mark(": ") => ":",
+            Self::Mark(text) => text,
+            Self::Name(text) | Self::String(text) | Self::Literal(text) => text,
+        }
+    }
+}
+
+/// Splits JSON text. Numbers stay as they were written: no parser rounds what a reviewer sees.
+///
+/// A text that is no JSON is split somehow, and no part of it is lost.
+struct Tokens<'a> {
+    rest: &'a str,
+    depth: usize,
+    next: Option<Token<'a>>,
+}
+
+impl<'a> Tokens<'a> {
+    fn of(json: &'a str) -> Self {
+        Self {
+            rest: json,
+            depth: 0,
+            next: None,
+        }
+    }
+
+    fn take(&mut self, bytes: usize) -> &'a str {
+        let (taken, rest) = self.rest.split_at(bytes);
+        self.rest = rest;
+        taken
+    }
+
+    /// The length of the string that the text begins with, quotes included.
+    fn string_len(&self) -> usize {
+        let mut is_escaped = false;
+        for (at, byte) in self.rest.bytes().enumerate().skip(1) {
+            match byte {
+                _ if is_escaped => is_escaped = false,
+                b'\\' => is_escaped = true,
+                b'"' => return at + 1,
+                _ => {}
+            }
+        }
+        self.rest.len()
+    }
+}
+
+const SPACE: [char; 4] = [' ', '\n', '\r', '\t'];
+
+impl<'a> Iterator for Tokens<'a> {
+    type Item = Token<'a>;
+
+    fn next(&mut self) -> Option<Token<'a>> {
+        if let Some(token) = self.next.take() {
+            return Some(token);
+        }
+        self.rest = self.rest.trim_start_matches(SPACE);
+        let first = *self.rest.as_bytes().first()?;
+        let token = match first {
+            b'{' | b'[' => {
+                self.take(1);
+                self.rest = self.rest.trim_start_matches(SPACE);
+                let is_object = first == b'{';
+                if self.rest.starts_with(if is_object { '}' } else { ']' }) {
+                    self.take(1);
+                    Token::Mark(if is_object { "{}" } else { "[]" })
+                } else {
+                    self.depth += 1;
+                    self.next = Some(Token::Break(self.depth));
+                    Token::Mark(if is_object { "{" } else { "[" })
+                }
+            }
+            b'}' | b']' => {
+                self.take(1);
+                self.depth = self.depth.saturating_sub(1);
+                self.next = Some(Token::Mark(if first == b'}' { "}" } else { "]" }));
+                Token::Break(self.depth)
+            }
+            b',' => {
+                self.take(1);
+                self.next = Some(Token::Break(self.depth));
+                Token::Mark(",")
+            }
+            b':' => {
+                self.take(1);
+                Token::Mark(": ")
+            }
+            b'"' => {
+                let string = self.take(self.string_len());
+                if self.rest.trim_start_matches(SPACE).starts_with(':') {
+                    Token::Name(string)
+                } else {
+                    Token::String(string)
+                }
+            }
+            _ => {
+                let end = self.rest.find(|character: char| {
+                    SPACE.contains(&character) || "{}[],:\"".contains(character)
+                });
+                Token::Literal(self.take(end.unwrap_or(self.rest.len())))
+            }
+        };
+        Some(token)
+    }
+}
+
+/// How long ago something happened, in words.
+pub(crate) fn age(at: SystemTime, now: SystemTime) -> String {
+    let seconds = now.duration_since(at).map_or(0, |age| age.as_secs());
+    format!("{} ago", span(seconds))
+}
+
+/// How far off something is, in words.
+pub(crate) fn until(at: SystemTime, now: SystemTime) -> String {
+    match at.duration_since(now) {
+        Ok(left) => format!("in {}", span(left.as_secs())),
+        Err(_) => "now".to_owned(),
+    }
+}
+
+fn span(seconds: u64) -> String {
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3_600 => format!("{} min", seconds / 60),
+        3_600..172_800 => format!("{} h", seconds / 3_600),
+        _ => format!("{} days", seconds / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_that_others_wrote_is_markup() {
+        let hostile = r#"{"<script>alert(1)</script>": "\"'><img src=x onerror=alert(1)>&amp;"}"#;
+        for html in [
+            Html::json(hostile),
+            Html::line(hostile),
+            Html::lines(hostile),
+            Html::diff(hostile, "{}"),
+            beginning(hostile),
+        ] {
+            let html = html.to_string();
+            assert!(
+                !html.contains("<script") && !html.contains("<img"),
+                "{html}"
+            );
+            assert!(html.contains("&lt;script&gt;"), "{html}");
+        }
+    }
+
+    #[test]
+    fn deceptive_characters_are_visible_wherever_they_stand() {
+        let text = "a\u{202e}b";
+        let json = format!(r#"{{"{text}": "{text}"}}"#);
+        let shown = "a<mark>\\u{202E}</mark>b";
+        for (html, times) in [
+            (Html::line(text), 1),
+            (Html::lines(text), 1),
+            (Html::json(&json), 2),
+            (Html::json(r#"{"x": "a\u202eb"}"#), 1),
+            (Html::diff(&json, "{}"), 2),
+        ] {
+            let html = html.to_string();
+            assert_eq!(html.matches(shown).count(), times, "{html}");
+            assert!(!html.contains('\u{202e}'));
+        }
+    }
+
+    #[test]
+    fn json_is_shown_as_it_was_written_a_member_on_each_line() {
+        let json =
+            r#" {"b":[1.0,-0,12345678901234567890123,true ,{}],"a" : "x\ty\u00e9", "c":[ ] } "#;
+        assert_eq!(
+            pretty(json),
+            "{\n  \"b\": [\n    1.0,\n    -0,\n    12345678901234567890123,\n    true,\n    {}\n  ],\n  \
+             \"a\": \"x\\ty\u{e9}\",\n  \"c\": []\n}"
+        );
+        for scalar in ["\"a\"", "1e9", "null"] {
+            assert_eq!(pretty(scalar), scalar);
+        }
+        assert_eq!(
+            compact(json),
+            r#"{"b":[1.0,-0,12345678901234567890123,true,{}],"a":"x\ty\u00e9","c":[]}"#
+        );
+        assert_eq!(beginning(" [ 1, 2 ] ").to_string(), "[1,2]");
+        let value: serde_json::Value = serde_json::from_str(json).unwrap();
+        let again: serde_json::Value = serde_json::from_str(&pretty(json)).unwrap();
+        assert_eq!(value, again);
+    }
+
+    #[test]
+    fn what_is_edited_has_no_deceptive_characters_and_means_the_same() {
+        let json = "{\"a\u{202e}\":[\"b\u{200b}\\n\",\"\u{e9}\"]}";
+        let text = editable(json);
+        assert_eq!(
+            text,
+            "{\n  \"a\\u202e\": [\n    \"b\\u200b\\n\",\n    \"\u{e9}\"\n  ]\n}"
+        );
+        let [one, other] =
+            [json, &text].map(|json| serde_json::from_str::<serde_json::Value>(json).unwrap());
+        assert_eq!(one, other);
+    }
+
+    #[test]
+    fn a_small_payload_does_not_make_a_huge_page() {
+        let deep = format!(
+            "{}{}1{}",
+            "[".repeat(100),
+            "1,".repeat(50_000),
+            "]".repeat(100)
+        );
+        let len = Html::json(&deep).to_string().len();
+        assert!(len < 8_000_000, "{len}");
+    }
+
+    #[test]
+    fn a_text_that_is_no_json_is_shown_whole() {
+        for text in ["", "\"open", "{", "]]", "{\"a\"", "\"a\\", "nul: l", "é"] {
+            let shown: String = pretty(text).split_whitespace().collect();
+            let whole: String = text.split_whitespace().collect();
+            assert_eq!(shown, whole);
+            Html::json(text);
+        }
+    }
+
+    #[test]
+    fn long_texts_are_folded_and_whole() {
+        let long = "word ".repeat(40_000);
+        let html = Html::json(&format!("{{\"text\": \"{long}\"}}")).to_string();
+        assert!(html.contains("<details") && html.contains("200000 characters, 1 line<"));
+        assert!(html.contains(&long));
+        let short = Html::json(r#"{"text": "two\nlines"}"#).to_string();
+        assert!(!short.contains("<details") && short.contains("two\nlines"));
+    }
+
+    #[test]
+    fn a_diff_shows_what_was_taken_and_what_was_added() {
+        let html = Html::diff(r#"{"to":"a","amount":1}"#, r#"{"to":"a","amount":2}"#).to_string();
+        assert!(
+            html.contains("<del>-   &quot;amount&quot;: 1</del>"),
+            "{html}"
+        );
+        assert!(
+            html.contains("<ins>+   &quot;amount&quot;: 2</ins>"),
+            "{html}"
+        );
+        assert_eq!(Html::diff("{}", "{ }").to_string(), "");
+    }
+
+    #[test]
+    fn ages_are_in_their_largest_unit() {
+        let at = SystemTime::UNIX_EPOCH;
+        for (seconds, shown) in [
+            (0, "0 s"),
+            (59, "59 s"),
+            (60, "1 min"),
+            (7_199, "1 h"),
+            (200_000, "2 days"),
+        ] {
+            let later = at + Duration::from_secs(seconds);
+            assert_eq!(age(at, later), format!("{shown} ago"));
+            assert_eq!(until(later, at), format!("in {shown}"));
+        }
+        assert_eq!(age(at + Duration::from_secs(5), at), "0 s ago");
+        assert_eq!(until(at, at + Duration::from_secs(5)), "now");
+    }
+}

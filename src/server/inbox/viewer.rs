@@ -1,0 +1,130 @@
+//! Who looks at a page.
+
+use std::net::IpAddr;
+
+use http::HeaderMap;
+use http::header::COOKIE;
+
+use super::Desk;
+use crate::protocol::TenantId;
+use crate::server::auth::{Auth, Caller, Holder, Scope};
+use crate::server::http::{Rejection, headers};
+use crate::store::Actor;
+
+/// Somebody who may read.
+#[derive(Debug)]
+pub(super) struct Viewer {
+    /// The tenant whose actions they see. `None` for all.
+    pub(super) tenant: Option<TenantId>,
+    pub(super) actor: Actor,
+    pub(super) may_decide: bool,
+    /// Whether the actor is told from others.
+    pub(super) is_known: bool,
+    /// Whether they signed in here, and can sign out.
+    pub(super) has_session: bool,
+}
+
+impl Viewer {
+    /// `None` if the key does not allow to read.
+    pub(super) fn by_key(caller: Caller) -> Option<Self> {
+        caller.may(Scope::Read).then(|| Self {
+            may_decide: caller.may(Scope::Decide),
+            is_known: caller.is_known,
+            tenant: Some(caller.tenant_id),
+            actor: caller.actor,
+            has_session: true,
+        })
+    }
+
+    fn local() -> Self {
+        Self {
+            tenant: None,
+            actor: Actor::new("local"),
+            may_decide: true,
+            is_known: false,
+            has_session: true,
+        }
+    }
+}
+
+impl Desk {
+    /// Returns who sends a request. `None` if they are not signed in.
+    pub(super) fn viewer(
+        &self,
+        auth: &Auth,
+        headers: &HeaderMap,
+        peer: Option<IpAddr>,
+    ) -> Result<Option<Viewer>, Rejection> {
+        if let Some(viewer) = self.by_proxy(headers, peer)? {
+            return Ok(Some(viewer));
+        }
+        let token = self.token(headers);
+        let holder = token.and_then(|token| self.sessions.holder(token));
+        Ok(match holder {
+            Some(Holder::Local) => auth.trusts_tenant_header().then(Viewer::local),
+            Some(holder) => auth.holder(holder).and_then(Viewer::by_key),
+            None => None,
+        })
+    }
+
+    fn by_proxy(
+        &self,
+        headers: &HeaderMap,
+        peer: Option<IpAddr>,
+    ) -> Result<Option<Viewer>, Rejection> {
+        let Some(proxy) = &self.settings.proxy else {
+            return Ok(None);
+        };
+        let is_proxy = peer.is_some_and(|peer| proxy.addresses.contains(&peer.to_canonical()));
+        let mut names = headers.get_all(&proxy.user).iter();
+        let (true, Some(name)) = (is_proxy, names.next()) else {
+            return Ok(None);
+        };
+        let name = name.to_str().unwrap_or_default().trim();
+        if names.next().is_some() || name.is_empty() {
+            return Err(Rejection::invalid(format!(
+                "the {} header does not name one user in visible ASCII characters",
+                proxy.user
+            )));
+        }
+        Ok(Some(Viewer {
+            tenant: headers::identifier(headers, &headers::TENANT, TenantId::new)?,
+            actor: Actor::new(name),
+            may_decide: true,
+            is_known: true,
+            has_session: false,
+        }))
+    }
+
+    /// The name of the session cookie. Browsers take one with this prefix only by HTTPS, for the
+    /// whole host and from no other.
+    pub(super) fn cookie(&self) -> &'static str {
+        if self.settings.is_behind_tls {
+            "__Host-aegis"
+        } else {
+            "aegis"
+        }
+    }
+
+    /// The attributes of the session cookie.
+    pub(super) fn cookie_attributes(&self) -> &'static str {
+        if self.settings.is_behind_tls {
+            "Path=/; HttpOnly; SameSite=Strict; Secure"
+        } else {
+            "Path=/; HttpOnly; SameSite=Strict"
+        }
+    }
+
+    /// The session token that a browser sent.
+    pub(super) fn token<'a>(&self, headers: &'a HeaderMap) -> Option<&'a str> {
+        let name = self.cookie();
+        headers
+            .get_all(COOKIE)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(';'))
+            .filter_map(|pair| pair.trim().split_once('='))
+            .find(|(found, _)| *found == name)
+            .map(|(_, token)| token)
+    }
+}
