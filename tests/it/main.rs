@@ -23,6 +23,8 @@ mod adversary;
 mod architecture;
 #[cfg(all(feature = "client", feature = "server"))]
 mod bad_input;
+#[cfg(all(feature = "server", unix))]
+mod browser;
 #[cfg(all(feature = "server", feature = "test-util"))]
 mod capacity;
 #[cfg(all(feature = "client", feature = "test-util"))]
@@ -45,6 +47,8 @@ mod hosts;
 mod https;
 #[cfg(all(feature = "client", feature = "server"))]
 mod human_loop;
+#[cfg(feature = "server")]
+mod inbox;
 #[cfg(all(feature = "client", feature = "test-util"))]
 mod layers;
 mod manual;

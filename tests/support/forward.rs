@@ -52,6 +52,15 @@ macro_rules! forward_the_human_loop {
             $store.list(request).await
         }
 
+        async fn tenants(
+            &$self,
+            after: Option<&aegis_hitl::TenantId>,
+            limit: usize,
+        ) -> Result<Vec<aegis_hitl::TenantId>, aegis_hitl::store::StoreError> {
+            $first;
+            $store.tenants(after, limit).await
+        }
+
         async fn look_up(
             &$self,
             id: uuid::Uuid,

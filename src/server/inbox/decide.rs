@@ -198,7 +198,26 @@ impl<St: Store> Visit<'_, St> {
     ) -> Result<Response, Rejection> {
         self.must_decide()?;
         let form = self.api.read_form(headers, body).await?;
-        let field = |name: &str| value_of(&form, name);
+        match self.decide_by_form(id, &form).await {
+            Err(rejection) if rejection.status() == StatusCode::SERVICE_UNAVAILABLE => {
+                let fields = form_urlencoded::parse(form.as_bytes()).into_owned();
+                let template = Again {
+                    frame: Frame::of(&self.viewer, None),
+                    detail: rejection.words().1.to_owned(),
+                    target: format!("/actions/{}", uuid_of(id)?),
+                    fields: fields.collect(),
+                };
+                let mut response = page(StatusCode::SERVICE_UNAVAILABLE, &template);
+                let headers = response.headers_mut();
+                headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+                Ok(response)
+            }
+            answered => answered,
+        }
+    }
+
+    async fn decide_by_form(&self, id: &str, form: &str) -> Result<Response, Rejection> {
+        let field = |name: &str| value_of(form, name);
         let action = self.find(id).await?;
         let decision: Decision = field("decision")
             .unwrap_or_default()
@@ -241,26 +260,12 @@ impl<St: Store> Visit<'_, St> {
             call_id: call(field("call"))?,
         };
         let target = format!("/actions/{}", action.request_id);
-        match self.record(uuid_of(id)?, wanted).await {
-            Ok(Answer::Gone) => Err(no_such_action()),
-            Ok(answer) => Ok(see_other(&link(
+        match self.record(uuid_of(id)?, wanted).await? {
+            Answer::Gone => Err(no_such_action()),
+            answer => Ok(see_other(&link(
                 &target,
                 &[("asked", decision.as_str()), ("answer", answer.word())],
             ))),
-            Err(rejection) if rejection.status() == StatusCode::SERVICE_UNAVAILABLE => {
-                let fields = form_urlencoded::parse(form.as_bytes()).into_owned();
-                let template = Again {
-                    frame: Frame::of(&self.viewer, action.tenant_id.as_ref()),
-                    detail: rejection.words().1.to_owned(),
-                    target,
-                    fields: fields.collect(),
-                };
-                let mut response = page(StatusCode::SERVICE_UNAVAILABLE, &template);
-                let headers = response.headers_mut();
-                headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
-                Ok(response)
-            }
-            Err(rejection) => Err(rejection),
         }
     }
 

@@ -609,6 +609,7 @@ impl<S: Store> Side<S> {
                 status,
                 decision,
                 execution,
+                not_picked_up: false,
                 thread_id: of_thread.map(|of| identity(of * 2).thread_id),
                 after: None,
                 limit: 2,
