@@ -6,6 +6,7 @@
 //! | [`guarantees`] | whoever relies on the layers or the server |
 //! | [`storage`] | whoever opens, copies or queries the database |
 //! | [`agents`] | whoever writes an agent |
+//! | [`reviewing`] | whoever decides |
 //! | [`operating`] | whoever runs the server |
 //! | [`contributing`] | whoever sends a change |
 //!
@@ -21,6 +22,7 @@ macro_rules! page {
         #[doc = "[guarantees.md]: crate::manual::guarantees"]
         #[doc = "[storage.md]: crate::manual::storage"]
         #[doc = "[agents.md]: crate::manual::agents"]
+        #[doc = "[reviewing.md]: crate::manual::reviewing"]
         #[doc = "[operating.md]: crate::manual::operating"]
         #[doc = "[contributing.md]: crate::manual::contributing"]
         #[doc = ""]
@@ -33,5 +35,6 @@ page!(architecture, include_str!("architecture.md"));
 page!(guarantees, include_str!("guarantees.md"));
 page!(storage, include_str!("storage.md"));
 page!(agents, include_str!("agents.md"));
+page!(reviewing, include_str!("reviewing.md"));
 page!(operating, include_str!("operating.md"));
 page!(contributing, include_str!("contributing.md"));

@@ -389,6 +389,8 @@ fn row(action: &Action, answer: Answer) -> DecidedRow {
     let is_approved = action.decision == Some(Decision::Approve);
     let answer = match answer {
         Answer::Recorded | Answer::Duplicate if !is_approved => Answer::Unknown,
+        Answer::Conflict if action.decision != Some(Decision::Reject) => Answer::Unknown,
+        Answer::Closed if action.closed.is_none() => Answer::Unknown,
         answer => answer,
     };
     let on_record = match (action.decision, action.decided_by.as_deref()) {
