@@ -6,6 +6,7 @@ use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use http::{Method, Request, Version, request::Parts};
 use http_body::Body;
@@ -156,6 +157,7 @@ impl fmt::Debug for ResponseFuture {
 impl<St: Store> HitlService<St> {
     async fn complete<B: Body>(&self, request: Request<B>, arrival: Arrival) -> Response {
         let (parts, body) = request.into_parts();
+        let began = Instant::now();
         let body = pin!(body);
         let mut body = RequestBody::new(body, &parts.headers);
         let mut response = self
@@ -175,6 +177,16 @@ impl<St: Store> HitlService<St> {
         if parts.method == Method::HEAD {
             response::without_body(&mut response);
         }
+        // Paths hold ids, and queries hold more, so neither is logged.
+        tracing::debug!(
+            target: "aegis_hitl::access",
+            method = %parts.method,
+            endpoint = endpoint(&self.api, &parts),
+            status = response.status().as_u16(),
+            elapsed = ?began.elapsed(),
+            peer = arrival.peer.map(tracing::field::display),
+            "answered"
+        );
         response
     }
 
@@ -216,5 +228,19 @@ impl<St: Store> HitlService<St> {
             Route::Fail(id) => api.fail(id, &parts.headers, body).await,
             Route::Events => api.events(&parts.headers).await,
         }
+    }
+}
+
+/// The name of what a request is for, in the log.
+fn endpoint<St>(api: &Api<St>, parts: &Parts) -> &'static str {
+    let path = parts.uri.path();
+    if api.inbox.is_some()
+        && let Some(page) = inbox::Route::of(path)
+    {
+        return page.name();
+    }
+    match Route::of(api.settings.prefix.as_str(), &parts.method, path) {
+        Ok(route) => route.name(),
+        Err(_) => "none",
     }
 }

@@ -26,6 +26,8 @@ mod human_loop;
 mod limits;
 #[cfg(unix)]
 mod manual;
+#[cfg(unix)]
+mod operating;
 mod python;
 mod python_loop;
 mod python_sdk;

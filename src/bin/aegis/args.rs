@@ -1,8 +1,10 @@
 //! The command line.
 
 use std::path::PathBuf;
+use std::sync::LazyLock;
 use std::time::Duration;
 
+use aegis_hitl::store::SqliteStore;
 use clap::Parser;
 
 use crate::command::Command;
@@ -16,7 +18,7 @@ use crate::command::Command;
 /// or payload is on record or the action is closed; 4 the outcome is unknown, ask
 /// again with the same key.
 #[derive(Debug, Parser)]
-#[command(name = "aegis", version, max_term_width = 100)]
+#[command(name = "aegis", version, long_version = version(), max_term_width = 100)]
 pub(crate) struct Cli {
     /// Reads settings from this TOML file.
     #[arg(long, env = "AEGIS_CONFIG", value_name = "FILE", global = true)]
@@ -24,6 +26,20 @@ pub(crate) struct Cli {
 
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+/// The version with what else is needed to tell two binaries apart: the commit, if the build was
+/// given it in `AEGIS_COMMIT`, and the version of SQLite.
+fn version() -> &'static str {
+    static VERSION: LazyLock<String> = LazyLock::new(|| {
+        format!(
+            "{}\ncommit {}\nSQLite {}",
+            env!("CARGO_PKG_VERSION"),
+            option_env!("AEGIS_COMMIT").unwrap_or("unknown"),
+            SqliteStore::engine_version()
+        )
+    });
+    &VERSION
 }
 
 /// Parses a duration in seconds.

@@ -8,6 +8,7 @@ use aegis_hitl::server::Host;
 use serde::{Deserialize, Deserializer};
 
 use crate::failure::Failure;
+use crate::log::Format;
 
 /// The default database file.
 pub(crate) const STORE: &str = "aegis.db";
@@ -40,6 +41,7 @@ pub(crate) struct Serve {
     pub(crate) max_connections: Option<NonZeroUsize>,
     pub(crate) max_connections_per_peer: Option<NonZeroUsize>,
     pub(crate) log: Option<String>,
+    pub(crate) log_format: Option<Format>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -4,6 +4,8 @@ use std::fmt;
 use std::io::{self, IsTerminal, Write};
 
 use aegis_hitl::protocol::Escaped;
+use clap::ValueEnum;
+use serde::Deserialize;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::reload::Error;
 
@@ -12,30 +14,44 @@ use crate::stderr;
 
 /// The log of this process.
 pub(crate) struct Log {
-    replace: Box<dyn Fn(EnvFilter) -> Result<(), Error> + Send + Sync>,
+    replace: Replace,
 }
+
+type Replace = Box<dyn Fn(EnvFilter) -> Result<(), Error> + Send + Sync>;
 
 impl Log {
     /// Starts to log the events that pass the filter. From now on nothing that is written to stderr
     /// blocks.
-    pub(crate) fn start(filter: Option<&str>) -> Result<Self, Failure> {
+    pub(crate) fn start(filter: Option<&str>, format: Format) -> Result<Self, Failure> {
         let filter = parse(filter)?;
         stderr::start_queue().map_err(|error| Failure::other("cannot start").because(error))?;
-        let color = io::stderr().is_terminal()
+        let color = format == Format::Text
+            && io::stderr().is_terminal()
             && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         let subscriber = tracing_subscriber::fmt()
-            .with_writer(move || EscapedStderr { color })
+            .with_writer(move || EscapedStderr { format, color })
             .with_ansi(color)
             // The subscriber reports its errors by `eprintln!`, which panics if stderr is what
             // failed.
             .log_internal_errors(false)
-            .with_env_filter(filter)
-            .with_filter_reloading();
-        let handle = subscriber.reload_handle();
-        subscriber.init();
-        Ok(Self {
-            replace: Box::new(move |filter| handle.reload(filter)),
-        })
+            .with_env_filter(filter);
+        // Each format makes another type of the subscriber, and so of its handle.
+        let replace: Replace = match format {
+            Format::Text => {
+                let subscriber = subscriber.with_filter_reloading();
+                let handle = subscriber.reload_handle();
+                subscriber.init();
+                Box::new(move |filter| handle.reload(filter))
+            }
+            Format::Json => {
+                let subscriber = subscriber.json().flatten_event(true);
+                let subscriber = subscriber.with_filter_reloading();
+                let handle = subscriber.reload_handle();
+                subscriber.init();
+                Box::new(move |filter| handle.reload(filter))
+            }
+        };
+        Ok(Self { replace })
     }
 
     /// Replaces the filter. An invalid filter leaves the old one in force.
@@ -52,9 +68,21 @@ impl fmt::Debug for Log {
     }
 }
 
+/// The format of the lines of a log.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Format {
+    /// For people.
+    #[default]
+    Text,
+    /// A JSON object on each line.
+    Json,
+}
+
 /// Stderr for events. Their text is escaped, whoever logged them: paths and messages of other
 /// programs can hold control characters.
 struct EscapedStderr {
+    format: Format,
     /// Whether to keep colors. They are the subscriber's own; it escapes those in an event.
     color: bool,
 }
@@ -64,6 +92,10 @@ impl Write for EscapedStderr {
     fn write(&mut self, event: &[u8]) -> io::Result<usize> {
         let text = String::from_utf8_lossy(event);
         let mut rest = text.strip_suffix('\n').unwrap_or(&text);
+        if self.format == Format::Json {
+            stderr::write(format!("{}\n", Escaped::json(rest)));
+            return Ok(event.len());
+        }
         let mut line = String::with_capacity(text.len());
         while let Some((before, color, after)) = next_color(rest).filter(|_| self.color) {
             line.push_str(&Escaped::line(before).to_string());

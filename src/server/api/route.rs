@@ -22,6 +22,26 @@ pub(crate) enum Route<'a> {
 }
 
 impl<'a> Route<'a> {
+    /// The name in the log.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Decide(Decision::Approve) => "approve",
+            Self::Decide(Decision::Reject) => "reject",
+            Self::Submit => "submit",
+            Self::Status(_) => "status",
+            Self::List => "list",
+            Self::LookUp(_) => "look-up",
+            Self::DecideById(Decision::Approve, _) => "approve-by-id",
+            Self::DecideById(Decision::Reject, _) => "reject-by-id",
+            Self::Cancel(_) => "cancel",
+            Self::Claim(_) => "claim",
+            Self::Renew(_) => "renew",
+            Self::Complete(_) => "complete",
+            Self::Fail(_) => "fail",
+            Self::Events => "events",
+        }
+    }
+
     /// Matches byte for byte. Nothing is decoded, folded or collapsed, so a path has one spelling,
     /// apart from an optional slash at its end.
     pub(crate) fn of(prefix: &str, method: &Method, path: &'a str) -> Result<Self, Rejection> {

@@ -120,6 +120,20 @@ pub(crate) enum Route<'a> {
 }
 
 impl<'a> Route<'a> {
+    /// The name in the log.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::List => "inbox",
+            Self::Tenants => "inbox-tenants",
+            Self::Action(_) => "inbox-action",
+            Self::Decided => "inbox-decided",
+            Self::SignIn => "inbox-sign-in",
+            Self::SignOut => "inbox-sign-out",
+            Self::Live => "inbox-live",
+            Self::Style | Self::Script => "inbox-asset",
+        }
+    }
+
     /// The page at a path, if there is one.
     pub(crate) fn of(path: &'a str) -> Option<Self> {
         Some(match path {

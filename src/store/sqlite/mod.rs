@@ -185,6 +185,11 @@ impl SqliteStore {
         backup::back_up(database.as_ref(), to.as_ref())
     }
 
+    /// Returns the version of SQLite, which is compiled in, such as `3.50.4`.
+    pub fn engine_version() -> &'static str {
+        rusqlite::version()
+    }
+
     /// Checks all of the database at `database` without changing it. A server may have it open.
     ///
     /// SQLite checks the structure. Then each action must agree with its ids, its digest and its

@@ -16,7 +16,7 @@ use crate::args::seconds;
 use crate::config;
 use crate::failure::Failure;
 use crate::key_file;
-use crate::log::Log;
+use crate::log::{Format, Log};
 use crate::print::say;
 use crate::reload::Reload;
 use crate::signals::{Signal, Signals};
@@ -126,6 +126,10 @@ pub(crate) struct Serve {
     /// SIGHUP reloads it from the configuration file, unless it is set here or in the environment.
     #[arg(long, env = "AEGIS_LOG", value_name = "FILTER")]
     pub(crate) log: Option<String>,
+
+    /// The format of the log [default: text].
+    #[arg(long, env = "AEGIS_LOG_FORMAT", value_name = "FORMAT")]
+    pub(crate) log_format: Option<Format>,
 }
 
 /// Serves until SIGTERM or SIGINT, and then drains. A second signal ends the server at once.
@@ -135,7 +139,8 @@ pub(crate) async fn run(args: Serve, context: Context) -> Result<(), Failure> {
     // This comes first: until then, a signal ends the process.
     let mut signals = Signals::new()?;
     let filter_is_given = args.log.is_some();
-    let log = Log::start(args.log.or(config.log).as_deref())?;
+    let format = args.log_format.or(config.log_format).unwrap_or_default();
+    let log = Log::start(args.log.or(config.log).as_deref(), format)?;
     raise_file_limit();
     let listen = args.listen.or(config.listen).unwrap_or(LISTEN);
     let path = args
@@ -255,6 +260,7 @@ pub(crate) async fn run(args: Serve, context: Context) -> Result<(), Failure> {
         path.display()
     ));
     sign_in();
+    tell_manager(State::Ready);
     let failed =
         || Failure::other("the store's writer has failed; the server must be started again");
     let ended = loop {
@@ -268,6 +274,7 @@ pub(crate) async fn run(args: Serve, context: Context) -> Result<(), Failure> {
                 }
                 Signal::Shutdown => {
                     say("draining");
+                    tell_manager(State::Stopping);
                     let _ = stop.send(());
                     tokio::select! {
                         ended = &mut serving => break ended,
@@ -293,6 +300,30 @@ pub(crate) async fn run(args: Serve, context: Context) -> Result<(), Failure> {
             "requests were still in flight when the drain timeout was over",
         )),
     }
+}
+
+/// What a service manager such as systemd is told.
+#[derive(Debug, Clone, Copy)]
+enum State {
+    Ready,
+    Stopping,
+}
+
+/// Tells the service manager, if there is one (`sd_notify`), that the server takes requests or
+/// drains. A manager that cannot be reached changes nothing for the server.
+fn tell_manager(state: State) {
+    #[cfg(unix)]
+    {
+        let state = match state {
+            State::Ready => sd_notify::NotifyState::Ready,
+            State::Stopping => sd_notify::NotifyState::Stopping,
+        };
+        if let Err(error) = sd_notify::notify(&[state]) {
+            tracing::debug!(target: crate::LOG, "cannot tell the service manager: {error}");
+        }
+    }
+    #[cfg(not(unix))]
+    let _ = state;
 }
 
 /// Checks the URL of the server, and returns it without a slash at its end.
