@@ -41,6 +41,8 @@ mod connections;
 mod decision_table;
 #[cfg(all(feature = "client", feature = "test-util", feature = "tracing"))]
 mod events;
+#[cfg(all(feature = "server", feature = "test-util"))]
+mod followers;
 #[cfg(all(feature = "client", feature = "server"))]
 mod hosts;
 #[cfg(all(feature = "tls", feature = "test-util"))]

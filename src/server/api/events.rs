@@ -10,22 +10,17 @@ use http::header::{CACHE_CONTROL, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::{Api, entry};
-use crate::protocol::{Event, TenantId};
+use super::Api;
+use super::feed::{Feed, Found, PAGE, PAUSE};
+use crate::protocol::TenantId;
 use crate::server::auth::Scope;
 use crate::server::http::{Rejection, Response, ResponseBody, headers};
-use crate::store::{Store, Watch};
+use crate::store::Store;
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
 /// How often a comment shows that the stream is alive.
 const COMMENT_EACH: Duration = Duration::from_secs(15);
-
-/// The most events of one read.
-const MOST: usize = 64;
-
-/// The pause after a read that failed.
-const PAUSE: Duration = Duration::from_secs(1);
 
 impl<St: Store> Api<St> {
     pub(crate) async fn events(
@@ -36,8 +31,6 @@ impl<St: Store> Api<St> {
         let tenant = caller.with(Scope::Read)?.tenant_id;
         headers::call_id(headers)?;
         let asked = position(headers)?;
-        // Subscribe, read, then wait: the subscription catches an event after the read.
-        let watch = self.store.watch_tenant(&tenant);
         let newest = self.await_store(self.store.newest_event()).await?;
         let after = asked.unwrap_or(newest);
         if after > newest {
@@ -46,10 +39,10 @@ impl<St: Store> Api<St> {
             )));
         }
         let follower = Follower {
+            feed: self.follow(&tenant, newest),
             api: self.clone(),
             tenant,
-            watch,
-            after,
+            position: after,
             // Without data this is no event, but it tells the client where to resume.
             ready: VecDeque::from([format!("id: {after}\n\n").into()]),
             comment_at: Instant::now() + COMMENT_EACH,
@@ -91,9 +84,9 @@ fn position(headers: &HeaderMap) -> Result<Option<u64>, Rejection> {
 struct Follower<St> {
     api: Arc<Api<St>>,
     tenant: TenantId,
-    watch: Watch,
-    /// The position of the last event that was read.
-    after: u64,
+    feed: Feed,
+    /// The position that the client has everything up to, once `ready` is sent.
+    position: u64,
     ready: VecDeque<Bytes>,
     /// When the next comment is due.
     comment_at: Instant,
@@ -117,15 +110,23 @@ impl<St: Store> Follower<St> {
             if self.api.drain.has_started() {
                 return None;
             }
-            let pause = match self.read().await {
-                Ok(true) => continue,
-                Ok(false) => self.api.settings.poll_interval,
-                // The outage is in the log. The stream stays, and goes on after it.
-                Err(_) => PAUSE,
+            let has_failed = match self.feed.find(self.position) {
+                Found::Event(position, bytes) => {
+                    self.position = position;
+                    return Some(bytes);
+                }
+                Found::Nothing => false,
+                Found::Behind(start) => match self.catch_up(start).await {
+                    Ok(()) => continue,
+                    // The outage is in the log. The stream stays, and goes on after it.
+                    Err(_) => true,
+                },
             };
             tokio::select! {
-                () = self.watch.changed() => {}
-                () = sleep(pause) => {}
+                is_read = self.feed.changed(), if !has_failed => if !is_read {
+                    return None;
+                },
+                () = sleep(PAUSE), if has_failed => {}
                 () = self.api.drain.started() => return None,
                 () = sleep_until(self.comment_at) => {
                     self.comment_at = Instant::now() + COMMENT_EACH;
@@ -135,21 +136,18 @@ impl<St: Store> Follower<St> {
         }
     }
 
-    /// Reads further events. Returns whether there were any.
-    async fn read(&mut self) -> Result<bool, Rejection> {
-        let events = self.api.store.events(&self.tenant, self.after, MOST);
-        let events = self.api.await_store(events).await?;
-        for (position, event) in events {
-            self.ready.push_back(written(position, event));
-            self.after = position;
+    /// Reads further events from the store, as the feed begins only behind `start`.
+    async fn catch_up(&mut self, start: u64) -> Result<(), Rejection> {
+        let page = self.api.page(&self.tenant, self.position).await?;
+        // The window's events were on record before this read. A page with room left therefore
+        // reaches at least to where the window begins.
+        if page.len() < PAGE {
+            self.position = self.position.max(start);
         }
-        Ok(!self.ready.is_empty())
+        for (position, bytes) in page {
+            self.position = self.position.max(position);
+            self.ready.push_back(bytes);
+        }
+        Ok(())
     }
-}
-
-/// Writes an event. JSON has no line breaks of its own.
-fn written(position: u64, mut event: Event) -> Bytes {
-    event.action = event.action.map(|action| Box::new(entry(*action)));
-    let data = serde_json::to_string(&event).unwrap_or_default();
-    format!("id: {position}\nevent: {}\ndata: {data}\n\n", event.kind).into()
 }

@@ -7,6 +7,7 @@ mod cancel;
 mod claim;
 mod decide;
 mod events;
+mod feed;
 mod list;
 mod look_up;
 mod route;
@@ -14,6 +15,7 @@ mod status;
 mod submit;
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::request::Parts;
@@ -37,6 +39,8 @@ use crate::server::ops::outage::Outage;
 use crate::store::{Actor, Identity, Store, StoreError};
 
 pub(crate) use self::events::event_stream;
+use self::feed::Feeds;
+
 pub(crate) use self::route::Route;
 
 /// The default limit of a request body, in bytes.
@@ -86,6 +90,7 @@ pub(crate) struct Api<St> {
     /// The web page, if there is one.
     pub(crate) inbox: Option<Desk>,
     outage: Outage,
+    feeds: Arc<Feeds>,
 }
 
 impl<St: Store> Api<St> {
@@ -98,6 +103,7 @@ impl<St: Store> Api<St> {
             settings,
             drain: Drain::new(),
             outage: Outage::default(),
+            feeds: Arc::default(),
         }
     }
 
