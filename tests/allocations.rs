@@ -1,4 +1,4 @@
-//! What a call costs in allocations, exactly. One test, as the counts are a thread's.
+//! What a call costs in allocations, exactly, and what those who wait hold. The counts are a thread's.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -143,5 +143,116 @@ fn a_first_attempt_allocates_for_what_is_minted_and_for_nothing_else() {
         let mut flaky = named().layer(Peer::failing(failures));
         let (count, attempts) = cost(&mut flaky, request(&uri, &full));
         assert_eq!((count, attempts), (expected, failures + 1));
+    }
+}
+
+/// What those who wait at a server hold, in bytes.
+#[cfg(all(feature = "server", feature = "test-util"))]
+mod waiters {
+    use std::pin::Pin;
+
+    use aegis_hitl::server::{HitlService, ResponseBody};
+    use aegis_hitl::store::MemoryStore;
+    use http_body::Body as _;
+    use tokio::runtime::Runtime;
+
+    use super::*;
+
+    const WAITERS: usize = 10_000;
+
+    fn runtime() -> Runtime {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        runtime.enable_all().build().unwrap()
+    }
+
+    fn of(tenant: &str, method: Method, path: &str) -> http::request::Builder {
+        let uri = format!("http://localhost/api/v1/hitl/{path}");
+        let request = Request::builder().method(method).uri(uri);
+        request.header("tenant-id", tenant)
+    }
+
+    fn call(
+        service: &HitlService<MemoryStore>,
+        request: Request<Body>,
+    ) -> Pin<Box<impl Future<Output = Result<Response<ResponseBody>, Infallible>>>> {
+        Box::pin(service.clone().call(request))
+    }
+
+    /// Submits an action with a payload of 1 KiB, and returns its id.
+    fn submit(service: &HitlService<MemoryStore>, number: usize) -> String {
+        let payload = format!(r#"{{"text":"{}"}}"#, "x".repeat(1024));
+        let request = of("acme", Method::POST, "actions")
+            .header("thread-id", "run-7")
+            .header("idempotency-key", number.to_string())
+            .header("content-type", "application/json")
+            .body(Full::from(payload))
+            .unwrap();
+        let mut cx = Context::from_waker(Waker::noop());
+        let Poll::Ready(Ok(response)) = call(service, request).as_mut().poll(&mut cx) else {
+            panic!("the store answers at once");
+        };
+        assert_eq!(response.status(), 201);
+        let location = response.headers()["location"].to_str().unwrap();
+        location.rsplit_once('/').unwrap().1.to_owned()
+    }
+
+    /// The bytes that each of many holds, once the tasks that they started wait too.
+    fn held_by_each<T>(runtime: &Runtime, make: impl Fn(usize) -> T) -> u64 {
+        let mut all = Vec::with_capacity(WAITERS);
+        let counted = allocation_counter::measure(|| {
+            all.extend((0..WAITERS).map(make));
+            runtime.block_on(async {
+                for _ in 0..WAITERS {
+                    tokio::task::yield_now().await;
+                }
+            });
+        });
+        assert_eq!(all.len(), WAITERS);
+        u64::try_from(counted.bytes_current).unwrap() / WAITERS as u64
+    }
+
+    #[test]
+    fn ten_thousand_who_wait_for_a_decision_hold_little_each() {
+        let runtime = runtime();
+        let _entered = runtime.enter();
+        let service = HitlService::new(MemoryStore::new());
+        let ids: Vec<_> = (0..WAITERS)
+            .map(|number| submit(&service, number))
+            .collect();
+        let held = held_by_each(&runtime, |number| {
+            let path = format!("status/{}", ids[number]);
+            let request = of("acme", Method::GET, &path).header("prefer", "wait=55");
+            let mut waiting = call(&service, request.body(Full::default()).unwrap());
+            let mut cx = Context::from_waker(Waker::noop());
+            assert!(waiting.as_mut().poll(&mut cx).is_pending());
+            waiting
+        });
+        assert!(held <= 4096, "{held} bytes each");
+    }
+
+    #[test]
+    fn ten_thousand_who_follow_the_events_hold_little_each() {
+        let runtime = runtime();
+        let _entered = runtime.enter();
+        let service = HitlService::new(MemoryStore::new());
+        // All of one tenant share a reader.
+        for (tenants, most) in [(1, 1024), (WAITERS, 3072)] {
+            let held = held_by_each(&runtime, |number| {
+                let tenant = format!("acme-{}", number % tenants);
+                let request = of(&tenant, Method::GET, "events");
+                let request = request.body(Full::default()).unwrap();
+                let mut cx = Context::from_waker(Waker::noop());
+                let answered = call(&service, request).as_mut().poll(&mut cx);
+                let Poll::Ready(Ok(response)) = answered else {
+                    panic!("the store answers at once");
+                };
+                let mut body = response.into_body();
+                // The place to resume at, and then nothing.
+                assert!(Pin::new(&mut body).poll_frame(&mut cx).is_ready());
+                assert!(Pin::new(&mut body).poll_frame(&mut cx).is_pending());
+                body
+            });
+            assert!(held <= most, "{held} bytes each, for {tenants} tenants");
+        }
     }
 }

@@ -123,7 +123,7 @@ async fn an_event_is_read_once_for_all_who_follow_its_tenant() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_event_is_lost_or_doubled_where_a_follower_joins() {
-    const EVENTS: u64 = 400;
+    const EVENTS: u64 = 160;
     let service = service(MemoryStore::new());
     let joined = Arc::new(AtomicUsize::new(0));
     let mut followers = Vec::new();

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use serde::Serialize;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
 use super::{Api, no_such_action, uuid_of};
@@ -60,68 +60,70 @@ impl<St: Store> Api<St> {
         let caller = self.settings.auth.authenticate_if_present(headers)?;
         headers::call_id(headers)?;
         let id = uuid_of(id)?;
-        let tenant = caller.as_ref().map(|caller| &caller.tenant_id);
-        let action = self
-            .await_store(self.store.find(id, tenant))
-            .await?
-            .ok_or_else(no_such_action)?;
-        if let Some(caller) = &caller
-            && action.tenant_id.as_ref() != Some(&caller.tenant_id)
-        {
-            return Err(no_such_action());
-        }
         let wait = preferred_wait(headers);
-        let action = match wait {
-            Some(seconds) => self.wait(action, Duration::from_secs(seconds)).await?,
-            None => action,
+        // No action is held while a request waits. A payload takes memory, and a wait is long.
+        let (id, limit) = {
+            let tenant = caller.as_ref().map(|caller| &caller.tenant_id);
+            let action = self
+                .await_store(self.store.find(id, tenant))
+                .await?
+                .filter(|action| tenant.is_none() || action.tenant_id.as_ref() == tenant)
+                .ok_or_else(no_such_action)?;
+            match (wait, Uuid::try_parse(action.request_id.as_str())) {
+                (Some(seconds), Ok(id)) if action.status == Status::Pending => {
+                    (id, Duration::from_secs(seconds))
+                }
+                _ => return Ok(shown(&action, caller.is_some(), wait)),
+            }
         };
-        let mut response = match caller {
-            Some(_) => response::json(StatusCode::OK, &action),
-            None => response::json(StatusCode::OK, &PublicView::of(&action)),
-        };
-        if let Some(seconds) = wait
-            && let Ok(applied) = HeaderValue::try_from(format!("wait={seconds}"))
-        {
-            response.headers_mut().insert(PREFERENCE_APPLIED, applied);
-        }
-        Ok(response)
+        let action = self.wait(id, limit).await?;
+        Ok(shown(&action, caller.is_some(), wait))
     }
 
     /// Waits while the action is pending: until it is decided, `limit` has passed, or the server
     /// drains.
-    async fn wait(&self, action: Action, limit: Duration) -> Result<Action, Rejection> {
-        let ours = Uuid::try_parse(action.request_id.as_str());
-        let (Status::Pending, Ok(id)) = (action.status, ours) else {
-            return Ok(action);
-        };
-        // A payload takes memory, and a wait is long.
-        drop(action);
+    async fn wait(&self, id: Uuid, limit: Duration) -> Result<Action, Rejection> {
         let deadline = Instant::now() + limit;
         // Subscribe, read, then wait: the subscription catches a decision made after the read.
         let mut watch = self.store.watch(id);
         tracing::trace!("a request waits for a decision");
-        let mut is_over = false;
         loop {
-            let now = self.await_store(self.store.find(id, None)).await?;
-            let now = now.ok_or_else(no_such_action)?;
-            if now.status != Status::Pending || is_over || self.drain.has_started() {
-                return Ok(now);
-            }
-            // A store without a thread of its own lets an action expire when it is next read.
-            let left = now
-                .expires_at
-                .and_then(|end| end.duration_since(SystemTime::now()).ok());
-            let pause = self.settings.poll_interval;
-            let pause = left.map_or(pause, |left| pause.min(left + EXPIRY_MARGIN));
-            drop(now);
+            let pause = {
+                let left = deadline.saturating_duration_since(Instant::now());
+                let now = self.await_store(self.store.find(id, None)).await?;
+                let now = now.ok_or_else(no_such_action)?;
+                if now.status != Status::Pending || left.is_zero() || self.drain.has_started() {
+                    return Ok(now);
+                }
+                // A store without a thread of its own lets an action expire when it is next read.
+                let until_expiry = now
+                    .expires_at
+                    .and_then(|end| end.duration_since(SystemTime::now()).ok());
+                let pause = left.min(self.settings.poll_interval);
+                until_expiry.map_or(pause, |until| pause.min(until + EXPIRY_MARGIN))
+            };
             tokio::select! {
                 () = watch.changed() => {}
                 () = sleep(pause) => {}
-                () = sleep_until(deadline) => is_over = true,
                 () = self.drain.started() => {}
             }
         }
     }
+}
+
+/// Shows an action, to callers without credentials in part.
+fn shown(action: &Action, is_authenticated: bool, wait: Option<u64>) -> Response {
+    let mut response = if is_authenticated {
+        response::json(StatusCode::OK, action)
+    } else {
+        response::json(StatusCode::OK, &PublicView::of(action))
+    };
+    if let Some(seconds) = wait
+        && let Ok(applied) = HeaderValue::try_from(format!("wait={seconds}"))
+    {
+        response.headers_mut().insert(PREFERENCE_APPLIED, applied);
+    }
+    response
 }
 
 /// Reads `Prefer: wait=N`, in seconds (RFC 7240). A malformed wait counts as absent. The first of
