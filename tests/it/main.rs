@@ -69,3 +69,5 @@ mod status;
 mod store;
 #[cfg(all(feature = "client", feature = "test-util"))]
 mod verify;
+#[cfg(all(feature = "client", feature = "server", feature = "test-util"))]
+mod waiting;

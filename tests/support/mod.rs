@@ -5,6 +5,7 @@
 
 pub mod again;
 mod call;
+pub mod descriptors;
 #[cfg(feature = "server")]
 mod disk;
 #[cfg(feature = "server")]
