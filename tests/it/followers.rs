@@ -249,3 +249,24 @@ async fn a_panic_of_the_store_ends_the_streams_so_that_they_are_resumed() {
     assert_eq!(next.key().await, "k");
     assert_eq!(third.key().await, "k");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_feed_that_begins_while_another_ends_misses_nothing() {
+    let service = service(MemoryStore::new());
+    let tasks: Vec<_> = (0..2)
+        .map(|task| {
+            let service = service.clone();
+            tokio::spawn(async move {
+                for number in 0..200 {
+                    let mut follower = Follower::new(&service, None).await;
+                    let key = format!("{task}-{number}");
+                    approve(&service, &key).await;
+                    while follower.key().await != key {}
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        ends(task).await.unwrap();
+    }
+}

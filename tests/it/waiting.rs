@@ -117,7 +117,7 @@ async fn a_thousand_who_wait_lose_nothing_over_cut_connections_and_a_restart() {
 
     let waits: Vec<_> = (0..each)
         .map(|number| {
-            let wait = aegis.wait_for_decision(ids[number % ACTIONS].clone(), HANG);
+            let wait = aegis.wait_for_decision(ids[number % ACTIONS].clone(), 10 * HANG);
             tokio::spawn(wait.into_future())
         })
         .collect();

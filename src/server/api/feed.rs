@@ -32,8 +32,8 @@ pub(super) const PAUSE: Duration = Duration::from_secs(1);
 
 /// The tenants whose events someone follows.
 ///
-/// The last follower of a tenant removes its entry and drops its receiver under the lock. A reader
-/// that has no receivers any more can therefore gain none, and ends.
+/// A follower subscribes under the lock, and the last one of a tenant drops its receiver and removes
+/// the entry under the lock. A reader without receivers can therefore gain none, and ends.
 #[derive(Default)]
 pub(crate) struct Feeds(Mutex<HashMap<TenantId, Weak<watch::Sender<Window>>>>);
 
@@ -130,7 +130,7 @@ impl Feed {
     }
 
     /// Waits until there may be more to find than at the last call of `find`. Returns `false` if
-    /// the reader has ended, which only a panic of the store does.
+    /// the reader has ended: a panic of the store ended it.
     pub(super) async fn changed(&mut self) -> bool {
         match &mut self.receiver {
             Some(receiver) => receiver.changed().await.is_ok(),
@@ -161,18 +161,21 @@ impl<St: Store> Api<St> {
     /// that does not exist yet begins there.
     pub(super) fn follow(self: &Arc<Self>, tenant: &TenantId, newest: u64) -> Feed {
         let mut feeds = self.feeds.lock();
-        let window = match feeds.get(tenant).and_then(Weak::upgrade) {
-            Some(window) => window,
+        let followed = feeds.get(tenant).and_then(Weak::upgrade);
+        let receiver = match followed {
+            Some(window) => window.subscribe(),
             None => {
-                let window = Arc::new(watch::Sender::new(Window::from(newest)));
+                // Its receiver is there before its reader, which ends without one.
+                let (window, receiver) = watch::channel(Window::from(newest));
+                let window = Arc::new(window);
                 feeds.insert(tenant.clone(), Arc::downgrade(&window));
-                tokio::spawn(self.clone().publish(tenant.clone(), window.clone()));
-                window
+                tokio::spawn(self.clone().publish(tenant.clone(), window));
+                receiver
             }
         };
         Feed {
             tenant: tenant.clone(),
-            receiver: Some(window.subscribe()),
+            receiver: Some(receiver),
             feeds: self.feeds.clone(),
         }
     }
