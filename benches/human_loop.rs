@@ -3,6 +3,11 @@
 //! - the whole way of an action (submit, decide, claim, complete), as a ratio to a bare decision
 //! - a page of pending actions among a thousand and among a million (`--million`)
 //! - how long after a decision those who wait for it are answered, with 1,000 waiters
+//! - how long after a decision the last of 1,000 who wait for it, or who follow the events of its
+//!   tenant, has it
+//! - what each of those takes of the server's resident memory
+//!
+//! `--waiting` measures only those who wait.
 
 #![allow(
     clippy::unwrap_used,
@@ -28,6 +33,7 @@ use aegis_hitl::{IdempotencyKey, TenantId, ThreadId};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use child::Peer;
@@ -37,6 +43,7 @@ const ROUNDS: usize = 5;
 const EACH: Duration = Duration::from_secs(2);
 const CONNECTIONS: usize = 64;
 const WAITERS: usize = 1000;
+const DECISIONS: usize = 20;
 const BODY: &str = r#"{"payload":{"to":"a@b.c","amount":12.5,"currency":"EUR"}}"#;
 
 fn run_server(path: &str) {
@@ -97,6 +104,21 @@ impl Client {
                 assert!(text.starts_with("HTTP/1.1 20"), "{text}");
                 return serde_json::from_slice(&self.answer[head + 4..]).unwrap();
             }
+        }
+    }
+
+    /// Reads on until a text has passed.
+    async fn passes(&mut self, text: &[u8]) {
+        loop {
+            let found = self
+                .answer
+                .windows(text.len())
+                .position(|part| part == text);
+            if let Some(at) = found {
+                self.answer.drain(..at + text.len());
+                return;
+            }
+            assert!(self.stream.read_buf(&mut self.answer).await.unwrap() > 0);
         }
     }
 
@@ -202,6 +224,102 @@ async fn wake_ups(address: SocketAddr) -> Sample {
     Sample::of(latencies, begun.elapsed())
 }
 
+/// A decision, and how long after it the last of many has learned of it.
+async fn last_of_all(
+    reviewer: &mut Client,
+    id: &str,
+    digest: &Value,
+    learned: &mut mpsc::UnboundedReceiver<Instant>,
+) -> u32 {
+    let body = json!({ "digest": digest }).to_string();
+    reviewer
+        .call("POST", &format!("actions/{id}/approve"), &body)
+        .await;
+    // From the answer to the reviewer on: the decision is then committed.
+    let committed = Instant::now();
+    let mut last = committed;
+    for _ in 0..WAITERS {
+        last = last.max(learned.recv().await.unwrap());
+    }
+    last.duration_since(committed).as_nanos() as u32
+}
+
+/// How long after a decision the last of those who follow the tenant's events has it on its socket,
+/// and the bytes that each takes of the server's memory.
+async fn followers(peer: &Peer) -> (Sample, f64) {
+    let mut reviewer = Client::open(peer.address, 0).await;
+    let mut actions = Vec::new();
+    for _ in 0..DECISIONS {
+        actions.push(reviewer.call("POST", "actions", BODY).await);
+    }
+    let before = peer.resident();
+    let (learns, mut learned) = mpsc::unbounded_channel();
+    let mut tasks = Vec::new();
+    for number in 0..WAITERS {
+        let mut follower = Client::open(peer.address, number).await;
+        follower.send("GET", "events", "", "").await;
+        follower.passes(b"id: ").await;
+        let learns = learns.clone();
+        tasks.push(tokio::spawn(async move {
+            for _ in 0..DECISIONS {
+                follower.passes(b"event: approved").await;
+                learns.send(Instant::now()).unwrap();
+            }
+        }));
+    }
+    let each = (peer.resident() as f64 - before as f64) / WAITERS as f64;
+    let begun = Instant::now();
+    let mut latencies = Vec::new();
+    for action in actions {
+        let id = action["request_id"].as_str().unwrap();
+        latencies.push(last_of_all(&mut reviewer, id, &action["digest"], &mut learned).await);
+    }
+    for task in tasks {
+        task.await.unwrap();
+    }
+    (Sample::of(latencies, begun.elapsed()), each)
+}
+
+/// How long after a decision the last of those who wait for it is answered, and the bytes that each
+/// takes of the server's memory.
+async fn waits_for_one(peer: &Peer) -> (Sample, f64) {
+    let mut reviewer = Client::open(peer.address, 0).await;
+    let before = peer.resident();
+    let mut waiters = Vec::new();
+    for number in 0..WAITERS {
+        waiters.push(Client::open(peer.address, number).await);
+    }
+    let (mut latencies, mut each) = (Vec::new(), 0.0);
+    let begun = Instant::now();
+    for round in 0..DECISIONS {
+        let action = reviewer.call("POST", "actions", BODY).await;
+        let id = action["request_id"].as_str().unwrap();
+        let path = format!("status/{id}");
+        let (learns, mut learned) = mpsc::unbounded_channel();
+        let mut tasks = Vec::new();
+        for mut waiter in std::mem::take(&mut waiters) {
+            waiter.send("GET", &path, "prefer: wait=55\r\n", "").await;
+            let learns = learns.clone();
+            tasks.push(tokio::spawn(async move {
+                let action = waiter.answer().await;
+                learns.send(Instant::now()).unwrap();
+                assert_eq!(action["decision"], "approve");
+                waiter
+            }));
+        }
+        // The server has read them all.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        if round == 0 {
+            each = (peer.resident() as f64 - before as f64) / WAITERS as f64;
+        }
+        latencies.push(last_of_all(&mut reviewer, id, &action["digest"], &mut learned).await);
+        for task in tasks {
+            waiters.push(task.await.unwrap());
+        }
+    }
+    (Sample::of(latencies, begun.elapsed()), each)
+}
+
 async fn fill(path: &Path, actions: usize) {
     let store = SqliteStore::open(path).unwrap();
     let tasks: Vec<_> = (0..1024)
@@ -253,7 +371,45 @@ fn main() {
         let path = folder.path().join(name);
         Peer::spawn(&[path.to_str().unwrap()])
     };
-    let (mut bare, mut whole, mut wake) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut wake, mut follow, mut one) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut of_follower, mut of_wait) = (Vec::new(), Vec::new());
+    for round in 0..ROUNDS {
+        let peer = serve(&format!("wake-{round}.db"));
+        wake.push(runtime.block_on(wake_ups(peer.address)));
+        peer.stop();
+        let peer = serve(&format!("follow-{round}.db"));
+        let (sample, bytes) = runtime.block_on(followers(&peer));
+        follow.push(sample);
+        of_follower.push(bytes);
+        peer.stop();
+        let peer = serve(&format!("one-{round}.db"));
+        let (sample, bytes) = runtime.block_on(waits_for_one(&peer));
+        one.push(sample);
+        of_wait.push(bytes);
+        peer.stop();
+    }
+    let [wake, follow, one] = [&wake, &follow, &one].map(|samples| Summary::of(samples));
+    println!(
+        "wake-up with {WAITERS} waiters, us: p50 {:.0}, p99 {:.0}",
+        wake.p50, wake.p99
+    );
+    println!(
+        "{WAITERS} who follow one tenant, commit to the last socket, us: p50 {:.0}, p99 {:.0}",
+        follow.p50, follow.p99
+    );
+    println!(
+        "{WAITERS} who wait for one action, commit to the last answer, us: p50 {:.0}, p99 {:.0}",
+        one.p50, one.p99
+    );
+    let [of_follower, of_wait] =
+        [&mut of_follower, &mut of_wait].map(|bytes| results::median(bytes));
+    println!(
+        "resident memory of a connection: {of_follower:.0} bytes following, {of_wait:.0} waiting"
+    );
+    if arguments.iter().any(|argument| argument == "--waiting") {
+        return;
+    }
+    let (mut bare, mut whole) = (Vec::new(), Vec::new());
     for round in 0..ROUNDS {
         let peer = serve(&format!("bare-{round}.db"));
         bare.push(runtime.block_on(load(peer.address, false)));
@@ -261,20 +417,13 @@ fn main() {
         let peer = serve(&format!("whole-{round}.db"));
         whole.push(runtime.block_on(load(peer.address, true)));
         peer.stop();
-        let peer = serve(&format!("wake-{round}.db"));
-        wake.push(runtime.block_on(wake_ups(peer.address)));
-        peer.stop();
     }
-    let [bare, whole, wake] = [&bare, &whole, &wake].map(|samples| Summary::of(samples));
+    let [bare, whole] = [&bare, &whole].map(|samples| Summary::of(samples));
     println!("bare decisions/s: {:.0}", bare.rate);
     println!(
         "whole ways/s: {:.0} ({:.2} of a bare decision)",
         whole.rate,
         whole.rate / bare.rate
-    );
-    println!(
-        "wake-up with {WAITERS} waiters, us: p50 {:.0}, p99 {:.0}",
-        wake.p50, wake.p99
     );
     let filling = tokio::runtime::Runtime::new().unwrap();
     let mut pages = Vec::new();
@@ -294,6 +443,10 @@ fn main() {
     }
     results::save(
         "human_loop",
-        &json!({ "bare": bare, "whole": whole, "wake": wake, "pages": pages }),
+        &json!({
+            "bare": bare, "whole": whole, "pages": pages,
+            "wake": wake, "follow": follow, "one": one,
+            "follower_bytes": of_follower, "wait_bytes": of_wait,
+        }),
     );
 }

@@ -17,7 +17,7 @@ use crate::support::service::builder;
 use crate::support::{Disk, HANG, alone, descriptors, ends, start};
 
 const WAITERS: usize = 1000;
-const ACTIONS: usize = 24;
+const ACTIONS: usize = 16;
 
 /// A way to the server that can be cut, and led to another address.
 struct Line {
@@ -150,7 +150,7 @@ async fn a_thousand_who_wait_lose_nothing_over_cut_connections_and_a_restart() {
             aegis = decider(server.addr);
         }
         // Some decisions come while everybody waits, and others while most are cut off.
-        if number % 8 == 1 {
+        if number % 5 == 1 {
             line.carries(each).await;
             line.cut();
         }
