@@ -71,12 +71,17 @@ pub fn run(command: Command) -> Ended {
 
 /// Runs a command to its end, with something to read.
 pub fn run_with_input(command: Command, input: &str) -> Ended {
+    run_with_bytes(command, input.as_bytes())
+}
+
+/// The same with what may be no text.
+pub fn run_with_bytes(command: Command, input: &[u8]) -> Ended {
     let mut command = bound(&command);
     command.stdin(Stdio::piped());
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = Process::start(command);
     // One that does not read its input closes it, and that is its right.
-    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    let _ = child.stdin.take().unwrap().write_all(input);
     let stdout = collect(child.stdout.take().unwrap());
     let stderr = collect(child.stderr.take().unwrap());
     let stdout = within(&stdout, &child);

@@ -8,13 +8,13 @@ use tempfile::TempDir;
 use crate::binary::{Ended, Served, aegis, run, run_with_input, serve};
 
 /// A server, and commands for it.
-struct Place {
-    server: Served,
+pub struct Place {
+    pub server: Served,
     _folder: TempDir,
 }
 
 impl Place {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let folder = TempDir::new().unwrap();
         Self {
             server: Served::start(serve(&folder.path().join("aegis.db"))),

@@ -21,6 +21,8 @@ mod crash;
 mod crash_loop;
 #[cfg(unix)]
 mod full_disk;
+#[cfg(unix)]
+mod hook_attacks;
 mod human_loop;
 #[cfg(unix)]
 mod limits;

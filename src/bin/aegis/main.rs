@@ -41,11 +41,16 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<(), Failure> {
+    let is_hook = matches!(cli.command, command::Command::Hook(_));
+    if is_hook {
+        command::hook::block_on_panic();
+    }
     let config = Config::read(cli.config.as_deref())?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
-        .map_err(|error| Failure::other("cannot start").because(error))?;
+        .map_err(|error| Failure::other("cannot start").because(error))
+        .map_err(|failure| if is_hook { failure.blocks() } else { failure })?;
     let context = Context {
         config,
         file: cli.config,

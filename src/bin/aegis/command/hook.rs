@@ -1,16 +1,19 @@
 //! `aegis hook`: a gate before the tool calls of coding agents.
 
 use std::io::{self, Read};
+use std::thread;
 use std::time::{Duration, SystemTime};
 
 use aegis_hitl::client::Claimed;
 use aegis_hitl::protocol::{Closed, Digest};
 use aegis_hitl::{Action, AegisService, Decision, IdempotencyKey, Payload, RequestId, ThreadId};
 use clap::{Args, Subcommand};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use sha2::Digest as _;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::Context;
@@ -18,12 +21,16 @@ use crate::args::seconds;
 use crate::connect::Connect;
 use crate::failure::Failure;
 use crate::print::print_json;
+use crate::signals::Signals;
 
 /// What the agent reads as "the call is blocked". Any other code but 0 lets the call pass.
 const BLOCKED: u8 = 2;
 
 /// How long an action outlives the hook that waits for it. Nobody is to approve what no hook waits for.
 const MARGIN: Duration = Duration::from_secs(2);
+
+/// How long the claim may take after the decision.
+const CLAIM_WITHIN: Duration = Duration::from_secs(10);
 
 /// The most characters of a title.
 const MAX_TITLE: usize = 200;
@@ -43,7 +50,8 @@ pub(crate) enum Hook {
 
 #[derive(Debug, Args)]
 pub(crate) struct Claude {
-    /// How long to wait for a decision, in seconds. It must be less than the hook's own timeout.
+    /// How long to wait for a decision, in seconds. The hook ends at most 10 seconds later, and must
+    /// do so before its own timeout.
     #[arg(long = "for", value_name = "SECONDS", default_value = "540", value_parser = seconds)]
     pub(crate) limit: Duration,
 
@@ -72,15 +80,28 @@ struct ToolCall {
 
 pub(crate) async fn run(command: Hook, context: Context) -> Result<(), Failure> {
     let Hook::Claude(args) = command;
-    let mut input = String::new();
-    let read = io::stdin().read_to_string(&mut input);
-    let call = read
-        .map_err(|error| Failure::blocked("cannot read standard input").because(error))
-        .and_then(|_| {
-            serde_json::from_str::<ToolCall>(&input).map_err(|error| {
-                Failure::blocked("standard input is not the JSON of a tool hook").because(error)
-            })
-        })?;
+    let mut signals = Signals::new().map_err(Failure::blocks)?;
+    tokio::select! {
+        ended = gate(args, context) => ended,
+        // A process that a signal ends lets the call pass.
+        _ = signals.next() => Err(Failure::blocked("it was told to end before it was done")),
+    }
+}
+
+/// Makes a panic, on any thread, block the tool call: the exit code would let it pass otherwise.
+pub(crate) fn block_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::exit(i32::from(BLOCKED));
+    }));
+}
+
+async fn gate(args: Claude, context: Context) -> Result<(), Failure> {
+    let input = input().await?;
+    let call = serde_json::from_str::<ToolCall>(&input).map_err(|error| {
+        Failure::blocked("standard input is not the JSON of a tool hook").because(error)
+    })?;
     match call.hook_event_name.as_str() {
         "PreToolUse" => before(args, &call, context).await,
         "PostToolUse" => after(args, &call, Ok(()), context).await,
@@ -96,6 +117,29 @@ pub(crate) async fn run(command: Hook, context: Context) -> Result<(), Failure> 
             "the hook is for PreToolUse, PostToolUse and PostToolUseFailure, not for '{other}'"
         ))),
     }
+}
+
+/// Reads standard input on a thread of its own, which the end of the process does not wait for.
+async fn input() -> Result<String, Failure> {
+    let unread = || Failure::blocked("cannot read standard input");
+    let (sender, read) = oneshot::channel();
+    thread::Builder::new()
+        .spawn(move || {
+            let mut input = String::new();
+            let read = io::stdin().read_to_string(&mut input);
+            drop(sender.send(read.map(|_| input)));
+        })
+        .map_err(|error| unread().because(error))?;
+    let read = read.await.map_err(|error| unread().because(error))?;
+    read.map_err(|error| unread().because(error))
+}
+
+/// What a person approves.
+#[derive(Serialize)]
+struct Shown<'a> {
+    tool: &'a str,
+    input: &'a RawValue,
+    cwd: Option<&'a str>,
 }
 
 impl ToolCall {
@@ -128,11 +172,11 @@ impl ToolCall {
     }
 
     fn payload(&self) -> Result<Payload, Failure> {
-        Payload::new(&json!({
-            "tool": self.tool_name,
-            "input": self.tool_input,
-            "cwd": self.cwd,
-        }))
+        Payload::new(&Shown {
+            tool: &self.tool_name,
+            input: &self.tool_input,
+            cwd: self.cwd.as_deref(),
+        })
         .map_err(|error| Failure::blocked("the tool call").because(error))
     }
 
@@ -157,6 +201,7 @@ impl ToolCall {
             .title(self.title())
             .expires_at(SystemTime::now() + limit + MARGIN)
             .allow_edit(true)
+            .deadline(limit)
             .await
             .map_err(Failure::blocking)
     }
@@ -172,6 +217,7 @@ impl ToolCall {
             .digest(action.digest)
             .lease(lease)
             .call_id(self.claim_call())
+            .deadline(CLAIM_WITHIN)
             .await
     }
 }
@@ -179,11 +225,13 @@ impl ToolCall {
 /// Before the tool call: lets it pass once, if it is approved.
 async fn before(args: Claude, call: &ToolCall, context: Context) -> Result<(), Failure> {
     let limit = args.limit;
+    let until = Instant::now() + limit;
     let service = args.connect.service(&context.config.client);
     let service = service.map_err(Failure::blocks)?;
     let action = call.submit(&service, limit).await?;
-    let waited =
-        tokio::time::timeout(limit, service.wait_for_decision(&action.request_id, limit)).await;
+    let left = until.saturating_duration_since(Instant::now());
+    let wait = service.wait_for_decision(&action.request_id, left);
+    let waited = tokio::time::timeout_at(until, wait).await;
     let id = &action.request_id;
     let undecided = || Failure::blocked(format!("nobody has decided on {id} yet; try again later"));
     let decided = match waited {
@@ -287,7 +335,7 @@ impl Failure {
     }
 
     /// The same failure, which blocks the tool call.
-    fn blocks(self) -> Self {
+    pub(crate) fn blocks(self) -> Self {
         Self::with_code(BLOCKED, self.message())
     }
 }

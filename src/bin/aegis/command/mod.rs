@@ -7,7 +7,7 @@ mod claim;
 mod decide;
 mod documents;
 mod events;
-mod hook;
+pub(crate) mod hook;
 mod keys;
 mod list;
 mod serve;

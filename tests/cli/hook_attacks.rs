@@ -1,0 +1,280 @@
+//! The gate for coding agents against whatever goes wrong: it blocks, with exit code 2.
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use aegis_hitl::testing::{Act, Peer};
+use serde_json::{Value, json};
+
+use crate::binary::{Ended, aegis, run_with_input};
+use crate::support::HANG;
+use crate::support::process::{Process, bound};
+
+fn hook(url: &str, args: &[&str]) -> Command {
+    let mut command = aegis(&[&["hook", "claude"], args].concat());
+    command
+        .env("AEGIS_URL", url)
+        .env("AEGIS_TENANT", "acme")
+        .env_remove("AEGIS_THREAD");
+    command
+}
+
+fn call() -> Value {
+    json!({
+        "session_id": "s-1",
+        "cwd": "/work",
+        "hook_event_name": "PreToolUse",
+        "tool_name": "Bash",
+        "tool_input": { "command": "rm -r /" },
+        "tool_use_id": "toolu_1",
+    })
+}
+
+fn pending() -> Value {
+    json!({
+        "request_id": "01890a5d-ac96-774b-bcce-b302099a8057", "tenant_id": "acme",
+        "status": "PENDING", "decision": null, "execution": null,
+    })
+}
+
+fn submitted() -> Act {
+    Act::answer(201).body(pending().to_string())
+}
+
+/// Blocks, and says nothing that could be read as a permission.
+fn assert_blocks(ended: Ended) -> Ended {
+    let ended = ended.expect(2);
+    assert_eq!(ended.stdout, "");
+    ended
+}
+
+/// A process that has the hook's input, and waits for a decision.
+fn waiting(peer: &Peer) -> Process {
+    let mut command = bound(&hook(&peer.url(), &[]));
+    command.stdin(Stdio::piped()).stdout(Stdio::null());
+    command.stderr(Stdio::null());
+    let mut hook = Process::start(command);
+    let mut stdin = hook.stdin.take().unwrap();
+    stdin.write_all(call().to_string().as_bytes()).unwrap();
+    drop(stdin);
+    let since = Instant::now();
+    while peer.count() < 2 {
+        assert!(since.elapsed() < HANG, "it does not wait");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    hook
+}
+
+fn kill(process: &Process, signal: &str) {
+    let killed = Command::new("kill")
+        .args([signal, &process.id().to_string()])
+        .status();
+    assert!(killed.unwrap().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hook_that_is_told_to_end_while_it_waits_blocks_the_call() {
+    for signal in ["-TERM", "-INT", "-HUP"] {
+        let peer = Peer::start([submitted(), Act::hang()]).await;
+        let mut hook = waiting(&peer);
+        kill(&hook, signal);
+        assert_eq!(hook.wait().unwrap().code(), Some(2), "{signal}");
+    }
+}
+
+#[test]
+fn a_hook_that_is_told_to_end_before_it_has_its_input_blocks_the_call() {
+    let mut command = bound(&hook("http://127.0.0.1:1", &[]));
+    command.stdin(Stdio::piped()).stdout(Stdio::null());
+    command.stderr(Stdio::piped());
+    let mut hook = Process::start(command);
+    let stdin = hook.stdin.take().unwrap();
+    // It cannot be seen from outside when it begins to read, so it is told until it ends.
+    let since = Instant::now();
+    std::thread::sleep(Duration::from_millis(500));
+    let ended = loop {
+        kill(&hook, "-TERM");
+        if let Some(ended) = hook.try_wait().unwrap() {
+            break ended;
+        }
+        assert!(since.elapsed() < HANG, "it does not end");
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    assert_eq!(ended.code(), Some(2));
+    drop(stdin);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_answers_in_place_of_the_server_lets_nothing_pass() {
+    let approved = |more: Value| {
+        let mut action = pending();
+        action["status"] = json!("COMMITTED");
+        action["decision"] = json!("approve");
+        for (name, value) in more.as_object().unwrap() {
+            action[name] = value.clone();
+        }
+        action
+    };
+    let other = "f".repeat(64);
+    let claimed = |action: Value, claim: Value| {
+        Act::answer(200).body(json!({ "action": action, "claim": claim }).to_string())
+    };
+    let token = json!({ "token": "t", "fence": 1 });
+    let ok = Act::answer(200).body(approved(json!({})).to_string());
+    let scripts: Vec<Vec<Act>> = vec![
+        vec![
+            Act::answer(200)
+                .header("content-type", "text/html")
+                .body("<html>"),
+        ],
+        vec![Act::answer(200).body("{}")],
+        vec![Act::answer(200).body("[]")],
+        vec![Act::answer(302).header("location", "/elsewhere")],
+        vec![Act::answer(307).header("location", "/elsewhere")],
+        vec![Act::answer(409).body(approved(json!({})).to_string())],
+        vec![Act::answer(429), Act::answer(429)],
+        vec![
+            Act::answer(502)
+                .header("content-type", "text/html")
+                .body("<html>"),
+        ],
+        vec![Act::lose_reply()],
+        // Approved at once, and the claim goes wrong.
+        vec![submitted(), ok.clone(), Act::answer(200).body("{}")],
+        vec![submitted(), ok.clone(), Act::answer(409).body("{}")],
+        vec![
+            submitted(),
+            ok.clone(),
+            Act::answer(202).body(approved(json!({})).to_string()),
+        ],
+        // No claim, no token, not claimed, or on something else.
+        vec![
+            submitted(),
+            ok.clone(),
+            claimed(approved(json!({"execution": "claimed"})), json!({})),
+        ],
+        vec![
+            submitted(),
+            ok.clone(),
+            claimed(approved(json!({})), token.clone()),
+        ],
+        vec![
+            submitted(),
+            ok.clone(),
+            claimed(approved(json!({"execution": "claimed"})), token.clone()),
+        ],
+        vec![
+            submitted(),
+            ok.clone(),
+            claimed(
+                approved(json!({"execution": "claimed", "digest": other})),
+                token.clone(),
+            ),
+        ],
+        vec![
+            submitted(),
+            ok.clone(),
+            claimed(
+                approved(json!({"execution": "claimed", "tenant_id": "other"})),
+                token.clone(),
+            ),
+        ],
+        // The decision is of another action, or none.
+        vec![
+            submitted(),
+            Act::answer(200).body(
+                json!({"request_id": "x", "status": "COMMITTED", "decision": "approve"})
+                    .to_string(),
+            ),
+            claimed(approved(json!({"execution": "claimed"})), token.clone()),
+        ],
+    ];
+    for (number, script) in scripts.into_iter().enumerate() {
+        let peer = Peer::start(script).await;
+        let hook = hook(&peer.url(), &["--for", "2", "--retries", "0"]);
+        let ended = run_with_input(hook, &call().to_string());
+        assert!(
+            ended.code() == 2 && ended.stdout.is_empty(),
+            "{number}: {ended:?}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hook_ends_within_its_time_whatever_the_server_does() {
+    // A server that takes every request and answers none.
+    let peer = Peer::start(std::iter::repeat_with(Act::hang).take(20)).await;
+    let since = Instant::now();
+    let ended = run_with_input(hook(&peer.url(), &["--for", "3"]), &call().to_string());
+    assert_blocks(ended);
+    assert!(
+        since.elapsed() < Duration::from_secs(30),
+        "{:?}",
+        since.elapsed()
+    );
+    // One that hangs when the claim comes.
+    let mut action = pending();
+    action["status"] = json!("COMMITTED");
+    action["decision"] = json!("approve");
+    let script = [submitted(), Act::answer(200).body(action.to_string())];
+    let hangs = std::iter::repeat_with(Act::hang).take(20);
+    let peer = Peer::start(script.into_iter().chain(hangs)).await;
+    let since = Instant::now();
+    let ended = run_with_input(hook(&peer.url(), &["--for", "3"]), &call().to_string());
+    assert_blocks(ended);
+    assert!(
+        since.elapsed() < Duration::from_secs(30),
+        "{:?}",
+        since.elapsed()
+    );
+}
+
+#[test]
+fn hostile_input_lets_nothing_pass() {
+    let mut inputs: Vec<Vec<u8>> = vec![
+        b"".to_vec(),
+        b"null".to_vec(),
+        b"\xff\xfe".to_vec(),
+        b"{\"session_id\":\"s\"".to_vec(),
+        "[".repeat(200_000).into_bytes(),
+    ];
+    for (name, value) in [
+        ("session_id", json!(7)),
+        ("session_id", json!("")),
+        ("session_id", json!("a b")),
+        ("session_id", json!("é")),
+        ("tool_name", json!(null)),
+        ("tool_use_id", json!([])),
+        ("tool_input", json!("x".repeat(1 << 20))),
+        ("cwd", json!(7)),
+        ("hook_event_name", json!("pretooluse")),
+    ] {
+        let mut call = call();
+        call[name] = value;
+        inputs.push(call.to_string().into_bytes());
+    }
+    // Two members of one name, and JSON that parsers read differently.
+    let text = call().to_string();
+    for (from, to) in [
+        (
+            "\"tool_name\":\"Bash\"",
+            "\"tool_name\":\"Bash\",\"tool_name\":\"Read\"",
+        ),
+        ("\"rm -r /\"", "\"\\ud800\""),
+        ("\"rm -r /\"", "\"ls\",\"command\":\"rm -r /\""),
+    ] {
+        assert!(text.contains(from));
+        inputs.push(text.replace(from, to).into_bytes());
+    }
+    let place = crate::human_loop::Place::new();
+    for input in inputs {
+        let shown: String = String::from_utf8_lossy(&input).chars().take(200).collect();
+        let hook = hook(&place.server.url(), &["--for", "1"]);
+        let ended = crate::binary::run_with_bytes(hook, &input);
+        assert!(
+            ended.code() == 2 && ended.stdout.is_empty(),
+            "{shown}: {ended:?}"
+        );
+    }
+}
