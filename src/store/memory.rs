@@ -12,12 +12,13 @@ use uuid::Uuid;
 use super::operation::{
     Inserted, Lease, Ledger, LeftIn, New, Operation, Order, Record, State, Transition, settle,
 };
+use super::rule::canonical_call;
 use super::{
     Acquire, Acquired, Cancel, Cancelled, Clock, Cursor, Decide, DecideById, Decided, Finish,
     Finished, Identity, List, Page, Renew, Renewed, Store, StoreError, Submit, Submitted, Totals,
     Watch, Watchers,
 };
-use crate::protocol::{Action, Event, RequestId, TenantId, uuid_v7};
+use crate::protocol::{Action, Event, EventKind, RequestId, TenantId, uuid_v7};
 
 /// A store in memory, for tests. It follows the rules of every store, and loses its records with
 /// its last handle.
@@ -61,6 +62,8 @@ struct Happened {
     tenant: Option<TenantId>,
     event: Event,
     left_in: LeftIn,
+    /// The call, in the form of [`canonical_call`].
+    call_id: Option<String>,
 }
 
 impl MemoryStore {
@@ -172,12 +175,22 @@ impl Ledger for Records {
                 decision: action.decision,
                 execution: action.execution,
             },
+            call_id: transition.call_id.map(|id| canonical_call(id).into()),
         });
         name(&mut self.calls, transition.call_id, record.row);
         if let (Some(id), Some(tenant)) = (action.request_id.as_uuid(), &action.tenant_id) {
             self.changed.push((id, tenant.clone()));
         }
         Ok(())
+    }
+
+    fn has_made(&self, row: i64, kind: EventKind, call_id: &RequestId) -> Result<bool, Infallible> {
+        let call_id = canonical_call(call_id);
+        Ok(self.events.iter().any(|happened| {
+            happened.row == row
+                && happened.event.kind == kind
+                && happened.call_id.as_deref() == Some(&call_id)
+        }))
     }
 
     fn lease(&self, row: i64) -> Result<Option<Lease>, Infallible> {

@@ -52,7 +52,9 @@ pub(crate) fn rule(recorded: Recorded<'_>, asked: Asked<'_>) -> Ruling {
     if payloads_differ(recorded.digest, asked.digest) {
         return Ruling::PayloadMismatch;
     }
-    let same_call = asked.call_id.is_some() && asked.call_id == recorded.call_id;
+    // The call that closed the action asked for no decision, so no decision is its retry.
+    let same_call =
+        !recorded.closed && asked.call_id.is_some() && asked.call_id == recorded.call_id;
     let decision = match (recorded.status, recorded.decision) {
         // A late retry of the call whose decision failed since: nobody has decided again.
         (Status::Failed, Some(decision)) if same_call && decision == asked.decision => {

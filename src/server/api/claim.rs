@@ -115,6 +115,11 @@ impl<St: Store> Api<St> {
                 action,
             )),
             Acquired::DigestMissing(action) => Err(self.digest_missing(action)),
+            Acquired::Lost(action) => Err(self.reject(
+                Code::ClaimLost,
+                "the claim that this same call made has ended; a new claim is a new call",
+                action,
+            )),
             Acquired::NotFound => Err(no_such_action()),
         }
     }

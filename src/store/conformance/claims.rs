@@ -255,6 +255,73 @@ pub(super) async fn a_lease_that_ends_leaves_the_outcome_unknown<S: Store>(store
     assert!(next.fence > held.fence && next.token != held.token);
 }
 
+pub(super) async fn a_call_of_an_earlier_round_spends_nothing<S: Store>(stores: &Stores<S>) {
+    let submit = Submit {
+        payload: payload(r#"{"n": 1}"#),
+        ..super::submission("k")
+    };
+    unwrap_variant!(stores.submit(0, submit).await, Submitted::Recorded);
+    // The calls of each round, as the network may deliver them once more.
+    let mut approvals = Vec::new();
+    let mut claims = Vec::new();
+    for round in 0..3 {
+        let approval = super::decision("k", Approve);
+        approvals.push(approval.clone());
+        let approved = unwrap_variant!(stores.decide(round, approval).await, Decided::Recorded);
+        for old in &claims {
+            let old: Acquire = Acquire::clone(old);
+            let lost = stores.acquire(round, old).await;
+            assert_eq!(unwrap_variant!(lost, Acquired::Lost), approved.clone());
+        }
+        claims.push(claim(&approved));
+        let request = claims.last().unwrap().clone();
+        let (_, held) = stores.claimed(round, request).await;
+        let failed = stores.finish(round, report(&approved, &held, failure()));
+        let failed = unwrap_variant!(failed.await, Finished::Recorded);
+        for old in &approvals {
+            let again = stores.decide(round + 1, old.clone()).await;
+            let again = unwrap_variant!(again, Decided::Replayed);
+            assert_eq!(
+                (again.status, again.execution),
+                (failed.status, failed.execution)
+            );
+        }
+        for old in &claims {
+            let refused = stores.acquire(round, old.clone()).await;
+            assert_eq!(
+                unwrap_variant!(refused, Acquired::NotApproved),
+                failed.clone()
+            );
+        }
+    }
+    // A call that asks for the opposite is another decision.
+    let opposite = super::Decide {
+        decision: Reject,
+        ..approvals[0].clone()
+    };
+    unwrap_variant!(stores.decide(0, opposite).await, Decided::Recorded);
+}
+
+pub(super) async fn a_claims_own_retry_is_about_the_same_payload<S: Store>(stores: &Stores<S>) {
+    let approved = stores.approved("k").await;
+    let request = claim(&approved);
+    stores.claimed(0, request.clone()).await;
+    let blind = Acquire {
+        digest: None,
+        ..request.clone()
+    };
+    unwrap_variant!(stores.acquire(1, blind).await, Acquired::DigestMissing);
+    let other = Acquire {
+        digest: digest(r#"{"n": 2}"#),
+        ..request.clone()
+    };
+    unwrap_variant!(stores.acquire(2, other).await, Acquired::PayloadMismatch);
+    match stores.acquire(0, request).await {
+        Acquired::Replayed(..) => {}
+        other => panic!("a claim's own retry met {other:?}"),
+    }
+}
+
 pub(super) async fn of_many_claimants_one_wins<S: Store>(stores: &Stores<S>) {
     const CLAIMANTS: usize = 24;
     const ACTIONS: usize = 8;

@@ -115,6 +115,8 @@ where
         claims::the_holder_alone_renews_and_reports,
         claims::what_failed_is_decided_and_claimed_again,
         claims::a_lease_that_ends_leaves_the_outcome_unknown,
+        claims::a_call_of_an_earlier_round_spends_nothing,
+        claims::a_claims_own_retry_is_about_the_same_payload,
         claims::of_many_claimants_one_wins,
         expiry::an_action_expires_by_itself,
         expiry::what_the_first_submission_said_holds,

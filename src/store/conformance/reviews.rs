@@ -191,7 +191,25 @@ pub(super) async fn a_pending_action_is_cancelled<S: Store>(stores: &Stores<S>) 
     assert_eq!(cancelled.closed, Some(Closed::Cancelled));
     assert_eq!(cancelled.decided_by.as_deref(), Some("agent"));
     assert_eq!(stores.find(2, id(&pending)).await, Some(cancelled.clone()));
-    unwrap_variant!(stores.cancel(0, request).await, Cancelled::Replayed);
+    unwrap_variant!(stores.cancel(0, request.clone()).await, Cancelled::Replayed);
+    // A rejection under the call id of the cancellation is no retry of it.
+    let by_key = Decide {
+        call_id: request.call_id.clone(),
+        ..decision("k-1", Reject)
+    };
+    let by_id = DecideById {
+        call_id: request.call_id,
+        ..review(&pending, Reject)
+    };
+    for again in [
+        stores.decide(1, by_key).await,
+        stores.decide_by_id(2, by_id).await,
+    ] {
+        assert_eq!(
+            unwrap_variant!(again, Decided::Duplicate),
+            cancelled.clone()
+        );
+    }
     let again = stores.cancel(1, cancellation(&pending)).await;
     assert_eq!(
         unwrap_variant!(again, Cancelled::Duplicate),

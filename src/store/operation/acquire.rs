@@ -5,7 +5,9 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::{Lease, Ledger, Operation, settle};
-use crate::protocol::{Action, Claim, Decision, Digest, Execution, RequestId, Status, TenantId};
+use crate::protocol::{
+    Action, Claim, Decision, Digest, EventKind, Execution, RequestId, Status, TenantId,
+};
 use crate::store::Actor;
 use crate::store::rule::canonical_call;
 
@@ -43,6 +45,8 @@ pub enum Acquired {
     PayloadMismatch(Action),
     /// The action has a payload, and the request does not say which one is about to be run.
     DigestMissing(Action),
+    /// This same call made a claim that has ended. It does not spend the approval that came after.
+    Lost(Action),
     /// The tenant has no such action.
     NotFound,
 }
@@ -68,26 +72,30 @@ impl Operation for Acquire {
             .call_id
             .as_ref()
             .map(|id| canonical_call(id).into_owned());
-        if action.execution.is_some() {
-            let own = last.filter(|lease| {
-                action.execution == Some(Execution::Claimed)
-                    && call_id.is_some()
-                    && lease.call_id == call_id
-                    && lease.actor == self.actor.as_str()
-            });
-            return Ok(match own {
-                Some(lease) => {
-                    record.action.replayed = true;
-                    Acquired::Replayed(record.action, lease.claim())
-                }
-                None => Acquired::AlreadyClaimed(record.action),
-            });
+        let is_own = |lease: &Lease| {
+            call_id.is_some()
+                && lease.call_id == call_id
+                && lease.actor == self.actor.as_str()
+                && action.execution == Some(Execution::Claimed)
+        };
+        if action.execution.is_some() && !last.as_ref().is_some_and(is_own) {
+            return Ok(Acquired::AlreadyClaimed(record.action));
         }
         if action.digest != self.digest {
             return Ok(match (action.digest, self.digest) {
                 (Some(_), None) => Acquired::DigestMissing(record.action),
                 _ => Acquired::PayloadMismatch(record.action),
             });
+        }
+        if let (Some(_), Some(lease)) = (action.execution, &last) {
+            record.action.replayed = true;
+            return Ok(Acquired::Replayed(record.action, lease.claim()));
+        }
+        // A retry of a claim that has ended is no new claim: its caller may be long gone.
+        if let (Some(_), Some(call_id)) = (&last, &self.call_id)
+            && ledger.has_made(record.row, EventKind::Claimed, call_id)?
+        {
+            return Ok(Acquired::Lost(record.action));
         }
         let lease = Lease {
             token: Uuid::new_v4(),

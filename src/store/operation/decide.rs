@@ -1,7 +1,7 @@
 //! Deciding on an action.
 
 use super::{Inserted, Ledger, New, Operation, Origin, Record, Transition, Verdict, settle};
-use crate::protocol::{Action, Decision, Digest, RequestId};
+use crate::protocol::{Action, Decision, Digest, RequestId, Status};
 use crate::store::rule::{Asked, Recorded, Ruling, canonical_call, rule};
 use crate::store::{Actor, Fingerprinted, Identity};
 
@@ -155,6 +155,14 @@ pub(super) fn decide_again<L: Ledger>(
     );
     Ok(match ruling {
         Ruling::Record => {
+            // A call of an earlier round: whoever made it knew nothing of what has failed since.
+            if let Some(call_id) = request.call_id
+                && record.action.status == Status::Failed
+                && ledger.has_made(record.row, request.decision.into(), call_id)?
+            {
+                record.action.replayed = true;
+                return Ok(Decided::Replayed(record.action));
+            }
             let is_own = record.submitted_by.as_deref() == Some(request.actor.as_str());
             if is_own && !request.allow_self_approval {
                 return Ok(Decided::SelfApproval(record.action));

@@ -46,7 +46,8 @@ impl Operation for DecideById {
         };
         let mut record = settle(record, ledger)?;
         // A call's own retry is answered whatever it saw: its edit may have changed the digest.
-        if is_replay(&record, self.decision, self.call_id.as_ref()) {
+        let is_own = is_replay(&record, self.decision, self.call_id.as_ref());
+        if is_own && record.action.closed.is_none() {
             record.action.replayed = true;
             return Ok(Decided::Replayed(record.action));
         }

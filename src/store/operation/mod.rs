@@ -76,6 +76,10 @@ pub(crate) trait Ledger {
     /// Remembers a call that changed nothing, with the record it was answered with.
     fn remember(&mut self, record: &Record, call_id: Option<&RequestId>);
 
+    /// Whether this call made a transition of this kind, of the action in a row, at any time.
+    fn has_made(&self, row: i64, kind: EventKind, call_id: &RequestId)
+    -> Result<bool, Self::Error>;
+
     /// Finds the newest claim on the action in a row.
     fn lease(&self, row: i64) -> Result<Option<Lease>, Self::Error>;
 

@@ -260,6 +260,7 @@ mod tests {
             (rows::DUE, "action_expiry"),
             (rows::DUE, "claim_until"),
             (rows::BY_CALL, "event_call"),
+            (rows::HAS_MADE, "event_action"),
         ];
         for order in [Order::OldestFirst, Order::NewestFirst] {
             reads.push((ids(order), "action_state"));

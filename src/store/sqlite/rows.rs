@@ -134,6 +134,10 @@ pub(super) const DUE: &str = "SELECT id FROM (SELECT id FROM action WHERE status
 pub(super) const BY_CALL: &str = "SELECT action FROM event WHERE call_id = ?1 \
      AND typeof(call_id) = 'blob' AND (?2 IS NULL OR tenant_id = ?2)";
 
+/// Whether a call made a transition of a kind, of the action in a row.
+pub(super) const HAS_MADE: &str =
+    "SELECT 1 FROM event WHERE action = ?1 AND kind = ?2 AND call_id = ?3 LIMIT 1";
+
 /// Finds records that are due: pending and over, or claimed beyond the lease.
 pub(super) fn due(
     connection: &Connection,

@@ -7,8 +7,8 @@ use uuid::Uuid;
 
 use super::repeats::{Repeat, Repeats};
 use super::rows::{self, CallId};
-use crate::protocol::{Action, Closed, Decision, Digest, Execution, Payload, RequestId, Status};
-use crate::protocol::{JsonText, TenantId, uuid_v7};
+use crate::protocol::{Action, Closed, Decision, Digest, EventKind, Execution, Payload, RequestId};
+use crate::protocol::{JsonText, Status, TenantId, uuid_v7};
 use crate::store::operation::{Inserted, Lease, Ledger, New, Record, Transition, settle};
 use crate::store::{Clock, Identity, Watchers};
 
@@ -225,6 +225,12 @@ impl Ledger for Transaction<'_> {
             ])?;
         self.changes.add(action);
         Ok(())
+    }
+
+    fn has_made(&self, row: i64, kind: EventKind, call_id: &RequestId) -> rusqlite::Result<bool> {
+        self.connection
+            .prepare_cached(rows::HAS_MADE)?
+            .exists(params![row, kind.as_str(), CallId(Some(call_id))])
     }
 
     fn lease(&self, row: i64) -> rusqlite::Result<Option<Lease>> {

@@ -147,6 +147,8 @@ struct Item {
     submitter: Option<usize>,
     /// The call that made the decision in force.
     decided_by_call: Option<usize>,
+    /// The calls that made a decision, in any round.
+    decisions: Vec<(Decision, usize)>,
     claims: Vec<Claimed>,
 }
 
@@ -331,7 +333,7 @@ impl Reference {
                 let Some(item) = self.target(to) else {
                     return not_found();
                 };
-                if item.is_retry(decision, call) {
+                if item.is_retry(decision, call) && item.shown.closed.is_none() {
                     return item.replayed();
                 }
                 if digest != item.content() {
@@ -410,7 +412,7 @@ impl Reference {
                 if shown.execution.is_some() {
                     let claim = item.claims.last().unwrap();
                     let is_own = call.is_some() && claim.call == call && claim.actor == by;
-                    if item.is_live() && is_own {
+                    if item.is_live() && is_own && digest == item.content() {
                         let claim = ShownClaim {
                             fence: item.claims.len() as u64,
                             until: claim.until,
@@ -420,7 +422,9 @@ impl Reference {
                             ..item.replayed()
                         };
                     }
-                    return answer("already claimed", shown);
+                    if !item.is_live() || !is_own {
+                        return answer("already claimed", shown);
+                    }
                 }
                 if digest != item.content() {
                     let word = match digest {
@@ -428,6 +432,10 @@ impl Reference {
                         Some(_) => "payload mismatch",
                     };
                     return answer(word, shown);
+                }
+                let has_claimed = |claim: &Claimed| call.is_some() && claim.call == call;
+                if item.claims.iter().any(has_claimed) {
+                    return answer("lost", shown);
                 }
                 let until = self.now + lease;
                 let claims = &mut self.items.get_mut(&to.slot).unwrap().claims;
@@ -505,10 +513,14 @@ impl Reference {
     ) -> Option<Answer> {
         let item = &self.items[&slot];
         let shown = item.shown.clone();
-        if item.is_retry(decision, call) {
+        if item.is_retry(decision, call) && shown.closed.is_none() {
             return Some(item.replayed());
         }
         if shown.status != Status::Committed {
+            let has_decided = |call| item.decisions.contains(&(decision, call));
+            if call.is_some_and(has_decided) {
+                return Some(item.replayed());
+            }
             let is_own = item.submitter == Some(by) && !self_approval;
             return is_own.then(|| answer("self approval", shown));
         }
@@ -555,6 +567,7 @@ impl Reference {
             },
             submitter: None,
             decided_by_call: None,
+            decisions: Vec::new(),
             claims: Vec::new(),
         })
     }
@@ -570,6 +583,7 @@ impl Reference {
     ) {
         let item = self.items.get_mut(&slot).unwrap();
         item.decided_by_call = call;
+        item.decisions.extend(call.map(|call| (decision, call)));
         let shown = &mut item.shown;
         shown.status = Status::Committed;
         shown.decision = Some(decision);

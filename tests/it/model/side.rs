@@ -395,6 +395,7 @@ impl<S: Store> Side<S> {
                     Acquired::NotApproved(action) => self.answer("not approved", &action),
                     Acquired::PayloadMismatch(action) => self.answer("payload mismatch", &action),
                     Acquired::DigestMissing(action) => self.answer("digest missing", &action),
+                    Acquired::Lost(action) => self.answer("lost", &action),
                     Acquired::NotFound => nothing("not found"),
                 }
             }
