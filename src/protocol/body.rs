@@ -82,6 +82,23 @@ impl Body {
     }
 }
 
+/// Computes the fingerprint of a payload that a reviewer edited.
+///
+/// # Errors
+///
+/// Returns a sentence that says what is wrong with the payload. The reserved member is refused: the
+/// same payload by key would lose it, and be another one.
+pub(crate) fn edited(payload: Payload) -> Result<(Payload, Fingerprint), String> {
+    let json: Json = serde_json::from_str(payload.as_str()).map_err(|error| error.to_string())?;
+    if let Json::Object(members) = &json
+        && members.iter().any(|(name, _)| name == RESERVED)
+    {
+        return Err(format!("it has the reserved member '{RESERVED}'"));
+    }
+    let fingerprint = Fingerprint::of(&json);
+    Ok((payload, fingerprint))
+}
+
 impl Metadata {
     fn parse(reserved: &Json) -> Result<Self, String> {
         let fault = |what: &str| format!("the reserved member '{RESERVED}' {what}");

@@ -48,12 +48,12 @@ pub use self::{
 pub(crate) use self::id::uuid_value;
 
 #[cfg(any(feature = "client", feature = "server"))]
-pub(crate) use self::fingerprint::Fingerprint;
+pub(crate) use self::fingerprint::{Fingerprint, check_json};
 
 #[cfg(feature = "server")]
 pub(crate) use self::{
     action::rfc3339,
-    body::{Body, MAX_COMMENT_LEN, limited_comment},
+    body::{Body, MAX_COMMENT_LEN, edited, limited_comment},
     id::{hex, unhex, uuid_v7},
 };
 

@@ -51,6 +51,8 @@ mod https;
 mod human_loop;
 #[cfg(feature = "server")]
 mod inbox;
+#[cfg(all(feature = "client", feature = "server"))]
+mod human_loop_attacks;
 #[cfg(all(feature = "client", feature = "test-util"))]
 mod layers;
 mod manual;

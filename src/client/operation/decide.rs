@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::{Operation, OperationCall, Sent, Wire, digest_of, path, payload_of};
 use crate::client::answer::{Answer, Expected, receipt_by_id};
 use crate::client::endpoints::Endpoints;
+use crate::client::request::has_reserved_member;
 use crate::client::{Error, Receipt};
 use crate::protocol::{Decision, Digest, Payload, RequestId};
 
@@ -85,6 +86,11 @@ impl Operation for DecideById {
         if self.decision == Decision::Reject && self.payload.is_some() {
             return Err(Error::request(
                 "a rejection has an edited payload; only an approval may have one",
+            ));
+        }
+        if self.payload.as_ref().is_some_and(has_reserved_member) {
+            return Err(Error::request(
+                "the edited payload has the reserved member 'aegis'",
             ));
         }
         let body = Body {

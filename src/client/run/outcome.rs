@@ -61,8 +61,8 @@ pub enum RunOutcome<T, E> {
     Completed {
         /// What the closure returned.
         value: T,
-        /// The action on record. If `value` does not serialize to JSON of up to 64 KiB, it has no
-        /// result.
+        /// The action on record. If `value` does not serialize to JSON of up to 64 KiB that every
+        /// parser reads as the same value, it has no result.
         action: Box<Action>,
     },
     /// The closure failed, and that is on record. A human decides again.

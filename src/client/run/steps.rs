@@ -20,7 +20,7 @@ use crate::client::operation::{
 use crate::client::request::{Limits, Question};
 use crate::client::wait::Pauses;
 use crate::client::{AegisService, Error};
-use crate::protocol::{Action, ClaimToken, Digest, JsonText, Payload, RequestId};
+use crate::protocol::{Action, ClaimToken, Digest, JsonText, Payload, RequestId, check_json};
 
 /// The largest result that servers keep, in bytes.
 const MAX_RESULT: usize = 64 * 1024;
@@ -170,9 +170,9 @@ where
         let reported = match &outcome {
             Ok(value) => {
                 let mut complete = Complete::new(id, token);
-                complete.result = JsonText::new(value)
-                    .ok()
-                    .filter(|result| result.as_str().len() <= MAX_RESULT);
+                complete.result = JsonText::new(value).ok().filter(|result| {
+                    result.as_str().len() <= MAX_RESULT && check_json(result.as_str()).is_ok()
+                });
                 self.insist(held, complete).await
             }
             Err(error) => {

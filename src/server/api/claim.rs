@@ -7,7 +7,7 @@ use http_body::Body;
 use serde::{Deserialize, Serialize};
 
 use super::{Api, entry, no_such_action, replayed};
-use crate::protocol::{Action, Claim, ClaimToken, Code, Digest, JsonText};
+use crate::protocol::{Action, Claim, ClaimToken, Code, Digest, JsonText, check_json};
 use crate::server::auth::Scope;
 use crate::server::http::{Rejection, RequestBody, Response, response};
 use crate::store::{Acquire, Acquired, Finish, Finished, Renew, Renewed, Report, Store};
@@ -178,6 +178,10 @@ impl<St: Store> Api<St> {
                     result.as_str().len()
                 ),
             ));
+        }
+        if let Some(result) = &result {
+            check_json(result.as_str())
+                .map_err(|error| Rejection::invalid(format!("the member 'result': {error}")))?;
         }
         self.finish(Finish {
             id: request.id,

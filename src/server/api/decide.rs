@@ -6,7 +6,7 @@ use http_body::Body;
 use serde::Deserialize;
 
 use super::{Api, no_such_action, summary};
-use crate::protocol::{Action, Code, Decision, Digest, Payload, limited_comment};
+use crate::protocol::{Action, Code, Decision, Digest, Payload, edited, limited_comment};
 use crate::server::auth::Scope;
 use crate::server::http::{Rejection, RequestBody, Response};
 use crate::store::{Decide, DecideById, Decided, Fingerprinted, Store};
@@ -77,9 +77,10 @@ impl<St: Store> Api<St> {
             ));
         }
         let edited = payload
-            .map(Fingerprinted::new)
+            .map(edited)
             .transpose()
-            .map_err(|error| Rejection::invalid(format!("the member 'payload': {error}")))?;
+            .map_err(|what| Rejection::invalid(format!("the member 'payload': {what}")))?
+            .map(Fingerprinted::from);
         let decide = DecideById {
             id: request.id,
             decision,

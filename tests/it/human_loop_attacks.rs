@@ -1,0 +1,98 @@
+//! The human loop against those who want it to fail.
+
+use std::time::{Duration, SystemTime};
+
+use aegis_hitl::server::{Auth, Keys};
+use aegis_hitl::{ApiKey, Payload, protocol::Digest};
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::support::{Call, Disk, HANG, Reply, Running, start, start_with};
+
+fn digest(json: &str) -> String {
+    let payload = Payload::from_json(json).unwrap();
+    Digest::of(&payload).unwrap().to_string()
+}
+
+/// A `POST` about the action with an id.
+fn about(server: &Running, id: &str, verb: &str, body: impl ToString) -> Call {
+    let path = format!("/api/v1/hitl/actions/{id}/{verb}");
+    let call = Call::new(server.addr, "POST", path).header("Tenant-Id", "t");
+    call.json(body.to_string())
+}
+
+async fn submitted(server: &Running, key: &str, body: &str) -> String {
+    let reply = server.submit(key).json(body.to_owned()).send().await;
+    assert_eq!(reply.status, 201, "{reply:?}");
+    reply.request_id()
+}
+
+/// The token of a claim on an approved action without a payload.
+async fn claimed(server: &Running, key: &str) -> (String, Value) {
+    let id = submitted(server, key, "{}").await;
+    assert_eq!(about(server, &id, "approve", "{}").send().await.status, 202);
+    let reply = about(server, &id, "claim", "{}").send().await;
+    assert_eq!(reply.status, 200, "{reply:?}");
+    (id, reply.json()["claim"]["token"].clone())
+}
+
+async fn list(server: &Running, query: &str) -> Reply {
+    let path = format!("/api/v1/hitl/actions?{query}");
+    server.get(&path).header("Tenant-Id", "t").send().await
+}
+
+fn refused(reply: &Reply) -> (u16, String) {
+    (reply.status, reply.text("code"))
+}
+
+// ---- The digest ---------------------------------------------------------------------------------
+
+#[tokio::test]
+async fn an_edited_payload_has_no_reserved_member() {
+    let server = start(Disk::default()).await;
+    let id = submitted(&server, "k", r#"{"n":1,"aegis":{"allow_edit":true}}"#).await;
+    for reserved in ["aegis", "\\u0061egis"] {
+        let edit = format!(r#"{{"n":2,"{reserved}":{{"comment":"x"}}}}"#);
+        let body = format!(
+            r#"{{"digest":"{}","payload":{edit}}}"#,
+            digest(r#"{"n":1}"#)
+        );
+        let reply = about(&server, &id, "approve", body).send().await;
+        assert_eq!(refused(&reply), (400, "invalid-request".to_owned()));
+    }
+    // Only at the top is it reserved.
+    let edit = r#"{"n":{"aegis":{"comment":"x"}}}"#;
+    let body = format!(
+        r#"{{"digest":"{}","payload":{edit}}}"#,
+        digest(r#"{"n":1}"#)
+    );
+    let reply = about(&server, &id, "approve", body).send().await;
+    assert_eq!((reply.status, reply.text("digest")), (202, digest(edit)));
+    // The same payload by key is what is on record.
+    assert_eq!(server.approve("k").json(edit).send().await.status, 409);
+}
+
+// ---- Results ------------------------------------------------------------------------------------
+
+#[tokio::test]
+async fn a_result_that_other_parsers_refuse_is_refused_and_the_claim_lives_on() {
+    let server = start(Disk::default()).await;
+    let (id, token) = claimed(&server, "k").await;
+    let deep = format!("{}{}", "[".repeat(20_000), "]".repeat(20_000));
+    for result in [&*deep, r#"{"a":1,"a":2}"#, r#""\ud800""#, "1e999"] {
+        let body = format!(r#"{{"token":{token},"result":{result}}}"#);
+        let reply = about(&server, &id, "complete", body).send().await;
+        let shown: String = result.chars().take(20).collect();
+        assert_eq!(
+            refused(&reply),
+            (400, "invalid-request".to_owned()),
+            "{shown}"
+        );
+    }
+    let body = json!({ "token": token, "result": { "a": [1, null, "\u{202e}"] } });
+    let reply = about(&server, &id, "complete", body).send().await;
+    assert_eq!(reply.status, 200, "{reply:?}");
+}
+
