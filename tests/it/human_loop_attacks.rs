@@ -96,3 +96,25 @@ async fn a_result_that_other_parsers_refuse_is_refused_and_the_claim_lives_on() 
     assert_eq!(reply.status, 200, "{reply:?}");
 }
 
+// ---- Lists --------------------------------------------------------------------------------------
+
+#[tokio::test]
+async fn a_parameter_without_a_value_is_no_less_unknown_or_repeated() {
+    let server = start(Disk::default()).await;
+    for query in [
+        "stauts=",
+        "stauts",
+        "tenant_id=",
+        "status=PENDING&status=",
+        "cursor=&cursor=",
+    ] {
+        let reply = list(&server, query).await;
+        assert_eq!(
+            refused(&reply),
+            (400, "invalid-request".to_owned()),
+            "{query}"
+        );
+    }
+    assert_eq!(list(&server, "status=&cursor=&limit=").await.status, 200);
+}
+

@@ -15,6 +15,15 @@ const LIMIT: usize = 50;
 /// The most actions of a page.
 const MAX_LIMIT: usize = 200;
 
+const PARAMETERS: [&str; 6] = [
+    "status",
+    "decision",
+    "execution",
+    "thread_id",
+    "limit",
+    "cursor",
+];
+
 #[derive(Serialize)]
 struct Actions {
     actions: Vec<Action>,
@@ -66,15 +75,20 @@ fn parse(query: &str, tenant_id: crate::protocol::TenantId) -> Result<List, Reje
     let mut cursor = None;
     let mut seen = Vec::new();
     for (name, value) in form_urlencoded::parse(query.as_bytes()) {
-        // An empty filter filters nothing.
-        if value.is_empty() {
-            continue;
-        }
         if seen.contains(&name) {
             return Err(invalid(&name, "it is repeated; allowed is one"));
         }
+        if !PARAMETERS.contains(&&*name) {
+            return Err(invalid(
+                &name,
+                "it is unknown; allowed are 'status', 'decision', 'execution', 'thread_id', \
+                 'cursor' and 'limit'",
+            ));
+        }
         let refused = |error: &dyn std::fmt::Display| invalid(&name, &error.to_string());
         match &*name {
+            // An empty filter filters nothing.
+            _ if value.is_empty() => {}
             "status" => list.status = Some(value.parse().map_err(|error| refused(&error))?),
             "decision" => list.decision = Some(value.parse().map_err(|error| refused(&error))?),
             "execution" => list.execution = Some(value.parse().map_err(|error| refused(&error))?),
@@ -89,14 +103,7 @@ fn parse(query: &str, tenant_id: crate::protocol::TenantId) -> Result<List, Reje
                     .filter(|limit| (1..=MAX_LIMIT).contains(limit))
                     .ok_or_else(|| invalid(&name, &format!("allowed are 1 to {MAX_LIMIT}")))?;
             }
-            "cursor" => cursor = Some(value.into_owned()),
-            _ => {
-                return Err(invalid(
-                    &name,
-                    "it is unknown; allowed are 'status', 'decision', 'execution', 'thread_id', \
-                     'cursor' and 'limit'",
-                ));
-            }
+            _ => cursor = Some(value.into_owned()),
         }
         seen.push(name);
     }
