@@ -118,3 +118,83 @@ async fn a_parameter_without_a_value_is_no_less_unknown_or_repeated() {
     assert_eq!(list(&server, "status=&cursor=&limit=").await.status, 200);
 }
 
+// ---- Keys that end ------------------------------------------------------------------------------
+
+fn keys(lines: &[(&str, &str)]) -> Keys {
+    let text: String = lines
+        .iter()
+        .map(|(secret, scopes)| {
+            let digest = Keys::digest(&ApiKey::new(*secret).unwrap());
+            format!("{digest} t {secret} {scopes}\n")
+        })
+        .collect();
+    Keys::parse(&text).unwrap()
+}
+
+/// Follows the events with a key, and returns once the stream is there.
+async fn follow(server: &Running, key: &str) -> hyper::body::Incoming {
+    let io = tokio::net::TcpStream::connect(server.addr).await.unwrap();
+    let io = hyper_util::rt::TokioIo::new(io);
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();
+    tokio::spawn(connection);
+    let request = http::Request::get("/api/v1/hitl/events")
+        .header("host", server.addr.to_string())
+        .header("authorization", format!("Bearer {key}"))
+        .body(http_body_util::Empty::<bytes::Bytes>::new())
+        .unwrap();
+    let response = sender.send_request(request).await.unwrap();
+    assert_eq!(response.status(), 200);
+    let mut body = response.into_body();
+    timeout(HANG, body.frame()).await.unwrap().unwrap().unwrap();
+    body
+}
+
+/// Reads until the stream ends.
+async fn rest(mut body: hyper::body::Incoming) -> String {
+    let mut text = String::new();
+    let read = async {
+        while let Some(frame) = body.frame().await {
+            let data = frame.unwrap().into_data().unwrap();
+            text.push_str(std::str::from_utf8(&data).unwrap());
+        }
+    };
+    timeout(HANG, read).await.expect("the stream ends");
+    text
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_of_events_ends_with_the_key_that_opened_it() {
+    let (change, watched) = watch::channel(keys(&[("board", "read"), ("agent", "submit")]));
+    let auth = Auth::watched_keys(watched);
+    let server = start_with(Disk::default(), |it| it.auth(auth), |it| it).await;
+    let submit = |key: &str| {
+        let call = server.submit(key).without("Tenant-Id");
+        call.header("Authorization", "Bearer agent")
+            .json("{}")
+            .send()
+    };
+    // The key is removed, or may read no more.
+    for lines in [
+        &[("agent", "submit")][..],
+        &[("board", "claim"), ("agent", "submit")],
+    ] {
+        change.send_replace(keys(&[("board", "read"), ("agent", "submit")]));
+        let events = follow(&server, "board").await;
+        assert_eq!(submit(&format!("k-{}", lines.len())).await.status, 201);
+        change.send_replace(keys(lines));
+        assert_eq!(submit(&format!("secret-{}", lines.len())).await.status, 201);
+        let text = rest(events).await;
+        assert!(!text.contains("secret-"), "{text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_of_events_ends_when_its_key_expires() {
+    let end = jiff::Timestamp::try_from(SystemTime::now() + Duration::from_secs(3)).unwrap();
+    let scopes = format!("read {end}");
+    let auth = Auth::keys(keys(&[("board", &*scopes)]));
+    let server = start_with(Disk::default(), |it| it.auth(auth), |it| it).await;
+    let events = follow(&server, "board").await;
+    rest(events).await;
+    assert!(SystemTime::now() >= SystemTime::try_from(end).unwrap());
+}

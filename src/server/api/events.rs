@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::Api;
 use super::feed::{Feed, Found, PAGE, PAUSE};
 use crate::protocol::TenantId;
-use crate::server::auth::Scope;
+use crate::server::auth::{Scope, credentials};
 use crate::server::http::{Rejection, Response, ResponseBody, headers};
 use crate::store::Store;
 
@@ -41,6 +41,7 @@ impl<St: Store> Api<St> {
         let follower = Follower {
             feed: self.follow(&tenant, newest),
             api: self.clone(),
+            credentials: credentials(headers),
             tenant,
             position: after,
             // Without data this is no event, but it tells the client where to resume.
@@ -83,6 +84,8 @@ fn position(headers: &HeaderMap) -> Result<Option<u64>, Rejection> {
 /// A client that follows the events of its tenant.
 struct Follower<St> {
     api: Arc<Api<St>>,
+    /// They are checked before every event: a key may expire, or be removed.
+    credentials: HeaderMap,
     tenant: TenantId,
     feed: Feed,
     /// The position that the client has everything up to, once `ready` is sent.
@@ -100,10 +103,13 @@ impl<St: Store> Follower<St> {
         })
     }
 
-    /// The next bytes of the stream. `None` at its end, when the server drains: the client resumes
-    /// elsewhere.
+    /// The next bytes of the stream. `None` at its end: when the server drains, and the client
+    /// resumes elsewhere, or when the credentials may not read any more.
     async fn next(&mut self) -> Option<Bytes> {
         loop {
+            if !self.may_read() {
+                return None;
+            }
             if let Some(bytes) = self.ready.pop_front() {
                 return Some(bytes);
             }
@@ -134,6 +140,13 @@ impl<St: Store> Follower<St> {
                 }
             }
         }
+    }
+
+    fn may_read(&self) -> bool {
+        let caller = self.api.settings.auth.authenticate(&self.credentials);
+        caller
+            .and_then(|caller| caller.with(Scope::Read))
+            .is_ok_and(|caller| caller.tenant_id == self.tenant)
     }
 
     /// Reads further events from the store, as the feed begins only behind `start`.

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 pub use self::keys::{Keys, KeysError, Scope};
 use self::keys::{Owner, Scopes};
 pub(crate) use self::sessions::{Holder, LIFETIME, OneTimeCode, Sessions};
-use crate::protocol::{ApiKey, Code, TenantId};
+use crate::protocol::{ApiKey, Code, TENANT_ID, TenantId};
 use crate::server::http::Rejection;
 use crate::server::http::headers;
 use crate::store::Actor;
@@ -39,7 +39,7 @@ impl Auth {
     /// request is checked against the keys sent last.
     ///
     /// A request that was already accepted, such as one that waits for a decision, completes with
-    /// the old keys.
+    /// the old keys. A stream of events has no end of its own, so it ends with its key.
     pub fn watched_keys(keys: watch::Receiver<Keys>) -> Self {
         Self(Some(keys))
     }
@@ -88,6 +88,13 @@ impl Auth {
             None => by_header(headers),
         }
     }
+}
+
+/// The headers that a caller is authenticated by, for a request that outlives its check.
+pub(crate) fn credentials(headers: &HeaderMap) -> HeaderMap {
+    let kept = [AUTHORIZATION, TENANT_ID].into_iter();
+    kept.filter_map(|name| Some((name.clone(), headers.get(name)?.clone())))
+        .collect()
 }
 
 /// An authenticated caller.
