@@ -19,10 +19,16 @@ class Refused(Exception):
         self.status, self.problem, self.code = status, problem, problem.get("code")
 
 
+class Stay(urllib.request.HTTPRedirectHandler):
+    """Follows no redirect: it would take the credentials and the action elsewhere."""
+    redirect_request = lambda *_: None
+
+
 class Aegis:
     def __init__(self, url=None, tenant=None, token=None, patience=60.0):
         url = url or os.environ.get("AEGIS_URL", "http://localhost:8000")
         self.base = url.rstrip("/") + "/api/v1/hitl/"
+        self.opener = urllib.request.build_opener(Stay)
         self.patience = patience  # How long a call is tried again, in seconds.
         token = token or os.environ.get("AEGIS_TOKEN")
         tenant = tenant or os.environ.get("AEGIS_TENANT")
@@ -31,22 +37,20 @@ class Aegis:
     def call(self, method, path, body=None, headers={}, timeout=10.0):
         """One call, tried again until it is answered. Each of them is safe to repeat: a submission
         by its key, a claim by its X-Request-Id, an outcome by its token."""
-        data = None if body is None else json.dumps(body).encode()
-        headers = {**self.who, "X-Request-Id": str(uuid.uuid4()), **headers}
-        if data is not None:
-            headers["Content-Type"] = "application/json"
+        data = None if body is None else json.dumps(body, allow_nan=False).encode()
+        headers = {"X-Request-Id": str(uuid.uuid4()), **self.who, **headers}
+        headers["Content-Type"] = "application/json"
         give_up, pause = time.monotonic() + self.patience, 0.2
         while True:
             request = urllib.request.Request(self.base + path, data, headers, method=method)
             try:
-                with urllib.request.urlopen(request, timeout=timeout) as answer:
+                with self.opener.open(request, timeout=timeout) as answer:
                     return json.load(answer)
             except urllib.error.HTTPError as error:
                 with error:
-                    problem = self._problem(error)
+                    failure = Refused(error.code, self._problem(error))
                 if error.code < 500 and error.code != 429:
-                    raise Refused(error.code, problem) from None
-                failure = Refused(error.code, problem)
+                    raise failure from None
             except (OSError, ValueError) as error:  # No connection, or half an answer.
                 failure = error
             if time.monotonic() + pause > give_up:
@@ -71,27 +75,35 @@ class Aegis:
     def wait(self, id, deadline=None):
         """Waits for a decision. `deadline` is a time of `time.monotonic`."""
         while True:
-            left = 50.0 if deadline is None else min(50.0, deadline - time.monotonic())
+            begun = time.monotonic()
+            left = 50.0 if deadline is None else min(50.0, deadline - begun)
             prefer = {"Prefer": f"wait={max(0, int(left))}"}
             action = self.call("GET", f"status/{id}", headers=prefer, timeout=65.0)
             if action["status"] != "PENDING":
                 return action
             if deadline is not None and time.monotonic() >= deadline:
                 raise TimeoutError(f"nobody has decided on {id} yet")
+            if time.monotonic() - begun < left / 2:  # It does not wait, or shuts down.
+                time.sleep(0.5)
 
     def run_once(self, action, run, lease=60):
         """Claims an approved action and runs it: `run(payload, id)`. Returns the action as it is
         then, or as somebody else left it. What runs is the payload that the claim shows."""
-        id = action["request_id"]
+        id, begun = action["request_id"], time.monotonic()
         try:
             claimed = self.call(
                 "POST", f"actions/{id}/claim", {"digest": action["digest"], "lease": lease}
             )
         except Refused as refused:
-            if refused.code in ("already-claimed", "not-approved"):
+            if refused.code in ("already-claimed", "not-approved") and "action" in refused.problem:
                 return refused.problem["action"]
             raise
         token, shown = {"token": claimed["claim"]["token"]}, claimed["action"]
+        if (shown["request_id"], shown["digest"]) != (id, action["digest"]):
+            raise ValueError(f"the answer to the claim on {id} is about something else")
+        while time.monotonic() - begun > lease / 2:  # It took long: the lease may have ended.
+            begun = time.monotonic()
+            self.call("POST", f"actions/{id}/renew", {**token, "lease": lease})
         done = threading.Event()
 
         def renew():
@@ -99,21 +111,27 @@ class Aegis:
                 try:
                     self.call("POST", f"actions/{id}/renew", {**token, "lease": lease})
                 except Exception as error:
-                    print(f"aegis: the claim on {id} was not renewed: {error}", file=sys.stderr)
-                    return
+                    return print(f"aegis: {id} was not renewed: {error}", file=sys.stderr)
 
         threading.Thread(target=renew, daemon=True).start()
         try:
-            # An edit by the reviewer is what was approved.
-            result = run(shown.get("edited_payload") or shown.get("payload") or {}, id)
+            # An edit by the reviewer is what was approved, even one to nothing.
+            edited = shown.get("edited_payload")
+            result = run(shown.get("payload") or {} if edited is None else edited, id)
         except Exception as error:
-            report = ("fail", {**token, "reason": f"{type(error).__name__}: {error}"[:4000]})
+            verb, told = "fail", {"reason": f"{type(error).__name__}: {error}"[:4000]}
             failure = error
         else:
-            report, failure = ("complete", {**token, "result": result}), None
+            verb, told, failure = "complete", {"result": result}, None
         finally:
             done.set()
-        ended = self.call("POST", f"actions/{id}/{report[0]}", report[1])
+        try:
+            ended = self.call("POST", f"actions/{id}/{verb}", {**token, **told})
+        except (TypeError, ValueError, RecursionError, Refused) as error:
+            if isinstance(error, Refused) and error.status not in (400, 413):
+                raise
+            # What cannot be sent or kept is left out. That the action ran is what counts.
+            ended = self.call("POST", f"actions/{id}/{verb}", token)
         if failure is not None:
             raise failure
         return {**ended, "result": result}

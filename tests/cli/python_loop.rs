@@ -191,3 +191,144 @@ fn the_example_is_one_short_file() {
     let lines = fs::read_to_string(example).unwrap().lines().count();
     assert!(lines <= 150, "{lines}");
 }
+
+/// Runs Python that has the example as `aegis`.
+fn driven(url: &str, code: &str) -> Ended {
+    let start = "import json, sys; sys.path.insert(0, sys.argv[1]); import aegis_loop; \
+                 aegis = aegis_loop.Aegis(patience=2)\n";
+    let program = format!("{start}{code}");
+    let examples = script("examples/python");
+    let arguments = ["-c", &program, &*examples];
+    let mut command = python(interpreter(), &arguments);
+    command.env("AEGIS_URL", url).env("AEGIS_TENANT", "acme");
+    command.env("PYTHONDONTWRITEBYTECODE", "1");
+    run(command)
+}
+
+#[test]
+fn an_edit_to_nothing_is_run_as_nothing() {
+    let folder = TempDir::new().unwrap();
+    let server = Served::start(serve(&folder.path().join("aegis.db")));
+    let ended = driven(
+        &server.url(),
+        r#"
+action = aegis.submit("k", {"amount": 12.5}, allow_edit=True)
+seen = {"digest": action["digest"], "payload": {}}
+aegis.call("POST", f"actions/{action['request_id']}/approve", seen)
+action = aegis.wait(action["request_id"])
+aegis.run_once(action, lambda payload, id: print("ran", payload))
+"#,
+    );
+    assert_eq!(ended.expect(0).stdout, "ran {}\n");
+    server.stop().expect(0);
+}
+
+#[test]
+fn an_outcome_that_cannot_be_told_whole_is_on_record_all_the_same() {
+    let folder = TempDir::new().unwrap();
+    let server = Served::start(serve(&folder.path().join("aegis.db")));
+    let ended = driven(
+        &server.url(),
+        r#"
+def fail(text):
+    raise OSError(text)
+
+deep = []
+for _ in range(100000):
+    deep = [deep]
+outcomes = {
+    "set": lambda *_: {1}, "nan": lambda *_: float("nan"), "long": lambda *_: "x" * 70000,
+    "twice": lambda *_: {1: 1, "1": 2}, "deep": lambda *_: deep, "text": lambda *_: "\udc80",
+    "fails": lambda *_: fail("no file \udc80"),
+}
+for key, run in outcomes.items():
+    action = aegis.submit(key, {})
+    aegis.call("POST", f"actions/{action['request_id']}/approve", {})
+    action = aegis.wait(action["request_id"])
+    try:
+        aegis.run_once(action, run)
+    except OSError:
+        pass
+    print(key, aegis.call("GET", f"status/{action['request_id']}")["execution"])
+"#,
+    );
+    let ended = ended.expect(0);
+    let lines: Vec<_> = ended.stdout.lines().collect();
+    let completed = ["set", "nan", "long", "twice", "deep", "text"];
+    let mut expected: Vec<_> = completed.map(|key| format!("{key} completed")).into();
+    expected.push("fails failed".to_owned());
+    assert_eq!(lines, expected);
+    server.stop().expect(0);
+}
+
+const RUN: &str = r#"
+action = {"request_id": "r-1", "digest": None, "status": "COMMITTED", "decision": "approve"}
+try:
+    aegis.run_once(action, lambda payload, id: print("ran", payload), lease=1)
+except Exception as error:
+    print(type(error).__name__)
+"#;
+
+fn claimed(id: &str, digest: &Value) -> aegis_hitl::testing::Act {
+    let action = json!({
+        "request_id": id, "status": "COMMITTED", "decision": "approve", "execution": "claimed",
+        "digest": digest,
+    });
+    let claim = json!({ "token": "t", "fence": 1 });
+    let body = json!({ "action": action, "claim": claim });
+    aegis_hitl::testing::Act::answer(200).body(body.to_string())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_that_came_too_late_or_is_on_something_else_runs_nothing() {
+    use aegis_hitl::testing::{Act, Peer};
+
+    let lost = json!({ "code": "claim-lost", "status": 422 }).to_string();
+    let late = claimed("r-1", &Value::Null).after(Duration::from_millis(1500));
+    for script in [
+        vec![late, Act::answer(422).body(lost.clone())],
+        vec![claimed("r-2", &Value::Null), Act::answer(422).body(lost)],
+        vec![claimed("r-1", &json!("f".repeat(64)))],
+        vec![Act::answer(200).body("{}")],
+        vec![Act::answer(200).body("[]")],
+        vec![Act::answer(409).body("{\"code\":\"already-claimed\"}")],
+    ] {
+        let peer = Peer::start(script).await;
+        let ended = driven(&peer.url(), RUN).expect(0);
+        assert!(!ended.stdout.contains("ran"), "{ended:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redirect_takes_no_credentials_elsewhere() {
+    use aegis_hitl::testing::{Act, Peer};
+
+    let elsewhere = Peer::start([claimed("r-1", &Value::Null)]).await;
+    for status in [301, 302, 303, 307, 308] {
+        let act = Act::answer(status).header("location", &elsewhere.url());
+        let peer = Peer::start([act]).await;
+        let ended = driven(&peer.url(), RUN).expect(0);
+        assert_eq!(ended.stdout, "Refused\n", "{status}");
+    }
+    assert_eq!(elsewhere.count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_does_not_wait_is_not_hammered() {
+    use aegis_hitl::testing::{Act, Peer};
+
+    let pending = json!({ "request_id": "r-1", "status": "PENDING" }).to_string();
+    let peer = Peer::start([Act::answer(200).body(pending)]).await;
+    let ended = driven(
+        &peer.url(),
+        r#"
+import time
+try:
+    aegis.wait("r-1", time.monotonic() + 3)
+except TimeoutError:
+    print("late")
+"#,
+    );
+    assert_eq!(ended.expect(0).stdout, "late\n");
+    assert!(peer.count() < 20, "{}", peer.count());
+}
