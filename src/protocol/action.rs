@@ -431,6 +431,19 @@ impl Action {
         }
     }
 
+    /// Leaves out what only a look at one action shows. It is what can be large.
+    #[cfg(feature = "server")]
+    #[must_use]
+    pub(crate) fn listed(mut self) -> Self {
+        self.payload = None;
+        self.edited_payload = None;
+        self.comment = None;
+        self.result = None;
+        self.reason = None;
+        self.history = None;
+        self
+    }
+
     /// Returns what is to be run: the payload as the reviewer edited it, or else the payload.
     pub fn effective_payload(&self) -> Option<&Payload> {
         self.edited_payload.as_ref().or(self.payload.as_ref())

@@ -97,7 +97,7 @@ impl MemoryStore {
         let mut records = self.lock();
         // What is over from now on is looked at again.
         let now = records.now();
-        let Ok(due) = records.due(usize::MAX);
+        let due = records.due();
         records.dues = records.dues.split_off(&(now, i64::MAX));
         for record in due {
             let Ok(_) = settle(record, &mut *records);
@@ -203,23 +203,24 @@ impl Ledger for Records {
         Ok(())
     }
 
-    fn due(&self, limit: usize) -> Result<Vec<Record>, Infallible> {
-        let now = self.now();
-        // A renewed claim has several times, but is due once.
-        let over = self.dues.range(..=(now, i64::MAX)).map(|(_, row)| *row);
-        let over: BTreeSet<_> = over.take(limit).collect();
-        Ok(over
-            .into_iter()
-            .filter_map(|row| self.record(row).cloned())
-            .collect())
-    }
-
     fn remember(&mut self, record: &Record, call_id: Option<&RequestId>) {
         name(&mut self.repeats, call_id, record.row);
     }
 }
 
 impl Records {
+    /// The records that are due: pending ones whose time is over, and claimed ones whose lease has
+    /// ended.
+    fn due(&self) -> Vec<Record> {
+        let now = self.now();
+        // A renewed claim has several times, but is due once.
+        let over = self.dues.range(..=(now, i64::MAX)).map(|(_, row)| *row);
+        let over: BTreeSet<_> = over.collect();
+        over.into_iter()
+            .filter_map(|row| self.record(row).cloned())
+            .collect()
+    }
+
     fn record(&self, row: i64) -> Option<&Record> {
         self.records.get(usize::try_from(row).ok()?)
     }
@@ -320,7 +321,7 @@ impl Store for MemoryStore {
             next: next.map(|record| Cursor::new(position(record))),
             actions: found
                 .into_iter()
-                .map(|record| record.action.clone())
+                .map(|record| record.action.clone().listed())
                 .collect(),
         })
     }
@@ -371,7 +372,8 @@ impl Store for MemoryStore {
             let mut event = happened.event.clone();
             event.action = records
                 .record(happened.row)
-                .map(|record| Box::new(happened.left_in.shown(record.action.clone(), &event)));
+                .map(|record| record.action.clone().listed())
+                .map(|action| Box::new(happened.left_in.shown(action, &event)));
             (index as u64 + 1, event)
         });
         Ok(shown.collect())

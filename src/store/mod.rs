@@ -238,7 +238,7 @@ pub trait Store: Clone + Send + Sync + 'static {
     /// with its position. Position 0 is before the oldest event.
     ///
     /// The action of each event has the status, decision and execution that the event left it in;
-    /// what else it shows is as of now.
+    /// what else it shows is as of now, without what a [list](Self::list) leaves out.
     ///
     /// # Errors
     ///

@@ -352,13 +352,8 @@ pub(crate) fn shutting_down() -> Rejection {
 }
 
 /// Leaves out what only a look at one action shows, and keeps the title.
-pub(crate) fn entry(mut action: Action) -> Action {
-    action.payload = None;
-    action.edited_payload = None;
-    action.comment = None;
-    action.result = None;
-    action.reason = None;
-    action.history = None;
+pub(crate) fn entry(action: Action) -> Action {
+    let mut action = action.listed();
     action.replayed = false;
     action
 }

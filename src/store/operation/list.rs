@@ -28,7 +28,7 @@ pub struct List {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(clippy::exhaustive_structs)]
 pub struct Page {
-    /// The actions, without their histories.
+    /// The actions, without what can be large: their payloads, comments, results and histories.
     pub actions: Vec<Action>,
     /// Where the next page begins. `None` if there are no more actions now.
     pub next: Option<Cursor>,

@@ -85,10 +85,6 @@ pub(crate) trait Ledger {
 
     /// Writes the newest claim on the action in a row.
     fn set_lease(&mut self, row: i64, lease: &Lease) -> Result<(), Self::Error>;
-
-    /// Finds up to `limit` records that are due: pending ones whose time is over, and claimed ones
-    /// whose lease has ended.
-    fn due(&self, limit: usize) -> Result<Vec<Record>, Self::Error>;
 }
 
 /// An action as it is on record.
@@ -109,6 +105,13 @@ pub(crate) struct Record {
 }
 
 impl Record {
+    /// The size of its payloads, in bytes.
+    pub(crate) fn size(&self) -> usize {
+        let payloads = [&self.action.payload, &self.action.edited_payload];
+        let texts = payloads.into_iter().flatten();
+        texts.map(|payload| payload.as_str().len()).sum()
+    }
+
     /// The time of a change that is made now. If the clock was set back, a change still does not
     /// come before the action's creation.
     fn time_of_change(&self, now: SystemTime) -> SystemTime {

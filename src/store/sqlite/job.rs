@@ -83,13 +83,17 @@ impl Job for Beat {
 /// The most records that one transaction brings up to the present.
 const MAX_DUE: usize = 256;
 
+/// The most bytes of their payloads, but for one. Other requests wait for as long as it takes to
+/// write them.
+const MAX_DUE_BYTES: usize = 2 * 1024 * 1024;
+
 /// Rejects what has expired, and ends the claims whose leases are over. Nobody waits for the
 /// answer.
 pub(super) struct Settle;
 
 impl Job for Settle {
     fn run(&mut self, transaction: &mut Transaction<'_>) -> rusqlite::Result<()> {
-        transaction.settle_due(MAX_DUE)
+        transaction.settle_due(MAX_DUE, MAX_DUE_BYTES)
     }
 
     fn answer(self: Box<Self>) {}

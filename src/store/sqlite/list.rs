@@ -41,9 +41,7 @@ pub(super) fn page(connection: &Connection, list: &List) -> rusqlite::Result<Pag
     let next = next.map(|row| Cursor::new(u128::from(row.unsigned_abs())));
     let mut actions = Vec::with_capacity(found.len());
     for row in found {
-        if let Some(record) = rows::by_row(connection, row)? {
-            actions.push(record.action);
-        }
+        actions.extend(rows::listed(connection, row)?);
     }
     Ok(Page { actions, next })
 }
@@ -184,13 +182,13 @@ pub(super) fn events(
     let mut events = Vec::new();
     while let Some(row) = found.next()? {
         let mut event = event(row)?;
-        if let Some(record) = rows::by_row(connection, row.get(5)?)? {
+        if let Some(action) = rows::listed(connection, row.get(5)?)? {
             let left_in = LeftIn {
                 status: text(row, 6)?,
                 decision: optional_text(row, 7)?,
                 execution: optional_text(row, 8)?,
             };
-            event.action = Some(Box::new(left_in.shown(record.action, &event)));
+            event.action = Some(Box::new(left_in.shown(action, &event)));
         }
         events.push((row.get::<_, i64>(0)?.unsigned_abs(), event));
     }

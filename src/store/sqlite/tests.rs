@@ -296,6 +296,38 @@ async fn however_many_actions_expire_at_once_none_is_late() {
 }
 
 #[tokio::test]
+async fn large_actions_that_expire_at_once_take_turns_with_other_requests() {
+    const BYTES: usize = 250 * 1024;
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("aegis.db");
+    let store = SqliteStore::open(&path).unwrap();
+    let clock = Clock::new();
+    let end = clock.now() + Duration::from_secs(3600);
+    let text = format!("{{\"text\":\"{}\"}}", "x".repeat(BYTES));
+    let payload = Fingerprinted::new(Payload::from_json(&text).unwrap()).unwrap();
+    for _ in 0..8 {
+        let submit = Submit {
+            payload: Some(payload.clone()),
+            ..submission(Some(end))
+        };
+        store.submit(submit).await.unwrap();
+    }
+    store.close().await;
+    clock.advance(Duration::from_secs(3601));
+    let connection = Connection::open(&path).unwrap();
+    let repeats = Repeats::default();
+    let expired = "SELECT count(*) FROM action WHERE closed = 'expired'";
+    for (total, is_behind) in [(3, true), (6, true), (8, false)] {
+        let mut transaction =
+            transaction::Transaction::begin(&connection, &repeats, &clock).unwrap();
+        transaction.settle_due(256, 2 * BYTES + 1024).unwrap();
+        let found: i64 = connection.query_row(expired, [], |row| row.get(0)).unwrap();
+        assert_eq!(found, total);
+        assert_eq!(transaction.commit().unwrap().is_behind, is_behind);
+    }
+}
+
+#[tokio::test]
 async fn a_row_that_cannot_be_read_keeps_no_other_from_expiring() {
     let folder = TempDir::new().unwrap();
     let clock = Clock::new();

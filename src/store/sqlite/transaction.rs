@@ -5,6 +5,7 @@ use std::time::SystemTime;
 use rusqlite::{Connection, params};
 use uuid::Uuid;
 
+use super::fault::is_fatal;
 use super::repeats::{Repeat, Repeats};
 use super::rows::{self, CallId};
 use crate::protocol::{Action, Closed, Decision, Digest, EventKind, Execution, Payload, RequestId};
@@ -81,13 +82,32 @@ impl<'a> Transaction<'a> {
         })
     }
 
-    /// Brings up to `limit` records that are due up to the present.
-    pub(super) fn settle_due(&mut self, limit: usize) -> rusqlite::Result<()> {
-        let due = self.due(limit)?;
-        let is_full = due.len() >= limit;
+    /// Brings up to `limit` records that are due up to the present: pending ones whose time is over,
+    /// and claimed ones whose lease has ended. It stops sooner after `bytes` of payloads, each of
+    /// which is written anew with its row.
+    pub(super) fn settle_due(&mut self, limit: usize, bytes: usize) -> rusqlite::Result<()> {
+        let due = rows::due(self.connection, self.now(), limit)?;
+        let mut is_full = due.len() >= limit;
         let before = self.changes.0.len();
-        for record in due {
-            settle(record, self)?;
+        let mut left = bytes;
+        for row in due {
+            if left == 0 {
+                is_full = true;
+                break;
+            }
+            let record = match rows::by_row(self.connection, row) {
+                Ok(record) => record,
+                // Nobody else waits for a row that an edit by hand has spoilt.
+                Err(error) if !is_fatal(&error) => {
+                    tracing::warn!(row, %error, "an action that is due cannot be read");
+                    None
+                }
+                Err(error) => return Err(error),
+            };
+            if let Some(record) = record {
+                left = left.saturating_sub(record.size());
+                settle(record, self)?;
+            }
         }
         // A record that an edit by hand keeps due must not keep the writer busy.
         self.is_behind |= is_full && self.changes.0.len() > before;
@@ -253,10 +273,6 @@ impl Ledger for Transaction<'_> {
                 CallId(call_id.as_ref().and_then(|id| id.as_ref().ok())),
             ])?;
         Ok(())
-    }
-
-    fn due(&self, limit: usize) -> rusqlite::Result<Vec<Record>> {
-        rows::due(self.connection, self.now(), limit)
     }
 
     fn remember(&mut self, record: &Record, call_id: Option<&RequestId>) {
