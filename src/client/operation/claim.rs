@@ -6,7 +6,7 @@ use http::StatusCode;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
-use super::{Operation, OperationCall, Sent, Wire, digest_of, path};
+use super::{Operation, OperationCall, Sent, Wire, digest_shown, path};
 use crate::client::Error;
 use crate::client::answer::{Answer, Object, object};
 use crate::client::endpoints::Endpoints;
@@ -128,7 +128,7 @@ impl Operation for Claim {
         if !is_approved {
             return Err(head.fault("its action is not approved and claimed"));
         }
-        let shown = action.effective_payload().map(digest_of).transpose();
+        let shown = digest_shown(action);
         let shown = shown.map_err(|_| head.fault("its payload has no digest"))?;
         if action.digest != self.digest || shown.is_some_and(|shown| shown != self.digest) {
             return Err(head.fault("its action has another payload than is about to be run"));

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::{Operation, OperationCall, Sent, Wire, digest_of, path, payload_of};
+use super::{Operation, OperationCall, Sent, Wire, digest_of_edit, path, payload_of};
 use crate::client::answer::{Answer, Expected, receipt_by_id};
 use crate::client::endpoints::Endpoints;
 use crate::client::request::has_reserved_member;
@@ -108,7 +108,7 @@ impl Operation for DecideById {
         };
         let (receipt, head) = receipt_by_id(answer, &expected, sent.call_id.clone())?;
         let decided = match &self.payload {
-            Some(payload) => digest_of(payload)?,
+            Some(payload) => Some(digest_of_edit(payload)?),
             None => self.digest,
         };
         let recorded = receipt.action().and_then(|action| action.digest);

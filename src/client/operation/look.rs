@@ -2,7 +2,7 @@
 
 use http::StatusCode;
 
-use super::{Operation, Sent, Wire, path};
+use super::{Operation, Sent, Wire, digest_shown, path};
 use crate::client::Error;
 use crate::client::answer::{Answer, Object, action_of};
 use crate::client::endpoints::Endpoints;
@@ -28,7 +28,12 @@ impl Operation for Look {
     }
 
     fn read(self, answer: Answer, sent: Sent) -> Result<Action, Error> {
-        let Object(action, _) = action_of(answer, &[StatusCode::OK], &sent.about(&self.id))?;
+        let Object(action, head) = action_of(answer, &[StatusCode::OK], &sent.about(&self.id))?;
+        // The digest stands for what is seen, so it must be that of what is shown.
+        let shown = digest_shown(&action).map_err(|_| head.fault("its payload has no digest"))?;
+        if action.digest.is_some() && shown.is_some_and(|shown| shown != action.digest) {
+            return Err(head.fault("its digest is not that of its payload"));
+        }
         Ok(action)
     }
 }

@@ -24,7 +24,7 @@ use super::endpoints::{Endpoints, percent_encoded};
 use super::request::{BoxFuture, Limits, limit_setters};
 use super::{AegisService, Error};
 use crate::protocol::{
-    Digest, IdempotencyKey, InvalidValue, Payload, RequestId, TenantId, ThreadId,
+    Action, Digest, IdempotencyKey, InvalidValue, Payload, RequestId, TenantId, ThreadId,
 };
 
 pub use self::cancel::Cancel;
@@ -217,6 +217,21 @@ pub(super) fn digest_of(payload: &Payload) -> Result<Option<Digest>, Error> {
     Digest::of(payload)
         .map(Some)
         .map_err(|error| Error::request(format!("the payload has no digest: {error}")))
+}
+
+/// The digest of what a reviewer edited. Unlike a payload that is submitted, an edit has one even
+/// if it is `{}`.
+pub(super) fn digest_of_edit(edited: &Payload) -> Result<Digest, Error> {
+    Digest::of(edited)
+        .map_err(|error| Error::request(format!("the edited payload has no digest: {error}")))
+}
+
+/// The digest of what an action shows that is to be run. `None` if it shows no payload.
+pub(super) fn digest_shown(action: &Action) -> Result<Option<Option<Digest>>, Error> {
+    match &action.edited_payload {
+        Some(edited) => digest_of_edit(edited).map(Some).map(Some),
+        None => action.payload.as_ref().map(digest_of).transpose(),
+    }
 }
 
 impl<S, O> fmt::Debug for OperationCall<S, O> {

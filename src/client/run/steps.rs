@@ -15,7 +15,7 @@ use tower_service::Service;
 use super::RunOutcome;
 use crate::client::answer::is_same;
 use crate::client::operation::{
-    Claim, Claimed, Complete, Fail, Look, Operation, Renew, Settings, digest_of,
+    Claim, Claimed, Complete, Fail, Look, Operation, Renew, Settings, digest_of, digest_of_edit,
 };
 use crate::client::request::{Limits, Question};
 use crate::client::wait::Pauses;
@@ -79,17 +79,13 @@ where
         decided: &Action,
         id: &RequestId,
     ) -> Result<(Option<Payload>, Option<Digest>), Error> {
-        let edited = decided.edited_payload.clone();
-        let payload = edited.or_else(|| own.clone());
-        let digest = payload.as_ref().map(digest_of).transpose()?.flatten();
+        let (payload, digest) = chosen(decided.edited_payload.clone(), own.clone())?;
         if decided.digest.is_none() || decided.digest == digest {
             return Ok((payload, digest));
         }
         // The status may leave out what the reviewer edited.
         let look = self.perform(Look::new(id.clone())).await?;
-        let payload = look.edited_payload.or(own);
-        let digest = payload.as_ref().map(digest_of).transpose()?.flatten();
-        Ok((payload, digest))
+        chosen(look.edited_payload, own)
     }
 
     pub(super) async fn claim(
@@ -219,4 +215,17 @@ where
             }
         }
     }
+}
+
+/// What is to be run, with its digest: what the reviewer edited, or else what this call submitted.
+fn chosen(
+    edited: Option<Payload>,
+    own: Option<Payload>,
+) -> Result<(Option<Payload>, Option<Digest>), Error> {
+    let digest = match (&edited, &own) {
+        (Some(edited), _) => Some(digest_of_edit(edited)?),
+        (None, Some(own)) => digest_of(own)?,
+        (None, None) => None,
+    };
+    Ok((edited.or(own), digest))
 }

@@ -307,7 +307,7 @@ async fn a_look_returns_all_that_is_on_record() {
         &approved(),
         json!({
             "title": "t", "payload": payload(), "comment": "c", "result": [1], "allow_edit": true,
-            "edited_payload": {"n": 1},
+            "edited_payload": {"n": 1}, "digest": super::digest_of(&json!({"n": 1})),
             "history": [{"id": "e-1", "type": "action.submitted", "at": "2026-01-02T03:04:05Z", "actor": "a"}],
         }),
     );

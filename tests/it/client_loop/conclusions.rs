@@ -495,6 +495,11 @@ async fn a_look_and_a_list_take_what_is_the_tenants_own() {
             answer_with(200, &with(&approved(), json!({"request_id": "x"}))),
             Unproven,
         ),
+        (
+            "a payload and the digest of another",
+            answer_with(200, &with(&approved(), json!({"payload": {"amount": 9}}))),
+            Unproven,
+        ),
         ("unknown", problem(404, "not-found", Value::Null), Refused),
     ];
     cases.extend(none_of(200, &approved()));

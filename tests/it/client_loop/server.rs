@@ -174,6 +174,22 @@ async fn an_edited_action_is_run_as_edited_and_only_once() {
 }
 
 #[tokio::test]
+async fn an_action_that_is_edited_to_nothing_is_run_as_nothing() {
+    let (server, aegis) = served().await;
+    let run = aegis.action("k-1").payload(&payload()).allow_edit(true);
+    let running = tokio::spawn(run.run_once(work));
+    let id = pending(&aegis).await;
+    let approve = aegis.approve_action(id).digest(digest());
+    approve.edited_payload(&json!({})).await.unwrap();
+    let outcome = ends(running).await.unwrap().unwrap();
+    let RunOutcome::Completed { value, .. } = outcome else {
+        panic!("{outcome:?}");
+    };
+    assert_eq!(value, json!({}));
+    assert!(server.stop().await.is_drained());
+}
+
+#[tokio::test]
 async fn of_many_processes_with_one_key_one_runs_it() {
     let (server, aegis) = served().await;
     let ran = Arc::new(AtomicUsize::new(0));
