@@ -263,6 +263,20 @@ fn a_tool_call_that_failed_is_for_a_person_again() {
 }
 
 #[test]
+fn a_failure_that_is_told_in_half_a_character_is_on_record() {
+    let place = Place::new();
+    let input = json!({ "command": "cat" });
+    let (passed, id) = asked(&place, &call("PreToolUse", "toolu_1", &input), &["approve"]);
+    passed.expect(0);
+    let mut failed = call("PostToolUseFailure", "toolu_1", &input);
+    failed["error"] = json!("no file HALF");
+    let text = failed.to_string().replace("HALF", "\\udc80");
+    run_with_input(place.command(&["hook", "claude"]), &text).expect(0);
+    let shown = place.json(&["show", &id]);
+    assert_eq!(shown["reason"], "\"no file \\udc80\"", "{shown}");
+}
+
+#[test]
 fn an_edited_tool_call_passes_as_it_was_edited() {
     let place = Place::new();
     let before = call("PreToolUse", "toolu_1", &json!({ "command": "rm -r /" }));

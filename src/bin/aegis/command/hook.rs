@@ -75,7 +75,7 @@ struct ToolCall {
     #[serde(default)]
     cwd: Option<String>,
     #[serde(default)]
-    error: Option<Value>,
+    error: Option<Box<RawValue>>,
 }
 
 pub(crate) async fn run(command: Hook, context: Context) -> Result<(), Failure> {
@@ -106,9 +106,10 @@ async fn gate(args: Claude, context: Context) -> Result<(), Failure> {
         "PreToolUse" => before(args, &call, context).await,
         "PostToolUse" => after(args, &call, Ok(()), context).await,
         "PostToolUseFailure" => {
-            let error = call.error.as_ref().map(|error| match error {
-                Value::String(text) => text.clone(),
-                other => other.to_string(),
+            // A text that is no string, or holds half a character, is told as it came.
+            let error = call.error.as_ref().map(|error| {
+                let text = serde_json::from_str::<String>(error.get());
+                text.unwrap_or_else(|_| error.get().to_owned())
             });
             let error = error.unwrap_or_else(|| "the tool call failed".to_owned());
             after(args, &call, Err(error), context).await
