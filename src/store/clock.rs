@@ -9,6 +9,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// Clones share their setting.
 #[derive(Debug, Clone, Default)]
 pub struct Clock {
+    /// Where a clock stands that only tests move. The system's time without one.
+    stands_at: Option<SystemTime>,
     /// In microseconds.
     offset: Arc<AtomicI64>,
 }
@@ -17,6 +19,15 @@ impl Clock {
     /// Makes a clock that shows the system's time.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Makes a clock that stands still unless it is set, for a test.
+    #[cfg(any(test, feature = "test-util"))]
+    pub fn standing_at(time: SystemTime) -> Self {
+        Self {
+            stands_at: Some(time),
+            ..Self::default()
+        }
     }
 
     /// Sets the clock forward, for a test.
@@ -33,7 +44,7 @@ impl Clock {
 
     /// Returns the time in whole microseconds, the resolution of every store.
     pub fn now(&self) -> SystemTime {
-        let now = whole_micros(SystemTime::now());
+        let now = whole_micros(self.stands_at.unwrap_or_else(SystemTime::now));
         let offset = self.offset.load(Ordering::SeqCst);
         let distance = Duration::from_micros(offset.unsigned_abs());
         let moved = if offset < 0 {

@@ -29,13 +29,15 @@ use tower::{Layer, Service, ServiceExt};
 use super::network::{Endpoint, Network};
 use super::world::{Asked, Told};
 
-const TENANT: &str = "tenant";
+pub const TENANT: &str = "tenant";
 const THREAD: &str = "thread";
 // A name that the service answers for without keys.
 const BASE: &str = "http://localhost";
 
 type Hyper = legacy::Client<Connector, Full<Bytes>>;
 type Failed = Box<dyn StdError + Send + Sync>;
+/// The service over the simulated network.
+pub type Aegis = AegisService<TrackDelivery<Resend, HyperErrors>>;
 type Stack = BoxCloneSyncService<Request<Full<Bytes>>, Response<Incoming>, RetryError>;
 
 /// Which of the crate's clients it is.
@@ -87,7 +89,7 @@ pub struct Client {
 
 #[derive(Clone)]
 enum Calls {
-    Service(Box<AegisService<TrackDelivery<Resend, HyperErrors>>>),
+    Service(Box<Aegis>),
     Stack(Stack),
 }
 
@@ -146,6 +148,14 @@ impl Client {
 
     pub fn settings(&self) -> &Settings {
         &self.settings
+    }
+
+    /// The service of a client that is one.
+    pub fn aegis(&self) -> &Aegis {
+        let Calls::Service(service) = &self.calls else {
+            unreachable!("the human loop goes by the service")
+        };
+        service
     }
 
     /// Asks for a decision.
@@ -295,7 +305,7 @@ fn refused(error: &Error) -> Told {
 
 /// hyper-util's client, which a faulty one may stand in for that sends again what failed.
 #[derive(Clone)]
-struct Resend {
+pub struct Resend {
     inner: Hyper,
     resends: bool,
 }

@@ -32,6 +32,7 @@ use uuid::Uuid;
 
 use super::network::{Endpoint, Host, Network};
 use super::random::Random;
+use super::site::Disturbed;
 use super::world::World;
 
 /// The in-memory store behind a network: slow at times, at times out of reach, and it outlives the server.
@@ -89,15 +90,6 @@ impl SimulatedStore {
         }
     }
 
-    pub fn set_faults(&self, faults: StoreFaults) {
-        *self.shared.faults.lock().unwrap() = faults;
-    }
-
-    /// Loses everything, as no store may.
-    pub fn forget(&self) {
-        *self.shared.memory.lock().unwrap() = MemoryStore::new();
-    }
-
     fn memory(&self) -> MemoryStore {
         self.shared.memory.lock().unwrap().clone()
     }
@@ -137,6 +129,16 @@ impl SimulatedStore {
         action.request_id = known.id.clone();
         action.created_at = Some(known.created_at);
         action
+    }
+}
+
+impl Disturbed for SimulatedStore {
+    fn set_faults(&self, faults: StoreFaults) {
+        *self.shared.faults.lock().unwrap() = faults;
+    }
+
+    fn forget(&self) {
+        *self.shared.memory.lock().unwrap() = MemoryStore::new();
     }
 }
 
@@ -265,19 +267,21 @@ pub struct Proxy {
     pub slowness: u64,
     /// Says that the opposite decision is the one that was asked for.
     pub lies: u64,
+    /// Sends a request again, late, as a network or a proxy may.
+    pub repeats: u64,
 }
 
 /// A server that runs.
-pub struct Server {
+pub struct Server<St> {
     process: Process,
-    service: HitlService<SimulatedStore>,
+    service: HitlService<St>,
     drain: Arc<Notify>,
 }
 
-impl Server {
+impl<St: Store> Server<St> {
     pub fn start(
         network: &Network,
-        store: SimulatedStore,
+        store: St,
         world: &World,
         random: &Arc<Mutex<Random>>,
         proxy: &Arc<Mutex<Proxy>>,
@@ -331,7 +335,12 @@ impl Server {
 }
 
 /// One connection, with the settings of the crate's own accept loop.
-async fn serve(endpoint: Endpoint, process: Process, front: Front, drain: Arc<Notify>) {
+async fn serve<St: Store>(
+    endpoint: Endpoint,
+    process: Process,
+    front: Front<St>,
+    drain: Arc<Notify>,
+) {
     let mut http = auto::Builder::new(process);
     // A client that does not know of the limit yet has its streams refused.
     let streams = front.random(|random| random.pick(&[1, 2, 128]));
@@ -366,14 +375,14 @@ async fn serve(endpoint: Endpoint, process: Process, front: Front, drain: Arc<No
 type Body = UnsyncBoxBody<Bytes, Infallible>;
 
 #[derive(Clone)]
-struct Front {
-    service: HitlService<SimulatedStore>,
+struct Front<St> {
+    service: HitlService<St>,
     world: World,
     random: Arc<Mutex<Random>>,
     proxy: Arc<Mutex<Proxy>>,
 }
 
-impl Front {
+impl<St: Store> Front<St> {
     fn random<T>(&self, draw: impl FnOnce(&mut Random) -> T) -> T {
         draw(&mut self.random.lock().unwrap())
     }
@@ -408,6 +417,7 @@ impl Front {
             hides,
             slowness,
             lies,
+            repeats,
         } = *self.proxy.lock().unwrap();
         if self.random(|random| random.percent(refuses)) {
             // Only who reads the body knows that such a 409 is none of the protocol's.
@@ -415,6 +425,8 @@ impl Front {
         }
         let mut response = if path == "/charge" {
             self.charge(request).await
+        } else if self.random(|random| repeats > 0 && random.percent(repeats)) {
+            self.answer_and_repeat(request).await
         } else {
             let answered = self.service.clone().oneshot(request).await;
             let Ok(answer) = answered;
@@ -432,6 +444,26 @@ impl Front {
             *response.status_mut() = StatusCode::CONFLICT;
         }
         response
+    }
+
+    /// Passes a request on, and once more when its answer may be long forgotten.
+    async fn answer_and_repeat(&self, request: Request<Incoming>) -> Response<Body> {
+        let (head, body) = request.into_parts();
+        let body = timeout(Duration::from_secs(10), body.collect()).await;
+        let Ok(Ok(body)) = body else {
+            return self.response(400);
+        };
+        let body = body.to_bytes();
+        let request = move || Request::from_parts(head.clone(), Full::new(body.clone()));
+        let (service, again) = (self.service.clone(), request());
+        let late = self.random(|random| random.millis(0, 40_000));
+        // It outlives the server.
+        tokio::spawn(async move {
+            sleep(late).await;
+            _ = service.oneshot(again).await;
+        });
+        let Ok(answer) = self.service.clone().oneshot(request()).await;
+        answer.map(UnsyncBoxBody::new)
     }
 
     /// What a side effect without a key is: it happens each time.

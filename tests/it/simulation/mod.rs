@@ -17,8 +17,10 @@
 
 mod client;
 mod far_end;
+mod human_loop;
 mod network;
 mod random;
+mod site;
 mod world;
 
 use std::env;
@@ -34,9 +36,10 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 use self::client::{Client, Flavour, Limits, Settings};
-use self::far_end::{Proxy, Server, SimulatedStore, StoreFaults};
-use self::network::{Cut, Direction, Host, Network};
+use self::far_end::SimulatedStore;
+use self::network::{Host, Network};
 use self::random::Random;
+use self::site::Site;
 use self::world::{Asked, Counts, Told, World};
 use crate::support::alone_blocking;
 
@@ -82,17 +85,10 @@ fn simulate(seed: u64, sabotage: Sabotage) -> Outcomes {
 
 struct Simulation {
     world: World,
-    network: Network,
-    store: SimulatedStore,
-    proxy: Arc<Mutex<Proxy>>,
-    front: Arc<Mutex<Random>>,
+    site: Site<SimulatedStore>,
     clients: Vec<Client>,
     keys: Vec<Key>,
     random: Random,
-    faults: Random,
-    /// How long calls begin and faults go on: some seeds have all at once.
-    trouble: Duration,
-    sabotage: Sabotage,
 }
 
 /// An action that is asked about.
@@ -107,7 +103,7 @@ impl Simulation {
         let mut random = Random::new(seed, 3);
         let clients = 3 + random.below(3) as usize;
         let network = Network::new(seed, clients + 1, world.clone());
-        let clients = (0..clients)
+        let clients: Vec<_> = (0..clients)
             .map(|host| {
                 let settings = settings(&mut random, host, sabotage);
                 world.note(format_args!("client {host}: {settings:?}"));
@@ -126,38 +122,32 @@ impl Simulation {
             })
             .collect();
         let trouble = random.pick(&[500, 3000, 20_000]);
-        Self {
+        let site = Site {
             world: world.clone(),
             network,
             store: SimulatedStore::new(seed, world.clone()),
             proxy: Arc::default(),
             front: Arc::new(Mutex::new(Random::new(seed, 4))),
+            faults: Random::new(seed, 5),
+            clients: clients.len(),
+            lasts: Duration::from_millis(trouble),
+            repeats: false,
+            forgets: sabotage == Sabotage::Forget,
+            lies: sabotage == Sabotage::Lie,
+        };
+        Self {
+            world: world.clone(),
+            site,
             clients,
             keys,
             random,
-            faults: Random::new(seed, 5),
-            trouble: Duration::from_millis(trouble),
-            sabotage,
         }
-    }
-
-    fn server(&self) -> Server {
-        Server::start(
-            &self.network,
-            self.store.clone(),
-            &self.world,
-            &self.front,
-            &self.proxy,
-        )
     }
 
     async fn run(mut self) {
         let mut calls = self.calls();
-        let server = self.trouble().await;
-        self.network.heal();
-        self.store.set_faults(StoreFaults::default());
-        *self.proxy.lock().unwrap() = Proxy::default();
-        self.world.note(format_args!("all is well again"));
+        let server = self.site.trouble().await;
+        self.site.heal();
         let all = async {
             while let Some(call) = calls.join_next().await {
                 if let Err(error) = call {
@@ -173,7 +163,7 @@ impl Simulation {
         // What is still under way arrives, if it is to.
         sleep(Duration::from_secs(60)).await;
         self.audit().await;
-        server.kill(&self.network, Host::Refuses);
+        server.kill(&self.site.network, Host::Refuses);
     }
 
     /// Starts the calls, each at its time.
@@ -213,7 +203,7 @@ impl Simulation {
 
     fn call(&mut self, name: String) -> Call {
         let random = &mut self.random;
-        let start = random.millis(1, self.trouble.as_millis() as u64);
+        let start = random.millis(1, self.site.lasts.as_millis() as u64);
         let host = random.below(self.clients.len() as u64) as usize;
         let client = self.clients[host].clone();
         let deadline = match random.below(10) {
@@ -253,118 +243,6 @@ impl Simulation {
         }
     }
 
-    /// Lets faults happen for a while.
-    async fn trouble(&mut self) -> Server {
-        let mut server = self.server();
-        let ends = Instant::now() + self.trouble;
-        let pace = self.trouble.as_millis() as u64 / 8;
-        // Some seeds are calm, and some have one kind of fault only.
-        let kinds: Vec<u64> = match self.faults.below(8) {
-            0 => vec![],
-            1 => vec![self.faults.below(9)],
-            _ => (0..9).collect(),
-        };
-        // What is in the way at times is there from the start at others.
-        if !kinds.is_empty() && self.faults.percent(30) {
-            self.disturb_the_store();
-            self.disturb_the_proxy();
-        }
-        while Instant::now() < ends {
-            sleep(self.faults.millis(1, pace)).await;
-            if kinds.is_empty() {
-                continue;
-            }
-            let millis = |random: &mut Random| random.millis(1, pace * 3);
-            match self.faults.pick(&kinds) {
-                0 => {
-                    let client = self.faults.below(self.clients.len() as u64) as usize;
-                    let directions = self.faults.pick(&[
-                        &[Direction::ToServer][..],
-                        &[Direction::ToClient],
-                        &[Direction::ToServer, Direction::ToClient],
-                    ]);
-                    self.world
-                        .note(format_args!("client {client}: partition {directions:?}"));
-                    for direction in directions {
-                        self.network.set_link(client, *direction, false);
-                    }
-                    let (network, world) = (self.network.clone(), self.world.clone());
-                    let lasts = millis(&mut self.faults);
-                    tokio::spawn(async move {
-                        sleep(lasts).await;
-                        world.note(format_args!("client {client}: partition heals"));
-                        for direction in directions {
-                            network.set_link(client, *direction, true);
-                        }
-                    });
-                }
-                1 => {
-                    let slowness = self.faults.pick(&[2, 20, 200, 1500]);
-                    self.world
-                        .note(format_args!("network: up to {slowness} ms"));
-                    self.network.set_slowness(slowness);
-                }
-                2 => {
-                    let cuts = self.faults.pick(&[0, 20, 60]);
-                    self.world
-                        .note(format_args!("network: {cuts} % of connections"));
-                    self.network.set_cuts(cuts);
-                }
-                3 | 4 => {
-                    let cut = self.faults.pick(&[Cut::Reset, Cut::Close, Cut::Silence]);
-                    self.network.cut_one(cut);
-                }
-                5 | 6 => {
-                    self.world.restarted();
-                    match self.faults.below(3) {
-                        0 => {
-                            self.world.note(format_args!("server: drains"));
-                            let deadline = self.faults.millis(1, 3000);
-                            server.shut_down(&self.network, deadline).await;
-                        }
-                        kind => {
-                            let host = [Host::Refuses, Host::Silent][kind as usize - 1];
-                            self.world.note(format_args!("server: ends, {host:?}"));
-                            server.kill(&self.network, host);
-                        }
-                    }
-                    sleep(millis(&mut self.faults)).await;
-                    if self.sabotage == Sabotage::Forget {
-                        self.store.forget();
-                    }
-                    self.world.note(format_args!("server: starts"));
-                    server = self.server();
-                }
-                7 => self.disturb_the_store(),
-                _ => self.disturb_the_proxy(),
-            }
-            if self.sabotage == Sabotage::Lie {
-                self.proxy.lock().unwrap().lies = 100;
-            }
-        }
-        server
-    }
-
-    fn disturb_the_store(&mut self) {
-        let faults = StoreFaults {
-            slowness: self.faults.pick(&[0, 50, 1000, 4000]),
-            errors: self.faults.pick(&[0, 10, 40]),
-        };
-        self.world.note(format_args!("{faults:?}"));
-        self.store.set_faults(faults);
-    }
-
-    fn disturb_the_proxy(&mut self) {
-        let proxy = Proxy {
-            refuses: self.faults.pick(&[0, 10, 30]),
-            hides: self.faults.pick(&[0, 10, 30]),
-            slowness: self.faults.pick(&[0, 100, 3000]),
-            lies: 0,
-        };
-        self.world.note(format_args!("{proxy:?}"));
-        *self.proxy.lock().unwrap() = proxy;
-    }
-
     /// Asks once more for every action: with the trouble over, each call is told what is on record.
     async fn settle(&self) {
         let host = self.clients.len();
@@ -377,7 +255,7 @@ impl Simulation {
             seed: 0,
             resends: false,
         };
-        let client = Client::new(&self.network, host, settings);
+        let client = Client::new(&self.site.network, host, settings);
         for (number, key) in self.keys.iter().enumerate() {
             let asked = Asked {
                 client: host,
@@ -403,7 +281,7 @@ impl Simulation {
     /// Compares the store with the model.
     async fn audit(&self) {
         let records = self.world.records();
-        let totals = self.store.totals().await.unwrap();
+        let totals = self.site.store.totals().await.unwrap();
         if (totals.decisions, totals.events) != (records.len() as u64, records.len() as u64) {
             self.world.violation(format_args!(
                 "the store has {totals:?} and the model {}",
@@ -412,6 +290,7 @@ impl Simulation {
         }
         for (key, record) in records {
             let action = self
+                .site
                 .store
                 .find(record.id.parse().unwrap(), None)
                 .await
