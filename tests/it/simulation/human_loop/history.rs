@@ -98,6 +98,7 @@ pub enum Ended {
 #[derive(Default)]
 struct Model {
     kinds: Vec<EventKind>,
+    submitted: Time,
     expires: Option<Time>,
     /// The round that the last decision began.
     round: usize,
@@ -162,7 +163,12 @@ impl Model {
     fn overdue(&self, at: Time) -> Option<&'static str> {
         let is_over = |end: Time| end + LATE < at;
         match self.kinds.last() {
-            Some(EventKind::Submitted) if self.expires.is_some_and(is_over) => {
+            // A submission may arrive when its action's time is over.
+            Some(EventKind::Submitted)
+                if self
+                    .expires
+                    .is_some_and(|end| is_over(end.max(self.submitted))) =>
+            {
                 Some("has not expired in time")
             }
             Some(EventKind::Claimed) => {
@@ -229,6 +235,7 @@ impl Model {
         let last = self.kinds.last().copied();
         self.kinds.push(kind);
         match kind {
+            EventKind::Submitted => self.submitted = at,
             EventKind::Approved | EventKind::Rejected => self.round += 1,
             EventKind::Completed | EventKind::Failed | EventKind::ClaimLost => {
                 let Some(claim) = self.claims.last_mut() else {
