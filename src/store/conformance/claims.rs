@@ -8,8 +8,8 @@ use super::{Stores, digest, id, payload};
 use crate::protocol::Decision::{Approve, Reject};
 use crate::protocol::{Action, Claim, Execution, JsonText, RequestId, Status};
 use crate::store::{
-    Acquire, Acquired, Actor, Decided, Finish, Finished, Renew, Renewed, Report, Store, Submit,
-    Submitted,
+    Acquire, Acquired, Actor, Decide, DecideById, Decided, Finish, Finished, Renew, Renewed,
+    Report, Store, Submit, Submitted,
 };
 
 const LEASE: Duration = Duration::from_secs(300);
@@ -222,6 +222,46 @@ pub(super) async fn what_failed_is_decided_and_claimed_again<S: Store>(stores: &
         let approved = unwrap_variant!(approved, Decided::Recorded);
         assert_eq!((approved.execution, approved.reason), (None, None));
         ended.push(held);
+    }
+}
+
+pub(super) async fn a_late_copy_of_an_approval_does_not_approve_again<S: Store>(
+    stores: &Stores<S>,
+) {
+    for call in [RequestId::mint(), RequestId::new("not-a-uuid").unwrap()] {
+        let key = call.as_str().to_owned();
+        let first = Decide {
+            call_id: Some(call),
+            ..super::decision(&key, Approve)
+        };
+        let action = stores.decide(0, first.clone()).await;
+        let action = unwrap_variant!(action, Decided::Recorded);
+        for round in 0..2 {
+            let (_, held) = stores.claimed(round, claim(&action)).await;
+            let failed = stores
+                .finish(round, report(&action, &held, failure()))
+                .await;
+            let failed = unwrap_variant!(failed, Finished::Recorded);
+            // By now another call has approved, and what the first one asked for is long over.
+            let late = stores.decide(round + 1, first.clone()).await;
+            let late = unwrap_variant!(late, Decided::Replayed);
+            assert_eq!(late.status, Status::Failed);
+            let by_id = DecideById {
+                id: id(&action),
+                tenant_id: action.tenant_id.clone().unwrap(),
+                decision: Approve,
+                call_id: first.call_id.clone(),
+                digest: None,
+                edited: None,
+                comment: None,
+                actor: Actor::new("reviewer"),
+                allow_self_approval: true,
+            };
+            let late = stores.decide_by_id(round, by_id).await;
+            unwrap_variant!(late, Decided::Replayed);
+            assert_eq!(stores.find(0, id(&action)).await, Some(failed));
+            stores.approve(&key).await;
+        }
     }
 }
 

@@ -114,6 +114,7 @@ where
         claims::only_what_was_approved_is_claimed,
         claims::the_holder_alone_renews_and_reports,
         claims::what_failed_is_decided_and_claimed_again,
+        claims::a_late_copy_of_an_approval_does_not_approve_again,
         claims::a_lease_that_ends_leaves_the_outcome_unknown,
         claims::a_call_of_an_earlier_round_spends_nothing,
         claims::a_claims_own_retry_is_about_the_same_payload,

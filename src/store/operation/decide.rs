@@ -34,7 +34,8 @@ pub struct Decide {
 pub enum Decided {
     /// The decision was recorded, with its event.
     Recorded(Action),
-    /// This same call recorded the decision before: the request is its own retry.
+    /// This same call recorded the decision before, in this round or an earlier one: the request is
+    /// its own retry.
     Replayed(Action),
     /// Another call recorded the same decision before.
     Duplicate(Action),
