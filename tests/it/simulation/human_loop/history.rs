@@ -185,7 +185,13 @@ impl Model {
         match fact {
             Fact::Event { kind, .. } => return self.event(at, *kind),
             Fact::Expires(end) => self.expires = Some(*end),
-            Fact::Decided { decision, call } => self.decisions.push((call.clone(), *decision)),
+            Fact::Decided { decision, call } => {
+                let is_known = self.decisions.iter().any(|(known, _)| known == call);
+                self.decisions.push((call.clone(), *decision));
+                if is_known {
+                    return Err(format!("was decided twice by {call}"));
+                }
+            }
             Fact::Granted {
                 token,
                 fence,
@@ -500,6 +506,16 @@ mod tests {
             ];
             finds(&check(&history(facts)), "has approved after");
         }
+    }
+
+    #[test]
+    fn a_call_that_decides_two_rounds_is_found() {
+        let decided = || Fact::Decided {
+            decision: Decision::Approve,
+            call: "call".to_owned(),
+        };
+        let found = after_claim([decided(), event(Failed), event(Approved), decided()]);
+        finds(&found, "was decided twice by call");
     }
 
     #[test]

@@ -79,7 +79,7 @@ fn name(fact: &Fact) -> String {
         Fact::Concluded(Conclusion::Receipt { is_own, .. }) => format!("receipt, own: {is_own}"),
         other => {
             let text = format!("{other:?}");
-            let words = text.split([' ', '{']).next().unwrap_or_default();
+            let words = text.split([' ', '{', '(']).next().unwrap_or_default();
             words.to_owned()
         }
     }
@@ -199,7 +199,7 @@ fn the_human_loop_keeps_every_promise_under_every_seed() {
     }
     // It takes all processors.
     let _alone = alone_blocking();
-    let seeds = number("AEGIS_SIM_SEEDS").unwrap_or(60);
+    let seeds = number("AEGIS_SIM_SEEDS").unwrap_or(100);
     let next = AtomicU64::new(0);
     let counts = Mutex::new(BTreeMap::<String, u64>::new());
     let failed = Mutex::new(None);

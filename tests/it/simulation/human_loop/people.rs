@@ -85,7 +85,7 @@ impl Person {
             let history = self.history.clone();
             let step = self.random.millis(1, 4000);
             let steps = self.random.below(10);
-            let fails = self.random.percent(25);
+            let fails = self.random.percent(40);
             let mut call = self.aegis.action(plan.key.as_str());
             if let Some(amount) = plan.payload {
                 call = call.payload(&json!({ "amount": amount }));
@@ -213,7 +213,7 @@ impl Person {
 
     async fn report(&mut self, id: &RequestId, token: &ClaimToken) -> Part<()> {
         for _ in 0..1 + self.random.below(3) {
-            let reported = if self.random.percent(70) {
+            let reported = if self.random.percent(60) {
                 let complete = self.aegis.complete(id.clone(), token);
                 complete.result("done").call_id(self.call()).await
             } else {
@@ -252,7 +252,7 @@ impl Person {
     pub async fn review(mut self, plans: Vec<Plan>, rounds: u64) {
         for _ in 0..rounds {
             sleep(self.random.millis(1, 6000)).await;
-            let part = if self.random.percent(15) {
+            let part = if self.random.percent(5) {
                 let plan = plans[self.random.below(plans.len() as u64) as usize].clone();
                 self.decide_by_key(&plan).await
             } else {
