@@ -10,6 +10,8 @@
 //! AEGIS_SIM_SEED=17 cargo test --features full --test it simulation       one, with its trace
 //! ```
 //!
+//! [`human_loop`] has the same for submissions, claims and reports, on the same network.
+//!
 //! The network is our own, and not turmoil's: turmoil 0.7 advances each host by ticks of some 20 µs of work, which at a
 //! millisecond a tick is hours for 1000 seeds, where here time jumps from one event to the next. A partition there drops what it
 //! meets for good, where TCP sends it again, and no connection is cut in the middle of a write. The server's accept loop takes sockets of

@@ -132,14 +132,14 @@ impl Model {
     /// Whether an event may follow what is on record.
     fn allows(&self, kind: EventKind) -> bool {
         use EventKind::*;
-        match (self.kinds.last(), kind) {
-            (None, Submitted | Approved | Rejected) => true,
-            (Some(Submitted), Approved | Rejected | Expired | Cancelled) => true,
-            (Some(Failed | ClaimLost), Approved | Rejected) => true,
-            (Some(Approved), Claimed) => true,
-            (Some(Claimed), Completed | Failed | ClaimLost) => true,
-            _ => false,
-        }
+        matches!(
+            (self.kinds.last(), kind),
+            (None, Submitted | Approved | Rejected)
+                | (Some(Submitted), Approved | Rejected | Expired | Cancelled)
+                | (Some(Failed | ClaimLost), Approved | Rejected)
+                | (Some(Approved), Claimed)
+                | (Some(Claimed), Completed | Failed | ClaimLost)
+        )
     }
 
     fn claim(&self, token: &str) -> Option<&Claim> {
