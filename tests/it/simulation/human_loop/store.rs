@@ -401,6 +401,19 @@ impl Store for LoopStore {
         .await
     }
 
+    async fn tenants(
+        &self,
+        after: Option<&TenantId>,
+        limit: usize,
+    ) -> Result<Vec<TenantId>, StoreError> {
+        let after = after.cloned();
+        self.perform(
+            move |memory| async move { memory.tenants(after.as_ref(), limit).await },
+            |_, _| {},
+        )
+        .await
+    }
+
     async fn look_up(&self, id: Uuid, tenant: &TenantId) -> Result<Option<Action>, StoreError> {
         let tenant = tenant.clone();
         self.perform(
