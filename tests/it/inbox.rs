@@ -155,6 +155,10 @@ async fn a_reviewer_signs_in_sees_what_waits_and_decides_on_it() {
     let cookie = desk.sign_in("reviewer-key").await;
     let list = html(&desk.get("/").header("Cookie", &cookie).send().await);
     assert!(list.contains("Pay a") && list.contains(&path), "{list}");
+    assert!(
+        list.contains("{&quot;to&quot;:&quot;a@b.c&quot;}"),
+        "{list}"
+    );
     let page = html(&desk.get(&path).header("Cookie", &cookie).send().await);
     assert!(page.contains("a@b.c"), "{page}");
     let fields = [
@@ -490,7 +494,8 @@ async fn an_edited_payload_is_shown_with_its_changes_and_a_bad_one_loses_nothing
         let call = desk.post(&path, &fields).header("Cookie", &cookie);
         call.send().await
     };
-    for bad in ["{\"to\": ", "[]", "{\"a\":1,\"a\":2}", "7"] {
+    let reserved = "{\"aegis\":{}}";
+    for bad in ["{\"to\": ", "[]", "{\"a\":1,\"a\":2}", "7", reserved] {
         let reply = send(bad, "approve", "c").await;
         assert_eq!(reply.status, 422, "{bad}");
         let page = html(&reply);

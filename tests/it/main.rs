@@ -49,10 +49,10 @@ mod hosts;
 mod https;
 #[cfg(all(feature = "client", feature = "server"))]
 mod human_loop;
-#[cfg(feature = "server")]
-mod inbox;
 #[cfg(all(feature = "client", feature = "server"))]
 mod human_loop_attacks;
+#[cfg(feature = "server")]
+mod inbox;
 #[cfg(all(feature = "client", feature = "test-util"))]
 mod layers;
 mod manual;

@@ -246,7 +246,7 @@ impl<St: Store> Visit<'_, St> {
             Ok(edited) => edited.flatten(),
             Err(error) => {
                 let error = format!(
-                    "The edited payload is not a JSON object, so nothing was recorded: {}",
+                    "The edited payload cannot be taken, so nothing was recorded: {}",
                     Escaped::line(&error)
                 );
                 return Ok(self.show_draft(&action, draft(error)));
@@ -413,7 +413,7 @@ fn edited(text: &str, action: &Action) -> Result<Option<Fingerprinted>, String> 
     let payload = serde_json::from_str::<&RawValue>(text)
         .and_then(|_| serde_json::from_str::<Payload>(&text::compact(text)));
     let payload = payload.map_err(|error| error.to_string())?;
-    let edited = Fingerprinted::new(payload).map_err(|error| error.to_string())?;
+    let edited = Fingerprinted::from(crate::protocol::edited(payload)?);
     let is_same = action.digest == Some(Digest::from(*edited.digest()));
     Ok((!is_same).then_some(edited))
 }

@@ -158,7 +158,7 @@ struct Row {
 impl Row {
     fn of(action: &Action) -> Self {
         let text = |text: Option<&str>| Html::line(text.unwrap_or("-"));
-        let payload = action.edited_payload.as_ref().or(action.payload.as_ref());
+        let payload = action.payload.as_ref();
         let is_pending = action.status == Status::Pending;
         Self {
             href: format!("/actions/{}", action.request_id),
@@ -244,8 +244,19 @@ impl<St: Store> Visit<'_, St> {
                 ],
             )
         });
-        let can_pick = view == View::Waiting && self.viewer.may_decide;
-        let rows: Vec<_> = actions.iter().map(Row::of).collect();
+        let can_pick = view.is_waiting() && self.viewer.may_decide;
+        let mut rows = Vec::with_capacity(actions.len());
+        for mut action in actions {
+            // What can be approved here is shown here. A page of the store leaves payloads out.
+            if view.is_waiting()
+                && let Some(id) = action.request_id.as_uuid()
+            {
+                let whole = self.api.store.find(id, Some(&tenant));
+                let whole = self.api.await_store(whole).await?;
+                action.payload = whole.and_then(|whole| whole.payload);
+            }
+            rows.push(Row::of(&action));
+        }
         let mut version = String::new();
         for row in &rows {
             version += &format!("{}{}", row.id, row.standing.label);
