@@ -17,8 +17,8 @@ use super::auth::Auth;
 use super::builder::HitlServiceBuilder;
 use super::http::headers;
 use super::http::response;
-use super::http::{Rejection, RequestBody, Response, ResponseBody};
-use super::inbox::{self, Arrival, Desk, Inbox};
+use super::http::{Arrival, Rejection, RequestBody, Response, ResponseBody};
+use super::inbox::{self, Desk, Inbox};
 use crate::store::Store;
 
 /// Answers the endpoints over a [`Store`]: approve, reject, status, and the human loop from
@@ -43,12 +43,14 @@ use crate::store::Store;
 /// Dropping a response future does not undo a decision that was passed to the store.
 pub struct HitlService<St> {
     api: Arc<Api<St>>,
+    inbox: Option<Arc<Desk>>,
 }
 
 impl<St> Clone for HitlService<St> {
     fn clone(&self) -> Self {
         Self {
             api: Arc::clone(&self.api),
+            inbox: self.inbox.clone(),
         }
     }
 }
@@ -74,7 +76,8 @@ impl<St: Store> HitlService<St> {
 
     pub(crate) fn with_settings(store: St, settings: Settings, inbox: Option<Inbox>) -> Self {
         Self {
-            api: Arc::new(Api::new(store, settings, inbox.map(Desk::new))),
+            api: Arc::new(Api::new(store, settings)),
+            inbox: inbox.map(Desk::new).map(Arc::new),
         }
     }
 
@@ -98,7 +101,7 @@ impl<St: Store> HitlService<St> {
     /// Whoever opens the link sees the actions of all tenants, and decides on them. An earlier link
     /// is no longer valid.
     pub fn issue_sign_in_path(&self) -> Option<String> {
-        let inbox = self.api.inbox.as_ref();
+        let inbox = self.inbox.as_ref();
         let inbox = inbox.filter(|_| self.auth().trusts_tenant_header())?;
         Some(format!("/sign-in?code={}", inbox.code.issue().as_str()))
     }
@@ -181,7 +184,7 @@ impl<St: Store> HitlService<St> {
         tracing::debug!(
             target: "aegis_hitl::access",
             method = %parts.method,
-            endpoint = endpoint(&self.api, &parts),
+            endpoint = self.endpoint(&parts),
             status = response.status().as_u16(),
             elapsed = ?began.elapsed(),
             peer = arrival.peer.map(tracing::field::display),
@@ -201,7 +204,7 @@ impl<St: Store> HitlService<St> {
         if api.drain.has_started() {
             return Err(shutting_down());
         }
-        if let Some(desk) = &api.inbox
+        if let Some(desk) = &self.inbox
             && let Some(page) = inbox::Route::of(parts.uri.path())
         {
             return Ok(inbox::respond(api, desk, page, parts, body, arrival).await);
@@ -229,18 +232,17 @@ impl<St: Store> HitlService<St> {
             Route::Events => api.events(&parts.headers).await,
         }
     }
-}
 
-/// The name of what a request is for, in the log.
-fn endpoint<St>(api: &Api<St>, parts: &Parts) -> &'static str {
-    let path = parts.uri.path();
-    if api.inbox.is_some()
-        && let Some(page) = inbox::Route::of(path)
-    {
-        return page.name();
-    }
-    match Route::of(api.settings.prefix.as_str(), &parts.method, path) {
-        Ok(route) => route.name(),
-        Err(_) => "none",
+    /// The name of what a request is for, in the log.
+    fn endpoint(&self, parts: &Parts) -> &'static str {
+        let path = parts.uri.path();
+        if self.inbox.is_some()
+            && let Some(page) = inbox::Route::of(path)
+        {
+            return page.name();
+        }
+        let prefix = self.api.settings.prefix.as_str();
+        let route = Route::of(prefix, &parts.method, path);
+        route.map_or("none", |route| route.name())
     }
 }

@@ -244,7 +244,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_tenant_without_followers_leaves_nothing_behind() {
-        let api = Arc::new(Api::new(MemoryStore::new(), Settings::default(), None));
+        let api = Arc::new(Api::new(MemoryStore::new(), Settings::default()));
         let tenant = |number: u64| TenantId::new(format!("t-{}", number % 5)).unwrap();
         let mut followed: Vec<_> = (0..20)
             .map(|number| api.follow(&tenant(number), 0))

@@ -34,7 +34,6 @@ use crate::server::http::headers;
 use crate::server::http::response;
 use crate::server::http::room::Room;
 use crate::server::http::{Held, Host, HostGuard, Rejection, RequestBody, Response};
-use crate::server::inbox::Desk;
 use crate::server::ops::outage::Outage;
 use crate::store::{Actor, Identity, Store, StoreError};
 
@@ -87,16 +86,13 @@ pub(crate) struct Api<St> {
     pub(crate) drain: Drain,
     /// For the large bodies of requests and responses.
     pub(crate) room: Room,
-    /// The web page, if there is one.
-    pub(crate) inbox: Option<Desk>,
     outage: Outage,
     feeds: Arc<Feeds>,
 }
 
 impl<St: Store> Api<St> {
-    pub(crate) fn new(store: St, settings: Settings, inbox: Option<Desk>) -> Self {
+    pub(crate) fn new(store: St, settings: Settings) -> Self {
         Self {
-            inbox,
             store,
             // The largest body finds room at least alone.
             room: Room::new(ROOM.max(3 * settings.body_limit + FORM_LIMIT)),

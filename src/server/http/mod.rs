@@ -5,12 +5,14 @@ pub(crate) mod headers;
 pub(crate) mod response;
 pub(crate) mod room;
 
+mod arrival;
 mod body;
 mod host;
 
 pub use self::host::{Host, InvalidHost};
 pub use self::response::ResponseBody;
 
+pub(crate) use self::arrival::Arrival;
 pub(crate) use self::body::RequestBody;
 pub(crate) use self::host::HostGuard;
 pub(crate) use self::response::{Rejection, Response};

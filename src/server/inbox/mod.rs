@@ -22,7 +22,7 @@ use uuid::Uuid;
 
 use super::api::{Api, no_such_action, uuid_of};
 use super::auth::{OneTimeCode, Sessions};
-use super::http::{HostGuard, Rejection, RequestBody, Response};
+use super::http::{Arrival, HostGuard, Rejection, RequestBody, Response};
 use crate::store::Store;
 
 use self::viewer::Viewer;
@@ -95,15 +95,6 @@ impl Desk {
             code: OneTimeCode::default(),
         }
     }
-}
-
-/// Where a request came from, as far as that is known.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Arrival {
-    /// The address that the server listens on.
-    pub(crate) listening: Option<IpAddr>,
-    /// The address of the client, or of the last proxy.
-    pub(crate) peer: Option<IpAddr>,
 }
 
 #[derive(Debug, PartialEq, Eq)]

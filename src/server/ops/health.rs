@@ -20,8 +20,7 @@ use crate::protocol::X_REQUEST_ID;
 use crate::server::api::shutting_down;
 use crate::server::http::headers;
 use crate::server::http::response;
-use crate::server::http::{Rejection, RequestBody, Response, head};
-use crate::server::inbox::Arrival;
+use crate::server::http::{Arrival, Rejection, RequestBody, Response, head};
 use crate::server::service::{HitlService, ResponseFuture};
 use crate::store::Store;
 
