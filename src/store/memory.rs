@@ -1,6 +1,6 @@
 //! The in-memory store.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::convert::Infallible;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,13 +10,15 @@ use std::time::SystemTime;
 use uuid::Uuid;
 
 use super::operation::{
-    Inserted, Lease, Ledger, LeftIn, New, Operation, Order, Record, State, Transition, settle,
+    Endpoint, Inserted, Lease, Ledger, LeftIn, New, Operation, Order, Record, Standing, State,
+    Transition, Undelivered, settle,
 };
 use super::rule::canonical_call;
 use super::{
-    Acquire, Acquired, Cancel, Cancelled, Clock, Cursor, Decide, DecideById, Decided, Finish,
-    Finished, Identity, List, Page, Renew, Renewed, Store, StoreError, Submit, Submitted, Totals,
-    Watch, Watchers,
+    Acquire, Acquired, Cancel, Cancelled, Clock, Cursor, DeadLetter, Decide, DecideById, Decided,
+    DueDeliveries, DueDelivery, EndpointState, EndpointTaken, Finish, Finished, Identity, List,
+    MarkDeliveries, Marked, Page, Renew, Renewed, Resend, Resent, Resume, Resumed, Store,
+    StoreError, Submit, Submitted, TakeEndpoint, Totals, Watch, Watchers,
 };
 use crate::protocol::{Action, Event, EventKind, RequestId, TenantId, uuid_v7};
 
@@ -51,6 +53,9 @@ struct Records {
     /// When the action in a row may be due: expires, or its lease ends.
     dues: BTreeSet<(SystemTime, i64)>,
     events: Vec<Happened>,
+    endpoints: BTreeMap<String, Endpoint>,
+    /// By the row of the endpoint and the position of the event.
+    undelivered: BTreeMap<(i64, u64), Undelivered>,
     clock: Clock,
     /// The actions that the present transaction changed.
     changed: Vec<(Uuid, TenantId)>,
@@ -206,6 +211,96 @@ impl Ledger for Records {
     fn remember(&mut self, record: &Record, call_id: Option<&RequestId>) {
         name(&mut self.repeats, call_id, record.row);
     }
+
+    fn newest_event(&self) -> Result<u64, Infallible> {
+        Ok(self.events.len() as u64)
+    }
+
+    fn endpoint(&self, name: &str) -> Result<Option<Endpoint>, Infallible> {
+        Ok(self.endpoints.get(name).cloned())
+    }
+
+    fn insert_endpoint(&mut self, name: &str, position: u64) -> Result<Endpoint, Infallible> {
+        let endpoint = Endpoint {
+            row: self.endpoints.len() as i64,
+            position,
+            held: None,
+            stopped_at: None,
+        };
+        self.endpoints.insert(name.to_owned(), endpoint.clone());
+        Ok(endpoint)
+    }
+
+    fn update_endpoint(&mut self, endpoint: &Endpoint) -> Result<(), Infallible> {
+        let mut known = self.endpoints.values_mut();
+        if let Some(known) = known.find(|known| known.row == endpoint.row) {
+            *known = endpoint.clone();
+        }
+        Ok(())
+    }
+
+    fn parked(&self, endpoint: &Endpoint) -> Result<Vec<(u64, Uuid)>, Infallible> {
+        let parked = self
+            .undelivered_of(endpoint)
+            .filter(|of_it| is_parked(of_it));
+        let parked = parked.filter_map(|of_it| {
+            let record = self.record(self.happened(of_it.position)?.row)?;
+            Some((of_it.position, record.action.request_id.as_uuid()?))
+        });
+        Ok(parked.collect())
+    }
+
+    fn dead(&self, endpoint: &Endpoint) -> Result<Vec<(u64, Uuid)>, Infallible> {
+        let dead = self
+            .undelivered_of(endpoint)
+            .filter(|of_it| !is_parked(of_it));
+        let dead = dead.filter_map(|of_it| {
+            let event = &self.happened(of_it.position)?.event;
+            Some((of_it.position, event.id.as_uuid()?))
+        });
+        Ok(dead.collect())
+    }
+
+    fn undelivered(
+        &self,
+        endpoint: &Endpoint,
+        position: u64,
+    ) -> Result<Option<Undelivered>, Infallible> {
+        Ok(self.undelivered.get(&(endpoint.row, position)).cloned())
+    }
+
+    fn first_parked(
+        &self,
+        endpoint: &Endpoint,
+        position: u64,
+    ) -> Result<Option<Undelivered>, Infallible> {
+        let row = |position| self.happened(position).map(|happened| happened.row);
+        let mut parked = self
+            .undelivered_of(endpoint)
+            .filter(|of_it| is_parked(of_it));
+        Ok(parked
+            .find(|of_it| row(of_it.position) == row(position))
+            .cloned())
+    }
+
+    fn set_undelivered(
+        &mut self,
+        endpoint: &Endpoint,
+        undelivered: &Undelivered,
+    ) -> Result<(), Infallible> {
+        let key = (endpoint.row, undelivered.position);
+        self.undelivered.insert(key, undelivered.clone());
+        Ok(())
+    }
+
+    fn remove_undelivered(&mut self, endpoint: &Endpoint, position: u64) -> Result<(), Infallible> {
+        self.undelivered.remove(&(endpoint.row, position));
+        Ok(())
+    }
+}
+
+fn is_parked(undelivered: &Undelivered) -> bool {
+    !matches!(undelivered.standing, Standing::Dead(_))
 }
 
 impl Records {
@@ -223,6 +318,29 @@ impl Records {
 
     fn record(&self, row: i64) -> Option<&Record> {
         self.records.get(usize::try_from(row).ok()?)
+    }
+
+    /// The event at a position.
+    fn happened(&self, position: u64) -> Option<&Happened> {
+        let index = usize::try_from(position.checked_sub(1)?).ok()?;
+        self.events.get(index)
+    }
+
+    /// The event at a position with its action, as it is shown.
+    fn shown(&self, position: u64) -> Option<Event> {
+        let happened = self.happened(position)?;
+        let mut event = happened.event.clone();
+        event.action = self
+            .record(happened.row)
+            .map(|record| record.action.clone().listed())
+            .map(|action| Box::new(happened.left_in.shown(action, &event)));
+        Some(event)
+    }
+
+    /// What an endpoint has not received, in order.
+    fn undelivered_of(&self, endpoint: &Endpoint) -> impl Iterator<Item = &Undelivered> {
+        let all = (endpoint.row, 0)..=(endpoint.row, u64::MAX);
+        self.undelivered.range(all).map(|(_, of_it)| of_it)
     }
 
     /// The one action that a call id names, within a tenant or among all.
@@ -366,17 +484,110 @@ impl Store for MemoryStore {
     ) -> Result<Vec<(u64, Event)>, StoreError> {
         let records = self.records()?;
         let after = usize::try_from(after).unwrap_or(usize::MAX);
-        let events = records.events.iter().enumerate().skip(after);
+        let events = (1..).zip(&records.events).skip(after);
         let of_tenant = events.filter(|(_, happened)| happened.tenant.as_ref() == Some(tenant));
-        let shown = of_tenant.take(limit).map(|(index, happened)| {
-            let mut event = happened.event.clone();
-            event.action = records
-                .record(happened.row)
-                .map(|record| record.action.clone().listed())
-                .map(|action| Box::new(happened.left_in.shown(action, &event)));
-            (index as u64 + 1, event)
+        let positions = of_tenant.map(|(position, _)| position).take(limit);
+        Ok(positions
+            .filter_map(|position| Some((position, records.shown(position)?)))
+            .collect())
+    }
+
+    async fn all_events(&self, after: u64, limit: usize) -> Result<Vec<(u64, Event)>, StoreError> {
+        let records = self.records()?;
+        let positions = (after.saturating_add(1)..=records.events.len() as u64).take(limit);
+        Ok(positions
+            .filter_map(|position| Some((position, records.shown(position)?)))
+            .collect())
+    }
+
+    async fn take_endpoint(&self, request: TakeEndpoint) -> Result<EndpointTaken, StoreError> {
+        self.run(&request)
+    }
+
+    async fn due_deliveries(
+        &self,
+        endpoint: &str,
+        limit: usize,
+    ) -> Result<DueDeliveries, StoreError> {
+        let records = self.records()?;
+        let now = records.now();
+        let parked = records.endpoints.get(endpoint).into_iter();
+        let parked = parked.flat_map(|endpoint| records.undelivered_of(endpoint));
+        let mut all: Vec<_> = parked
+            .filter_map(|of_it| match of_it.standing {
+                Standing::Due(due) => Some((due, of_it)),
+                _ => None,
+            })
+            .collect();
+        all.sort_by_key(|(due, of_it)| (*due, of_it.position));
+        let is_over = |due: &SystemTime| *due <= now;
+        let next = all.iter().map(|(due, _)| *due).find(|due| !is_over(due));
+        let due = all.iter().filter(|(due, _)| is_over(due)).take(limit);
+        Ok(DueDeliveries {
+            deliveries: due
+                .filter_map(|(_, of_it)| {
+                    Some(DueDelivery {
+                        position: of_it.position,
+                        event: records.shown(of_it.position)?,
+                        attempts: of_it.attempts,
+                    })
+                })
+                .collect(),
+            next: next.and_then(|next| next.duration_since(now).ok()),
+        })
+    }
+
+    async fn mark_deliveries(&self, request: MarkDeliveries) -> Result<Marked, StoreError> {
+        self.run(&request)
+    }
+
+    async fn resend(&self, request: Resend) -> Result<Resent, StoreError> {
+        self.run(&request)
+    }
+
+    async fn resume(&self, request: Resume) -> Result<Resumed, StoreError> {
+        self.run(&request)
+    }
+
+    async fn endpoints(&self) -> Result<Vec<EndpointState>, StoreError> {
+        let records = self.records()?;
+        let newest = records.events.len() as u64;
+        let endpoints = records.endpoints.iter().map(|(name, endpoint)| {
+            let of_it = records.undelivered_of(endpoint);
+            let (parked, dead): (Vec<_>, Vec<_>) = of_it.partition(|of_it| is_parked(of_it));
+            EndpointState {
+                name: name.clone(),
+                position: endpoint.position,
+                behind: newest.saturating_sub(endpoint.position),
+                parked: parked.len() as u64,
+                dead: dead.len() as u64,
+                stopped_at: endpoint.stopped_at,
+                held_until: endpoint.held.map(|(_, until)| until),
+            }
         });
-        Ok(shown.collect())
+        Ok(endpoints.collect())
+    }
+
+    async fn dead_letters(
+        &self,
+        endpoint: &str,
+        limit: usize,
+    ) -> Result<Vec<DeadLetter>, StoreError> {
+        let records = self.records()?;
+        let of_it = records.endpoints.get(endpoint).into_iter();
+        let of_it = of_it.flat_map(|endpoint| records.undelivered_of(endpoint));
+        let dead = of_it.filter_map(|of_it| match of_it.standing {
+            Standing::Dead(given_up_at) => Some(DeadLetter {
+                position: of_it.position,
+                event: records.shown(of_it.position)?,
+                attempts: of_it.attempts,
+                parked_at: of_it.since,
+                given_up_at,
+                failure: of_it.failure.clone().unwrap_or_default(),
+            }),
+            _ => None,
+        });
+        Ok(dead.take(limit).collect())
     }
 
     async fn newest_event(&self) -> Result<u64, StoreError> {
@@ -401,6 +612,10 @@ impl Store for MemoryStore {
 
     fn watch_tenant(&self, tenant: &TenantId) -> Watch {
         self.shared.watchers.watch_tenant(tenant)
+    }
+
+    fn watch_all(&self) -> Watch {
+        self.shared.watchers.watch_all()
     }
 
     async fn check(&self) -> Result<(), StoreError> {

@@ -4,6 +4,7 @@
 //! Stores answer with outcomes. The server decides which HTTP status an outcome becomes.
 
 mod clock;
+mod delivery;
 mod error;
 mod operation;
 mod rule;
@@ -23,12 +24,14 @@ use uuid::Uuid;
 use crate::protocol::{Action, Event, Fingerprint, IdempotencyKey, Payload, TenantId, ThreadId};
 
 pub use self::clock::Clock;
+pub use self::delivery::{DeadLetter, DueDeliveries, DueDelivery, EndpointState};
 pub use self::error::StoreError;
 #[cfg(feature = "test-util")]
 pub use self::memory::MemoryStore;
 pub use self::operation::{
-    Acquire, Acquired, Cancel, Cancelled, Cursor, Decide, DecideById, Decided, Finish, Finished,
-    List, Page, Renew, Renewed, Report, Submission, Submit, Submitted,
+    Acquire, Acquired, Cancel, Cancelled, Cursor, Decide, DecideById, Decided, DeliveryResult,
+    EndpointTaken, Finish, Finished, List, MarkDeliveries, Marked, Page, Renew, Renewed, Report,
+    Resend, Resent, Resume, Resumed, Start, Submission, Submit, Submitted, TakeEndpoint,
 };
 pub use self::sqlite::{SqliteStore, Verified};
 pub use self::watch::{Watch, Watchers};
@@ -250,6 +253,84 @@ pub trait Store: Clone + Send + Sync + 'static {
         limit: usize,
     ) -> impl Future<Output = Result<Vec<(u64, Event)>, StoreError>> + Send;
 
+    /// Reads up to `limit` events of all tenants behind the position `after`, as
+    /// [`events`](Self::events) does for one.
+    ///
+    /// No event appears later at or before a position that this has returned.
+    ///
+    /// # Errors
+    ///
+    /// If the store is unavailable.
+    fn all_events(
+        &self,
+        after: u64,
+        limit: usize,
+    ) -> impl Future<Output = Result<Vec<(u64, Event)>, StoreError>> + Send;
+
+    /// Gives one server the right to deliver to a webhook endpoint, for a time.
+    ///
+    /// # Errors
+    ///
+    /// If the store is unavailable.
+    fn take_endpoint(
+        &self,
+        request: TakeEndpoint,
+    ) -> impl Future<Output = Result<EndpointTaken, StoreError>> + Send;
+
+    /// Reads up to `limit` parked events of an endpoint that are to be attempted now, those that
+    /// waited longest first.
+    ///
+    /// # Errors
+    ///
+    /// If the store is unavailable.
+    fn due_deliveries(
+        &self,
+        endpoint: &str,
+        limit: usize,
+    ) -> impl Future<Output = Result<DueDeliveries, StoreError>> + Send;
+
+    /// Records what became of deliveries, and extends the right to deliver.
+    ///
+    /// # Errors
+    ///
+    /// If the store is unavailable.
+    fn mark_deliveries(
+        &self,
+        request: MarkDeliveries,
+    ) -> impl Future<Output = Result<Marked, StoreError>> + Send;
+
+    /// Lets dead letters be delivered after all.
+    ///
+    /// # Errors
+    ///
+    /// If the store is unavailable.
+    fn resend(&self, request: Resend) -> impl Future<Output = Result<Resent, StoreError>> + Send;
+
+    /// Lets a stopped endpoint take deliveries again.
+    ///
+    /// # Errors
+    ///
+    /// If the store is unavailable.
+    fn resume(&self, request: Resume) -> impl Future<Output = Result<Resumed, StoreError>> + Send;
+
+    /// Reads the state of every endpoint on record, by name.
+    ///
+    /// # Errors
+    ///
+    /// If the store is unavailable.
+    fn endpoints(&self) -> impl Future<Output = Result<Vec<EndpointState>, StoreError>> + Send;
+
+    /// Reads up to `limit` dead letters of an endpoint, oldest event first.
+    ///
+    /// # Errors
+    ///
+    /// If the store is unavailable.
+    fn dead_letters(
+        &self,
+        endpoint: &str,
+        limit: usize,
+    ) -> impl Future<Output = Result<Vec<DeadLetter>, StoreError>> + Send;
+
     /// Returns the position of the newest event of all tenants, or 0.
     ///
     /// # Errors
@@ -285,6 +366,9 @@ pub trait Store: Clone + Send + Sync + 'static {
 
     /// Subscribes to the events of a tenant, as [`watch`](Self::watch) does to one action.
     fn watch_tenant(&self, tenant: &TenantId) -> Watch;
+
+    /// Subscribes to the events of all tenants, as [`watch`](Self::watch) does to one action.
+    fn watch_all(&self) -> Watch;
 
     /// Confirms, by a durable write, that decisions can be recorded.
     ///

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::protocol::TenantId;
 
-/// The subscriptions to actions and tenants. A store has one set, and reports every commit to it.
+/// The subscriptions to actions, tenants and all events. A store has one set, and reports every commit to it.
 #[derive(Clone, Default)]
 pub struct Watchers {
     topics: Arc<Mutex<HashMap<Topic, watch::Sender<()>>>>,
@@ -19,6 +19,8 @@ pub struct Watchers {
 enum Topic {
     Action(Uuid),
     Tenant(TenantId),
+    /// Every event.
+    All,
 }
 
 impl Watchers {
@@ -37,6 +39,11 @@ impl Watchers {
         self.subscribe(Topic::Tenant(tenant.clone()))
     }
 
+    /// Subscribes to the events of all tenants.
+    pub fn watch_all(&self) -> Watch {
+        self.subscribe(Topic::All)
+    }
+
     fn subscribe(&self, topic: Topic) -> Watch {
         let receiver = self
             .lock()
@@ -50,14 +57,14 @@ impl Watchers {
         }
     }
 
-    /// Wakes everyone who waits for the action, or for an event of its tenant. Without subscribers
-    /// this costs one look-up.
+    /// Wakes everyone who waits for the action, for an event of its tenant, or for any event. Without
+    /// subscribers this costs one look-up.
     pub fn wake(&self, id: Uuid, tenant: &TenantId) {
         let topics = self.lock();
         if topics.is_empty() {
             return;
         }
-        for topic in [Topic::Action(id), Topic::Tenant(tenant.clone())] {
+        for topic in [Topic::Action(id), Topic::Tenant(tenant.clone()), Topic::All] {
             if let Some(sender) = topics.get(&topic) {
                 sender.send_replace(());
             }

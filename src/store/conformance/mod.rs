@@ -29,6 +29,7 @@ macro_rules! unwrap_variant {
 mod calls;
 mod claims;
 mod decisions;
+mod deliveries;
 mod expiry;
 mod reads;
 mod reviews;
@@ -129,6 +130,14 @@ where
         reads::each_transition_has_one_event_in_order,
         reads::tenants_do_not_meet_in_any_operation,
         decisions::a_dropped_call_is_settled_by_asking_again,
+        deliveries::events_of_all_tenants_come_in_order,
+        deliveries::a_new_endpoint_begins_now_or_at_the_oldest_event,
+        deliveries::one_holder_at_a_time_delivers,
+        deliveries::what_fails_is_parked_and_its_successors_wait,
+        deliveries::a_mark_that_is_sent_again_changes_nothing_more,
+        deliveries::what_is_given_up_is_a_dead_letter_until_it_is_resent,
+        deliveries::a_stopped_endpoint_takes_nothing_until_it_is_resumed,
+        deliveries::endpoints_do_not_meet,
         a_check_passes_and_leaves_nothing_on_record,
     );
 }

@@ -10,9 +10,12 @@ mod decide;
 mod decide_by_id;
 mod finish;
 mod list;
+mod mark_deliveries;
 mod renew;
+mod resend;
 mod settle;
 mod submit;
+mod take_endpoint;
 
 use std::time::{Duration, SystemTime};
 
@@ -34,9 +37,14 @@ pub(crate) use self::list::Order;
 #[cfg(feature = "test-util")]
 pub(crate) use self::list::State;
 pub use self::list::{Cursor, List, Page};
+pub use self::mark_deliveries::{DeliveryResult, MarkDeliveries, Marked};
+pub(crate) use self::mark_deliveries::{Standing, Undelivered};
 pub use self::renew::{Renew, Renewed};
+pub use self::resend::{Resend, Resent, Resume, Resumed};
 pub(crate) use self::settle::settle;
 pub use self::submit::{Submission, Submit, Submitted};
+pub(crate) use self::take_endpoint::Endpoint;
+pub use self::take_endpoint::{EndpointTaken, Start, TakeEndpoint};
 
 /// A request that may change records, and the way it is carried out in one transaction.
 pub(crate) trait Operation: Send + 'static {
@@ -85,6 +93,49 @@ pub(crate) trait Ledger {
 
     /// Writes the newest claim on the action in a row.
     fn set_lease(&mut self, row: i64, lease: &Lease) -> Result<(), Self::Error>;
+
+    /// The position of the newest event of all tenants, or 0.
+    fn newest_event(&self) -> Result<u64, Self::Error>;
+
+    /// Finds a webhook endpoint.
+    fn endpoint(&self, name: &str) -> Result<Option<Endpoint>, Self::Error>;
+
+    /// Inserts an endpoint that is not on record.
+    fn insert_endpoint(&mut self, name: &str, position: u64) -> Result<Endpoint, Self::Error>;
+
+    /// Writes all of an endpoint except its name.
+    fn update_endpoint(&mut self, endpoint: &Endpoint) -> Result<(), Self::Error>;
+
+    /// Finds the endpoint's parked events in order: their positions, and the ids of their actions.
+    fn parked(&self, endpoint: &Endpoint) -> Result<Vec<(u64, Uuid)>, Self::Error>;
+
+    /// Finds the endpoint's dead letters in order: the positions and ids of their events.
+    fn dead(&self, endpoint: &Endpoint) -> Result<Vec<(u64, Uuid)>, Self::Error>;
+
+    /// Finds what the endpoint has not received of an event, parked or dead.
+    fn undelivered(
+        &self,
+        endpoint: &Endpoint,
+        position: u64,
+    ) -> Result<Option<Undelivered>, Self::Error>;
+
+    /// Finds the first parked event of the same action as the event at `position`.
+    fn first_parked(
+        &self,
+        endpoint: &Endpoint,
+        position: u64,
+    ) -> Result<Option<Undelivered>, Self::Error>;
+
+    /// Writes an event that the endpoint has not received.
+    fn set_undelivered(
+        &mut self,
+        endpoint: &Endpoint,
+        undelivered: &Undelivered,
+    ) -> Result<(), Self::Error>;
+
+    /// Removes an event that the endpoint has received.
+    fn remove_undelivered(&mut self, endpoint: &Endpoint, position: u64)
+    -> Result<(), Self::Error>;
 }
 
 /// An action as it is on record.

@@ -9,6 +9,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
 use super::StoreError;
+use super::deliveries;
 use super::fault::{Cause, Fault};
 use super::lock::Location;
 use super::repeats::Repeats;
@@ -131,8 +132,21 @@ pub(super) fn first_writer(
     if let Version::Older(version) = version {
         schema::migrate(&mut connection, version).map_err(failed)?;
     }
+    // This process has the lock, so no other one delivers.
+    connection
+        .execute_batch(deliveries::RELEASE)
+        .map_err(|error| failed(error.into()))?;
     probe(&connection, repeats).map_err(failed)?;
     Ok(connection)
+}
+
+/// Prepares a connection to a database that a server has open for one short write.
+pub(super) fn set_up_beside(connection: &Connection) -> rusqlite::Result<()> {
+    connection.pragma_update(None, "foreign_keys", true)?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update(None, "fullfsync", true)?;
+    // The server runs the checkpoints.
+    connection.pragma_update_and_check(None, "wal_autocheckpoint", 0, |_| Ok(()))
 }
 
 /// Opens the database for writing again after a fault.

@@ -1,6 +1,6 @@
 //! Pages of actions, and of events.
 
-use rusqlite::{Connection, Row, Transaction, params};
+use rusqlite::{Connection, OptionalExtension, Row, Rows, Transaction, params};
 use uuid::Uuid;
 
 use super::rows::{self, from_micros, optional_text, text};
@@ -8,7 +8,7 @@ use crate::protocol::{Action, Event, RequestId, TenantId, ThreadId};
 use crate::store::operation::{Cursor, LeftIn, List, Order, Page};
 
 /// Holds what the database shows, so that the statements of one read agree with each other.
-fn snapshot(connection: &Connection) -> rusqlite::Result<Transaction<'_>> {
+pub(super) fn snapshot(connection: &Connection) -> rusqlite::Result<Transaction<'_>> {
     connection.unchecked_transaction()
 }
 
@@ -143,6 +143,8 @@ macro_rules! select {
 
 const HISTORY: &str = select!("action = ?1 ORDER BY seq");
 
+const ALL_EVENTS: &str = select!("seq > ?1 ORDER BY seq LIMIT ?2");
+
 const EVENTS: &str = select!("tenant_id = ?1 AND seq > ?2 ORDER BY seq LIMIT ?3");
 
 fn event(row: &Row<'_>) -> rusqlite::Result<Event> {
@@ -179,18 +181,28 @@ pub(super) fn events(
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let mut read = connection.prepare_cached(EVENTS)?;
     let mut found = read.query(params![tenant.as_str(), after, limit])?;
+    collect(connection, &mut found)
+}
+
+/// Reads the events of all tenants behind a position.
+pub(super) fn all_events(
+    connection: &Connection,
+    after: u64,
+    limit: usize,
+) -> rusqlite::Result<Vec<(u64, Event)>> {
+    let connection = &snapshot(connection)?;
+    let after = i64::try_from(after).unwrap_or(i64::MAX);
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let mut read = connection.prepare_cached(ALL_EVENTS)?;
+    let mut found = read.query([after, limit])?;
+    collect(connection, &mut found)
+}
+
+fn collect(connection: &Connection, found: &mut Rows<'_>) -> rusqlite::Result<Vec<(u64, Event)>> {
     let mut events = Vec::new();
     while let Some(row) = found.next()? {
-        let mut event = event(row)?;
-        if let Some(action) = rows::listed(connection, row.get(5)?)? {
-            let left_in = LeftIn {
-                status: text(row, 6)?,
-                decision: optional_text(row, 7)?,
-                execution: optional_text(row, 8)?,
-            };
-            event.action = Some(Box::new(left_in.shown(action, &event)));
-        }
-        events.push((row.get::<_, i64>(0)?.unsigned_abs(), event));
+        let position = row.get::<_, i64>(0)?.unsigned_abs();
+        events.push((position, with_action(connection, row)?));
     }
     Ok(events)
 }
@@ -217,6 +229,27 @@ pub(super) fn tenants(
 
 const NEXT_TENANT: &str = "SELECT min(tenant_id) FROM action WHERE tenant_id > ?1";
 
+/// Reads the event at a position.
+pub(super) fn event_at(connection: &Connection, seq: i64) -> rusqlite::Result<Option<Event>> {
+    let mut read = connection.prepare_cached(select!("seq = ?1"))?;
+    let read = read.query_row([seq], |row| with_action(connection, row));
+    read.optional()
+}
+
+/// Reads an event with its action, as the event left it.
+fn with_action(connection: &Connection, row: &Row<'_>) -> rusqlite::Result<Event> {
+    let mut event = event(row)?;
+    if let Some(action) = rows::listed(connection, row.get(5)?)? {
+        let left_in = LeftIn {
+            status: text(row, 6)?,
+            decision: optional_text(row, 7)?,
+            execution: optional_text(row, 8)?,
+        };
+        event.action = Some(Box::new(left_in.shown(action, &event)));
+    }
+    Ok(event)
+}
+
 /// The position of the newest event.
 pub(super) fn newest_event(connection: &Connection) -> rusqlite::Result<u64> {
     let newest = connection
@@ -231,6 +264,7 @@ mod tests {
 
     use super::*;
     use crate::store::SqliteStore;
+    use crate::store::sqlite::deliveries;
 
     /// The plan of a statement, one line for each table that it reads.
     fn plan(connection: &Connection, sql: &str) -> Vec<String> {
@@ -259,6 +293,11 @@ mod tests {
             (rows::DUE, "claim_until"),
             (rows::BY_CALL, "event_call"),
             (rows::HAS_MADE, "event_action"),
+            (ALL_EVENTS, "INTEGER PRIMARY KEY"),
+            (deliveries::DUE, "undelivered_due"),
+            (deliveries::NEXT, "undelivered_due"),
+            (deliveries::FIRST_PARKED, "undelivered_action"),
+            (deliveries::PARKED, "undelivered"),
         ];
         for order in [Order::OldestFirst, Order::NewestFirst] {
             reads.push((ids(order), "action_state"));

@@ -3,6 +3,7 @@
 mod backup;
 mod checkpoint;
 mod connection;
+mod deliveries;
 mod fault;
 mod job;
 mod list;
@@ -40,8 +41,10 @@ pub use self::verify::Verified;
 use self::writer::{Parts, Writer};
 use super::operation::Operation;
 use super::{
-    Acquire, Acquired, Cancel, Cancelled, Clock, Decide, DecideById, Decided, Finish, Finished,
-    List, Page, Renew, Renewed, Store, StoreError, Submit, Submitted, Totals, Watch, Watchers,
+    Acquire, Acquired, Cancel, Cancelled, Clock, DeadLetter, Decide, DecideById, Decided,
+    DueDeliveries, EndpointState, EndpointTaken, Finish, Finished, List, MarkDeliveries, Marked,
+    Page, Renew, Renewed, Resend, Resent, Resume, Resumed, Store, StoreError, Submit, Submitted,
+    TakeEndpoint, Totals, Watch, Watchers,
 };
 use crate::protocol::{Action, Event, TenantId};
 
@@ -94,6 +97,7 @@ pub struct SqliteStore {
     state: Arc<State>,
     location: Arc<Location>,
     repeats: Arc<Repeats>,
+    clock: Clock,
 }
 
 impl SqliteStore {
@@ -138,7 +142,7 @@ impl SqliteStore {
             commands: queue,
             connection,
             repeats: repeats.clone(),
-            clock,
+            clock: clock.clone(),
             checkpointer,
             state: state.clone(),
             readers: readers.clone(),
@@ -160,6 +164,7 @@ impl SqliteStore {
             state,
             location,
             repeats,
+            clock,
         })
     }
 
@@ -202,6 +207,59 @@ impl SqliteStore {
     /// - [Unavailable](StoreError::is_unavailable), if it cannot be read.
     pub fn verify(database: impl AsRef<Path>) -> Result<Verified, StoreError> {
         verify::verify(database.as_ref())
+    }
+
+    /// Reads the state of every webhook endpoint in the database at `database`, by name. A server
+    /// may have it open. This blocks.
+    ///
+    /// # Errors
+    ///
+    /// As [`verify`](Self::verify).
+    pub fn read_endpoints(database: impl AsRef<Path>) -> Result<Vec<EndpointState>, StoreError> {
+        deliveries::read_beside(database.as_ref(), deliveries::endpoints)
+    }
+
+    /// Reads up to `limit` dead letters of a webhook endpoint in the database at `database`, oldest
+    /// event first. A server may have it open. This blocks.
+    ///
+    /// # Errors
+    ///
+    /// As [`verify`](Self::verify).
+    pub fn read_dead_letters(
+        database: impl AsRef<Path>,
+        endpoint: &str,
+        limit: usize,
+    ) -> Result<Vec<DeadLetter>, StoreError> {
+        deliveries::read_beside(database.as_ref(), |connection| {
+            deliveries::dead_letters(connection, endpoint, limit)
+        })
+    }
+
+    /// Runs [`resend`](Store::resend) on the database at `database`. A server may have it open, and
+    /// then sends the dead letters when it next looks. This blocks.
+    ///
+    /// # Errors
+    ///
+    /// As [`verify`](Self::verify), or [unavailable](StoreError::is_unavailable), if the database
+    /// cannot be written.
+    pub fn resend_beside(
+        database: impl AsRef<Path>,
+        request: &Resend,
+    ) -> Result<Resent, StoreError> {
+        deliveries::run_beside(database.as_ref(), request)
+    }
+
+    /// Runs [`resume`](Store::resume) on the database at `database`, as
+    /// [`resend_beside`](Self::resend_beside) does.
+    ///
+    /// # Errors
+    ///
+    /// As [`resend_beside`](Self::resend_beside).
+    pub fn resume_beside(
+        database: impl AsRef<Path>,
+        request: &Resume,
+    ) -> Result<Resumed, StoreError> {
+        deliveries::run_beside(database.as_ref(), request)
     }
 
     /// Closes the store for all of its handles. Returns when every request sent before is durable
@@ -319,6 +377,53 @@ impl Store for SqliteStore {
         self.readers.read(read).await
     }
 
+    async fn all_events(&self, after: u64, limit: usize) -> Result<Vec<(u64, Event)>, StoreError> {
+        let read = move |connection: &Connection| list::all_events(connection, after, limit);
+        self.readers.read(read).await
+    }
+
+    async fn take_endpoint(&self, request: TakeEndpoint) -> Result<EndpointTaken, StoreError> {
+        self.run(request).await
+    }
+
+    async fn due_deliveries(
+        &self,
+        endpoint: &str,
+        limit: usize,
+    ) -> Result<DueDeliveries, StoreError> {
+        let (endpoint, now) = (endpoint.to_owned(), self.clock.now());
+        let read =
+            move |connection: &Connection| deliveries::due(connection, &endpoint, now, limit);
+        self.readers.read(read).await
+    }
+
+    async fn mark_deliveries(&self, request: MarkDeliveries) -> Result<Marked, StoreError> {
+        self.run(request).await
+    }
+
+    async fn resend(&self, request: Resend) -> Result<Resent, StoreError> {
+        self.run(request).await
+    }
+
+    async fn resume(&self, request: Resume) -> Result<Resumed, StoreError> {
+        self.run(request).await
+    }
+
+    async fn endpoints(&self) -> Result<Vec<EndpointState>, StoreError> {
+        self.readers.read(deliveries::endpoints).await
+    }
+
+    async fn dead_letters(
+        &self,
+        endpoint: &str,
+        limit: usize,
+    ) -> Result<Vec<DeadLetter>, StoreError> {
+        let endpoint = endpoint.to_owned();
+        let read =
+            move |connection: &Connection| deliveries::dead_letters(connection, &endpoint, limit);
+        self.readers.read(read).await
+    }
+
     async fn newest_event(&self) -> Result<u64, StoreError> {
         self.readers.read(list::newest_event).await
     }
@@ -343,6 +448,10 @@ impl Store for SqliteStore {
 
     fn watch_tenant(&self, tenant: &TenantId) -> Watch {
         self.watchers.watch_tenant(tenant)
+    }
+
+    fn watch_all(&self) -> Watch {
+        self.watchers.watch_all()
     }
 
     async fn check(&self) -> Result<(), StoreError> {

@@ -397,3 +397,104 @@ async fn a_read_shows_its_rows_as_of_one_moment() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_database_of_the_version_before_is_brought_up_to_date() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("aegis.db");
+    let store = SqliteStore::open(&path).unwrap();
+    store.decide(approval(None)).await.unwrap();
+    store.close().await;
+    let operator = Connection::open(&path).unwrap();
+    operator
+        .execute_batch(
+            "DROP TABLE undelivered; DROP TABLE endpoint; PRAGMA user_version = 3;
+             PRAGMA wal_checkpoint(TRUNCATE);",
+        )
+        .unwrap();
+    drop(operator);
+    let error = SqliteStore::read_endpoints(&path).unwrap_err();
+    assert!(
+        error.to_string().contains("older schema version 3"),
+        "{error}"
+    );
+    let store = SqliteStore::open(&path).unwrap();
+    assert_eq!(store.totals().await.unwrap().events, 1);
+    assert_eq!(store.endpoints().await.unwrap(), []);
+    store.close().await;
+    let verified = SqliteStore::verify(&path).unwrap();
+    assert_eq!(verified.faults, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn an_operator_resends_beside_a_server_and_without_one() {
+    use crate::store::{DeliveryResult, MarkDeliveries, Resend, Resent, Start, TakeEndpoint};
+
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("aegis.db");
+    let store = SqliteStore::open(&path).unwrap();
+    store.decide(approval(None)).await.unwrap();
+    let holder = Uuid::new_v4();
+    let take = TakeEndpoint {
+        endpoint: "a".to_owned(),
+        start: Start::Oldest,
+        holder,
+        lease: Duration::from_secs(600),
+    };
+    store.take_endpoint(take.clone()).await.unwrap();
+    let failed = |attempts| MarkDeliveries {
+        endpoint: "a".to_owned(),
+        holder,
+        lease: Duration::from_secs(600),
+        position: 1,
+        results: vec![(
+            1,
+            DeliveryResult::Failed {
+                attempts,
+                wait: Duration::ZERO,
+                failure: "status 500".to_owned(),
+            },
+        )],
+        give_up_after: Duration::ZERO,
+        stop: false,
+    };
+    let resend = Resend {
+        endpoint: "a".to_owned(),
+        events: None,
+    };
+    for attempts in [1, 2] {
+        store.mark_deliveries(failed(attempts)).await.unwrap();
+    }
+    assert_eq!(SqliteStore::read_endpoints(&path).unwrap()[0].dead, 1);
+    let letters = SqliteStore::read_dead_letters(&path, "a", 10).unwrap();
+    assert_eq!(letters[0].failure, "status 500");
+    let resent = SqliteStore::resend_beside(&path, &resend).unwrap();
+    assert_eq!(resent, Resent::Parked(1));
+    // The server sees it, and goes on writing.
+    let due = store.due_deliveries("a", 10).await.unwrap();
+    assert_eq!(due.deliveries.len(), 1);
+    store.mark_deliveries(failed(1)).await.unwrap();
+    store.decide(approval(None)).await.unwrap();
+    assert_eq!(store.endpoints().await.unwrap()[0].dead, 1);
+    store.close().await;
+
+    let resent = SqliteStore::resend_beside(&path, &resend).unwrap();
+    assert_eq!(resent, Resent::Parked(1));
+    let missing = folder.path().join("missing.db");
+    assert!(SqliteStore::resend_beside(&missing, &resend).is_err());
+    assert!(!missing.exists());
+    // The lease of a server that is gone keeps no other one out.
+    let store = SqliteStore::open(&path).unwrap();
+    let other = TakeEndpoint {
+        holder: Uuid::new_v4(),
+        ..take
+    };
+    let taken = store.take_endpoint(other).await.unwrap();
+    assert!(
+        matches!(taken, EndpointTaken::Taken { position: 1, .. }),
+        "{taken:?}"
+    );
+    store.close().await;
+    let verified = SqliteStore::verify(&path).unwrap();
+    assert_eq!(verified.faults, Vec::<String>::new());
+}

@@ -8,9 +8,12 @@ use uuid::Uuid;
 use super::fault::is_fatal;
 use super::repeats::{Repeat, Repeats};
 use super::rows::{self, CallId};
+use super::{deliveries, list};
 use crate::protocol::{Action, Closed, Decision, Digest, EventKind, Execution, Payload, RequestId};
 use crate::protocol::{JsonText, Status, TenantId, uuid_v7};
-use crate::store::operation::{Inserted, Lease, Ledger, New, Record, Transition, settle};
+use crate::store::operation::{
+    Endpoint, Inserted, Lease, Ledger, New, Record, Transition, Undelivered, settle,
+};
 use crate::store::{Clock, Identity, Watchers};
 
 /// An open transaction.
@@ -279,6 +282,58 @@ impl Ledger for Transaction<'_> {
         if let Some(call) = call_id.and_then(RequestId::as_uuid) {
             self.repeated.push((call, record.row));
         }
+    }
+
+    fn newest_event(&self) -> rusqlite::Result<u64> {
+        list::newest_event(self.connection)
+    }
+
+    fn endpoint(&self, name: &str) -> rusqlite::Result<Option<Endpoint>> {
+        deliveries::endpoint(self.connection, name)
+    }
+
+    fn insert_endpoint(&mut self, name: &str, position: u64) -> rusqlite::Result<Endpoint> {
+        deliveries::insert_endpoint(self.connection, name, position)
+    }
+
+    fn update_endpoint(&mut self, endpoint: &Endpoint) -> rusqlite::Result<()> {
+        deliveries::update_endpoint(self.connection, endpoint)
+    }
+
+    fn parked(&self, endpoint: &Endpoint) -> rusqlite::Result<Vec<(u64, Uuid)>> {
+        deliveries::parked(self.connection, endpoint)
+    }
+
+    fn dead(&self, endpoint: &Endpoint) -> rusqlite::Result<Vec<(u64, Uuid)>> {
+        deliveries::dead(self.connection, endpoint)
+    }
+
+    fn undelivered(
+        &self,
+        endpoint: &Endpoint,
+        position: u64,
+    ) -> rusqlite::Result<Option<Undelivered>> {
+        deliveries::undelivered_at(self.connection, endpoint, position)
+    }
+
+    fn first_parked(
+        &self,
+        endpoint: &Endpoint,
+        position: u64,
+    ) -> rusqlite::Result<Option<Undelivered>> {
+        deliveries::first_parked(self.connection, endpoint, position)
+    }
+
+    fn set_undelivered(
+        &mut self,
+        endpoint: &Endpoint,
+        undelivered: &Undelivered,
+    ) -> rusqlite::Result<()> {
+        deliveries::set_undelivered(self.connection, endpoint, undelivered)
+    }
+
+    fn remove_undelivered(&mut self, endpoint: &Endpoint, position: u64) -> rusqlite::Result<()> {
+        deliveries::remove_undelivered(self.connection, endpoint, position)
     }
 }
 

@@ -1,0 +1,66 @@
+//! What is on record of deliveries to webhook endpoints, as it is read.
+
+use std::time::{Duration, SystemTime};
+
+use crate::protocol::Event;
+
+/// Parked events that are to be attempted now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(clippy::exhaustive_structs)]
+pub struct DueDeliveries {
+    /// The events.
+    pub deliveries: Vec<DueDelivery>,
+    /// The time until another one is due, if there is one.
+    pub next: Option<Duration>,
+}
+
+/// A parked event that is to be attempted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(clippy::exhaustive_structs)]
+pub struct DueDelivery {
+    /// The event's position.
+    pub position: u64,
+    /// The event with its action, as [`Store::events`](super::Store::events) shows it.
+    pub event: Event,
+    /// The number of attempts so far.
+    pub attempts: u32,
+}
+
+/// The state of a webhook endpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct EndpointState {
+    /// The endpoint's name.
+    pub name: String,
+    /// The position up to which events are delivered, parked, or not the endpoint's.
+    pub position: u64,
+    /// The number of events of all tenants behind that position, whether the endpoint wants them
+    /// or not.
+    pub behind: u64,
+    /// The number of parked events.
+    pub parked: u64,
+    /// The number of dead letters.
+    pub dead: u64,
+    /// When the endpoint was stopped, if it is.
+    pub stopped_at: Option<SystemTime>,
+    /// When the right of the server that delivers to it ends.
+    pub held_until: Option<SystemTime>,
+}
+
+/// An event that was given up for an endpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DeadLetter {
+    /// The event's position.
+    pub position: u64,
+    /// The event with its action, as [`Store::events`](super::Store::events) shows it.
+    pub event: Event,
+    /// The number of attempts.
+    pub attempts: u32,
+    /// When it was parked.
+    pub parked_at: SystemTime,
+    /// When it was given up.
+    pub given_up_at: SystemTime,
+    /// The last failure, in a few words.
+    pub failure: String,
+}
