@@ -24,6 +24,7 @@
 //! | [`adapter`] | the layers on hyper-util, reqwest, tonic and axum | |
 //! | `client` | `AegisService`, its builder, receipts and errors | `client` |
 //! | `server` | `HitlService`, a tower service, and `Server`, an accept loop | `server` |
+//! | `outbox` | webhooks and notifications: delivers what a store records | `server` |
 //! | `store` | the trait `Store` and the embedded store | `server` |
 //! | `testing` | a scripted HTTP peer for tests | `test-util` |
 //!
@@ -94,7 +95,7 @@
 //! | (none) | | `layer`, `protocol`, `adapter` |
 //! | `client` | yes | `AegisService` |
 //! | `tls` | yes | https for `AegisService`, with the platform's roots |
-//! | `server` | | `server` and `store` |
+//! | `server` | | `server`, `store` and `outbox` |
 //! | `cli` | | the binary `aegis` |
 //! | `hyper-util` | with `client` | what errors of hyper and hyper-util say about delivery |
 //! | `reqwest` | | reqwest's client under the layers |
@@ -128,6 +129,8 @@ pub use crate::protocol::{ApiKey, IdempotencyKey, RequestId, TenantId, ThreadId}
 #[doc(inline)]
 pub use crate::protocol::{Action, Decision, Execution, Payload, Status};
 
+#[cfg(feature = "server")]
+pub mod outbox;
 #[cfg(feature = "server")]
 pub mod server;
 #[cfg(feature = "server")]

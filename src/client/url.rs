@@ -1,12 +1,10 @@
 //! The URLs in the settings. Each part is checked separately, because `Uri` accepts a port of any
 //! number and then uses another one.
 
-use std::net::Ipv6Addr;
-
 use http::Uri;
 
 use super::Error;
-use crate::protocol::Prefix;
+use crate::protocol::{Prefix, check_host_and_port, split_scheme};
 
 /// Parses the URL of a server.
 pub(super) fn parse_base(url: &str) -> Result<Uri, Error> {
@@ -58,36 +56,6 @@ pub(super) fn check_proxy_host(uri: &Uri) -> Result<(), &'static str> {
         return Err("has another scheme than http");
     }
     check_host_and_port(uri.authority().map_or("", |authority| authority.as_str()))
-}
-
-/// Splits off the scheme, in lower case.
-fn split_scheme<'a>(url: &'a str, allowed: &[&'static str]) -> Option<(&'static str, &'a str)> {
-    let (scheme, rest) = url.split_once("://")?;
-    let mut allowed = allowed.iter();
-    let scheme = allowed.find(|allowed| scheme.eq_ignore_ascii_case(allowed))?;
-    Some((scheme, rest))
-}
-
-fn check_host_and_port(authority: &str) -> Result<(), &'static str> {
-    let (host, port) = match authority.strip_prefix('[') {
-        Some(rest) => rest
-            .split_once(']')
-            .filter(|(address, _)| address.parse::<Ipv6Addr>().is_ok())
-            .ok_or("has a malformed IPv6 address")?,
-        None => authority.split_at(authority.find(':').unwrap_or(authority.len())),
-    };
-    if host.is_empty() {
-        return Err("has no host");
-    }
-    if !port.is_empty() && !port.strip_prefix(':').is_some_and(is_port) {
-        return Err("has a port that is no number from 1 to 65535");
-    }
-    Ok(())
-}
-
-fn is_port(port: &str) -> bool {
-    let is_number = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
-    is_number && port.parse::<u16>().is_ok_and(|port| port > 0)
 }
 
 /// Returns a base URL if it may be logged: not if it could contain a password or a token.

@@ -83,6 +83,9 @@ pub use self::set::{
     SetTenantLayer, SetThread, SetThreadLayer,
 };
 
+#[cfg(feature = "server")]
+pub(crate) use self::retry::Random;
+
 use std::fmt;
 use std::time::Duration;
 

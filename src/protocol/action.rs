@@ -501,6 +501,14 @@ pub(crate) mod rfc3339 {
     }
 }
 
+/// Leaves out what only a look at one action shows, and keeps the title.
+#[cfg(feature = "server")]
+pub(crate) fn entry(action: Action) -> Action {
+    let mut action = action.listed();
+    action.replayed = false;
+    action
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::{Duration, UNIX_EPOCH};

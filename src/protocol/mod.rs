@@ -21,6 +21,8 @@ mod event;
 mod fingerprint;
 #[cfg(any(feature = "client", feature = "server"))]
 mod problem;
+#[cfg(any(feature = "client", feature = "server"))]
+mod url;
 
 use http::HeaderName;
 
@@ -48,11 +50,14 @@ pub use self::{
 pub(crate) use self::id::uuid_value;
 
 #[cfg(any(feature = "client", feature = "server"))]
-pub(crate) use self::fingerprint::{Fingerprint, check_json};
+pub(crate) use self::{
+    fingerprint::{Fingerprint, check_json},
+    url::{check_host_and_port, split_scheme},
+};
 
 #[cfg(feature = "server")]
 pub(crate) use self::{
-    action::rfc3339,
+    action::{entry, rfc3339},
     body::{Body, MAX_COMMENT_LEN, edited, limited_comment},
     id::{hex, unhex, uuid_v7},
 };

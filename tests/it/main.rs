@@ -60,6 +60,8 @@ mod manual;
 mod model;
 #[cfg(all(feature = "client", feature = "test-util"))]
 mod never_sent;
+#[cfg(all(feature = "server", feature = "test-util"))]
+mod outbox;
 #[cfg(feature = "server")]
 mod shutdown;
 #[cfg(all(feature = "client", feature = "server", feature = "test-util"))]

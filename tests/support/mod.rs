@@ -16,6 +16,8 @@ pub mod h2;
 mod log;
 pub mod process;
 pub mod raw;
+#[cfg(feature = "server")]
+pub mod receiver;
 pub mod rows;
 #[cfg(feature = "server")]
 mod server;

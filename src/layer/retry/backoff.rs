@@ -122,7 +122,7 @@ impl Backoff {
     }
 
     /// Returns the wait before retry number `retry` (0 is the first), given the previous wait.
-    pub(super) fn wait(&self, retry: u32, previous: Duration, random: &Random) -> Duration {
+    pub(crate) fn wait(&self, retry: u32, previous: Duration, random: &Random) -> Duration {
         let step = match &self.schedule {
             Schedule::Steps(steps) => {
                 let last = steps.len().saturating_sub(1);
@@ -163,7 +163,7 @@ impl Default for Backoff {
 
 /// A lock-free source of jitter that repeats itself under the same seed (SplitMix64).
 #[derive(Debug, Clone)]
-pub(super) struct Random(Arc<AtomicU64>);
+pub(crate) struct Random(Arc<AtomicU64>);
 
 impl Random {
     pub(super) fn seeded(seed: u64) -> Self {
@@ -172,7 +172,7 @@ impl Random {
 
     /// Seeds from the standard library's hasher, whose keys are random. Jitter must differ; it need
     /// not be secret.
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let hasher = std::collections::hash_map::RandomState::new().build_hasher();
         Self::seeded(hasher.finish())
     }
@@ -183,6 +183,15 @@ impl Random {
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
         z ^ (z >> 31)
+    }
+
+    /// Returns a wait of at least `floor`, which the service asked for, and of at least `wait`.
+    ///
+    /// All clients of a service receive the same `Retry-After`. A spread in proportion, of at most
+    /// `limit`, keeps them from returning together.
+    pub(crate) fn at_least(&self, floor: Duration, wait: Duration, limit: Duration) -> Duration {
+        let spread = (floor.max(wait) / 4).min(limit);
+        wait.max(floor.saturating_add(self.up_to(spread)))
     }
 
     /// Returns a duration between zero and `limit`, inclusive.

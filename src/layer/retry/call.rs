@@ -355,14 +355,11 @@ impl Call {
         if floor > *max_retry_after {
             return Err(NotRetried::RetryAfter);
         }
-        // All clients of a service receive the same `Retry-After`. A spread in proportion keeps
-        // them from returning together. Jitter only adds, and leaves half of the remaining time to
-        // the attempt.
-        let mut spread = floor.max(wait) / 4;
-        if let Some(deadline) = self.deadline {
+        // Jitter only adds, and leaves half of the remaining time to the attempt.
+        let limit = self.deadline.map_or(Duration::MAX, |deadline| {
             let left = deadline.saturating_duration_since(now);
-            spread = spread.min(left.saturating_sub(floor) / 2);
-        }
-        Ok(wait.max(floor.saturating_add(random.up_to(spread))))
+            left.saturating_sub(floor) / 2
+        });
+        Ok(random.at_least(floor, wait, limit))
     }
 }

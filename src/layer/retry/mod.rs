@@ -29,7 +29,6 @@ use http_body::Body;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use self::backoff::Random;
 use self::call::Call;
 use self::kept::{Kept, KeptHeaders};
 use crate::layer::Replay;
@@ -38,6 +37,8 @@ use crate::layer::envelope::Envelope;
 use crate::protocol::IDEMPOTENCY_KEY;
 
 pub(super) use self::classify::retry_after;
+
+pub(crate) use self::backoff::Random;
 
 pub use self::backoff::Backoff;
 pub use self::budget::Budget;

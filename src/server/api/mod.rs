@@ -41,6 +41,7 @@ pub(crate) use self::events::event_stream;
 use self::feed::Feeds;
 
 pub(crate) use self::route::Route;
+pub(crate) use crate::protocol::entry;
 
 /// The default limit of a request body, in bytes.
 const BODY_LIMIT: usize = 256 * 1024;
@@ -345,13 +346,6 @@ pub(crate) fn no_such_action() -> Rejection {
 
 pub(crate) fn shutting_down() -> Rejection {
     Rejection::unavailable("the server is shutting down")
-}
-
-/// Leaves out what only a look at one action shows, and keeps the title.
-pub(crate) fn entry(action: Action) -> Action {
-    let mut action = action.listed();
-    action.replayed = false;
-    action
 }
 
 /// Leaves out what the response to a decision does not repeat.
