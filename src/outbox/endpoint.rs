@@ -6,7 +6,7 @@ use std::fmt;
 use http::Uri;
 
 use super::sign::Secret;
-use crate::protocol::{Event, EventKind, Prefix, TenantId, check_host_and_port, split_scheme};
+use crate::protocol::{Event, EventKind, TenantId, check_host_and_port, split_scheme};
 use crate::store::Start;
 
 /// The most characters of a name.
@@ -201,23 +201,27 @@ impl StdError for InvalidEndpoint {}
 pub struct PublicUrl(String);
 
 impl PublicUrl {
-    /// Parses an http or https URL with a host, and if need be a port and a path.
+    /// Parses an http or https URL with a host, and if need be a port. A path is not allowed, as the
+    /// pages are at the root of their host.
     ///
     /// # Errors
     ///
     /// If it is anything else.
     pub fn new(url: &str) -> Result<Self, InvalidPublicUrl> {
         let (scheme, rest) = split_scheme(url, &["http", "https"]).ok_or(InvalidPublicUrl)?;
-        let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-        let path = path.strip_suffix('/').unwrap_or(path);
+        let authority = rest.strip_suffix('/').unwrap_or(rest);
         let is_host = |byte: u8| byte.is_ascii_alphanumeric() || b".-:[]_".contains(&byte);
         let is_valid = authority.bytes().all(is_host)
-            && check_host_and_port(authority).is_ok()
-            && Prefix::new(path).is_ok();
+            && check_host_and_port(authority).is_ok();
         match is_valid {
-            true => Ok(Self(format!("{scheme}://{authority}{path}"))),
+            true => Ok(Self(format!("{scheme}://{authority}"))),
             false => Err(InvalidPublicUrl),
         }
+    }
+
+    /// Returns whether browsers reach the server by https.
+    pub fn is_https(&self) -> bool {
+        self.0.starts_with("https://")
     }
 
     /// The page of an action.
@@ -236,6 +240,12 @@ impl std::str::FromStr for PublicUrl {
     }
 }
 
+impl fmt::Display for PublicUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 /// The error of a text that is no [`PublicUrl`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -245,7 +255,7 @@ impl fmt::Display for InvalidPublicUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(
             "the public URL is malformed; allowed is http:// or https:// with a host, and if need \
-             be a port and a path",
+             be a port, and no path",
         )
     }
 }

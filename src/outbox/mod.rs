@@ -22,7 +22,7 @@
 //! # async fn example(store: impl Store) -> Result<(), Box<dyn std::error::Error>> {
 //! let secret = std::env::var("WEBHOOK_SECRET")?.parse()?;
 //! let endpoint = Endpoint::standard("billing", "https://billing.example.com/hook", vec![secret])?;
-//! let deliveries = Outbox::new(store, vec![endpoint]).start()?;
+//! let deliveries = Outbox::new(vec![endpoint]).start(store)?;
 //! // Until the server drains.
 //! deliveries.stop(Duration::from_secs(30)).await;
 //! # Ok(())
@@ -73,19 +73,17 @@ pub use crate::store::Start;
 /// Several servers on one store share the endpoints: one at a time delivers to each.
 #[derive(Debug)]
 #[must_use]
-pub struct Outbox<St> {
-    store: St,
+pub struct Outbox {
     endpoints: Vec<Endpoint>,
     settings: Settings,
     request_timeout: Duration,
 }
 
-impl<St: Store> Outbox<St> {
-    /// Makes an outbox. An endpoint of this store that is not among these keeps its state, and
-    /// receives nothing.
-    pub fn new(store: St, endpoints: Vec<Endpoint>) -> Self {
+impl Outbox {
+    /// Makes an outbox. An endpoint that a store knows and that is not among these keeps its state,
+    /// and receives nothing.
+    pub fn new(endpoints: Vec<Endpoint>) -> Self {
         Self {
-            store,
             endpoints,
             settings: Settings::default(),
             request_timeout: Duration::from_secs(10),
@@ -126,18 +124,14 @@ impl<St: Store> Outbox<St> {
         self
     }
 
-    /// Starts to deliver, with a task for each endpoint.
+    /// Checks that the endpoints can be delivered to. [`start`](Self::start) does the same; call
+    /// this first to fail before a store is opened.
     ///
     /// # Errors
     ///
     /// - If two endpoints have one name.
     /// - If there is an endpoint for notifications, and no [public URL](Self::public_url).
-    /// - If TLS cannot be set up.
-    ///
-    /// # Panics
-    ///
-    /// Outside of a tokio runtime.
-    pub fn start(self) -> Result<Deliveries, OutboxError> {
+    pub fn check(&self) -> Result<(), OutboxError> {
         let mut names = HashSet::new();
         for endpoint in &self.endpoints {
             let name = endpoint.name();
@@ -149,12 +143,26 @@ impl<St: Store> Outbox<St> {
                 return Err(OutboxError::of(name, fault));
             }
         }
+        Ok(())
+    }
+
+    /// Starts to deliver, with a task for each endpoint.
+    ///
+    /// # Errors
+    ///
+    /// As [`check`](Self::check), or if TLS cannot be set up.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    pub fn start<St: Store>(self, store: St) -> Result<Deliveries, OutboxError> {
+        self.check()?;
         let (stop, stopped) = watch::channel(None);
         let mut couriers = JoinSet::new();
         let settings = Arc::new(self.settings);
         for endpoint in self.endpoints {
             let courier = Courier {
-                store: self.store.clone(),
+                store: store.clone(),
                 endpoint: Arc::new(endpoint),
                 client: HttpClient::new(self.request_timeout)?,
                 settings: settings.clone(),

@@ -37,3 +37,5 @@ mod python_sdk;
 mod reload;
 #[cfg(target_os = "linux")]
 mod store_process;
+#[cfg(unix)]
+mod webhooks;

@@ -36,14 +36,14 @@ fn endpoint(receiver: &Receiver) -> Endpoint {
 }
 
 /// An outbox that loses no time.
-fn outbox<St: Store>(store: &St, endpoint: Endpoint) -> Outbox<St> {
-    Outbox::new(store.clone(), vec![endpoint])
+fn outbox(endpoint: Endpoint) -> Outbox {
+    Outbox::new(vec![endpoint])
         .backoff(Backoff::constant(Duration::from_millis(30)))
         .poll_interval(Duration::from_millis(50))
 }
 
 fn deliver<St: Store>(store: &St, endpoint: Endpoint) -> Deliveries {
-    outbox(store, endpoint).start().unwrap()
+    outbox(endpoint).start(store.clone()).unwrap()
 }
 
 fn identity(tenant: &str, key: &str) -> Identity {
@@ -296,8 +296,8 @@ fn fails(times: usize, reply: Reply) -> impl Fn(&crate::support::receiver::Recei
 async fn arrives_in_order_although(times: usize, reply: Reply) {
     let receiver = Receiver::start(fails(times, reply)).await;
     let (_folder, store) = sqlite();
-    let quick = outbox(&store, endpoint(&receiver)).request_timeout(Duration::from_millis(300));
-    let deliveries = quick.start().unwrap();
+    let quick = outbox(endpoint(&receiver)).request_timeout(Duration::from_millis(300));
+    let deliveries = quick.start(store.clone()).unwrap();
     for number in 0..4 {
         two_events(&store, &format!("bad-{number}")).await;
         two_events(&store, &format!("good-{number}")).await;
@@ -385,9 +385,9 @@ async fn an_action_that_hangs_holds_up_no_other() {
     })
     .await;
     let store = MemoryStore::new();
-    let deliveries = outbox(&store, endpoint(&receiver))
+    let deliveries = outbox(endpoint(&receiver))
         .request_timeout(Duration::from_secs(20))
-        .start()
+        .start(store.clone())
         .unwrap();
     // More than may be sent at once, and ahead of all others.
     for number in 0..20 {
@@ -616,17 +616,13 @@ async fn notifications_link_to_the_page_and_need_its_url() {
     let receiver = Receiver::accepting().await;
     let store = MemoryStore::new();
     let slack = Endpoint::slack("chat", &receiver.url()).unwrap();
-    let error = outbox(&store, slack.clone()).start().unwrap_err();
+    let error = outbox(slack.clone()).start(store.clone()).unwrap_err();
     assert!(error.to_string().contains("'chat'"), "{error}");
     let public = PublicUrl::new("https://aegis.example.com/").unwrap();
     let ntfy = Endpoint::ntfy("phone", &receiver.url()).unwrap();
-    let deliveries = Outbox::new(
-        store.clone(),
-        vec![slack.start(Start::Oldest), ntfy.start(Start::Oldest)],
-    )
-    .public_url(public)
-    .start()
-    .unwrap();
+    let both = vec![slack.start(Start::Oldest), ntfy.start(Start::Oldest)];
+    let outbox = Outbox::new(both).public_url(public);
+    let deliveries = outbox.start(store.clone()).unwrap();
     submit_to(&store, "acme", "k", "Pay <https://evil.example|Approve>").await;
     approve(&store, "k").await;
     receiver.until(|received| received.len() == 2).await;
@@ -655,7 +651,7 @@ async fn notifications_link_to_the_page_and_need_its_url() {
 async fn two_endpoints_of_one_name_are_refused() {
     let receiver = Receiver::accepting().await;
     let both = vec![endpoint(&receiver), endpoint(&receiver)];
-    let error = Outbox::new(MemoryStore::new(), both).start().unwrap_err();
+    let error = Outbox::new(both).check().unwrap_err();
     assert!(error.to_string().contains("'a'"), "{error}");
 }
 

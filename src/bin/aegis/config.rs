@@ -1,5 +1,6 @@
 //! The configuration file: TOML, with the names of the flags.
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -8,7 +9,7 @@ use aegis_hitl::server::Host;
 use serde::{Deserialize, Deserializer};
 
 use crate::failure::Failure;
-use crate::log::Format;
+use crate::log::Format as LogFormat;
 
 /// The default database file.
 pub(crate) const STORE: &str = "aegis.db";
@@ -20,6 +21,7 @@ pub(crate) const STORE: &str = "aegis.db";
 pub(crate) struct Config {
     pub(crate) serve: Serve,
     pub(crate) client: Client,
+    pub(crate) webhook: Vec<Webhook>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -41,7 +43,7 @@ pub(crate) struct Serve {
     pub(crate) max_connections: Option<NonZeroUsize>,
     pub(crate) max_connections_per_peer: Option<NonZeroUsize>,
     pub(crate) log: Option<String>,
-    pub(crate) log_format: Option<Format>,
+    pub(crate) log_format: Option<LogFormat>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -55,6 +57,56 @@ pub(crate) struct Client {
     pub(crate) timeout: Option<f64>,
     pub(crate) retries: Option<u32>,
     pub(crate) ca: Option<PathBuf>,
+}
+
+/// An endpoint for webhooks or notifications.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct Webhook {
+    pub(crate) name: String,
+    pub(crate) url: String,
+    #[serde(default)]
+    pub(crate) format: Format,
+    pub(crate) secret: Option<Secrets>,
+    pub(crate) secret_file: Option<PathBuf>,
+    pub(crate) tenants: Option<Vec<String>>,
+    pub(crate) events: Option<Vec<String>>,
+    #[serde(default)]
+    pub(crate) from: Begin,
+}
+
+/// The secrets are not shown, and neither is the URL, which may hold a token.
+impl fmt::Debug for Webhook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Webhook")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug, Default, Clone, Copy, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Format {
+    #[default]
+    Standard,
+    Slack,
+    Ntfy,
+}
+
+/// Where a new endpoint begins.
+#[derive(Debug, Default, Clone, Copy, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Begin {
+    #[default]
+    Now,
+    Oldest,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+pub(crate) enum Secrets {
+    One(String),
+    Several(Vec<String>),
 }
 
 fn hosts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Host>, D::Error> {

@@ -13,6 +13,7 @@ mod reload;
 mod signals;
 mod stderr;
 mod view;
+mod webhook;
 
 use std::process::ExitCode;
 
@@ -55,5 +56,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
         config,
         file: cli.config,
     };
-    runtime.block_on(cli.command.run(context))
+    let done = runtime.block_on(cli.command.run(context));
+    // A name that is being resolved must not keep the process alive.
+    runtime.shutdown_background();
+    done
 }

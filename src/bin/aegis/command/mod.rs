@@ -15,6 +15,7 @@ mod show;
 mod status;
 mod submit;
 mod wait;
+mod webhooks;
 
 use std::path::PathBuf;
 
@@ -84,6 +85,9 @@ commands! {
     Backup(backup::Backup) => backup::run,
     /// Reads a whole database, and says whether it is sound (exit code 0) or not (1).
     Check(check::Check) => check::run,
+    /// Shows and repairs deliveries to webhooks, even while a server has the database open.
+    #[command(subcommand)]
+    Webhooks(webhooks::Webhooks) => webhooks::run,
     /// Makes API keys for the server's key file.
     #[command(subcommand)]
     Keys(keys::Keys) => keys::run,

@@ -5,6 +5,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use aegis_hitl::outbox::{Outbox, PublicUrl};
 use aegis_hitl::protocol::{DEFAULT_PREFIX, Prefix};
 use aegis_hitl::server::{Auth, HitlService, Host, Inbox, Server, Shutdown};
 use aegis_hitl::store::SqliteStore;
@@ -20,6 +21,7 @@ use crate::log::{Format, Log};
 use crate::print::say;
 use crate::reload::Reload;
 use crate::signals::{Signal, Signals};
+use crate::webhook;
 
 const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8000);
 
@@ -83,7 +85,8 @@ pub(crate) struct Serve {
     )]
     pub(crate) allow_self_approval: Option<bool>,
 
-    /// The URL by which reviewers reach the server, such as `https://aegis.example.com`.
+    /// The URL by which reviewers reach the server, such as `https://aegis.example.com`: for the
+    /// links in notifications, and the one-time link to the inbox.
     ///
     /// With https, browsers send the session cookie of the inbox by https only.
     #[arg(long, env = "AEGIS_PUBLIC_URL", value_name = "URL")]
@@ -132,10 +135,12 @@ pub(crate) struct Serve {
     pub(crate) log_format: Option<Format>,
 }
 
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// Serves until SIGTERM or SIGINT, and then drains. A second signal ends the server at once.
 pub(crate) async fn run(args: Serve, context: Context) -> Result<(), Failure> {
     let Context { config, file } = context;
-    let config = config.serve;
+    let (config, webhooks) = (config.serve, config.webhook);
     // This comes first: until then, a signal ends the process.
     let mut signals = Signals::new()?;
     let filter_is_given = args.log.is_some();
@@ -160,14 +165,24 @@ pub(crate) async fn run(args: Serve, context: Context) -> Result<(), Failure> {
         args.host
     };
     let public_url = args.public_url.or(config.public_url);
-    let public_url = public_url.map(|url| public_url_of(&url)).transpose()?;
+    let public_url = public_url.map(|url| url.parse()).transpose();
+    let public_url: Option<PublicUrl> =
+        public_url.map_err(|error| Failure::usage("public-url").because(error))?;
     let proxies = if args.trusted_proxy.is_empty() {
         config.trusted_proxy
     } else {
         args.trusted_proxy
     };
     let user_header = args.trust_user_header.or(config.trust_user_header);
-    let inbox = inbox(public_url.as_deref(), user_header, proxies)?;
+    let inbox = inbox(public_url.as_ref(), user_header, proxies)?;
+    let outbox = Outbox::new(webhook::endpoints(webhooks)?);
+    let outbox = match public_url.clone() {
+        Some(url) => outbox.public_url(url),
+        None => outbox,
+    };
+    outbox
+        .check()
+        .map_err(|error| Failure::usage("webhooks").because(error))?;
     let trust = args.trust_tenant_header.or(config.trust_tenant_header);
     let configured = config
         .drain_timeout
@@ -200,10 +215,8 @@ pub(crate) async fn run(args: Serve, context: Context) -> Result<(), Failure> {
         .await
         .map_err(|error| Failure::other(format!("cannot listen on {listen}")).because(error))?
         .trust_tenant_header(trust.unwrap_or(false));
-    let server = match args.drain_timeout.or(configured) {
-        Some(timeout) => server.drain_timeout(timeout),
-        None => server,
-    };
+    let drain_timeout = args.drain_timeout.or(configured).unwrap_or(DRAIN_TIMEOUT);
+    let server = server.drain_timeout(drain_timeout);
     let server = match args.max_connections.or(config.max_connections) {
         Some(connections) => server.max_connections(connections.get()),
         None => server,
@@ -242,13 +255,16 @@ pub(crate) async fn run(args: Serve, context: Context) -> Result<(), Failure> {
         .map_err(|error| Failure::usage("the prefix").because(error))?;
     let sign_in = {
         let service = service.clone();
-        let url = public_url.unwrap_or_else(|| format!("http://{address}"));
+        let url = public_url.map_or_else(|| format!("http://{address}"), |url| url.to_string());
         move || {
             if let Some(path) = service.issue_sign_in_path() {
                 say(&format!("inbox: {url}{path} (works once)"));
             }
         }
     };
+    let deliveries = outbox
+        .start(store.clone())
+        .map_err(|error| Failure::other("webhooks").because(error))?;
     let (stop, stopped) = tokio::sync::oneshot::channel();
     let serving = server.serve(service, async {
         // An error means that the sender is gone, which is a reason to stop as well.
@@ -276,8 +292,11 @@ pub(crate) async fn run(args: Serve, context: Context) -> Result<(), Failure> {
                     say("draining");
                     tell_manager(State::Stopping);
                     let _ = stop.send(());
+                    let draining = async {
+                        tokio::join!(&mut serving, deliveries.stop(drain_timeout)).0
+                    };
                     tokio::select! {
-                        ended = &mut serving => break ended,
+                        ended = draining => break ended,
                         () = store.failed() => return Err(failed()),
                         () = signals.shutdown() => {
                             return Err(Failure::other("ended by a second signal"));
@@ -326,29 +345,13 @@ fn tell_manager(state: State) {
     let _ = state;
 }
 
-/// Checks the URL of the server, and returns it without a slash at its end.
-fn public_url_of(text: &str) -> Result<String, Failure> {
-    let url = text.strip_suffix('/').unwrap_or(text);
-    let host = url
-        .strip_prefix("https://")
-        .or_else(|| url.strip_prefix("http://"));
-    let is_host = |host: &str| !host.is_empty() && host.parse::<http::uri::Authority>().is_ok();
-    if host.is_some_and(is_host) {
-        return Ok(url.to_owned());
-    }
-    Err(Failure::usage(
-        "the public URL is not one; allowed are http:// and https:// with a host, a port or none, \
-         and no path",
-    ))
-}
-
 /// The settings of the inbox.
 fn inbox(
-    public_url: Option<&str>,
+    public_url: Option<&PublicUrl>,
     user_header: Option<String>,
     proxies: Vec<IpAddr>,
 ) -> Result<Inbox, Failure> {
-    let inbox = Inbox::new().behind_tls(public_url.is_some_and(|url| url.starts_with("https://")));
+    let inbox = Inbox::new().behind_tls(public_url.is_some_and(PublicUrl::is_https));
     match user_header {
         None if proxies.is_empty() => Ok(inbox),
         Some(_) if proxies.is_empty() => Err(Failure::usage(

@@ -1,0 +1,371 @@
+//! Webhooks of a server, and what an operator does about them.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use aegis_hitl::Decision;
+use aegis_hitl::store::{
+    Actor, Decide, DeliveryResult, Identity, MarkDeliveries, SqliteStore, Start, Store,
+    TakeEndpoint,
+};
+use serde_json::Value;
+use tempfile::TempDir;
+use uuid::Uuid;
+
+use crate::binary::{Ended, Served, aegis, run, serve, signal};
+use crate::support::receiver::{Receiver, Reply};
+use crate::support::{Call, HANG};
+
+const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+
+struct Place {
+    folder: TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        let folder = TempDir::new().unwrap();
+        Self { folder }
+    }
+
+    fn store(&self) -> PathBuf {
+        self.folder.path().join("aegis.db")
+    }
+
+    /// A server with this configuration.
+    fn serve(&self, config: &str) -> Command {
+        let file = self.folder.path().join("aegis.toml");
+        fs::write(&file, config).unwrap();
+        let mut command = serve(&self.store());
+        command.arg("--config").arg(file);
+        command
+    }
+
+    fn webhooks(&self, args: &[&str]) -> Ended {
+        let mut command = aegis(&["webhooks"]);
+        command.args(args).arg("--store").arg(self.store());
+        run(command)
+    }
+
+    fn state(&self) -> Value {
+        let json = self.webhooks(&["state", "--json"]).expect(0).json();
+        json["endpoints"][0].clone()
+    }
+
+    fn until(&self, is: impl Fn(&Value) -> bool) {
+        let begun = Instant::now();
+        while !is(&self.state()) {
+            assert!(begun.elapsed() < HANG, "{}", self.state());
+        }
+    }
+}
+
+fn config(receiver: &Receiver) -> String {
+    let url = receiver.url();
+    format!("[[webhook]]\nname = \"billing\"\nurl = \"{url}\"\nsecret = \"{SECRET}\"\n")
+}
+
+async fn approve(server: &Served, key: &str) {
+    let reply = Call::post(server.addr, "approve", key).send().await;
+    assert_eq!(reply.status, 202);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_delivers_what_its_configuration_says() {
+    let receiver = Receiver::accepting().await;
+    let place = Place::new();
+    let file = place.folder.path().join("secrets");
+    fs::write(&file, format!("whsec_{}\n{SECRET}\n", "A".repeat(32))).unwrap();
+    let url = receiver.url();
+    let server = Served::start(place.serve(&format!(
+        "[serve]\npublic-url = \"https://aegis.example.com\"\n\
+         [[webhook]]\nname = \"billing\"\nurl = \"{url}\"\nformat = \"standard\"\n\
+         secret-file = \"{}\"\ntenants = [\"t\"]\nevents = [\"approved\"]\nfrom = \"oldest\"\n\
+         [[webhook]]\nname = \"chat\"\nurl = \"{url}\"\nformat = \"slack\"\n\
+         tenants = [\"nobody\"]\n",
+        file.display()
+    )));
+    assert!(server.stderr().contains("can be read or written by others"));
+    approve(&server, "k").await;
+    receiver.until_accepted(1).await;
+    let message = &receiver.received()[0];
+    let verifier = standardwebhooks::Webhook::new(SECRET).unwrap();
+    verifier
+        .verify(message.body.as_bytes(), &message.headers)
+        .unwrap();
+    let text = place.webhooks(&["state"]).expect(0).stdout;
+    assert!(text.contains("billing") && text.contains("chat") && text.contains("served"));
+    server.stop().expect(0);
+    let text = place.webhooks(&["state"]).expect(0).stdout;
+    assert_eq!(text.matches("not served").count(), 2, "{text}");
+    assert_eq!(receiver.received().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_killed_sends_again_under_the_same_id() {
+    let pid = Arc::new(AtomicU32::new(0));
+    let victim = pid.clone();
+    let receiver = Receiver::start(move |_| {
+        // It gets the answer no more.
+        match victim.swap(0, Ordering::SeqCst) {
+            0 => {}
+            pid => signal(pid, "KILL"),
+        }
+        Reply::Status(200)
+    })
+    .await;
+    let place = Place::new();
+    let server = Served::start(place.serve(&config(&receiver)));
+    place.until(|state| state["held_until"].is_string());
+    pid.store(server.pid(), Ordering::SeqCst);
+    approve(&server, "k").await;
+    receiver.until(|received| received.len() == 1).await;
+    drop(server);
+    let server = Served::start(place.serve(&config(&receiver)));
+    receiver.until(|received| received.len() == 2).await;
+    place.until(|state| state["behind"] == 0);
+    server.stop().expect(0);
+    let received = receiver.received();
+    assert_eq!(received[0].id(), received[1].id());
+    assert_eq!(received[0].json(), received[1].json());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receiver_that_hangs_does_not_keep_the_server_alive() {
+    let receiver = Receiver::start(|_| Reply::Hang).await;
+    let place = Place::new();
+    let mut command = place.serve(&config(&receiver));
+    command.args(["--drain-timeout", "1"]);
+    let server = Served::start(command);
+    place.until(|state| state["held_until"].is_string());
+    approve(&server, "k").await;
+    receiver.until(|received| received.len() == 1).await;
+    let begun = Instant::now();
+    server.stop().expect(0);
+    // A request may take 10 s.
+    assert!(
+        begun.elapsed() < Duration::from_secs(8),
+        "{:?}",
+        begun.elapsed()
+    );
+    assert_eq!(place.state()["behind"], 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopped_endpoint_is_resumed_by_a_command() {
+    let is_gone = Arc::new(AtomicBool::new(true));
+    let gone = is_gone.clone();
+    let receiver = Receiver::start(move |_| match gone.load(Ordering::SeqCst) {
+        true => Reply::Status(410),
+        false => Reply::Status(200),
+    })
+    .await;
+    let place = Place::new();
+    let server = Served::start(place.serve(&config(&receiver)));
+    place.until(|state| state["held_until"].is_string());
+    approve(&server, "k").await;
+    place.until(|state| state["stopped_at"].is_string());
+    let text = place.webhooks(&["state"]).expect(0).stdout;
+    assert!(text.contains("stopped 2"), "{text}");
+    assert!(
+        server
+            .line("is gone")
+            .is_some_and(|line| line.contains("billing"))
+    );
+    is_gone.store(false, Ordering::SeqCst);
+    place.webhooks(&["resume", "typo"]).expect(2);
+    let resumed = place.webhooks(&["resume", "billing", "--json"]).expect(0);
+    assert_eq!(resumed.json()["resumed"], true);
+    let again = place.webhooks(&["resume", "billing"]).expect(0);
+    assert!(again.stdout.contains("was not stopped"), "{again:?}");
+    receiver.until_accepted(1).await;
+    server.stop().expect(0);
+}
+
+/// Events that were given up for the endpoint.
+async fn dead_letters(place: &Place, number: u64) {
+    let store = SqliteStore::open(place.store()).unwrap();
+    let holder = Uuid::new_v4();
+    let lease = Duration::from_secs(60);
+    let take = TakeEndpoint {
+        endpoint: "billing".to_owned(),
+        start: Start::Oldest,
+        holder,
+        lease,
+    };
+    store.take_endpoint(take).await.unwrap();
+    for position in 1..=number {
+        let decide = Decide {
+            identity: Identity {
+                tenant_id: "t".parse().unwrap(),
+                thread_id: "h".parse().unwrap(),
+                idempotency_key: format!("k-{position}").parse().unwrap(),
+            },
+            decision: Decision::Approve,
+            call_id: None,
+            payload: None,
+            comment: None,
+            actor: Actor::new("alice"),
+            require_submission: false,
+            allow_self_approval: true,
+        };
+        store.decide(decide).await.unwrap();
+        for attempts in 1..=2 {
+            let failed = DeliveryResult::Failed {
+                attempts,
+                wait: Duration::ZERO,
+                failure: "status 500".to_owned(),
+            };
+            let mark = MarkDeliveries {
+                endpoint: "billing".to_owned(),
+                holder,
+                lease,
+                position,
+                results: vec![(position, failed)],
+                give_up_after: Duration::ZERO,
+                stop: false,
+            };
+            store.mark_deliveries(mark).await.unwrap();
+        }
+    }
+    store.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dead_letters_are_listed_and_resent_by_commands() {
+    let receiver = Receiver::accepting().await;
+    let place = Place::new();
+    dead_letters(&place, 3).await;
+    let list = place
+        .webhooks(&["list", "billing", "--json"])
+        .expect(0)
+        .json();
+    let letters = list["dead_letters"].as_array().unwrap();
+    assert_eq!(letters.len(), 3);
+    assert_eq!(letters[0]["failure"], "status 500");
+    assert_eq!(letters[0]["type"], "action.approved");
+    assert_eq!(letters[0]["attempts"], 2);
+    let event = |index: usize| letters[index]["event"].as_str().unwrap();
+    let text = place.webhooks(&["list", "billing"]).expect(0).stdout;
+    assert!(
+        text.contains(event(0)) && text.contains("status 500"),
+        "{text}"
+    );
+    let typo = place.webhooks(&["list", "biling"]).expect(2);
+    assert!(typo.stderr.contains("'biling'"), "{typo:?}");
+    place.webhooks(&["resend", "billing"]).expect(2);
+    place.webhooks(&["resend", "biling", "--all"]).expect(2);
+    place.webhooks(&["resend", "billing", "no-uuid"]).expect(2);
+    let stranger = Uuid::new_v4().to_string();
+    let partly = place
+        .webhooks(&["resend", "billing", &stranger, event(0)])
+        .expect(1);
+    assert!(partly.stderr.contains("1 of 2"), "{partly:?}");
+
+    let server = Served::start(place.serve(&config(&receiver)));
+    receiver.until_accepted(1).await;
+    assert_eq!(receiver.received()[0].id(), event(0));
+    // Beside the server, which finds it by itself.
+    let one = place
+        .webhooks(&["resend", "billing", event(2), "--json"])
+        .expect(0);
+    assert_eq!(one.json()["resent"], 1);
+    receiver.until_accepted(2).await;
+    let all = place.webhooks(&["resend", "billing", "--all"]).expect(0);
+    assert_eq!(all.stdout, "dead letters to be sent again: 1\n");
+    receiver.until_accepted(3).await;
+    place.until(|state| state["dead"] == 0 && state["parked"] == 0);
+    server.stop().expect(0);
+    run({
+        let mut check = aegis(&["check"]);
+        check.arg(place.store());
+        check
+    })
+    .expect(0);
+}
+
+#[test]
+fn a_wrong_endpoint_is_named_without_its_secrets() {
+    let place = Place::new();
+    let webhook = |rest: &str| format!("[[webhook]]\nname = \"billing\"\n{rest}\n");
+    let url = "url = \"http://127.0.0.1:1/token\"";
+    let secret = format!("secret = \"{SECRET}\"");
+    for (config, shown) in [
+        (webhook(url), "'billing': the endpoint has no secret"),
+        (
+            webhook(&format!("{url}\nsecret = \"whsec_token\"")),
+            "'billing': the secret",
+        ),
+        (
+            webhook(&format!("{url}\nsecret = \"token\"")),
+            "'billing': the secret",
+        ),
+        (
+            webhook(&format!("{url}\nsecret = []")),
+            "'billing': the endpoint has no secret",
+        ),
+        (
+            webhook(&format!("{url}\n{secret}\nsecret-file = \"f\"")),
+            "'billing': both",
+        ),
+        (
+            webhook(&format!("{url}\nsecret-file = \"/missing\"")),
+            "'billing': cannot read",
+        ),
+        (
+            webhook(&format!("{url}\n{secret}\nformat = \"ntfy\"")),
+            "'billing': has a secret",
+        ),
+        (
+            webhook(&format!("{url}\nformat = \"slack\"")),
+            "'billing' is for notifications",
+        ),
+        (
+            webhook(&format!("{url}\n{secret}\nevents = [\"decided\"]")),
+            "'billing': ",
+        ),
+        (
+            webhook(&format!("{url}\n{secret}\ntenants = [\"a b\"]")),
+            "'billing': ",
+        ),
+        (
+            webhook(&format!("url = \"token\"\n{secret}")),
+            "'billing': the endpoint has a URL",
+        ),
+        (
+            webhook(&format!("{url}\n{secret}\nretries = 3")),
+            "unknown field `retries`",
+        ),
+        (
+            webhook(&format!("{url}\n{secret}\nformat = \"xml\"")),
+            "`xml`",
+        ),
+        (
+            webhook(&format!("{url}\n{secret}\nfrom = \"then\"")),
+            "`then`",
+        ),
+        (
+            webhook(&format!("{url}\n{secret}\n")).repeat(2),
+            "'billing' has the name of another",
+        ),
+        (
+            "[[webhook]]\nurl = \"http://h/\"".to_owned(),
+            "missing field `name`",
+        ),
+        (
+            "[serve]\npublic-url = \"aegis.example.com\"".to_owned(),
+            "public-url",
+        ),
+    ] {
+        let ended = run(place.serve(&config)).expect(2);
+        assert!(ended.stderr.contains(shown), "{shown}: {ended:?}");
+        for secret in ["token", &SECRET[6..]] {
+            assert!(!ended.text().contains(secret), "{config}: {ended:?}");
+        }
+        assert!(!place.store().exists(), "{config}");
+    }
+}
