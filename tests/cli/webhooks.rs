@@ -1,6 +1,7 @@
 //! Webhooks of a server, and what an operator does about them.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use tempfile::TempDir;
 use uuid::Uuid;
 
 use crate::binary::{Ended, Served, aegis, run, serve, signal};
+use crate::support::process::{Process, bound};
 use crate::support::receiver::{Receiver, Reply};
 use crate::support::{Call, HANG};
 
@@ -368,4 +370,55 @@ fn a_wrong_endpoint_is_named_without_its_secrets() {
         }
         assert!(!place.store().exists(), "{config}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_receiver_of_the_manual_verifies_what_the_server_sends() {
+    let manual = include_str!("../../src/manual/operating.md");
+    let example = manual.split("```python\n").nth(1).unwrap();
+    let example = example.split("```").next().unwrap();
+    let place = Place::new();
+    let mut python = Command::new("python3");
+    python.args([
+        "-c",
+        &example.replace("serve_forever()", "serve_forever(0.1)"),
+    ]);
+    // A port that was free a moment ago.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    python.env("PORT", address.port().to_string());
+    python.env("WEBHOOK_SECRET", SECRET);
+    let mut python = bound(&python);
+    python
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::null());
+    let mut python = Process::start(python);
+    let stdout = BufReader::new(python.stdout.take().unwrap());
+    let (sender, lines) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for line in stdout.lines().map_while(Result::ok) {
+            let _ = sender.send(line);
+        }
+    });
+    let begun = Instant::now();
+    while std::net::TcpStream::connect(address).is_err() {
+        assert!(begun.elapsed() < HANG, "it does not listen");
+    }
+    let body = "{}";
+    let forged = Call::new(address, "POST", "/")
+        .header("webhook-id", "e-1")
+        .header("webhook-timestamp", "1")
+        .header("webhook-signature", "v1,x")
+        .json(body);
+    assert_eq!(forged.send().await.status, 401);
+    let config =
+        format!("[[webhook]]\nname = \"a\"\nurl = \"http://{address}/\"\nsecret = \"{SECRET}\"\n");
+    let server = Served::start(place.serve(&config));
+    place.until(|state| state["held_until"].is_string());
+    approve(&server, "k").await;
+    let line = lines.recv_timeout(HANG).unwrap();
+    assert!(line.starts_with("action.approved 0"), "{line}");
+    place.until(|state| state["behind"] == 0 && state["parked"] == 0);
+    server.stop().expect(0);
 }
