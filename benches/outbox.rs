@@ -122,11 +122,12 @@ async fn decide(store: &SqliteStore, most: usize, time: Duration) -> f64 {
     decided as f64 / begun.elapsed().as_secs_f64()
 }
 
-fn deliver(store: &SqliteStore, address: SocketAddr) -> Deliveries {
+async fn deliver(store: &SqliteStore, address: SocketAddr) -> Deliveries {
     let secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".parse().unwrap();
     let endpoint = Endpoint::standard("bench", &format!("http://{address}/"), vec![secret]);
     let endpoint = endpoint.unwrap().start(Start::Oldest);
-    Outbox::new(vec![endpoint]).start(store.clone()).unwrap()
+    let outbox = Outbox::new(vec![endpoint]);
+    outbox.start(store.clone()).await.unwrap()
 }
 
 /// The events per second that an endpoint receives which has fallen behind.
@@ -135,7 +136,7 @@ async fn catch_up(path: &Path) -> f64 {
     decide(&store, EVENTS, Duration::MAX).await;
     let (address, received) = receiver();
     let begun = Instant::now();
-    let deliveries = deliver(&store, address);
+    let deliveries = deliver(&store, address).await;
     while received.load(Ordering::Relaxed) < EVENTS {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
@@ -149,7 +150,10 @@ async fn catch_up(path: &Path) -> f64 {
 async fn beside(path: &Path, with_endpoint: bool) -> (f64, f64) {
     let store = SqliteStore::open(path).unwrap();
     let (address, received) = receiver();
-    let deliveries = with_endpoint.then(|| deliver(&store, address));
+    let deliveries = match with_endpoint {
+        true => Some(deliver(&store, address).await),
+        false => None,
+    };
     let begun = Instant::now();
     let decided = decide(&store, usize::MAX, EACH).await;
     let events = received.load(Ordering::Relaxed) as f64 / begun.elapsed().as_secs_f64();

@@ -14,7 +14,7 @@ use super::http::{Answer, HttpClient};
 use super::message::message;
 use super::window::Window;
 use crate::layer::{Backoff, Random};
-use crate::protocol::Event;
+use crate::protocol::{Event, entry};
 use crate::store::{
     DeliveryResult, EndpointTaken, MarkDeliveries, Marked, Store, StoreError, TakeEndpoint, Watch,
 };
@@ -33,11 +33,10 @@ const RETRIES: usize = 8;
 
 /// The most events that are read ahead of the first that is not done, and at once.
 const WINDOW: usize = 512;
-const BATCH: usize = 128;
+const BATCH: usize = 64;
 
-/// The most parked events. With more, an endpoint is taken to be down as a whole, and what comes
-/// stays where it is.
-const MAX_PARKED: usize = 10_000;
+/// How many times the limit of parked events an endpoint may have that accepts others.
+const WHILE_UP: usize = 10;
 
 /// How long a request may hold others up.
 const SLOW: Duration = Duration::from_secs(1);
@@ -61,6 +60,7 @@ pub(super) struct Settings {
     pub(super) backoff: Backoff,
     pub(super) give_up_after: Duration,
     pub(super) poll_interval: Duration,
+    pub(super) parked_limit: usize,
     pub(super) random: Random,
 }
 
@@ -73,6 +73,7 @@ impl Default for Settings {
             backoff: Backoff::exponential(Duration::from_secs(5), longest).jitter_above(0.25),
             give_up_after: Duration::from_secs(24 * 3600),
             poll_interval: Duration::from_secs(5),
+            parked_limit: 10_000,
             random: Random::new(),
         }
     }
@@ -94,20 +95,17 @@ pub(super) struct Courier<St> {
 }
 
 impl<St: Store> Courier<St> {
-    /// Delivers until the outbox stops.
-    pub(super) async fn run(self) {
+    /// Delivers until the outbox stops. `taken` is the outcome of taking the endpoint.
+    pub(super) async fn run(self, taken: Result<EndpointTaken, StoreError>) {
         let mut stop = self.stop.clone();
         let mut was_stopped = false;
-        while stop.borrow().is_none() {
+        let (mut begun, mut taken) = (Instant::now(), taken);
+        loop {
             let name = self.endpoint.name();
-            let begun = Instant::now();
-            match self.take().await {
+            match taken {
                 Ok(EndpointTaken::Taken { position, parked }) => {
                     was_stopped = false;
                     Round::new(&self, begun, position, parked).run().await;
-                    if stop.borrow().is_some() {
-                        return;
-                    }
                 }
                 Ok(EndpointTaken::Held) => {
                     tracing::debug!(endpoint = name, "another server delivers");
@@ -122,12 +120,15 @@ impl<St: Store> Courier<St> {
             }
             tokio::select! {
                 () = sleep(self.settings.poll_interval) => {}
-                _ = stop.changed() => {}
+                _ = stop.wait_for(Option::is_some) => return,
             }
+            begun = Instant::now();
+            taken = self.take().await;
         }
     }
 
-    async fn take(&self) -> Result<EndpointTaken, StoreError> {
+    /// Takes the endpoint for this courier alone.
+    pub(super) async fn take(&self) -> Result<EndpointTaken, StoreError> {
         let request = TakeEndpoint {
             endpoint: self.endpoint.name().to_owned(),
             start: self.endpoint.start,
@@ -196,7 +197,10 @@ struct Round<'a, St> {
     due_at: Instant,
     /// When requests in flight must have ended, because the receiver is gone.
     gone: Option<Instant>,
+    /// Whether the last request was accepted, or none has ended yet.
+    is_up: bool,
     failed_at: Option<Instant>,
+    store_failed_at: Option<Instant>,
 }
 
 /// The endpoint is not this courier's any more, or what became of it is unknown.
@@ -232,7 +236,9 @@ impl<'a, St: Store> Round<'a, St> {
             read_at: held_at,
             due_at: held_at,
             gone: None,
+            is_up: true,
             failed_at: None,
+            store_failed_at: None,
         }
     }
 
@@ -314,7 +320,9 @@ impl<'a, St: Store> Round<'a, St> {
     }
 
     fn has_room(&self) -> bool {
-        self.window.len() < WINDOW && self.parked.len() < MAX_PARKED
+        let limit = self.courier.settings.parked_limit;
+        let limit = limit.saturating_mul(if self.is_up { WHILE_UP } else { 1 });
+        self.window.len() < WINDOW && self.parked.len() < limit
     }
 
     /// Whether slow requests keep others from being sent.
@@ -391,7 +399,7 @@ impl<'a, St: Store> Round<'a, St> {
         let events = match read.await {
             Ok(events) => events,
             Err(error) => {
-                self.debug(&error);
+                self.store_failed(&error);
                 self.read_at = Instant::now() + PAUSE;
                 return;
             }
@@ -407,7 +415,7 @@ impl<'a, St: Store> Round<'a, St> {
                 self.admit(Delivery {
                     position,
                     action: action_of(&event),
-                    event,
+                    event: small(event),
                     attempts: 0,
                 });
             } else {
@@ -432,11 +440,11 @@ impl<'a, St: Store> Round<'a, St> {
     /// Reads which parked events are to be attempted.
     async fn read_due(&mut self) {
         let endpoint = &self.courier.endpoint;
-        let read = self.courier.store.due_deliveries(endpoint.name(), 64);
+        let read = self.courier.store.due_deliveries(endpoint.name(), BATCH);
         let due = match read.await {
             Ok(due) => due,
             Err(error) => {
-                self.debug(&error);
+                self.store_failed(&error);
                 self.due_at = Instant::now() + PAUSE;
                 return;
             }
@@ -465,7 +473,7 @@ impl<'a, St: Store> Round<'a, St> {
             self.retries.push_back(Delivery {
                 position: due.position,
                 action,
-                event: due.event,
+                event: small(due.event),
                 attempts: due.attempts,
             });
         }
@@ -530,6 +538,7 @@ impl<'a, St: Store> Round<'a, St> {
             self.fresh -= 1;
         }
         let attempts = flight.attempts.saturating_add(1);
+        self.is_up = matches!(answer, Answer::Accepted(_));
         self.log(&answer, attempts);
         let line = self.lines.entry(flight.action).or_default();
         line.is_busy = false;
@@ -623,7 +632,7 @@ impl<'a, St: Store> Round<'a, St> {
             }
             Ok(Marked::Lost) => Err(Lost),
             Err(error) => {
-                self.debug(&error);
+                self.store_failed(&error);
                 // Recording the same again changes nothing more.
                 self.results = results;
                 self.mark_at = now + PAUSE;
@@ -664,10 +673,22 @@ impl<'a, St: Store> Round<'a, St> {
         }
     }
 
-    fn debug(&self, error: &StoreError) {
+    fn store_failed(&mut self, error: &StoreError) {
         let endpoint = self.courier.endpoint.name();
-        tracing::debug!(endpoint, %error, "the store does not answer");
+        let was_quiet = (self.store_failed_at).is_none_or(|at| at.elapsed() >= QUIET);
+        self.store_failed_at = Some(Instant::now());
+        if was_quiet {
+            tracing::warn!(endpoint, %error, "the store does not answer; webhooks wait");
+        } else {
+            tracing::debug!(endpoint, %error, "the store does not answer; webhooks wait");
+        }
     }
+}
+
+/// Leaves out what is not sent, so that what waits takes little memory.
+fn small(mut event: Event) -> Event {
+    event.action = event.action.map(|action| Box::new(entry(*action)));
+    event
 }
 
 /// The action that an event belongs to.

@@ -116,6 +116,13 @@ fn reason(error: &legacy::Error) -> String {
     let mut next: Option<&(dyn StdError + 'static)> = Some(error);
     while let Some(error) = next {
         if let Some(error) = error.downcast_ref::<std::io::Error>() {
+            #[cfg(feature = "tls")]
+            if error
+                .get_ref()
+                .is_some_and(|inner| inner.is::<rustls::Error>())
+            {
+                return ": TLS failed, perhaps the certificate is not trusted".to_owned();
+            }
             return format!(": {}", error.kind());
         }
         next = error.source();

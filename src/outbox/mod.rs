@@ -22,7 +22,7 @@
 //! # async fn example(store: impl Store) -> Result<(), Box<dyn std::error::Error>> {
 //! let secret = std::env::var("WEBHOOK_SECRET")?.parse()?;
 //! let endpoint = Endpoint::standard("billing", "https://billing.example.com/hook", vec![secret])?;
-//! let deliveries = Outbox::new(vec![endpoint]).start(store)?;
+//! let deliveries = Outbox::new(vec![endpoint]).start(store).await?;
 //! // Until the server drains.
 //! deliveries.stop(Duration::from_secs(30)).await;
 //! # Ok(())
@@ -146,16 +146,20 @@ impl Outbox {
         Ok(())
     }
 
-    /// Starts to deliver, with a task for each endpoint.
+    /// Sets how many events of an endpoint may be parked while none is accepted. With more, the
+    /// endpoint is taken to be down as a whole, and further events are not attempted. The default
+    /// is 10,000.
+    pub fn parked_limit(mut self, events: usize) -> Self {
+        self.settings.parked_limit = events;
+        self
+    }
+
+    /// Starts to deliver, with a task for each endpoint. An endpoint that is new begins now.
     ///
     /// # Errors
     ///
     /// As [`check`](Self::check), or if TLS cannot be set up.
-    ///
-    /// # Panics
-    ///
-    /// Outside of a tokio runtime.
-    pub fn start<St: Store>(self, store: St) -> Result<Deliveries, OutboxError> {
+    pub async fn start<St: Store>(self, store: St) -> Result<Deliveries, OutboxError> {
         self.check()?;
         let (stop, stopped) = watch::channel(None);
         let mut couriers = JoinSet::new();
@@ -169,7 +173,9 @@ impl Outbox {
                 holder: Uuid::new_v4(),
                 stop: stopped.clone(),
             };
-            couriers.spawn(courier.run());
+            // Before it returns, so that no event of the caller's comes before the beginning.
+            let taken = courier.take().await;
+            couriers.spawn(courier.run(taken));
         }
         Ok(Deliveries { stop, couriers })
     }

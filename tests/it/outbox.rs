@@ -42,8 +42,8 @@ fn outbox(endpoint: Endpoint) -> Outbox {
         .poll_interval(Duration::from_millis(50))
 }
 
-fn deliver<St: Store>(store: &St, endpoint: Endpoint) -> Deliveries {
-    outbox(endpoint).start(store.clone()).unwrap()
+async fn deliver<St: Store>(store: &St, endpoint: Endpoint) -> Deliveries {
+    outbox(endpoint).start(store.clone()).await.unwrap()
 }
 
 fn identity(tenant: &str, key: &str) -> Identity {
@@ -136,7 +136,7 @@ async fn each_event_arrives_once_signed_and_in_order() {
     let receiver = Receiver::accepting().await;
     let (_folder, store) = sqlite();
     two_events(&store, "before").await;
-    let deliveries = deliver(&store, endpoint(&receiver));
+    let deliveries = deliver(&store, endpoint(&receiver)).await;
     for number in 0..20 {
         two_events(&store, &format!("k-{number}")).await;
     }
@@ -178,7 +178,7 @@ async fn the_body_is_the_data_of_server_sent_events() {
         .send()
         .await;
     assert_eq!(reply.status, 201);
-    let deliveries = deliver(&store, endpoint(&receiver));
+    let deliveries = deliver(&store, endpoint(&receiver)).await;
     receiver.until_accepted(1).await;
     stop(deliveries).await;
     let request = format!(
@@ -211,7 +211,7 @@ async fn while_a_secret_is_replaced_both_verify() {
     let store = MemoryStore::new();
     let secrets = vec![secret(SECRET), secret(OTHER_SECRET)];
     let both = Endpoint::standard("a", &receiver.url(), secrets).unwrap();
-    let deliveries = deliver(&store, both.start(Start::Oldest));
+    let deliveries = deliver(&store, both.start(Start::Oldest)).await;
     submit(&store, "k").await;
     receiver.until_accepted(1).await;
     stop(deliveries).await;
@@ -236,7 +236,7 @@ async fn tenants_and_kinds_of_events_are_filtered() {
     let filtered = endpoint(&receiver)
         .tenants(tenants)
         .events(vec![EventKind::Submitted]);
-    let deliveries = deliver(&store, filtered);
+    let deliveries = deliver(&store, filtered).await;
     receiver.until_accepted(2).await;
     until_all_marked(&store).await;
     stop(deliveries).await;
@@ -260,14 +260,13 @@ async fn a_new_endpoint_begins_now_and_a_known_one_where_it_was() {
     let store = MemoryStore::new();
     two_events(&store, "before").await;
     let from_now = || endpoint(&receiver).start(Start::Now);
-    let deliveries = deliver(&store, from_now());
-    until(&store, |state| state.position == 2).await;
+    let deliveries = deliver(&store, from_now()).await;
     submit(&store, "k-1").await;
     receiver.until_accepted(1).await;
     stop(deliveries).await;
     // What happens while it is not configured waits.
     submit(&store, "k-2").await;
-    let deliveries = deliver(&store, from_now());
+    let deliveries = deliver(&store, from_now()).await;
     receiver.until_accepted(2).await;
     until_all_marked(&store).await;
     stop(deliveries).await;
@@ -297,7 +296,7 @@ async fn arrives_in_order_although(times: usize, reply: Reply) {
     let receiver = Receiver::start(fails(times, reply)).await;
     let (_folder, store) = sqlite();
     let quick = outbox(endpoint(&receiver)).request_timeout(Duration::from_millis(300));
-    let deliveries = quick.start(store.clone()).unwrap();
+    let deliveries = quick.start(store.clone()).await.unwrap();
     for number in 0..4 {
         two_events(&store, &format!("bad-{number}")).await;
         two_events(&store, &format!("good-{number}")).await;
@@ -343,7 +342,7 @@ async fn a_good_answer_that_is_cut_off_or_endless_is_good() {
         let answer = reply.clone();
         let receiver = Receiver::start(move |_| answer.clone()).await;
         let store = MemoryStore::new();
-        let deliveries = deliver(&store, endpoint(&receiver));
+        let deliveries = deliver(&store, endpoint(&receiver)).await;
         for number in 0..3 {
             two_events(&store, &format!("k-{number}")).await;
         }
@@ -365,7 +364,7 @@ async fn a_receiver_that_was_down_gets_everything_in_order() {
     })
     .await;
     let (_folder, store) = sqlite();
-    let deliveries = deliver(&store, endpoint(&receiver));
+    let deliveries = deliver(&store, endpoint(&receiver)).await;
     for number in 0..30 {
         two_events(&store, &format!("k-{number}")).await;
     }
@@ -388,6 +387,7 @@ async fn an_action_that_hangs_holds_up_no_other() {
     let deliveries = outbox(endpoint(&receiver))
         .request_timeout(Duration::from_secs(20))
         .start(store.clone())
+        .await
         .unwrap();
     // More than may be sent at once, and ahead of all others.
     for number in 0..20 {
@@ -417,7 +417,7 @@ async fn retry_after_is_a_floor() {
     })
     .await;
     let store = MemoryStore::new();
-    let deliveries = deliver(&store, endpoint(&receiver));
+    let deliveries = deliver(&store, endpoint(&receiver)).await;
     submit(&store, "k").await;
     receiver.until_accepted(1).await;
     stop(deliveries).await;
@@ -439,7 +439,7 @@ async fn gone_stops_the_endpoint_until_it_is_resumed() {
     })
     .await;
     let (_folder, store) = sqlite();
-    let deliveries = deliver(&store, endpoint(&receiver));
+    let deliveries = deliver(&store, endpoint(&receiver)).await;
     submit(&store, "k-1").await;
     receiver.until_accepted(1).await;
     submit(&store, "k-2").await;
@@ -471,7 +471,7 @@ async fn after_a_day_an_event_is_a_dead_letter_and_can_be_resent() {
     let clock = Clock::new();
     let path = folder.path().join("aegis.db");
     let store = SqliteStore::open_with(&path, clock.clone()).unwrap();
-    let deliveries = deliver(&store, endpoint(&receiver));
+    let deliveries = deliver(&store, endpoint(&receiver)).await;
     two_events(&store, "bad").await;
     two_events(&store, "good").await;
     receiver.until(|received| received.len() > 5).await;
@@ -511,7 +511,7 @@ async fn what_was_delivered_and_not_marked_is_delivered_again_under_its_id() {
     let receiver = Receiver::accepting().await;
     let (folder, store) = sqlite();
     let faulty = Faulty::new(store.clone(), Mood::Well);
-    let deliveries = deliver(&faulty, endpoint(&receiver));
+    let deliveries = deliver(&faulty, endpoint(&receiver)).await;
     until(&store, |state| state.held_until.is_some()).await;
     two_events(&store, "k").await;
     // The first mark is made later than the first delivery.
@@ -525,7 +525,7 @@ async fn what_was_delivered_and_not_marked_is_delivered_again_under_its_id() {
     store.close().await;
     let store = SqliteStore::open(folder.path().join("aegis.db")).unwrap();
     let before = receiver.received();
-    let deliveries = deliver(&store, endpoint(&receiver));
+    let deliveries = deliver(&store, endpoint(&receiver)).await;
     until_all_marked(&store).await;
     stop(deliveries).await;
     let received = receiver.received();
@@ -544,7 +544,7 @@ async fn a_store_that_fails_for_a_while_loses_nothing() {
     let receiver = Receiver::start(fails(1, Reply::Status(500))).await;
     let store = MemoryStore::new();
     let faulty = Faulty::new(store.clone(), Mood::Well);
-    let deliveries = deliver(&faulty, endpoint(&receiver));
+    let deliveries = deliver(&faulty, endpoint(&receiver)).await;
     for number in 0..5 {
         two_events(&store, &format!("bad-{number}")).await;
         faulty.set(Mood::Fails);
@@ -562,9 +562,9 @@ async fn a_store_that_fails_for_a_while_loses_nothing() {
 async fn of_two_servers_on_one_store_one_delivers_and_the_other_takes_over() {
     let receiver = Receiver::accepting().await;
     let store = MemoryStore::new();
-    let one = deliver(&store, endpoint(&receiver));
+    let one = deliver(&store, endpoint(&receiver)).await;
     until(&store, |state| state.held_until.is_some()).await;
-    let other = deliver(&store, endpoint(&receiver));
+    let other = deliver(&store, endpoint(&receiver)).await;
     for number in 0..20 {
         two_events(&store, &format!("k-{number}")).await;
     }
@@ -581,7 +581,7 @@ async fn of_two_servers_on_one_store_one_delivers_and_the_other_takes_over() {
 async fn requests_in_flight_end_within_the_time_of_a_stop() {
     let receiver = Receiver::start(|_| Reply::Hang).await;
     let store = MemoryStore::new();
-    let deliveries = deliver(&store, endpoint(&receiver));
+    let deliveries = deliver(&store, endpoint(&receiver)).await;
     submit(&store, "k").await;
     receiver.until(|received| received.len() == 1).await;
     let begun = Instant::now();
@@ -599,12 +599,12 @@ async fn what_a_stop_lets_end_is_not_sent_again() {
     let receiver = Receiver::accepting().await;
     let store = MemoryStore::new();
     for round in 0..5 {
-        let deliveries = deliver(&store, endpoint(&receiver));
+        let deliveries = deliver(&store, endpoint(&receiver)).await;
         two_events(&store, &format!("k-{round}")).await;
         receiver.until(|received| received.len() > 2 * round).await;
         stop(deliveries).await;
     }
-    let deliveries = deliver(&store, endpoint(&receiver));
+    let deliveries = deliver(&store, endpoint(&receiver)).await;
     receiver.until_accepted(10).await;
     stop(deliveries).await;
     assert_eq!(receiver.received().len(), 10);
@@ -612,17 +612,106 @@ async fn what_a_stop_lets_end_is_not_sent_again() {
 }
 
 #[tokio::test]
+async fn an_endpoint_that_is_down_parks_no_more_than_the_limit() {
+    let is_down = Arc::new(AtomicBool::new(true));
+    let down = is_down.clone();
+    let receiver = Receiver::start(move |_| match down.load(Ordering::SeqCst) {
+        true => Reply::Status(503),
+        false => Reply::Status(200),
+    })
+    .await;
+    let store = MemoryStore::new();
+    let deliveries = outbox(endpoint(&receiver)).parked_limit(20);
+    let deliveries = deliveries.start(store.clone()).await.unwrap();
+    for number in 0..600 {
+        two_events(&store, &format!("k-{number}")).await;
+    }
+    until(&store, |state| state.parked >= 20).await;
+    receiver.until(|received| received.len() > 1500).await;
+    let state = state(&store).await;
+    // 512 may be read before the first failure.
+    assert!(state.parked <= 20 + 512 && state.behind > 600, "{state:?}");
+    is_down.store(false, Ordering::SeqCst);
+    receiver.until_accepted(1200).await;
+    until_all_marked(&store).await;
+    stop(deliveries).await;
+    assert_in_order(&receiver, 600);
+}
+
+/// What the receiver does is drawn, the store fails now and then, and the server is killed in the
+/// middle, again and again.
+#[tokio::test]
+async fn whatever_fails_everything_arrives_in_order() {
+    for seed in 1..=4_u64 {
+        let state = std::sync::Mutex::new(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        let draw = move |sides: u64| {
+            let mut state = state.lock().unwrap();
+            // xorshift64
+            *state ^= *state << 13;
+            *state ^= *state >> 7;
+            *state ^= *state << 17;
+            *state % sides
+        };
+        let draw = Arc::new(draw);
+        let drawn = draw.clone();
+        let receiver = Receiver::start(move |_| match drawn(12) {
+            0 => Reply::Status(500),
+            1 => Reply::Close,
+            2 => Reply::Hang,
+            3 => Reply::With(429, "retry-after", "0".to_owned()),
+            4 => Reply::Cut,
+            _ => Reply::Status(200),
+        })
+        .await;
+        let (folder, mut store) = sqlite();
+        let path = folder.path().join("aegis.db");
+        for life in 0..6 {
+            let faulty = Faulty::new(store.clone(), Mood::Well);
+            let outbox = outbox(endpoint(&receiver)).request_timeout(Duration::from_millis(200));
+            let deliveries = outbox.start(faulty.clone()).await.unwrap();
+            for number in 0..10 {
+                two_events(&store, &format!("k-{life}-{number}")).await;
+                if draw(4) == 0 {
+                    faulty.set(Mood::Fails);
+                }
+                sleep(Duration::from_millis(draw(30))).await;
+                faulty.set(Mood::Well);
+            }
+            if draw(2) == 0 {
+                drop(deliveries);
+            } else {
+                stop(deliveries).await;
+            }
+            store.close().await;
+            store = SqliteStore::open(&path).unwrap();
+        }
+        let outbox = outbox(endpoint(&receiver)).request_timeout(Duration::from_millis(200));
+        let deliveries = outbox.start(store.clone()).await.unwrap();
+        receiver.until_accepted(120).await;
+        until_all_marked(&store).await;
+        stop(deliveries).await;
+        store.close().await;
+        assert_in_order(&receiver, 60);
+        let verified = SqliteStore::verify(&path).unwrap();
+        assert_eq!(verified.faults, Vec::<String>::new(), "seed {seed}");
+    }
+}
+
+#[tokio::test]
 async fn notifications_link_to_the_page_and_need_its_url() {
     let receiver = Receiver::accepting().await;
     let store = MemoryStore::new();
     let slack = Endpoint::slack("chat", &receiver.url()).unwrap();
-    let error = outbox(slack.clone()).start(store.clone()).unwrap_err();
+    let error = outbox(slack.clone())
+        .start(store.clone())
+        .await
+        .unwrap_err();
     assert!(error.to_string().contains("'chat'"), "{error}");
     let public = PublicUrl::new("https://aegis.example.com/").unwrap();
     let ntfy = Endpoint::ntfy("phone", &receiver.url()).unwrap();
     let both = vec![slack.start(Start::Oldest), ntfy.start(Start::Oldest)];
     let outbox = Outbox::new(both).public_url(public);
-    let deliveries = outbox.start(store.clone()).unwrap();
+    let deliveries = outbox.start(store.clone()).await.unwrap();
     submit_to(&store, "acme", "k", "Pay <https://evil.example|Approve>").await;
     approve(&store, "k").await;
     receiver.until(|received| received.len() == 2).await;
@@ -662,7 +751,7 @@ async fn the_log_names_endpoint_status_and_attempt_and_nothing_secret() {
     let store = MemoryStore::new();
     let url = format!("{}/path-token?query-token", receiver.url());
     let endpoint = Endpoint::standard("billing", &url, vec![secret(SECRET)]).unwrap();
-    let deliveries = deliver(&store, endpoint.start(Start::Oldest));
+    let deliveries = deliver(&store, endpoint.start(Start::Oldest)).await;
     submit_to(&store, "acme", "bad", "the-title").await;
     receiver.until_accepted(1).await;
     until_all_marked(&store).await;

@@ -264,6 +264,7 @@ pub(crate) async fn run(args: Serve, context: Context) -> Result<(), Failure> {
     };
     let deliveries = outbox
         .start(store.clone())
+        .await
         .map_err(|error| Failure::other("webhooks").because(error))?;
     let (stop, stopped) = tokio::sync::oneshot::channel();
     let serving = server.serve(service, async {
