@@ -319,6 +319,44 @@ async fn what_fails_is_sent_again_in_order() {
 }
 
 #[tokio::test]
+async fn what_comes_later_waits_behind_what_failed() {
+    let is_bad = Arc::new(AtomicBool::new(true));
+    let bad = is_bad.clone();
+    let receiver = Receiver::start(move |message| {
+        match bad.load(Ordering::SeqCst) && message.kind() == "submitted" && message.key() == "bad"
+        {
+            true => Reply::Status(500),
+            false => Reply::Status(200),
+        }
+    })
+    .await;
+    let (_folder, store) = sqlite();
+    let deliveries = deliver(&store, endpoint(&receiver)).await;
+    submit(&store, "bad").await;
+    until(&store, |state| state.parked == 1).await;
+    approve(&store, "bad").await;
+    two_events(&store, "good").await;
+    receiver.until_accepted(2).await;
+    until(&store, |state| state.parked == 2 && state.behind == 0).await;
+    // Also after another start, which knows of it from the store.
+    stop(deliveries).await;
+    let deliveries = deliver(&store, endpoint(&receiver)).await;
+    two_events(&store, "again").await;
+    receiver.until_accepted(4).await;
+    assert!(
+        receiver
+            .accepted()
+            .iter()
+            .all(|message| message.key() != "bad")
+    );
+    is_bad.store(false, Ordering::SeqCst);
+    receiver.until_accepted(6).await;
+    until_all_marked(&store).await;
+    stop(deliveries).await;
+    assert_in_order(&receiver, 3);
+}
+
+#[tokio::test]
 async fn a_redirect_is_a_failure_and_is_not_followed() {
     let elsewhere = Receiver::accepting().await;
     let redirect = Reply::With(307, "location", elsewhere.url());
@@ -642,7 +680,7 @@ async fn an_endpoint_that_is_down_parks_no_more_than_the_limit() {
 /// middle, again and again.
 #[tokio::test]
 async fn whatever_fails_everything_arrives_in_order() {
-    for seed in 1..=4_u64 {
+    for seed in 1..=2_u64 {
         let state = std::sync::Mutex::new(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15));
         let draw = move |sides: u64| {
             let mut state = state.lock().unwrap();
