@@ -211,8 +211,7 @@ impl PublicUrl {
         let (scheme, rest) = split_scheme(url, &["http", "https"]).ok_or(InvalidPublicUrl)?;
         let authority = rest.strip_suffix('/').unwrap_or(rest);
         let is_host = |byte: u8| byte.is_ascii_alphanumeric() || b".-:[]_".contains(&byte);
-        let is_valid = authority.bytes().all(is_host)
-            && check_host_and_port(authority).is_ok();
+        let is_valid = authority.bytes().all(is_host) && check_host_and_port(authority).is_ok();
         match is_valid {
             true => Ok(Self(format!("{scheme}://{authority}"))),
             false => Err(InvalidPublicUrl),

@@ -1,5 +1,82 @@
 //! The operations of a store that a test double passes on unchanged.
 
+/// Implements what webhooks need by a store of the double's. `$first` runs before each.
+macro_rules! forward_deliveries {
+    ($self:ident, $store:expr, $first:block) => {
+        async fn all_events(
+            &$self,
+            after: u64,
+            limit: usize,
+        ) -> Result<Vec<(u64, aegis_hitl::protocol::Event)>, aegis_hitl::store::StoreError> {
+            $first;
+            $store.all_events(after, limit).await
+        }
+
+        async fn take_endpoint(
+            &$self,
+            request: aegis_hitl::store::TakeEndpoint,
+        ) -> Result<aegis_hitl::store::EndpointTaken, aegis_hitl::store::StoreError> {
+            $first;
+            $store.take_endpoint(request).await
+        }
+
+        async fn due_deliveries(
+            &$self,
+            endpoint: &str,
+            limit: usize,
+        ) -> Result<aegis_hitl::store::DueDeliveries, aegis_hitl::store::StoreError> {
+            $first;
+            $store.due_deliveries(endpoint, limit).await
+        }
+
+        async fn mark_deliveries(
+            &$self,
+            request: aegis_hitl::store::MarkDeliveries,
+        ) -> Result<aegis_hitl::store::Marked, aegis_hitl::store::StoreError> {
+            $first;
+            $store.mark_deliveries(request).await
+        }
+
+        async fn resend(
+            &$self,
+            request: aegis_hitl::store::Resend,
+        ) -> Result<aegis_hitl::store::Resent, aegis_hitl::store::StoreError> {
+            $first;
+            $store.resend(request).await
+        }
+
+        async fn resume(
+            &$self,
+            request: aegis_hitl::store::Resume,
+        ) -> Result<aegis_hitl::store::Resumed, aegis_hitl::store::StoreError> {
+            $first;
+            $store.resume(request).await
+        }
+
+        async fn endpoints(
+            &$self,
+        ) -> Result<Vec<aegis_hitl::store::EndpointState>, aegis_hitl::store::StoreError> {
+            $first;
+            $store.endpoints().await
+        }
+
+        async fn dead_letters(
+            &$self,
+            endpoint: &str,
+            limit: usize,
+        ) -> Result<Vec<aegis_hitl::store::DeadLetter>, aegis_hitl::store::StoreError> {
+            $first;
+            $store.dead_letters(endpoint, limit).await
+        }
+
+        fn watch_all(&$self) -> aegis_hitl::store::Watch {
+            $store.watch_all()
+        }
+    };
+}
+
+pub(crate) use forward_deliveries;
+
 /// Implements the operations on submitted actions by a store of the double's. `$first` runs before
 /// each.
 macro_rules! forward_the_human_loop {
@@ -85,75 +162,7 @@ macro_rules! forward_the_human_loop {
             $store.newest_event().await
         }
 
-        async fn all_events(
-            &$self,
-            after: u64,
-            limit: usize,
-        ) -> Result<Vec<(u64, aegis_hitl::protocol::Event)>, aegis_hitl::store::StoreError> {
-            $first;
-            $store.all_events(after, limit).await
-        }
-
-        async fn take_endpoint(
-            &$self,
-            request: aegis_hitl::store::TakeEndpoint,
-        ) -> Result<aegis_hitl::store::EndpointTaken, aegis_hitl::store::StoreError> {
-            $first;
-            $store.take_endpoint(request).await
-        }
-
-        async fn due_deliveries(
-            &$self,
-            endpoint: &str,
-            limit: usize,
-        ) -> Result<aegis_hitl::store::DueDeliveries, aegis_hitl::store::StoreError> {
-            $first;
-            $store.due_deliveries(endpoint, limit).await
-        }
-
-        async fn mark_deliveries(
-            &$self,
-            request: aegis_hitl::store::MarkDeliveries,
-        ) -> Result<aegis_hitl::store::Marked, aegis_hitl::store::StoreError> {
-            $first;
-            $store.mark_deliveries(request).await
-        }
-
-        async fn resend(
-            &$self,
-            request: aegis_hitl::store::Resend,
-        ) -> Result<aegis_hitl::store::Resent, aegis_hitl::store::StoreError> {
-            $first;
-            $store.resend(request).await
-        }
-
-        async fn resume(
-            &$self,
-            request: aegis_hitl::store::Resume,
-        ) -> Result<aegis_hitl::store::Resumed, aegis_hitl::store::StoreError> {
-            $first;
-            $store.resume(request).await
-        }
-
-        async fn endpoints(
-            &$self,
-        ) -> Result<Vec<aegis_hitl::store::EndpointState>, aegis_hitl::store::StoreError> {
-            $first;
-            $store.endpoints().await
-        }
-
-        async fn dead_letters(
-            &$self,
-            endpoint: &str,
-            limit: usize,
-        ) -> Result<Vec<aegis_hitl::store::DeadLetter>, aegis_hitl::store::StoreError> {
-            $first;
-            $store.dead_letters(endpoint, limit).await
-        }
-
-        fn watch_all(&$self) -> aegis_hitl::store::Watch {
-            $store.watch_all()
-        }
+        crate::support::forward_deliveries!($self, $store, $first);
 
         fn watch_tenant(&$self, tenant: &aegis_hitl::TenantId) -> aegis_hitl::store::Watch {
             $store.watch_tenant(tenant)

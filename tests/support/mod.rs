@@ -34,7 +34,7 @@ pub use self::disk::Disk;
 #[cfg(feature = "server")]
 pub use self::faulty::{Faulty, Mood};
 #[cfg(feature = "server")]
-pub(crate) use self::forward::forward_the_human_loop;
+pub(crate) use self::forward::{forward_deliveries, forward_the_human_loop};
 pub use self::log::Log;
 #[cfg(feature = "server")]
 pub use self::server::{Running, start, start_with};

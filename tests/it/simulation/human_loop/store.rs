@@ -21,6 +21,7 @@ use super::super::site::Disturbed;
 use super::super::world::World;
 use super::history::{Conclusion, Entry, Fact, Time, check};
 use crate::simulation::client::TENANT;
+use crate::support::forward_deliveries;
 
 /// What happened. Clones share it.
 #[derive(Clone)]
@@ -312,6 +313,8 @@ impl Disturbed for LoopStore {
 }
 
 impl Store for LoopStore {
+    forward_deliveries!(self, self.memory(), {});
+
     async fn decide(&self, request: Decide) -> Result<Decided, StoreError> {
         let (decision, call) = (request.decision, request.call_id.clone());
         self.perform(
