@@ -314,12 +314,14 @@ mod tests {
             "https://h/a|b",
             "https://h<b>/",
             "https://h:0/",
+            "https://h/a",
+            "https://h//",
         ] {
             assert_eq!(PublicUrl::new(url), Err(InvalidPublicUrl), "{url}");
         }
         for url in ["https://h", "https://h/", "HTTPS://h/"] {
             assert_eq!(PublicUrl::new(url).unwrap().0, "https://h");
         }
-        assert_eq!(PublicUrl::new("http://h:81/a/").unwrap().0, "http://h:81/a");
+        assert_eq!(PublicUrl::new("http://h:81/").unwrap().0, "http://h:81");
     }
 }
