@@ -207,7 +207,8 @@ impl<St: Store> HitlService<St> {
         if let Some(desk) = &self.inbox
             && let Some(page) = inbox::Route::of(parts.uri.path())
         {
-            return Ok(inbox::respond(api, desk, page, parts, body, arrival).await);
+            // In a box, as every other request would have room for it too.
+            return Ok(Box::pin(inbox::respond(api, desk, page, parts, body, arrival)).await);
         }
         let route = Route::of(
             api.settings.prefix.as_str(),

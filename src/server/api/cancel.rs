@@ -29,7 +29,7 @@ impl<St: Store> Api<St> {
         let cancel = Cancel {
             id: request.id,
             call_id: request.call_id,
-            may_cancel_all: !caller.is_known || caller.may(Scope::Admin),
+            may_cancel_all: !caller.is_known() || caller.may(Scope::Admin),
             tenant_id: caller.tenant_id,
             actor: caller.actor,
         };

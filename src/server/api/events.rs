@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::Api;
 use super::feed::{Feed, Found, PAGE, PAUSE};
 use crate::protocol::TenantId;
-use crate::server::auth::{Scope, credentials};
+use crate::server::auth::Scope;
 use crate::server::http::{Rejection, Response, ResponseBody, headers};
 use crate::store::Store;
 
@@ -28,7 +28,8 @@ impl<St: Store> Api<St> {
         headers: &HeaderMap,
     ) -> Result<Response, Rejection> {
         let caller = self.settings.auth.authenticate(headers)?;
-        let tenant = caller.with(Scope::Read)?.tenant_id;
+        let caller = caller.with(Scope::Read)?;
+        let (tenant, key) = (caller.tenant_id, caller.key);
         headers::call_id(headers)?;
         let asked = position(headers)?;
         let newest = self.await_store(self.store.newest_event()).await?;
@@ -41,7 +42,7 @@ impl<St: Store> Api<St> {
         let follower = Follower {
             feed: self.follow(&tenant, newest),
             api: self.clone(),
-            credentials: credentials(headers),
+            key,
             tenant,
             position: after,
             // Without data this is no event, but it tells the client where to resume.
@@ -84,8 +85,9 @@ fn position(headers: &HeaderMap) -> Result<Option<u64>, Rejection> {
 /// A client that follows the events of its tenant.
 struct Follower<St> {
     api: Arc<Api<St>>,
-    /// They are checked before every event: a key may expire, or be removed.
-    credentials: HeaderMap,
+    /// The digest of the client's API key. It is checked before every event: a key may expire, or be
+    /// removed.
+    key: Option<[u8; 32]>,
     tenant: TenantId,
     feed: Feed,
     /// The position that the client has everything up to, once `ready` is sent.
@@ -143,10 +145,8 @@ impl<St: Store> Follower<St> {
     }
 
     fn may_read(&self) -> bool {
-        let caller = self.api.settings.auth.authenticate(&self.credentials);
-        caller
-            .and_then(|caller| caller.with(Scope::Read))
-            .is_ok_and(|caller| caller.tenant_id == self.tenant)
+        let auth = &self.api.settings.auth;
+        auth.still_allows(self.key, Scope::Read, &self.tenant)
     }
 
     /// Reads further events from the store, as the feed begins only behind `start`.

@@ -139,7 +139,7 @@ impl<St: Store> Api<St> {
 
     /// Whether a caller may decide on what it submitted.
     pub(crate) fn allows_self_approval(&self, caller: &Caller) -> bool {
-        self.settings.allow_self_approval || !caller.is_known
+        self.settings.allow_self_approval || !caller.is_known()
     }
 
     /// Reads the parts of a request about the action with an id: the caller, the id, the call id

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 pub use self::keys::{Keys, KeysError, Scope};
 use self::keys::{Owner, Scopes};
 pub(crate) use self::sessions::{Holder, LIFETIME, OneTimeCode, Sessions};
-use crate::protocol::{ApiKey, Code, TENANT_ID, TenantId};
+use crate::protocol::{ApiKey, Code, TenantId};
 use crate::server::http::Rejection;
 use crate::server::http::headers;
 use crate::store::Actor;
@@ -73,8 +73,22 @@ impl Auth {
             return None;
         };
         let keys = self.0.as_ref()?.borrow();
-        let owner = keys.owner_by_digest(&digest)?;
-        (!owner.has_expired()).then(|| Caller::from(owner))
+        let owner = keys.owner(&digest)?;
+        (!owner.has_expired()).then(|| Caller::new(owner, digest))
+    }
+
+    /// Returns whether a caller whose request outlives its check still has a scope for a tenant.
+    /// `key` is the digest of their API key.
+    pub(crate) fn still_allows(
+        &self,
+        key: Option<[u8; 32]>,
+        scope: Scope,
+        tenant: &TenantId,
+    ) -> bool {
+        key.is_none_or(|key| {
+            self.holder(Holder::Key(key))
+                .is_some_and(|caller| caller.may(scope) && caller.tenant_id == *tenant)
+        })
     }
 
     /// Returns the caller, or `None` for an anonymous request. Credentials must be valid where they
@@ -90,35 +104,31 @@ impl Auth {
     }
 }
 
-/// The headers that a caller is authenticated by, for a request that outlives its check.
-pub(crate) fn credentials(headers: &HeaderMap) -> HeaderMap {
-    let kept = [AUTHORIZATION, TENANT_ID].into_iter();
-    kept.filter_map(|name| Some((name.clone(), headers.get(name)?.clone())))
-        .collect()
-}
-
 /// An authenticated caller.
 #[derive(Debug)]
 pub(crate) struct Caller {
     pub(crate) tenant_id: TenantId,
     pub(crate) actor: Actor,
     scopes: Scopes,
-    /// Whether the actor is told from others. A keyless server tells nobody apart.
-    pub(crate) is_known: bool,
+    /// The digest of the caller's API key. A server without keys tells nobody apart.
+    pub(crate) key: Option<[u8; 32]>,
 }
 
-impl From<&Owner> for Caller {
-    fn from(owner: &Owner) -> Self {
+impl Caller {
+    fn new(owner: &Owner, key: [u8; 32]) -> Self {
         Self {
             tenant_id: owner.tenant_id.clone(),
             actor: owner.actor.clone(),
             scopes: owner.scopes,
-            is_known: true,
+            key: Some(key),
         }
     }
-}
 
-impl Caller {
+    /// Whether the actor is told from others.
+    pub(crate) fn is_known(&self) -> bool {
+        self.key.is_some()
+    }
+
     /// Rejects a caller who lacks a scope.
     pub(crate) fn with(self, scope: Scope) -> Result<Self, Rejection> {
         if self.may(scope) {
@@ -148,7 +158,7 @@ fn by_header(headers: &HeaderMap) -> Result<Option<Caller>, Rejection> {
         tenant_id,
         actor: Actor::new("anonymous"),
         scopes: Scopes::ALL,
-        is_known: false,
+        key: None,
     }))
 }
 
@@ -158,8 +168,9 @@ fn by_key(keys: &Keys, headers: &HeaderMap) -> Result<Option<Caller>, Rejection>
     };
     let key = bearer(value.as_bytes())
         .ok_or_else(|| unauthorized("the Authorization header is not 'Bearer' and an API key"))?;
+    let digest = keys::digest(&key);
     let owner = keys
-        .owner(&key)
+        .owner(&digest)
         .ok_or_else(|| unauthorized("the API key is unknown"))?;
     if owner.has_expired() {
         return Err(unauthorized("the API key has expired"));
@@ -171,7 +182,7 @@ fn by_key(keys: &Keys, headers: &HeaderMap) -> Result<Option<Caller>, Rejection>
             "the API key is another tenant's than the one that the Tenant-Id header names",
         ));
     }
-    Ok(Some(Caller::from(owner)))
+    Ok(Some(Caller::new(owner, digest)))
 }
 
 /// Reads the scheme `Bearer`, in any case, followed by one token (RFC 6750, section 2.1).

@@ -29,7 +29,7 @@ impl Viewer {
     pub(super) fn by_key(caller: Caller) -> Option<Self> {
         caller.may(Scope::Read).then(|| Self {
             may_decide: caller.may(Scope::Decide),
-            is_known: caller.is_known,
+            is_known: caller.is_known(),
             tenant: Some(caller.tenant_id),
             actor: caller.actor,
             has_session: true,
