@@ -194,6 +194,8 @@ struct Round<'a, St> {
     held_at: Instant,
     /// When the next mark may be made.
     mark_at: Instant,
+    /// Whether the last mark failed. Until one is made, nothing is sent that would be sent again.
+    has_failed: bool,
     read_at: Instant,
     due_at: Instant,
     /// When requests in flight must have ended, because the receiver is gone.
@@ -234,6 +236,7 @@ impl<'a, St: Store> Round<'a, St> {
             marked: position,
             held_at,
             mark_at: held_at,
+            has_failed: false,
             read_at: held_at,
             due_at: held_at,
             gone: None,
@@ -251,7 +254,7 @@ impl<'a, St: Store> Round<'a, St> {
             if self.next_mark() <= now && self.mark(LEASE, false).await.is_err() {
                 return;
             }
-            let may_send = now < self.held_at + SEND_FOR;
+            let may_send = !self.has_failed && now < self.held_at + SEND_FOR;
             let deadline = match (*stop.borrow(), self.gone) {
                 (Some(stop), Some(gone)) => Some(stop.min(gone)),
                 (stop, gone) => stop.or(gone),
@@ -316,6 +319,7 @@ impl<'a, St: Store> Round<'a, St> {
         let is_open = !self.results.is_empty() || self.window.position() != self.marked;
         let renewal = self.held_at + RENEW_EACH;
         // After a failure, nothing comes before the pause.
+        let is_open = is_open || self.has_failed;
         let due = if is_open { self.mark_at } else { renewal };
         due.min(renewal).max(self.mark_at)
     }
@@ -607,6 +611,7 @@ impl<'a, St: Store> Round<'a, St> {
         let now = Instant::now();
         match marked {
             Ok(Marked::Recorded { dead }) => {
+                self.has_failed = false;
                 self.marked = position;
                 self.held_at = begun;
                 self.mark_at = now + MARK_EACH;
@@ -636,6 +641,7 @@ impl<'a, St: Store> Round<'a, St> {
                 self.store_failed(&error);
                 // Recording the same again changes nothing more.
                 self.results = results;
+                self.has_failed = true;
                 self.mark_at = now + PAUSE;
                 Ok(())
             }
@@ -697,4 +703,28 @@ fn action_of(event: &Event) -> Uuid {
     let action = event.action.as_ref();
     let id = action.and_then(|action| action.request_id.as_uuid());
     id.or(event.id.as_uuid()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attempts_come_after_5_s_then_ever_later_up_to_an_hour() {
+        let settings = Settings::default();
+        for _ in 0..200 {
+            let mut least = Duration::from_secs(5);
+            for retry in 0..40 {
+                let wait = settings
+                    .backoff
+                    .wait(retry, Duration::ZERO, &settings.random);
+                assert!(
+                    wait >= least && wait <= least.mul_f64(1.25),
+                    "{retry}: {wait:?}"
+                );
+                assert!(wait <= Duration::from_secs(3600), "{retry}: {wait:?}");
+                least = (least * 2).min(Duration::from_secs(48 * 60));
+            }
+        }
+    }
 }

@@ -298,6 +298,12 @@ mod tests {
     }
 
     #[test]
+    fn an_https_url_needs_tls() {
+        let made = Endpoint::slack("chat", "https://h/token");
+        assert_eq!(made.is_ok(), cfg!(feature = "tls"), "{made:?}");
+    }
+
+    #[test]
     fn what_is_signed_has_a_secret() {
         let error = Endpoint::standard("a", "http://h/", vec![]).unwrap_err();
         assert!(error.to_string().contains("no secret"), "{error}");

@@ -113,21 +113,25 @@ fn judge(response: &Response<Incoming>) -> Answer {
 
 /// What kept a connection from being made: the system's words, which name no path.
 fn reason(error: &legacy::Error) -> String {
+    let mut reason = String::new();
     let mut next: Option<&(dyn StdError + 'static)> = Some(error);
     while let Some(error) = next {
-        if let Some(error) = error.downcast_ref::<std::io::Error>() {
-            #[cfg(feature = "tls")]
-            if error
-                .get_ref()
-                .is_some_and(|inner| inner.is::<rustls::Error>())
-            {
-                return ": TLS failed, perhaps the certificate is not trusted".to_owned();
-            }
-            return format!(": {}", error.kind());
+        #[cfg(feature = "tls")]
+        if error.is::<rustls::Error>() {
+            return ": TLS failed, perhaps the certificate is not trusted".to_owned();
         }
-        next = error.source();
+        let io = error.downcast_ref::<std::io::Error>();
+        if let Some(io) = io {
+            reason = format!(": {}", io.kind());
+        }
+        // The error that an `io::Error` wraps is not its source: `source` skips to that error's
+        // source.
+        next = match io.and_then(std::io::Error::get_ref) {
+            Some(wrapped) => Some(wrapped),
+            None => error.source(),
+        };
     }
-    String::new()
+    reason
 }
 
 /// Reads a body to its end, up to a limit.

@@ -18,6 +18,8 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::sleep;
 
+#[cfg(feature = "tls")]
+use crate::support::raw::Raw;
 use crate::support::receiver::{Receiver, Reply};
 use crate::support::{Faulty, HANG, Log, Mood, ends};
 
@@ -546,35 +548,41 @@ async fn after_a_day_an_event_is_a_dead_letter_and_can_be_resent() {
 
 #[tokio::test]
 async fn what_was_delivered_and_not_marked_is_delivered_again_under_its_id() {
-    let receiver = Receiver::accepting().await;
     let (folder, store) = sqlite();
     let faulty = Faulty::new(store.clone(), Mood::Well);
+    let failing = faulty.clone();
+    let receiver = Receiver::start(move |_| {
+        failing.set(Mood::Fails);
+        Reply::Status(200)
+    })
+    .await;
     let deliveries = deliver(&faulty, endpoint(&receiver)).await;
-    until(&store, |state| state.held_until.is_some()).await;
     two_events(&store, "k").await;
-    // The first mark is made later than the first delivery.
     receiver.until_accepted(1).await;
-    faulty.set(Mood::Fails);
-    receiver.until_accepted(2).await;
+    let asked = faulty.asked();
+    while faulty.asked() < asked + 1 {
+        sleep(Duration::from_millis(10)).await;
+    }
     // As a kill: nothing is marked, and nothing is given up.
     drop(deliveries);
-    let position = state(&store).await.position;
-    assert!(position < 2, "{position}");
+    assert_eq!(state(&store).await.position, 0);
     store.close().await;
-    let store = SqliteStore::open(folder.path().join("aegis.db")).unwrap();
     let before = receiver.received();
+
+    let store = SqliteStore::open(folder.path().join("aegis.db")).unwrap();
     let deliveries = deliver(&store, endpoint(&receiver)).await;
+    receiver.until_accepted(2).await;
     until_all_marked(&store).await;
     stop(deliveries).await;
+    assert_in_order(&receiver, 1);
     let received = receiver.received();
-    assert!(received.len() > before.len(), "it was sent again");
-    let ids: HashSet<_> = received.iter().map(|message| message.id()).collect();
-    assert_eq!(ids.len(), 2);
-    let again = &received[before.len()..];
-    let old = |message: &crate::support::receiver::Received| {
-        before.iter().any(|earlier| earlier.id() == message.id())
-    };
-    assert!(again.iter().all(old), "{again:?}");
+    let again = &received[before.len()];
+    assert_eq!(again.id(), before[0].id(), "the first is sent again");
+    assert_eq!(again.json()["data"]["id"], before[0].id());
+    let verifier = Webhook::new(SECRET).unwrap();
+    verifier
+        .verify(again.body.as_bytes(), &again.headers)
+        .unwrap();
 }
 
 #[tokio::test]
@@ -772,6 +780,47 @@ async fn notifications_link_to_the_page_and_need_its_url() {
         .unwrap();
     assert_eq!(phone.header("click"), page);
     assert!(!phone.body.contains("://"), "{}", phone.body);
+}
+
+#[cfg(feature = "tls")]
+#[tokio::test]
+async fn a_receiver_without_tls_gets_nothing_by_https() {
+    let plain = Raw::start(|_, mut stream| async move {
+        let _ = stream
+            .write_all(b"HTTP/1.1 400 no\r\ncontent-length: 0\r\n\r\n")
+            .await;
+        let _ = stream.read_to_end(&mut Vec::new()).await;
+    })
+    .await;
+    let store = MemoryStore::new();
+    let url = format!("https://{}/", plain.address);
+    let endpoint = Endpoint::standard("a", &url, vec![secret(SECRET)]).unwrap();
+    let deliveries = outbox(endpoint.start(Start::Oldest)).give_up_after(Duration::ZERO);
+    let deliveries = deliveries.start(store.clone()).await.unwrap();
+    submit(&store, "k").await;
+    until(&store, |state| state.dead == 1).await;
+    let letters = store.dead_letters("a", 1).await.unwrap();
+    assert!(
+        letters[0].failure.starts_with("no connection: TLS failed"),
+        "{letters:?}"
+    );
+    stop(deliveries).await;
+}
+
+#[tokio::test]
+async fn a_receiver_that_is_not_there_is_a_failure() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    drop(listener);
+    let store = MemoryStore::new();
+    let endpoint = Endpoint::standard("a", &url, vec![secret(SECRET)]).unwrap();
+    let deliveries = outbox(endpoint.start(Start::Oldest)).give_up_after(Duration::ZERO);
+    let deliveries = deliveries.start(store.clone()).await.unwrap();
+    submit(&store, "k").await;
+    until(&store, |state| state.dead == 1).await;
+    let letters = store.dead_letters("a", 1).await.unwrap();
+    assert_eq!(letters[0].failure, "no connection: connection refused");
+    stop(deliveries).await;
 }
 
 #[tokio::test]
