@@ -574,8 +574,7 @@ impl<'a, St: Store> Round<'a, St> {
             }
             // The event stays where it is.
             Answer::Gone => {
-                let gone = self.gone.get_or_insert(Instant::now() + MAX_REQUEST);
-                self.mark_at = self.mark_at.min(*gone);
+                self.gone.get_or_insert(Instant::now() + MAX_REQUEST);
             }
         }
     }

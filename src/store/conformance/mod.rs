@@ -106,6 +106,7 @@ where
         calls::a_tenants_call_id_is_its_own,
         calls::a_call_id_of_any_form_tells_a_retry,
         watching::a_decision_wakes_who_waits_for_it,
+        watching::every_event_wakes_who_waits_for_all,
         decisions::of_many_calls_one_is_recorded,
         reviews::what_was_seen_is_decided,
         reviews::what_the_reviewer_edited_is_what_is_run,

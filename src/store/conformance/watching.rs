@@ -51,3 +51,17 @@ pub(super) async fn a_decision_wakes_who_waits_for_it<S: Store>(stores: &Stores<
     let woken = poll_once(unmoved.changed()).await.is_some();
     assert!(!woken, "a decision woke who waits for another action");
 }
+
+pub(super) async fn every_event_wakes_who_waits_for_all<S: Store>(stores: &Stores<S>) {
+    let store = stores.at(0);
+    let mut watch = store.watch_all();
+    assert!(
+        poll_once(watch.changed()).await.is_none(),
+        "nothing happened"
+    );
+    for key in ["k-1", "k-2"] {
+        unwrap_variant!(stores.submit(0, submission(key)).await, Submitted::Recorded);
+        let woken = tokio::time::timeout(PATIENCE, watch.changed()).await;
+        woken.expect("who waits for all events was never woken");
+    }
+}

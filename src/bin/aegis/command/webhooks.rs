@@ -1,6 +1,7 @@
 //! `aegis webhooks`.
 
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use aegis_hitl::protocol::Escaped;
 use aegis_hitl::store::{
@@ -126,8 +127,8 @@ fn state(args: &State, context: Context) -> Result<(), Failure> {
     for endpoint in &endpoints {
         let standing = match (endpoint.stopped_at, endpoint.held_until) {
             (Some(at), _) => format!("stopped {}", view::time(at)),
-            (None, Some(_)) => "served".to_owned(),
-            (None, None) => "not served".to_owned(),
+            (None, Some(until)) if until > SystemTime::now() => "served".to_owned(),
+            (None, _) => "not served".to_owned(),
         };
         table.add_row([
             Escaped::line(&endpoint.name).to_string(),
