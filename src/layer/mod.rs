@@ -201,3 +201,50 @@ fn is_blank(key: &HeaderValue) -> bool {
 fn carries_key(headers: &HeaderMap, key_header: &HeaderName) -> bool {
     first_value(headers, key_header).is_some_and(|key| !is_blank(key))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_limit_of_more_than_a_century_is_none() {
+        let century = Duration::from_secs(100 * 365 * 24 * 3600);
+        for limit in [Duration::ZERO, Duration::from_secs(7), century] {
+            assert_eq!(after(limit), Some(Instant::now() + limit), "{limit:?}");
+        }
+        for limit in [century + Duration::from_nanos(1), Duration::MAX] {
+            assert_eq!(after(limit), None, "{limit:?}");
+        }
+    }
+
+    #[test]
+    fn heads_are_shown_without_what_may_be_secret() {
+        let request = http::Request::post("https://user:secret@h:81/a?secret=1");
+        let request = request.header("x-secret", "secret").body(()).unwrap();
+        let head = RequestHead {
+            method: request.method(),
+            uri: request.uri(),
+            headers: request.headers(),
+        };
+        assert_eq!(
+            format!("{head:?}"),
+            "RequestHead { method: POST, uri: https://h:81/a, .. }"
+        );
+        let response = http::Response::builder().status(503);
+        let response = response.header("set-cookie", "secret").body(()).unwrap();
+        let head = ResponseHead::of(&response);
+        assert_eq!(format!("{head:?}"), "ResponseHead { status: 503, .. }");
+    }
+
+    #[test]
+    fn a_classifier_reads_retry_after_from_the_head() {
+        let response = |value: &'static str| {
+            let response = http::Response::builder().header("retry-after", value);
+            response.body(()).unwrap()
+        };
+        for (value, expected) in [("7", Some(Duration::from_secs(7))), ("soon", None)] {
+            let response = response(value);
+            assert_eq!(ResponseHead::of(&response).retry_after(), expected);
+        }
+    }
+}
