@@ -495,7 +495,7 @@ async fn an_edited_payload_is_shown_with_its_changes_and_a_bad_one_loses_nothing
         call.send().await
     };
     let reserved = "{\"aegis\":{}}";
-    for bad in ["{\"to\": ", "[]", "{\"a\":1,\"a\":2}", "7", reserved] {
+    for bad in ["", "{\"to\": ", "[]", "{\"a\":1,\"a\":2}", "7", reserved] {
         let reply = send(bad, "approve", "c").await;
         assert_eq!(reply.status, 422, "{bad}");
         let page = html(&reply);

@@ -224,10 +224,14 @@ impl<St: Store> Visit<'_, St> {
             .parse()
             .map_err(|error| Rejection::invalid(format!("the field 'decision': {error}")))?;
         let comment = field("comment").map(|text| text.replace("\r\n", "\n"));
-        let text = field("payload").filter(|_| decision == Decision::Approve);
+        // A payload that was emptied is no payload to run, and not the one from before either.
+        let typed = form_urlencoded::parse(form.as_bytes())
+            .find(|(name, _)| name == "payload")
+            .map(|(_, text)| text.into_owned());
+        let text = typed.clone().filter(|_| decision == Decision::Approve);
         let draft = |error: String| Draft {
             comment: comment.clone().unwrap_or_default(),
-            payload: field("payload"),
+            payload: typed.clone(),
             error: Some(error),
         };
         if comment
