@@ -1,5 +1,6 @@
 //! `aegis`: parses arguments, calls the library, and returns an exit code.
 
+mod agent;
 mod args;
 mod command;
 mod config;

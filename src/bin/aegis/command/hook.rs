@@ -8,22 +8,25 @@ use aegis_hitl::client::Claimed;
 use aegis_hitl::protocol::{Closed, Digest};
 use aegis_hitl::{Action, AegisService, Decision, IdempotencyKey, Payload, RequestId, ThreadId};
 use clap::{Args, Subcommand};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
+use serde_json::Value;
 use serde_json::value::RawValue;
-use serde_json::{Value, json};
 use sha2::Digest as _;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::Context;
+use crate::agent::{Agent, Answer, CLAUDE, CODEX, CURSOR, Moment, QWEN, ToolCall};
 use crate::args::seconds;
 use crate::connect::Connect;
 use crate::failure::Failure;
 use crate::print::print_json;
 use crate::signals::Signals;
 
-/// What the agent reads as "the call is blocked". Any other code but 0 lets the call pass.
+/// What every agent here reads as "the call is blocked". Any other code but 0 lets the call pass.
+///
+/// It cannot be part of an agent's description: a panic blocks before the agent is known.
 const BLOCKED: u8 = 2;
 
 /// How long an action outlives the hook that waits for it. Nobody is to approve what no hook waits for.
@@ -38,18 +41,24 @@ const MAX_TITLE: usize = 200;
 /// The most characters of a reason.
 const MAX_REASON: usize = 2000;
 
+/// Reads the JSON of the agent's hook from standard input. Before a tool call it submits an action,
+/// waits for the decision, claims the approval, and lets the call pass. After the call it reports
+/// the outcome. Whatever goes wrong before the call blocks it (exit code 2).
 #[derive(Debug, Subcommand)]
 pub(crate) enum Hook {
     /// For Claude Code: as a hook on PreToolUse, PostToolUse and PostToolUseFailure.
-    ///
-    /// Reads the hook's JSON from standard input. Before a tool call it submits an action, waits
-    /// for the decision, claims the approval, and answers with the permission. After the call it
-    /// reports the outcome. Whatever goes wrong before the call blocks it (exit code 2).
-    Claude(Claude),
+    Claude(Settings),
+    /// For Codex: as a hook on PreToolUse and PostToolUse. The payload cannot be edited.
+    Codex(Settings),
+    /// For Cursor: as a hook on preToolUse, postToolUse and postToolUseFailure.
+    Cursor(Settings),
+    /// For Qwen Code: as a hook on PreToolUse, PostToolUse and PostToolUseFailure. The payload
+    /// cannot be edited.
+    Qwen(Settings),
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct Claude {
+pub(crate) struct Settings {
     /// How long to wait for a decision, in seconds. The hook ends at most 10 seconds later, and must
     /// do so before its own timeout.
     #[arg(long = "for", value_name = "SECONDS", default_value = "540", value_parser = seconds)]
@@ -64,25 +73,23 @@ pub(crate) struct Claude {
     pub(crate) connect: Connect,
 }
 
-/// What the agent says of a tool call, as far as it is used.
-#[derive(Debug, Deserialize)]
-struct ToolCall {
-    session_id: String,
-    hook_event_name: String,
-    tool_name: String,
-    tool_input: Box<RawValue>,
-    tool_use_id: String,
-    #[serde(default)]
-    cwd: Option<String>,
-    #[serde(default)]
-    error: Option<Box<RawValue>>,
+/// A tool call, and the agent that makes it.
+#[derive(Debug)]
+struct Gated {
+    agent: &'static Agent,
+    call: ToolCall,
 }
 
 pub(crate) async fn run(command: Hook, context: Context) -> Result<(), Failure> {
-    let Hook::Claude(args) = command;
+    let (agent, args) = match command {
+        Hook::Claude(args) => (&CLAUDE, args),
+        Hook::Codex(args) => (&CODEX, args),
+        Hook::Cursor(args) => (&CURSOR, args),
+        Hook::Qwen(args) => (&QWEN, args),
+    };
     let mut signals = Signals::new().map_err(Failure::blocks)?;
     tokio::select! {
-        ended = gate(args, context) => ended,
+        ended = gate(agent, args, context) => ended,
         // A process that a signal ends lets the call pass.
         _ = signals.next() => Err(Failure::blocked("it was told to end before it was done")),
     }
@@ -97,26 +104,22 @@ pub(crate) fn block_on_panic() {
     }));
 }
 
-async fn gate(args: Claude, context: Context) -> Result<(), Failure> {
+async fn gate(agent: &'static Agent, args: Settings, context: Context) -> Result<(), Failure> {
     let input = input().await?;
-    let call = serde_json::from_str::<ToolCall>(&input).map_err(|error| {
+    let call = agent.read(&input).map_err(|error| {
         Failure::blocked("standard input is not the JSON of a tool hook").because(error)
     })?;
-    match call.hook_event_name.as_str() {
-        "PreToolUse" => before(args, &call, context).await,
-        "PostToolUse" => after(args, &call, Ok(()), context).await,
-        "PostToolUseFailure" => {
-            // A text that is no string, or holds half a character, is told as it came.
-            let error = call.error.as_ref().map(|error| {
-                let text = serde_json::from_str::<String>(error.get());
-                text.unwrap_or_else(|_| error.get().to_owned())
-            });
-            let error = error.unwrap_or_else(|| "the tool call failed".to_owned());
-            after(args, &call, Err(error), context).await
-        }
-        other => Err(Failure::blocked(format!(
-            "the hook is for PreToolUse, PostToolUse and PostToolUseFailure, not for '{other}'"
-        ))),
+    let moment = agent.moment(&call).ok_or_else(|| {
+        let (events, event) = (agent.events(), call.event());
+        Failure::blocked(format!("the hook is for {events}, not for '{event}'"))
+    })?;
+    if call.id.is_empty() {
+        return Err(Failure::blocked("the tool call has an empty id"));
+    }
+    let call = Gated { agent, call };
+    match moment {
+        Moment::Before => before(args, &call, context).await,
+        Moment::After(outcome) => after(args, &call, outcome, context).await,
     }
 }
 
@@ -143,11 +146,14 @@ struct Shown<'a> {
     cwd: Option<&'a str>,
 }
 
-impl ToolCall {
-    /// 16 bytes that stand for this tool call of this session.
+impl Gated {
+    /// 16 bytes that stand for this tool call of this session of this agent.
+    ///
+    /// If an agent gives two calls one id, at most one passes. Another payload under the same key
+    /// is refused, and the claim of an equal one is a replay, which blocks the call.
     fn digest(&self, purpose: &str) -> Uuid {
         let mut hash = sha2::Sha256::new();
-        for text in [purpose, &self.session_id, &self.tool_use_id] {
+        for text in [self.agent.name, purpose, &self.call.session, &self.call.id] {
             hash.update((text.len() as u64).to_be_bytes());
             hash.update(text);
         }
@@ -157,7 +163,7 @@ impl ToolCall {
     }
 
     fn key(&self) -> Result<IdempotencyKey, Failure> {
-        let key = format!("claude-{}", self.digest("key").simple());
+        let key = format!("{}-{}", self.agent.name, self.digest("key").simple());
         IdempotencyKey::new(key).map_err(|error| Failure::blocked("the key").because(error))
     }
 
@@ -168,28 +174,28 @@ impl ToolCall {
     }
 
     fn thread(&self) -> Result<ThreadId, Failure> {
-        ThreadId::new(&*self.session_id)
+        ThreadId::new(&*self.call.session)
             .map_err(|error| Failure::blocked("the session id").because(error))
     }
 
     fn payload(&self) -> Result<Payload, Failure> {
         Payload::new(&Shown {
-            tool: &self.tool_name,
-            input: &self.tool_input,
-            cwd: self.cwd.as_deref(),
+            tool: &self.call.tool,
+            input: &self.call.input,
+            cwd: self.call.cwd.as_deref(),
         })
         .map_err(|error| Failure::blocked("the tool call").because(error))
     }
 
     /// The tool, and the first of its arguments that says most.
     fn title(&self) -> String {
-        let input: Value = serde_json::from_str(self.tool_input.get()).unwrap_or_default();
+        let input: Value = serde_json::from_str(self.call.input.get()).unwrap_or_default();
         let telling = ["command", "file_path", "url", "pattern", "prompt"]
             .iter()
             .find_map(|name| input.get(name)?.as_str());
         let title = match telling {
-            Some(text) => format!("{}: {text}", self.tool_name),
-            None => self.tool_name.clone(),
+            Some(text) => format!("{}: {text}", self.call.tool),
+            None => self.call.tool.clone(),
         };
         title.chars().take(MAX_TITLE).collect()
     }
@@ -201,7 +207,7 @@ impl ToolCall {
             .payload(&self.payload()?)
             .title(self.title())
             .expires_at(SystemTime::now() + limit + MARGIN)
-            .allow_edit(true)
+            .allow_edit(self.agent.takes_edits)
             .deadline(limit)
             .await
             .map_err(Failure::blocking)
@@ -224,7 +230,7 @@ impl ToolCall {
 }
 
 /// Before the tool call: lets it pass once, if it is approved.
-async fn before(args: Claude, call: &ToolCall, context: Context) -> Result<(), Failure> {
+async fn before(args: Settings, call: &Gated, context: Context) -> Result<(), Failure> {
     let limit = args.limit;
     let until = Instant::now() + limit;
     let service = args.connect.service(&context.config.client);
@@ -250,7 +256,7 @@ async fn before(args: Claude, call: &ToolCall, context: Context) -> Result<(), F
             Some(Closed::Cancelled) => "the action was cancelled".to_owned(),
             _ => format!("rejected by {by}{comment}"),
         };
-        return answer("deny", &reason, None);
+        return answer(call.agent, Answer::Deny { reason: &reason });
     }
     let claimed = call.claim(&service, &decided, args.lease).await;
     let claimed = claimed.map_err(Failure::blocking)?;
@@ -263,6 +269,13 @@ async fn before(args: Claude, call: &ToolCall, context: Context) -> Result<(), F
     let edited = claimed.action.edited_payload.as_ref();
     let input = match edited {
         None => None,
+        // The server takes no edit of such an action. If it did, the original must not run.
+        Some(_) if !call.agent.takes_edits => {
+            return Err(Failure::blocked(format!(
+                "the payload of {id} was edited, and {} cannot run an edited tool call",
+                call.agent.name
+            )));
+        }
         Some(edited) => Some(edited_input(call, edited)?),
     };
     // What passes is what was approved: the digest of the claim is of this very payload.
@@ -275,14 +288,16 @@ async fn before(args: Claude, call: &ToolCall, context: Context) -> Result<(), F
             "what was approved as {id} is not this tool call"
         )));
     }
-    answer("allow", &format!("approved by {by}{comment}"), input)
+    let reason = format!("approved by {by}{comment}");
+    let reason = reason.as_str();
+    answer(call.agent, Answer::Allow { reason, input })
 }
 
 /// The tool's input as the reviewer edited it. The tool itself stays.
-fn edited_input(call: &ToolCall, edited: &Payload) -> Result<Value, Failure> {
+fn edited_input(call: &Gated, edited: &Payload) -> Result<Value, Failure> {
     let refused = || Failure::blocked("the edited payload is not that of the same tool");
     let edited: Value = edited.parse().map_err(|_| refused())?;
-    if edited.get("tool").and_then(Value::as_str) != Some(&*call.tool_name) {
+    if edited.get("tool").and_then(Value::as_str) != Some(&*call.call.tool) {
         return Err(refused());
     }
     match edited.get("input") {
@@ -291,23 +306,18 @@ fn edited_input(call: &ToolCall, edited: &Payload) -> Result<Value, Failure> {
     }
 }
 
-fn answer(permission: &str, reason: &str, input: Option<Value>) -> Result<(), Failure> {
-    let mut output = json!({
-        "hookEventName": "PreToolUse",
-        "permissionDecision": permission,
-        "permissionDecisionReason": reason,
-    });
-    if let (Some(input), Some(members)) = (input, output.as_object_mut()) {
-        members.insert("updatedInput".to_owned(), input);
+fn answer(agent: &Agent, answer: Answer<'_>) -> Result<(), Failure> {
+    match agent.answer(answer) {
+        Some(output) => print_json(&output).map_err(Failure::blocks),
+        None => Ok(()),
     }
-    print_json(&json!({ "hookSpecificOutput": output })).map_err(Failure::blocks)
 }
 
 /// After the tool call: reports its outcome. It has run, so nothing is blocked any more: what goes
 /// wrong here has another exit code.
 async fn after(
-    args: Claude,
-    call: &ToolCall,
+    args: Settings,
+    call: &Gated,
     outcome: Result<(), String>,
     context: Context,
 ) -> Result<(), Failure> {

@@ -1,0 +1,242 @@
+//! Coding agents: how each describes a tool call to its hooks, and how it reads the answer.
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+
+/// A coding agent whose hooks are documented.
+///
+/// All of these read exit code 2 of the hook before a tool call, with a reason on stderr, as "the
+/// call is blocked", and let the call pass on any other code but 0. All name each tool call by an
+/// id, which the hook after the call gets again. An agent without such an id is not supported: two
+/// equal calls could not be told apart, and one approval would stand for both.
+#[derive(Debug)]
+pub(crate) struct Agent {
+    /// The name on the command line. It is part of the keys.
+    pub(crate) name: &'static str,
+    before: &'static str,
+    succeeded: &'static str,
+    failed: Option<&'static str>,
+    /// Whether the agent runs the input of the answer in place of its own.
+    pub(crate) takes_edits: bool,
+    read: fn(&str) -> serde_json::Result<ToolCall>,
+    answer: fn(Answer<'_>) -> Option<Value>,
+}
+
+/// "Hooks reference" of Claude Code's documentation.
+pub(crate) const CLAUDE: Agent = Agent {
+    name: "claude",
+    before: "PreToolUse",
+    succeeded: "PostToolUse",
+    failed: Some("PostToolUseFailure"),
+    takes_edits: true,
+    read: read_claude,
+    answer: answer_claude,
+};
+
+/// "Hooks" of Codex's documentation, and `codex-rs/hooks` in openai/codex.
+///
+/// Codex up to 0.130 runs the original call if the answer has an `updatedInput`. The input does not
+/// tell the version, so no edit is ever answered.
+pub(crate) const CODEX: Agent = Agent {
+    name: "codex",
+    before: "PreToolUse",
+    succeeded: "PostToolUse",
+    failed: None,
+    takes_edits: false,
+    read: read_claude,
+    answer: answer_codex,
+};
+
+/// "Hooks" of Cursor's documentation.
+pub(crate) const CURSOR: Agent = Agent {
+    name: "cursor",
+    before: "preToolUse",
+    succeeded: "postToolUse",
+    failed: Some("postToolUseFailure"),
+    takes_edits: true,
+    read: read_cursor,
+    answer: answer_cursor,
+};
+
+/// "Qwen Code Hooks", `docs/users/features/hooks.md` in QwenLM/qwen-code.
+///
+/// The page has an `updatedInput`, but `packages/core/src/core/toolHookTriggers.ts` ignores it: the
+/// original call runs.
+pub(crate) const QWEN: Agent = Agent {
+    name: "qwen",
+    before: "PreToolUse",
+    succeeded: "PostToolUse",
+    failed: Some("PostToolUseFailure"),
+    takes_edits: false,
+    read: read_claude,
+    answer: answer_claude,
+};
+
+/// What an agent says of a tool call, as far as it is used.
+#[derive(Debug)]
+pub(crate) struct ToolCall {
+    pub(crate) session: String,
+    event: String,
+    pub(crate) tool: String,
+    pub(crate) input: Box<RawValue>,
+    pub(crate) id: String,
+    pub(crate) cwd: Option<String>,
+    error: Option<Box<RawValue>>,
+}
+
+/// When the hook runs.
+#[derive(Debug)]
+pub(crate) enum Moment {
+    Before,
+    /// After the call, with what it failed of.
+    After(Result<(), String>),
+}
+
+/// The answer to a call that is not blocked by the exit code.
+#[derive(Debug)]
+pub(crate) enum Answer<'a> {
+    Deny {
+        reason: &'a str,
+    },
+    /// The call passes, with another input if there is one.
+    Allow {
+        reason: &'a str,
+        input: Option<Value>,
+    },
+}
+
+impl Agent {
+    pub(crate) fn read(&self, input: &str) -> serde_json::Result<ToolCall> {
+        (self.read)(input)
+    }
+
+    /// The text for standard output, if there is any.
+    pub(crate) fn answer(&self, answer: Answer<'_>) -> Option<Value> {
+        (self.answer)(answer)
+    }
+
+    /// `None` if the hook is not for such an event.
+    pub(crate) fn moment(&self, call: &ToolCall) -> Option<Moment> {
+        let event = call.event.as_str();
+        if event == self.before {
+            Some(Moment::Before)
+        } else if event == self.succeeded {
+            Some(Moment::After(Ok(())))
+        } else if Some(event) == self.failed {
+            Some(Moment::After(Err(call.error())))
+        } else {
+            None
+        }
+    }
+
+    /// The names of the events that the hook is for.
+    pub(crate) fn events(&self) -> String {
+        let names = [Some(self.before), Some(self.succeeded), self.failed];
+        names.into_iter().flatten().collect::<Vec<_>>().join(", ")
+    }
+}
+
+impl ToolCall {
+    pub(crate) fn event(&self) -> &str {
+        &self.event
+    }
+
+    fn error(&self) -> String {
+        // A text that is no string, or holds half a character, is told as it came.
+        let error = self.error.as_ref().map(|error| {
+            let text = serde_json::from_str::<String>(error.get());
+            text.unwrap_or_else(|_| error.get().to_owned())
+        });
+        error.unwrap_or_else(|| "the tool call failed".to_owned())
+    }
+}
+
+/// Claude Code's members, which Codex and Qwen Code use too.
+fn read_claude(input: &str) -> serde_json::Result<ToolCall> {
+    #[derive(Deserialize)]
+    struct Members {
+        session_id: String,
+        hook_event_name: String,
+        tool_name: String,
+        tool_input: Box<RawValue>,
+        tool_use_id: String,
+        #[serde(default)]
+        cwd: Option<String>,
+        #[serde(default)]
+        error: Option<Box<RawValue>>,
+    }
+    let members = serde_json::from_str::<Members>(input)?;
+    Ok(ToolCall {
+        session: members.session_id,
+        event: members.hook_event_name,
+        tool: members.tool_name,
+        input: members.tool_input,
+        id: members.tool_use_id,
+        cwd: members.cwd,
+        error: members.error,
+    })
+}
+
+fn read_cursor(input: &str) -> serde_json::Result<ToolCall> {
+    #[derive(Deserialize)]
+    struct Members {
+        conversation_id: String,
+        hook_event_name: String,
+        tool_name: String,
+        tool_input: Box<RawValue>,
+        tool_use_id: String,
+        #[serde(default)]
+        cwd: Option<String>,
+        #[serde(default)]
+        error_message: Option<Box<RawValue>>,
+    }
+    let members = serde_json::from_str::<Members>(input)?;
+    Ok(ToolCall {
+        session: members.conversation_id,
+        event: members.hook_event_name,
+        tool: members.tool_name,
+        input: members.tool_input,
+        id: members.tool_use_id,
+        cwd: members.cwd,
+        error: members.error_message,
+    })
+}
+
+fn answer_claude(answer: Answer<'_>) -> Option<Value> {
+    let (permission, reason, input) = match answer {
+        Answer::Deny { reason } => ("deny", reason, None),
+        Answer::Allow { reason, input } => ("allow", reason, input),
+    };
+    let mut output = json!({
+        "hookEventName": "PreToolUse",
+        "permissionDecision": permission,
+        "permissionDecisionReason": reason,
+    });
+    if let (Some(input), Some(members)) = (input, output.as_object_mut()) {
+        members.insert("updatedInput".to_owned(), input);
+    }
+    Some(json!({ "hookSpecificOutput": output }))
+}
+
+/// Codex calls an "allow" without an edit a failed hook. A call passes if nothing is said.
+fn answer_codex(answer: Answer<'_>) -> Option<Value> {
+    match answer {
+        Answer::Deny { .. } => answer_claude(answer),
+        Answer::Allow { .. } => None,
+    }
+}
+
+fn answer_cursor(answer: Answer<'_>) -> Option<Value> {
+    Some(match answer {
+        Answer::Deny { reason } => json!({
+            "permission": "deny",
+            "user_message": reason,
+            "agent_message": reason,
+        }),
+        Answer::Allow { input: None, .. } => json!({ "permission": "allow" }),
+        Answer::Allow {
+            input: Some(input), ..
+        } => json!({ "permission": "allow", "updated_input": input }),
+    })
+}
