@@ -4,15 +4,18 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use aegis_hitl::Payload;
+use aegis_hitl::protocol::Digest;
 use aegis_hitl::testing::{Act, Peer};
 use serde_json::{Value, json};
 
 use crate::binary::{Ended, aegis, run_with_input};
+use crate::hook::{AGENTS, Agent, CLAUDE};
 use crate::support::HANG;
 use crate::support::process::{Process, bound};
 
-fn hook(url: &str, args: &[&str]) -> Command {
-    let mut command = aegis(&[&["hook", "claude"], args].concat());
+fn hook(agent: Agent, url: &str, args: &[&str]) -> Command {
+    let mut command = aegis(&[&["hook", agent.name], args].concat());
     command
         .env("AEGIS_URL", url)
         .env("AEGIS_TENANT", "acme")
@@ -20,15 +23,8 @@ fn hook(url: &str, args: &[&str]) -> Command {
     command
 }
 
-fn call() -> Value {
-    json!({
-        "session_id": "s-1",
-        "cwd": "/work",
-        "hook_event_name": "PreToolUse",
-        "tool_name": "Bash",
-        "tool_input": { "command": "rm -r /" },
-        "tool_use_id": "toolu_1",
-    })
+fn call(agent: Agent) -> Value {
+    agent.call(agent.before, "toolu_1", &json!({ "command": "rm -r /" }))
 }
 
 fn pending() -> Value {
@@ -50,13 +46,13 @@ fn assert_blocks(ended: Ended) -> Ended {
 }
 
 /// A process that has the hook's input, and waits for a decision.
-fn waiting(peer: &Peer) -> Process {
-    let mut command = bound(&hook(&peer.url(), &[]));
+fn waiting(agent: Agent, peer: &Peer) -> Process {
+    let mut command = bound(&hook(agent, &peer.url(), &[]));
     command.stdin(Stdio::piped()).stdout(Stdio::null());
     command.stderr(Stdio::null());
     let mut hook = Process::start(command);
     let mut stdin = hook.stdin.take().unwrap();
-    stdin.write_all(call().to_string().as_bytes()).unwrap();
+    stdin.write_all(call(agent).to_string().as_bytes()).unwrap();
     drop(stdin);
     let since = Instant::now();
     while peer.count() < 2 {
@@ -75,17 +71,19 @@ fn kill(process: &Process, signal: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hook_that_is_told_to_end_while_it_waits_blocks_the_call() {
-    for signal in ["-TERM", "-INT", "-HUP"] {
-        let peer = Peer::start([submitted(), Act::hang()]).await;
-        let mut hook = waiting(&peer);
-        kill(&hook, signal);
-        assert_eq!(hook.wait().unwrap().code(), Some(2), "{signal}");
+    for agent in AGENTS {
+        for signal in ["-TERM", "-INT", "-HUP"] {
+            let peer = Peer::start([submitted(), Act::hang()]).await;
+            let mut hook = waiting(agent, &peer);
+            kill(&hook, signal);
+            assert_eq!(hook.wait().unwrap().code(), Some(2), "{agent:?} {signal}");
+        }
     }
 }
 
 #[test]
 fn a_hook_that_is_told_to_end_before_it_has_its_input_blocks_the_call() {
-    let mut command = bound(&hook("http://127.0.0.1:1", &[]));
+    let mut command = bound(&hook(CLAUDE, "http://127.0.0.1:1", &[]));
     command.stdin(Stdio::piped()).stdout(Stdio::null());
     command.stderr(Stdio::piped());
     let mut hook = Process::start(command);
@@ -107,6 +105,21 @@ fn a_hook_that_is_told_to_end_before_it_has_its_input_blocks_the_call() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_answers_in_place_of_the_server_lets_nothing_pass() {
+    for agent in AGENTS {
+        for (number, script) in scripts(agent).into_iter().enumerate() {
+            let peer = Peer::start(script).await;
+            let hook = hook(agent, &peer.url(), &["--for", "2", "--retries", "0"]);
+            let ended = run_with_input(hook, &call(agent).to_string());
+            assert!(
+                ended.code() == 2 && ended.stdout.is_empty(),
+                "{agent:?} {number}: {ended:?}"
+            );
+        }
+    }
+}
+
+/// What a server would not answer.
+fn scripts(agent: Agent) -> Vec<Vec<Act>> {
     let approved = |more: Value| {
         let mut action = pending();
         action["status"] = json!("COMMITTED");
@@ -122,7 +135,7 @@ async fn whatever_answers_in_place_of_the_server_lets_nothing_pass() {
     };
     let token = json!({ "token": "t", "fence": 1 });
     let ok = Act::answer(200).body(approved(json!({})).to_string());
-    let scripts: Vec<Vec<Act>> = vec![
+    let mut scripts: Vec<Vec<Act>> = vec![
         vec![
             Act::answer(200)
                 .header("content-type", "text/html")
@@ -190,15 +203,17 @@ async fn whatever_answers_in_place_of_the_server_lets_nothing_pass() {
             claimed(approved(json!({"execution": "claimed"})), token.clone()),
         ],
     ];
-    for (number, script) in scripts.into_iter().enumerate() {
-        let peer = Peer::start(script).await;
-        let hook = hook(&peer.url(), &["--for", "2", "--retries", "0"]);
-        let ended = run_with_input(hook, &call().to_string());
-        assert!(
-            ended.code() == 2 && ended.stdout.is_empty(),
-            "{number}: {ended:?}"
-        );
+    // An edit of what cannot be edited, and otherwise sound.
+    if !agent.takes_edits {
+        let edited = json!({ "tool": agent.tool, "input": { "command": "ls" }, "cwd": "/work" });
+        let digest = Digest::of(&Payload::new(&edited).unwrap()).unwrap();
+        let edited = json!({
+            "execution": "claimed", "digest": digest.to_string(), "edited_payload": edited,
+        });
+        let decided = Act::answer(200).body(approved(edited.clone()).to_string());
+        scripts.push(vec![submitted(), decided, claimed(approved(edited), token)]);
     }
+    scripts
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -206,7 +221,10 @@ async fn a_hook_ends_within_its_time_whatever_the_server_does() {
     // A server that takes every request and answers none.
     let peer = Peer::start(std::iter::repeat_with(Act::hang).take(20)).await;
     let since = Instant::now();
-    let ended = run_with_input(hook(&peer.url(), &["--for", "3"]), &call().to_string());
+    let ended = run_with_input(
+        hook(CLAUDE, &peer.url(), &["--for", "3"]),
+        &call(CLAUDE).to_string(),
+    );
     assert_blocks(ended);
     assert!(
         since.elapsed() < Duration::from_secs(30),
@@ -221,7 +239,10 @@ async fn a_hook_ends_within_its_time_whatever_the_server_does() {
     let hangs = std::iter::repeat_with(Act::hang).take(20);
     let peer = Peer::start(script.into_iter().chain(hangs)).await;
     let since = Instant::now();
-    let ended = run_with_input(hook(&peer.url(), &["--for", "3"]), &call().to_string());
+    let ended = run_with_input(
+        hook(CLAUDE, &peer.url(), &["--for", "3"]),
+        &call(CLAUDE).to_string(),
+    );
     assert_blocks(ended);
     assert!(
         since.elapsed() < Duration::from_secs(30),
@@ -232,6 +253,21 @@ async fn a_hook_ends_within_its_time_whatever_the_server_does() {
 
 #[test]
 fn hostile_input_lets_nothing_pass() {
+    let place = crate::human_loop::Place::new();
+    for agent in AGENTS {
+        for input in hostile(agent) {
+            let shown: String = String::from_utf8_lossy(&input).chars().take(200).collect();
+            let hook = hook(agent, &place.server.url(), &["--for", "1"]);
+            let ended = crate::binary::run_with_bytes(hook, &input);
+            assert!(
+                ended.code() == 2 && ended.stdout.is_empty(),
+                "{agent:?} {shown}: {ended:?}"
+            );
+        }
+    }
+}
+
+fn hostile(agent: Agent) -> Vec<Vec<u8>> {
     let mut inputs: Vec<Vec<u8>> = vec![
         b"".to_vec(),
         b"null".to_vec(),
@@ -240,41 +276,33 @@ fn hostile_input_lets_nothing_pass() {
         "[".repeat(200_000).into_bytes(),
     ];
     for (name, value) in [
-        ("session_id", json!(7)),
-        ("session_id", json!("")),
-        ("session_id", json!("a b")),
-        ("session_id", json!("é")),
+        (agent.session, json!(7)),
+        (agent.session, json!("")),
+        (agent.session, json!("a b")),
+        (agent.session, json!("é")),
         ("tool_name", json!(null)),
         ("tool_use_id", json!([])),
+        ("tool_use_id", json!("")),
         ("tool_input", json!("x".repeat(1 << 20))),
         ("cwd", json!(7)),
         ("hook_event_name", json!("pretooluse")),
+        ("hook_event_name", json!("beforeShellExecution")),
     ] {
-        let mut call = call();
+        let mut call = call(agent);
         call[name] = value;
         inputs.push(call.to_string().into_bytes());
     }
     // Two members of one name, and JSON that parsers read differently.
-    let text = call().to_string();
+    let text = call(agent).to_string();
+    let tool = format!("\"tool_name\":\"{}\"", agent.tool);
+    let two_tools = format!("{tool},\"tool_name\":\"Read\"");
     for (from, to) in [
-        (
-            "\"tool_name\":\"Bash\"",
-            "\"tool_name\":\"Bash\",\"tool_name\":\"Read\"",
-        ),
+        (&*tool, &*two_tools),
         ("\"rm -r /\"", "\"\\ud800\""),
         ("\"rm -r /\"", "\"ls\",\"command\":\"rm -r /\""),
     ] {
         assert!(text.contains(from));
         inputs.push(text.replace(from, to).into_bytes());
     }
-    let place = crate::human_loop::Place::new();
-    for input in inputs {
-        let shown: String = String::from_utf8_lossy(&input).chars().take(200).collect();
-        let hook = hook(&place.server.url(), &["--for", "1"]);
-        let ended = crate::binary::run_with_bytes(hook, &input);
-        assert!(
-            ended.code() == 2 && ended.stdout.is_empty(),
-            "{shown}: {ended:?}"
-        );
-    }
+    inputs
 }

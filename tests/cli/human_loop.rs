@@ -1,11 +1,11 @@
-//! The human loop on the command line, and the gate for coding agents.
+//! The human loop on the command line.
 
 use std::process::Command;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::binary::{Ended, Served, aegis, run, run_with_input, serve};
+use crate::binary::{Ended, Served, aegis, run, serve};
 
 /// A server, and commands for it.
 pub struct Place {
@@ -22,7 +22,7 @@ impl Place {
         }
     }
 
-    fn command(&self, args: &[&str]) -> Command {
+    pub fn command(&self, args: &[&str]) -> Command {
         let mut command = aegis(args);
         command.env("AEGIS_URL", self.server.url());
         command
@@ -31,11 +31,11 @@ impl Place {
         command
     }
 
-    fn run(&self, args: &[&str]) -> Ended {
+    pub fn run(&self, args: &[&str]) -> Ended {
         run(self.command(args))
     }
 
-    fn json(&self, args: &[&str]) -> Value {
+    pub fn json(&self, args: &[&str]) -> Value {
         self.run(&[args, &["--json"]].concat()).expect(0).json()
     }
 
@@ -166,177 +166,4 @@ fn completions_and_pages_are_printed() {
     let page = run(aegis(&["man", "serve"])).expect(0).stdout;
     assert!(page.contains("aegis") && page.contains("listen"), "{page}");
     run(aegis(&["man", "nonsense"])).expect(2);
-}
-
-/// Runs the hook with what the agent says.
-fn hook(place: &Place, args: &[&str], input: &Value) -> Ended {
-    let command = place.command(&[&["hook", "claude"], args].concat());
-    run_with_input(command, &input.to_string())
-}
-
-fn call(event: &str, id: &str, input: &Value) -> Value {
-    json!({
-        "session_id": "s-1",
-        "transcript_path": "/tmp/t.jsonl",
-        "cwd": "/work",
-        "permission_mode": "default",
-        "hook_event_name": event,
-        "tool_name": "Bash",
-        "tool_input": input,
-        "tool_use_id": id,
-    })
-}
-
-/// Decides on what is pending, once there is something.
-fn decide(place: &Place, args: &[&str]) -> String {
-    for _ in 0..600 {
-        let pending = place.json(&["list", "--status", "pending"]);
-        if let Some(action) = pending["actions"].get(0) {
-            let id = action["request_id"].as_str().unwrap();
-            let digest = action["digest"].as_str().unwrap();
-            let verb = args[0];
-            place
-                .run(&[&[verb, "--id", id, "--digest", digest], &args[1..]].concat())
-                .expect(0);
-            return id.to_owned();
-        }
-    }
-    panic!("nothing is pending");
-}
-
-/// Asks before a tool call, while a reviewer decides.
-fn asked(place: &Place, input: &Value, decision: &[&str]) -> (Ended, String) {
-    let (command, input) = (place.command(&["hook", "claude"]), input.to_string());
-    let hook = std::thread::spawn(move || run_with_input(command, &input));
-    let id = decide(place, decision);
-    (hook.join().unwrap(), id)
-}
-
-fn permission(ended: &Ended) -> Value {
-    let output: Value = serde_json::from_str(&ended.stdout).unwrap();
-    assert_eq!(output["hookSpecificOutput"]["hookEventName"], "PreToolUse");
-    output["hookSpecificOutput"].clone()
-}
-
-#[test]
-fn an_approved_tool_call_passes_once_and_its_outcome_is_on_record() {
-    let place = Place::new();
-    let input = json!({ "command": "rm -r build", "timeout": 5 });
-    let before = call("PreToolUse", "toolu_1", &input);
-    let (passed, id) = asked(&place, &before, &["approve", "--comment", "fine"]);
-    let output = permission(&passed.expect(0));
-    assert_eq!(output["permissionDecision"], "allow");
-    assert_eq!(
-        output["permissionDecisionReason"],
-        "approved by anonymous: fine"
-    );
-    assert_eq!(output.get("updatedInput"), None);
-    let shown = place.json(&["show", &id]);
-    assert_eq!(shown["title"], "Bash: rm -r build");
-    assert_eq!(shown["thread_id"], "s-1");
-    assert_eq!(shown["execution"], "claimed");
-    // One approval passes one call.
-    let again = hook(&place, &[], &before).expect(2);
-    assert!(
-        again.stderr.contains("claimed for this tool call before"),
-        "{again:?}"
-    );
-    hook(&place, &[], &call("PostToolUse", "toolu_1", &input)).expect(0);
-    assert_eq!(place.json(&["show", &id])["execution"], "completed");
-    hook(&place, &[], &before).expect(2);
-}
-
-#[test]
-fn a_tool_call_that_failed_is_for_a_person_again() {
-    let place = Place::new();
-    let input = json!({ "command": "false" });
-    let (passed, id) = asked(&place, &call("PreToolUse", "toolu_1", &input), &["approve"]);
-    passed.expect(0);
-    let mut failed = call("PostToolUseFailure", "toolu_1", &input);
-    failed["error"] = json!("exit code 1");
-    hook(&place, &[], &failed).expect(0);
-    let shown = place.json(&["show", &id]);
-    assert_eq!(
-        (&shown["status"], &shown["reason"]),
-        (&json!("FAILED"), &json!("exit code 1"))
-    );
-}
-
-#[test]
-fn a_failure_that_is_told_in_half_a_character_is_on_record() {
-    let place = Place::new();
-    let input = json!({ "command": "cat" });
-    let (passed, id) = asked(&place, &call("PreToolUse", "toolu_1", &input), &["approve"]);
-    passed.expect(0);
-    let mut failed = call("PostToolUseFailure", "toolu_1", &input);
-    failed["error"] = json!("no file HALF");
-    let text = failed.to_string().replace("HALF", "\\udc80");
-    run_with_input(place.command(&["hook", "claude"]), &text).expect(0);
-    let shown = place.json(&["show", &id]);
-    assert_eq!(shown["reason"], "\"no file \\udc80\"", "{shown}");
-}
-
-#[test]
-fn an_edited_tool_call_passes_as_it_was_edited() {
-    let place = Place::new();
-    let before = call("PreToolUse", "toolu_1", &json!({ "command": "rm -r /" }));
-    let edit = r#"{"tool":"Bash","input":{"command":"rm -r build"},"cwd":"/work"}"#;
-    let (passed, id) = asked(&place, &before, &["approve", "--edit", edit]);
-    let output = permission(&passed.expect(0));
-    assert_eq!(output["permissionDecision"], "allow");
-    assert_eq!(output["updatedInput"], json!({ "command": "rm -r build" }));
-    hook(
-        &place,
-        &[],
-        &call(
-            "PostToolUse",
-            "toolu_1",
-            &json!({ "command": "rm -r build" }),
-        ),
-    );
-    let shown = place.json(&["show", &id]);
-    assert_eq!(shown["execution"], "completed", "{shown}");
-    let other = r#"{"tool":"Write","input":{"file_path":"/x"}}"#;
-    let before = call("PreToolUse", "toolu_2", &json!({ "command": "ls" }));
-    let (blocked, _) = asked(&place, &before, &["approve", "--edit", other]);
-    assert!(
-        blocked
-            .expect(2)
-            .stderr
-            .contains("not that of the same tool")
-    );
-}
-
-#[test]
-fn a_tool_call_that_nobody_approves_does_not_pass() {
-    let place = Place::new();
-    let input = json!({ "command": "ls" });
-    let before = call("PreToolUse", "toolu_1", &input);
-    let (rejected, _) = asked(&place, &before, &["reject", "--comment", "no"]);
-    let output = permission(&rejected.expect(0));
-    assert_eq!(output["permissionDecision"], "deny");
-    assert_eq!(
-        output["permissionDecisionReason"],
-        "rejected by anonymous: no"
-    );
-    let late = hook(
-        &place,
-        &["--for", "0.3"],
-        &call("PreToolUse", "toolu_2", &input),
-    );
-    assert!(late.expect(2).stderr.contains("nobody has decided"));
-    let mut nameless = before.clone();
-    nameless.as_object_mut().unwrap().remove("tool_use_id");
-    let mut stop = before.clone();
-    stop["hook_event_name"] = json!("Stop");
-    for input in [json!({}), json!([]), nameless, stop] {
-        hook(&place, &[], &input).expect(2);
-    }
-    run_with_input(place.command(&["hook", "claude"]), "no JSON").expect(2);
-    let mut nowhere = place.command(&["hook", "claude", "--retries", "0"]);
-    nowhere.env("AEGIS_URL", "http://127.0.0.1:1");
-    run_with_input(nowhere, &before.to_string()).expect(2);
-    let mut nobody = place.command(&["hook", "claude"]);
-    nobody.env_remove("AEGIS_TENANT");
-    run_with_input(nobody, &before.to_string()).expect(2);
 }

@@ -21,6 +21,7 @@ mod crash;
 mod crash_loop;
 #[cfg(unix)]
 mod full_disk;
+mod hook;
 #[cfg(unix)]
 mod hook_attacks;
 mod human_loop;
