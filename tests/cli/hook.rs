@@ -368,3 +368,16 @@ fn the_input_of_another_agent_blocks_the_call() {
         assert_eq!(agent.hook(&place, &[], &before).expect(2).stdout, "");
     }
 }
+
+#[test]
+fn a_hook_after_the_call_never_ends_as_one_that_blocks() {
+    for agent in AGENTS {
+        let place = Place::new();
+        let after = agent.call(agent.after, "toolu_1", &json!({ "command": "ls" }));
+        // Nothing was claimed for this call.
+        agent.hook(&place, &[], &after).expect(1);
+        let mut nobody = place.command(&["hook", agent.name]);
+        nobody.env_remove("AEGIS_TENANT");
+        run_with_input(nobody, &after.to_string()).expect(1);
+    }
+}

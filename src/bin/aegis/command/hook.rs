@@ -119,7 +119,10 @@ async fn gate(agent: &'static Agent, args: Settings, context: Context) -> Result
     let call = Gated { agent, call };
     match moment {
         Moment::Before => before(args, &call, context).await,
-        Moment::After(outcome) => after(args, &call, outcome, context).await,
+        // The call has run. The code that blocks would hide its result from the agent.
+        Moment::After(outcome) => after(args, &call, outcome, context)
+            .await
+            .map_err(|failure| Failure::other(failure.message())),
     }
 }
 
@@ -313,8 +316,7 @@ fn answer(agent: &Agent, answer: Answer<'_>) -> Result<(), Failure> {
     }
 }
 
-/// After the tool call: reports its outcome. It has run, so nothing is blocked any more: what goes
-/// wrong here has another exit code.
+/// After the tool call: reports its outcome.
 async fn after(
     args: Settings,
     call: &Gated,
