@@ -188,6 +188,31 @@ fn the_help_names_the_agents() {
     }
 }
 
+/// The settings of the manual are JSON, and name each agent's command and every event of it.
+#[test]
+fn the_manual_has_the_settings_of_each_agent() {
+    let page = include_str!("../../src/manual/agents.md");
+    let blocks = page.split("```json\n").skip(1);
+    let blocks: Vec<_> = blocks
+        .map(|block| block.split("```").next().unwrap())
+        .collect();
+    for agent in AGENTS {
+        let command = format!("aegis hook {}", agent.name);
+        let mut of_agent = blocks.iter().filter(|block| block.contains(&command));
+        let settings: Value = serde_json::from_str(of_agent.next().unwrap()).unwrap();
+        assert!(of_agent.next().is_none(), "{command}");
+        let events = settings["hooks"].as_object().unwrap();
+        let mut expected = vec![agent.before, agent.after];
+        expected.extend(agent.failed);
+        assert_eq!(events.len(), expected.len(), "{command}");
+        for event in expected {
+            let hook = &events[event][0];
+            let hook = hook.get("hooks").map_or(hook, |hooks| &hooks[0]);
+            assert_eq!(hook["command"], command, "{event}");
+        }
+    }
+}
+
 #[test]
 fn an_approved_tool_call_passes_once_and_its_outcome_is_on_record() {
     for agent in AGENTS {
