@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 /// A coding agent whose hooks are documented.
 ///
 /// All of these read exit code 2 of the hook before a tool call, with a reason on stderr, as "the
-/// call is blocked", and let the call pass on any other code but 0. All name each tool call by an
-/// id, which the hook after the call gets again. An agent without such an id is not supported: two
-/// equal calls could not be told apart, and one approval would stand for both.
+/// call is blocked". On code 0 the output decides, and on any other the call passes. All name each
+/// tool call by an id, which the hook after the call gets again. An agent without such an id is not
+/// supported: two equal calls could not be told apart, and one approval would stand for both.
 #[derive(Debug)]
 pub(crate) struct Agent {
     /// The name on the command line. It is part of the keys.
@@ -89,7 +89,7 @@ pub(crate) struct ToolCall {
 #[derive(Debug)]
 pub(crate) enum Moment {
     Before,
-    /// After the call, with what it failed of.
+    /// After the call, with the error it failed with.
     After(Result<(), String>),
 }
 
@@ -111,12 +111,12 @@ impl Agent {
         (self.read)(input)
     }
 
-    /// The text for standard output, if there is any.
+    /// Returns what to print on standard output, or `None` to print nothing.
     pub(crate) fn answer(&self, answer: Answer<'_>) -> Option<Value> {
         (self.answer)(answer)
     }
 
-    /// `None` if the hook is not for such an event.
+    /// Returns when the hook runs, or `None` if it is not for such an event.
     pub(crate) fn moment(&self, call: &ToolCall) -> Option<Moment> {
         let event = call.event.as_str();
         if event == self.before {
@@ -130,7 +130,7 @@ impl Agent {
         }
     }
 
-    /// The names of the events that the hook is for.
+    /// Returns the names of the events that the hook is for.
     pub(crate) fn events(&self) -> String {
         let names = [Some(self.before), Some(self.succeeded), self.failed];
         names.into_iter().flatten().collect::<Vec<_>>().join(", ")
@@ -219,7 +219,7 @@ fn answer_claude(answer: Answer<'_>) -> Option<Value> {
     Some(json!({ "hookSpecificOutput": output }))
 }
 
-/// Codex calls an "allow" without an edit a failed hook. A call passes if nothing is said.
+/// To Codex, "allow" without an edit is a failed hook. A hook that prints nothing lets the call pass.
 fn answer_codex(answer: Answer<'_>) -> Option<Value> {
     match answer {
         Answer::Deny { .. } => answer_claude(answer),

@@ -41,9 +41,6 @@ const MAX_TITLE: usize = 200;
 /// The most characters of a reason.
 const MAX_REASON: usize = 2000;
 
-/// Reads the JSON of the agent's hook from standard input. Before a tool call it submits an action,
-/// waits for the decision, claims the approval, and lets the call pass. After the call it reports
-/// the outcome. Whatever goes wrong before the call blocks it (exit code 2).
 #[derive(Debug, Subcommand)]
 pub(crate) enum Hook {
     /// For Claude Code: as a hook on PreToolUse, PostToolUse and PostToolUseFailure.

@@ -79,6 +79,10 @@ commands! {
     /// Prints events as they come.
     Events(events::Events) => events::run,
     /// Asks for approval before the tool calls of a coding agent.
+    ///
+    /// Reads the JSON of the agent's hook from standard input. Before a tool call it submits an
+    /// action, waits for the decision, claims the approval, and lets the call pass. After the call
+    /// it reports the outcome. Whatever goes wrong before the call blocks it (exit code 2).
     #[command(subcommand)]
     Hook(hook::Hook) => hook::run,
     /// Copies the database into a new file, even while a server has it open.
