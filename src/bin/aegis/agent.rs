@@ -219,7 +219,7 @@ fn answer_claude(answer: Answer<'_>) -> Option<Value> {
     Some(json!({ "hookSpecificOutput": output }))
 }
 
-/// To Codex, "allow" without an edit is a failed hook. A hook that prints nothing lets the call pass.
+/// To Codex, "allow" without an edit is a failed hook. Printing nothing lets the call pass.
 fn answer_codex(answer: Answer<'_>) -> Option<Value> {
     match answer {
         Answer::Deny { .. } => answer_claude(answer),
