@@ -15,12 +15,12 @@ use super::operation::{
 };
 use super::rule::canonical_call;
 use super::{
-    Acquire, Acquired, Cancel, Cancelled, Clock, Cursor, DeadLetter, Decide, DecideById, Decided,
-    DueDeliveries, DueDelivery, EndpointState, EndpointTaken, Finish, Finished, Identity, List,
-    MarkDeliveries, Marked, Page, Renew, Renewed, Resend, Resent, Resume, Resumed, Store,
+    Acquire, Acquired, Backlog, Cancel, Cancelled, Clock, Cursor, DeadLetter, Decide, DecideById,
+    Decided, DueDeliveries, DueDelivery, EndpointState, EndpointTaken, Finish, Finished, Identity,
+    List, MarkDeliveries, Marked, Page, Renew, Renewed, Resend, Resent, Resume, Resumed, Store,
     StoreError, Submit, Submitted, TakeEndpoint, Totals, Watch, Watchers,
 };
-use crate::protocol::{Action, Event, EventKind, RequestId, TenantId, uuid_v7};
+use crate::protocol::{Action, Event, EventKind, RequestId, Status, TenantId, uuid_v7};
 
 /// A store in memory, for tests. It follows the rules of every store, and loses its records with
 /// its last handle.
@@ -620,6 +620,26 @@ impl Store for MemoryStore {
 
     async fn check(&self) -> Result<(), StoreError> {
         self.records().map(drop)
+    }
+
+    async fn backlog(&self) -> Result<Backlog, StoreError> {
+        let records = self.records()?;
+        let now = records.now();
+        let actions = || records.records.iter();
+        let oldest = |times: &mut dyn Iterator<Item = SystemTime>| {
+            times
+                .min()
+                .map(|at| now.duration_since(at).unwrap_or_default())
+        };
+        let pending = actions().filter(|record| record.action.status == Status::Pending);
+        let unclaimed = actions().filter(|record| {
+            State::of(&record.action).is_some_and(State::is_not_picked_up)
+                && record.submitted_by.is_some()
+        });
+        Ok(Backlog {
+            pending: oldest(&mut pending.filter_map(|record| record.action.created_at)),
+            unclaimed: oldest(&mut unclaimed.filter_map(|record| record.action.decided_at)),
+        })
     }
 
     async fn totals(&self) -> Result<Totals, StoreError> {

@@ -18,6 +18,7 @@ mod memory;
 
 use std::fmt;
 use std::future::Future;
+use std::time::Duration;
 
 use uuid::Uuid;
 
@@ -129,6 +130,20 @@ pub struct Totals {
     pub decisions: u64,
     /// Events: one per transition. Each is also a row of the audit trail.
     pub events: u64,
+}
+
+/// How long the oldest actions of all tenants have waited.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Backlog {
+    /// The time since the submission of the oldest action that is pending, if there is one.
+    pub pending: Option<Duration>,
+    /// The time since the decision on the action that was approved first, of those that were
+    /// submitted and that nobody has claimed, if there is one.
+    ///
+    /// An action that was decided without a submission does not count: its caller acts on the
+    /// answer, and seldom claims it.
+    pub unclaimed: Option<Duration>,
 }
 
 /// Keeps actions, and records one decision for each.
@@ -376,6 +391,14 @@ pub trait Store: Clone + Send + Sync + 'static {
     ///
     /// If they cannot be recorded.
     fn check(&self) -> impl Future<Output = Result<(), StoreError>> + Send;
+
+    /// Reads how long the oldest actions of all tenants have waited. It must cost little however
+    /// many actions are on record.
+    ///
+    /// # Errors
+    ///
+    /// If the store is unavailable.
+    fn backlog(&self) -> impl Future<Output = Result<Backlog, StoreError>> + Send;
 
     /// Counts the rows on record.
     ///

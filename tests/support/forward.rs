@@ -1,6 +1,6 @@
 //! The operations of a store that a test double passes on unchanged.
 
-/// Implements what webhooks need by a store of the double's. `$first` runs before each.
+/// Implements what webhooks and metrics need by a store of the double's. `$first` runs before each.
 macro_rules! forward_deliveries {
     ($self:ident, $store:expr, $first:block) => {
         async fn all_events(
@@ -67,6 +67,13 @@ macro_rules! forward_deliveries {
         ) -> Result<Vec<aegis_hitl::store::DeadLetter>, aegis_hitl::store::StoreError> {
             $first;
             $store.dead_letters(endpoint, limit).await
+        }
+
+        async fn backlog(
+            &$self,
+        ) -> Result<aegis_hitl::store::Backlog, aegis_hitl::store::StoreError> {
+            $first;
+            $store.backlog().await
         }
 
         fn watch_all(&$self) -> aegis_hitl::store::Watch {

@@ -26,6 +26,7 @@ macro_rules! unwrap_variant {
     };
 }
 
+mod backlog;
 mod calls;
 mod claims;
 mod decisions;
@@ -130,6 +131,7 @@ where
         reads::pages_stay_right_while_actions_come_and_go,
         reads::each_transition_has_one_event_in_order,
         reads::tenants_do_not_meet_in_any_operation,
+        backlog::the_oldest_of_all_tenants_tell_how_long_they_waited,
         decisions::a_dropped_call_is_settled_by_asking_again,
         deliveries::events_of_all_tenants_come_in_order,
         deliveries::a_new_endpoint_begins_now_or_at_the_oldest_event,

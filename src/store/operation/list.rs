@@ -97,7 +97,7 @@ impl State {
         ]
     };
 
-    fn is_not_picked_up(self) -> bool {
+    pub(crate) fn is_not_picked_up(self) -> bool {
         self.decision == Some(Decision::Approve) && self.execution.is_none()
     }
 

@@ -1,10 +1,13 @@
 //! Pages of actions, and of events.
 
+use std::time::{Duration, SystemTime};
+
 use rusqlite::{Connection, OptionalExtension, Row, Rows, Transaction, params};
 use uuid::Uuid;
 
 use super::rows::{self, from_micros, optional_text, text};
 use crate::protocol::{Action, Event, RequestId, TenantId, ThreadId};
+use crate::store::Backlog;
 use crate::store::operation::{Cursor, LeftIn, List, Order, Page};
 
 /// Holds what the database shows, so that the statements of one read agree with each other.
@@ -258,6 +261,25 @@ pub(super) fn newest_event(connection: &Connection) -> rusqlite::Result<u64> {
     Ok(newest.unwrap_or(0).unsigned_abs())
 }
 
+/// When the oldest waits began. Each is the first entry of an index of its own.
+const OLDEST_PENDING: &str = "SELECT min(created_at) FROM action WHERE status = 'PENDING'";
+const OLDEST_UNCLAIMED: &str = "SELECT min(decided_at) FROM action WHERE status = 'COMMITTED' \
+     AND decision = 'approve' AND execution IS NULL AND submitted_by IS NOT NULL";
+
+/// Reads how long the oldest actions have waited.
+pub(super) fn backlog(connection: &Connection, now: SystemTime) -> rusqlite::Result<Backlog> {
+    let age = |sql: &str| -> rusqlite::Result<Option<Duration>> {
+        let begun: Option<i64> = connection
+            .prepare_cached(sql)?
+            .query_row([], |row| row.get(0))?;
+        Ok(begun.map(|at| now.duration_since(from_micros(at)).unwrap_or_default()))
+    };
+    Ok(Backlog {
+        pending: age(OLDEST_PENDING)?,
+        unclaimed: age(OLDEST_UNCLAIMED)?,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use tempfile::TempDir;
@@ -294,6 +316,8 @@ mod tests {
             (rows::BY_CALL, "event_call"),
             (rows::HAS_MADE, "event_action"),
             (ALL_EVENTS, "INTEGER PRIMARY KEY"),
+            (OLDEST_PENDING, "action_pending"),
+            (OLDEST_UNCLAIMED, "action_unclaimed"),
             (deliveries::DUE, "undelivered_due"),
             (deliveries::NEXT, "undelivered_due"),
             (deliveries::FIRST_PARKED, "undelivered_action"),

@@ -41,7 +41,7 @@ pub use self::verify::Verified;
 use self::writer::{Parts, Writer};
 use super::operation::Operation;
 use super::{
-    Acquire, Acquired, Cancel, Cancelled, Clock, DeadLetter, Decide, DecideById, Decided,
+    Acquire, Acquired, Backlog, Cancel, Cancelled, Clock, DeadLetter, Decide, DecideById, Decided,
     DueDeliveries, EndpointState, EndpointTaken, Finish, Finished, List, MarkDeliveries, Marked,
     Page, Renew, Renewed, Resend, Resent, Resume, Resumed, Store, StoreError, Submit, Submitted,
     TakeEndpoint, Totals, Watch, Watchers,
@@ -459,6 +459,12 @@ impl Store for SqliteStore {
             return Ok(());
         }
         self.send(Beat).await
+    }
+
+    async fn backlog(&self) -> Result<Backlog, StoreError> {
+        let now = self.clock.now();
+        let read = move |connection: &Connection| list::backlog(connection, now);
+        self.readers.read(read).await
     }
 
     async fn totals(&self) -> Result<Totals, StoreError> {

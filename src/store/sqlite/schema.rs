@@ -15,7 +15,11 @@ const APPLICATION_ID: i32 = 0x4145_4749;
 const FIRST: usize = 3;
 
 /// Each entry takes the schema to the next version. A released entry never changes.
-const MIGRATIONS: [&str; 2] = [include_str!("schema/3.sql"), include_str!("schema/4.sql")];
+const MIGRATIONS: [&str; 3] = [
+    include_str!("schema/3.sql"),
+    include_str!("schema/4.sql"),
+    include_str!("schema/5.sql"),
+];
 
 /// The version that the last entry leads to.
 const CURRENT: usize = FIRST + MIGRATIONS.len() - 1;

@@ -408,7 +408,8 @@ async fn a_database_of_the_version_before_is_brought_up_to_date() {
     let operator = Connection::open(&path).unwrap();
     operator
         .execute_batch(
-            "DROP TABLE undelivered; DROP TABLE endpoint; PRAGMA user_version = 3;
+            "DROP INDEX action_pending; DROP INDEX action_unclaimed;
+             DROP TABLE undelivered; DROP TABLE endpoint; PRAGMA user_version = 3;
              PRAGMA wal_checkpoint(TRUNCATE);",
         )
         .unwrap();
@@ -497,4 +498,26 @@ async fn an_operator_resends_beside_a_server_and_without_one() {
     store.close().await;
     let verified = SqliteStore::verify(&path).unwrap();
     assert_eq!(verified.faults, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_decision_without_a_submission_enters_no_index_of_those_that_wait() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("aegis.db");
+    let store = SqliteStore::open(&path).unwrap();
+    store.decide(approval(None)).await.unwrap();
+    store.close().await;
+    let connection = Connection::open(&path).unwrap();
+    for (index, condition) in [
+        ("action_pending", "status = 'PENDING'"),
+        (
+            "action_unclaimed",
+            "status = 'COMMITTED' AND decision = 'approve' AND execution IS NULL \
+             AND submitted_by IS NOT NULL",
+        ),
+    ] {
+        let sql = format!("SELECT count(*) FROM action INDEXED BY {index} WHERE {condition}");
+        let entries: i64 = connection.query_row(&sql, [], |row| row.get(0)).unwrap();
+        assert_eq!(entries, 0, "{index}");
+    }
 }
