@@ -3,7 +3,7 @@
 //! [`HitlService`] is a plain [`tower_service::Service`] over hyper's types, without a framework.
 //! It stands alone, mounts in any router, and sits inside tower layers. [`Server`] is an accept
 //! loop with timeouts, limits and a graceful shutdown that has a deadline. It also answers `GET
-//! /livez` and `GET /readyz`.
+//! /livez`, `GET /readyz` and `GET /metrics`.
 //!
 //! ```no_run
 //! use aegis_hitl::server::{HitlService, Server};
@@ -27,7 +27,7 @@
 //
 //   serve, builder   what a user sets: an address, limits, a service
 //   net              accepts connections, limits them, and closes the slow and the idle ones
-//   ops              wraps the service with health checks; reports outages in the log
+//   ops              wraps the service with health checks and metrics; reports outages in the log
 //   service          matches a request to its endpoint, and completes the response
 //   api              the endpoints, one file each, and the steps they share
 //   inbox            the web page on which reviewers decide
@@ -35,7 +35,7 @@
 //   http             checks heads, headers and hosts; reads bodies; writes responses
 //   drain            the signal that the server is shutting down
 //
-// A request goes through net (one connection), ops (a well-formed head, or a health check), service
+// A request goes through net (one connection), ops (a well-formed head, a health check or a scrape), service
 // (host, drain, route), and api (caller, headers, body, store). Its response goes back through
 // service and is watched by net until its last byte is sent.
 

@@ -5,9 +5,11 @@ use std::fmt;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, ToSocketAddrs};
+use tokio::sync::oneshot;
 
 use super::auth::Auth;
 use super::drain::Shutdown;
@@ -16,8 +18,11 @@ use super::ops::health::WithHealth;
 use super::service::HitlService;
 use crate::store::Store;
 
+/// The most connections to the listener for metrics.
+const METRICS_CONNECTIONS: usize = 8;
+
 /// Serves a [`HitlService`] over HTTP/1.1 and HTTP/2 (with prior knowledge), together with `GET
-/// /livez` and `GET /readyz`.
+/// /livez`, `GET /readyz` and, if it has no API keys, `GET /metrics`.
 ///
 /// A connection is closed when it has had no request in flight for the
 /// [`header_timeout`](Self::header_timeout). The number of connections, the size and number of
@@ -31,6 +36,7 @@ pub struct Server {
     limits: ConnectionLimits,
     drain_timeout: Duration,
     trust_tenant_header: bool,
+    metrics: Option<TcpListener>,
 }
 
 impl Server {
@@ -54,6 +60,7 @@ impl Server {
             limits: ConnectionLimits::default(),
             drain_timeout: Duration::from_secs(30),
             trust_tenant_header: false,
+            metrics: None,
         }
     }
 
@@ -127,6 +134,17 @@ impl Server {
         self
     }
 
+    /// Serves `GET /metrics` and `GET /livez` on another listener, which at most 8 connections at a
+    /// time may use. The default is to serve metrics only with the service, and only if that has no
+    /// API keys.
+    ///
+    /// Whoever reaches this listener can read the metrics. They hold no tenant, key or id. It is
+    /// closed when the server drains.
+    pub fn metrics_listener(mut self, listener: TcpListener) -> Self {
+        self.metrics = Some(listener);
+        self
+    }
+
     /// Checks that a service with this `auth` may be served here. [`serve`](Self::serve) does the
     /// same; call this first to fail before a store is opened.
     ///
@@ -173,20 +191,46 @@ impl Server {
         self.check(service.auth())?;
         let address = self.local_addr().map_err(ServeError::io)?;
         let drain = service.api().drain.clone();
+        let metrics = Arc::clone(&service.api().metrics);
         let service = WithHealth::new(service, address.ip());
-        let places = Places::new(self.limits, Self::room()?);
-        let timeouts = self.timeouts;
-        let service_for = |peer| service.for_peer(peer);
-        let left = accept::run(
-            self.listener,
-            places,
-            timeouts,
-            service_for,
-            drain,
-            shutdown,
-        )
-        .await;
-        Ok(left.drain(self.drain_timeout).await)
+        let (timeouts, drain_timeout) = (self.timeouts, self.drain_timeout);
+        let room = Self::room()?;
+        let aside = self.metrics.as_ref().map_or(0, |_| METRICS_CONNECTIONS);
+        let count = Arc::clone(&metrics.connections);
+        let places = Places::new(self.limits, room.saturating_sub(aside), count);
+        let (stop, stopped) = oneshot::channel::<()>();
+        let serving = async {
+            let service_for = |peer| service.for_peer(peer);
+            let left = accept::run(
+                self.listener,
+                places,
+                timeouts,
+                service_for,
+                drain.clone(),
+                shutdown,
+            )
+            .await;
+            drop(stop);
+            left.drain(drain_timeout).await
+        };
+        let Some(listener) = self.metrics else {
+            return Ok(serving.await);
+        };
+        let limits = ConnectionLimits {
+            connections: Some(METRICS_CONNECTIONS),
+            per_peer: Some(METRICS_CONNECTIONS),
+        };
+        let places = Places::new(limits, METRICS_CONNECTIONS, Arc::default());
+        let serving_metrics = async {
+            let service = service.for_metrics();
+            let service_for = |peer| service.for_peer(peer);
+            let stopped = async { _ = stopped.await };
+            let drain = drain.clone();
+            let left = accept::run(listener, places, timeouts, service_for, drain, stopped).await;
+            left.drain(drain_timeout).await
+        };
+        // Whoever is cut off while reading metrics has lost nothing.
+        Ok(tokio::join!(serving, serving_metrics).0)
     }
 }
 

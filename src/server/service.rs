@@ -180,13 +180,16 @@ impl<St: Store> HitlService<St> {
         if parts.method == Method::HEAD {
             response::without_body(&mut response);
         }
+        let (endpoint, elapsed) = (self.endpoint(&parts), began.elapsed());
+        let metrics = &self.api.metrics;
+        metrics.answered(endpoint, response.status(), elapsed);
         // Paths hold ids, and queries hold more, so neither is logged.
         tracing::debug!(
             target: "aegis_hitl::access",
             method = %parts.method,
-            endpoint = self.endpoint(&parts),
+            endpoint,
             status = response.status().as_u16(),
-            elapsed = ?began.elapsed(),
+            ?elapsed,
             peer = arrival.peer.map(tracing::field::display),
             "answered"
         );
@@ -234,7 +237,7 @@ impl<St: Store> HitlService<St> {
         }
     }
 
-    /// The name of what a request is for, in the log.
+    /// The name of what a request is for, in the log and in the metrics.
     fn endpoint(&self, parts: &Parts) -> &'static str {
         let path = parts.uri.path();
         if self.inbox.is_some()

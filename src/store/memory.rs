@@ -14,6 +14,7 @@ use super::operation::{
     Transition, Undelivered, settle,
 };
 use super::rule::canonical_call;
+use super::statistics::{EventCounter, Statistics};
 use super::{
     Acquire, Acquired, Backlog, Cancel, Cancelled, Clock, Cursor, DeadLetter, Decide, DecideById,
     Decided, DueDeliveries, DueDelivery, EndpointState, EndpointTaken, Finish, Finished, Identity,
@@ -640,6 +641,17 @@ impl Store for MemoryStore {
             pending: oldest(&mut pending.filter_map(|record| record.action.created_at)),
             unclaimed: oldest(&mut unclaimed.filter_map(|record| record.action.decided_at)),
         })
+    }
+
+    fn statistics(&self) -> Statistics {
+        let counter = EventCounter::default();
+        for happened in self.records().iter().flat_map(|records| &records.events) {
+            counter.add(happened.event.kind);
+        }
+        Statistics {
+            events: counter.read(),
+            writer: None,
+        }
     }
 
     async fn totals(&self) -> Result<Totals, StoreError> {

@@ -9,6 +9,7 @@ mod error;
 mod operation;
 mod rule;
 mod sqlite;
+mod statistics;
 mod watch;
 
 #[cfg(feature = "test-util")]
@@ -35,6 +36,8 @@ pub use self::operation::{
     Resend, Resent, Resume, Resumed, Start, Submission, Submit, Submitted, TakeEndpoint,
 };
 pub use self::sqlite::{SqliteStore, Verified};
+pub(crate) use self::statistics::DurationCounter;
+pub use self::statistics::{Durations, Statistics, WriterStatistics};
 pub use self::watch::{Watch, Watchers};
 
 /// The identity of an action: tenant, thread and idempotency key.
@@ -399,6 +402,9 @@ pub trait Store: Clone + Send + Sync + 'static {
     ///
     /// If the store is unavailable.
     fn backlog(&self) -> impl Future<Output = Result<Backlog, StoreError>> + Send;
+
+    /// Returns what this store has done since it was opened. It reads numbers that are at hand.
+    fn statistics(&self) -> Statistics;
 
     /// Counts the rows on record.
     ///

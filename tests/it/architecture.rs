@@ -16,17 +16,22 @@ const ROOMS: [(&str, &[&str]); 8] = [
 ];
 
 /// The same within the server: folders and files, from the innermost outwards.
-const SERVER: [(&str, &[&str]); 11] = [
+const SERVER: [(&str, &[&str]); 13] = [
     ("drain", &[]),
     ("ops/outage", &[]),
+    ("ops/metrics", &[]),
     ("http", &[]),
     ("auth", &["http"]),
     ("net", &["drain", "http", "ops/outage"]),
-    ("api", &["drain", "http", "auth", "ops/outage"]),
+    (
+        "api",
+        &["drain", "http", "auth", "ops/outage", "ops/metrics"],
+    ),
     ("builder", &["http", "auth", "api", "inbox", "service"]),
     ("service", &["http", "auth", "api", "inbox", "builder"]),
     ("inbox", &["drain", "http", "auth", "api"]),
-    ("ops/health", &["http", "api", "service"]),
+    ("ops/scrape", &["http", "api", "ops/metrics"]),
+    ("ops/health", &["http", "api", "service", "ops/scrape"]),
     ("serve", &["drain", "auth", "net", "service", "ops/health"]),
 ];
 

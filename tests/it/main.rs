@@ -57,6 +57,8 @@ mod inbox;
 mod layers;
 mod manual;
 #[cfg(all(feature = "server", feature = "test-util"))]
+mod metrics;
+#[cfg(all(feature = "server", feature = "test-util"))]
 mod model;
 #[cfg(all(feature = "client", feature = "test-util"))]
 mod never_sent;

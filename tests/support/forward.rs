@@ -76,6 +76,10 @@ macro_rules! forward_deliveries {
             $store.backlog().await
         }
 
+        fn statistics(&$self) -> aegis_hitl::store::Statistics {
+            $store.statistics()
+        }
+
         fn watch_all(&$self) -> aegis_hitl::store::Watch {
             $store.watch_all()
         }

@@ -34,6 +34,7 @@ use crate::server::http::headers;
 use crate::server::http::response;
 use crate::server::http::room::Room;
 use crate::server::http::{Held, Host, HostGuard, Rejection, RequestBody, Response};
+use crate::server::ops::metrics::Metrics;
 use crate::server::ops::outage::Outage;
 use crate::store::{Actor, Identity, Store, StoreError};
 
@@ -87,6 +88,7 @@ pub(crate) struct Api<St> {
     pub(crate) drain: Drain,
     /// For the large bodies of requests and responses.
     pub(crate) room: Room,
+    pub(crate) metrics: Arc<Metrics>,
     outage: Outage,
     feeds: Arc<Feeds>,
 }
@@ -99,6 +101,7 @@ impl<St: Store> Api<St> {
             room: Room::new(ROOM.max(3 * settings.body_limit + FORM_LIMIT)),
             settings,
             drain: Drain::new(),
+            metrics: Arc::new(Metrics::new()),
             outage: Outage::default(),
             feeds: Arc::default(),
         }

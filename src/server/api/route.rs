@@ -22,7 +22,7 @@ pub(crate) enum Route<'a> {
 }
 
 impl<'a> Route<'a> {
-    /// The name in the log.
+    /// The name in the log and in the metrics.
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::Decide(Decision::Approve) => "approve",

@@ -245,12 +245,21 @@ pub(crate) fn json<T: Serialize>(status: StatusCode, value: &T) -> Response {
     serialized(status, JSON, value)
 }
 
+/// Returns a response with a text.
+pub(crate) fn text(media_type: &'static str, text: String) -> Response {
+    whole(StatusCode::OK, HeaderValue::from_static(media_type), text)
+}
+
 fn serialized<T: Serialize>(status: StatusCode, media_type: HeaderValue, value: &T) -> Response {
     let Ok(text) = serde_json::to_vec(value) else {
         // This happens only if RFC 3339 cannot express a time. The state of the record is then
         // unknown.
         return Rejection::unavailable("the record cannot be shown").into_response();
     };
+    whole(status, media_type, text)
+}
+
+fn whole(status: StatusCode, media_type: HeaderValue, text: impl Into<Bytes>) -> Response {
     let mut response = Response::new(ResponseBody::whole(text));
     *response.status_mut() = status;
     let headers = response.headers_mut();

@@ -111,7 +111,7 @@ pub(crate) enum Route<'a> {
 }
 
 impl<'a> Route<'a> {
-    /// The name in the log.
+    /// The name in the log and in the metrics.
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::List => "inbox",

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
@@ -72,10 +73,12 @@ pub(crate) struct Places {
     loopback_counts: bool,
     crowded: Outage,
     panicked: Outage,
+    /// The number of connections, for others to read.
+    count: Arc<AtomicUsize>,
 }
 
 impl Places {
-    pub(crate) fn new(limits: ConnectionLimits, room: usize) -> Self {
+    pub(crate) fn new(limits: ConnectionLimits, room: usize, count: Arc<AtomicUsize>) -> Self {
         let connections = limits.connections(room);
         if let Some(wanted) = limits.connections
             && wanted > connections
@@ -95,6 +98,7 @@ impl Places {
             loopback_counts: limits.per_peer.is_some(),
             crowded: Outage::default(),
             panicked: Outage::default(),
+            count,
         }
     }
 
@@ -172,6 +176,7 @@ impl Places {
             task,
         };
         self.taken.insert(id, place);
+        self.count.store(self.taken.len(), Ordering::Relaxed);
     }
 
     /// Waits until a connection has ended, and frees its place. Waits forever if there is none.
@@ -198,6 +203,7 @@ impl Places {
         let Some(place) = self.taken.remove(&id) else {
             return;
         };
+        self.count.store(self.taken.len(), Ordering::Relaxed);
         if let Some(count) = self.by_peer.get_mut(&place.peer) {
             *count -= 1;
             if *count == 0 {
@@ -254,7 +260,13 @@ mod tests {
         assert_eq!(limits(Some(9000)).connections(1_000_000), 9000);
         assert_eq!(limits(Some(9000)).connections(800), 800);
         assert_eq!(limits(Some(0)).connections(800), 1);
-        assert_eq!(Places::new(limits(Some(100)), 800).per_peer, 25);
-        assert_eq!(Places::new(limits(Some(1)), 800).per_peer, 1);
+        assert_eq!(
+            Places::new(limits(Some(100)), 800, Arc::default()).per_peer,
+            25
+        );
+        assert_eq!(
+            Places::new(limits(Some(1)), 800, Arc::default()).per_peer,
+            1
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! `GET /livez` and `GET /readyz`, outside the prefix.
+//! `GET /livez`, `GET /readyz` and `GET /metrics`, outside the prefix.
 
 use std::convert::Infallible;
 use std::net::IpAddr;
@@ -21,6 +21,7 @@ use crate::server::api::shutting_down;
 use crate::server::http::headers;
 use crate::server::http::response;
 use crate::server::http::{Arrival, Rejection, RequestBody, Response, head};
+use crate::server::ops::scrape::Scraper;
 use crate::server::service::{HitlService, ResponseFuture};
 use crate::store::Store;
 
@@ -30,22 +31,48 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a successful check remains valid. Each check costs a write, and anyone can request one.
 const CHECK_AGE: Duration = Duration::from_secs(1);
 
-/// Serves a [`HitlService`] and the two health endpoints.
+/// What an address is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Everything. With API keys, metrics have an address of their own.
+    Service,
+    /// Metrics, and whether the process is alive.
+    Metrics,
+}
+
+/// Serves a [`HitlService`], the two health endpoints, and metrics.
 pub(crate) struct WithHealth<St> {
     service: HitlService<St>,
+    purpose: Purpose,
     /// The address that the server listens on.
     address: IpAddr,
     peer: Option<IpAddr>,
-    last_success: Arc<Mutex<Option<Instant>>>,
+    shared: Arc<Shared>,
+}
+
+/// What all connections share.
+#[derive(Debug, Default)]
+struct Shared {
+    last_success: Mutex<Option<Instant>>,
+    scraper: Scraper,
 }
 
 impl<St: Store> WithHealth<St> {
     pub(crate) fn new(service: HitlService<St>, address: IpAddr) -> Self {
         Self {
             service,
+            purpose: Purpose::Service,
             address,
             peer: None,
-            last_success: Arc::default(),
+            shared: Arc::default(),
+        }
+    }
+
+    /// Returns the service of the address for metrics.
+    pub(crate) fn for_metrics(&self) -> Self {
+        Self {
+            purpose: Purpose::Metrics,
+            ..self.clone()
         }
     }
 
@@ -62,9 +89,10 @@ impl<St> Clone for WithHealth<St> {
     fn clone(&self) -> Self {
         Self {
             service: self.service.clone(),
+            purpose: self.purpose,
             address: self.address,
             peer: self.peer,
-            last_success: Arc::clone(&self.last_success),
+            shared: Arc::clone(&self.shared),
         }
     }
 }
@@ -80,21 +108,29 @@ const OK: Health = Health { status: "ok" };
 enum Probe {
     Liveness,
     Readiness,
+    Metrics,
+    /// There is nothing at this path.
+    Nothing,
 }
 
 impl<St: Store> WithHealth<St> {
     async fn probe(self, probe: Probe, parts: Parts) -> Response {
+        let ok = || response::json(StatusCode::OK, &OK);
         let result = match probe {
+            Probe::Nothing => Err(Rejection::not_found("there is no such path")),
             _ if parts.method != Method::GET && parts.method != Method::HEAD => {
                 Err(Rejection::method("GET, HEAD"))
             }
-            Probe::Liveness => Ok(()),
-            Probe::Readiness => self.readiness(&parts).await,
+            Probe::Liveness => Ok(ok()),
+            Probe::Readiness => self.readiness(&parts).await.map(|()| ok()),
+            Probe::Metrics => {
+                // A scraper may call its own address by any name.
+                let listening = Some(self.address).filter(|_| self.purpose == Purpose::Service);
+                let api = self.service.api();
+                self.shared.scraper.answer(api, &parts, listening).await
+            }
         };
-        let mut response = match result {
-            Ok(()) => response::json(StatusCode::OK, &OK),
-            Err(rejection) => rejection.into_response(),
-        };
+        let mut response = result.unwrap_or_else(Rejection::into_response);
         if parts.method == Method::HEAD {
             response::without_body(&mut response);
         }
@@ -110,7 +146,7 @@ impl<St: Store> WithHealth<St> {
         let check = async {
             // One check runs at a time. Those that wait for the lock reuse its result if it was
             // successful.
-            let mut last_success = self.last_success.lock().await;
+            let mut last_success = self.shared.last_success.lock().await;
             if last_success.is_some_and(|at| at.elapsed() < CHECK_AGE) {
                 return Ok(());
             }
@@ -176,10 +212,17 @@ where
             }));
         }
         let request = Request::from_parts(parts, body);
-        let probe = match request.uri().path() {
-            "/livez" | "/livez/" => Probe::Liveness,
-            "/readyz" | "/readyz/" => Probe::Readiness,
-            _ => {
+        let probe = match (request.uri().path(), self.purpose) {
+            ("/livez" | "/livez/", _) => Probe::Liveness,
+            ("/readyz" | "/readyz/", Purpose::Service) => Probe::Readiness,
+            ("/metrics" | "/metrics/", Purpose::Metrics) => Probe::Metrics,
+            ("/metrics" | "/metrics/", Purpose::Service)
+                if self.service.auth().trusts_tenant_header() =>
+            {
+                Probe::Metrics
+            }
+            (_, Purpose::Metrics) => Probe::Nothing,
+            (_, Purpose::Service) => {
                 let arrival = Arrival {
                     listening: Some(self.address),
                     peer: self.peer,

@@ -1,4 +1,6 @@
-//! The view of an operator: health checks, and outages in the log.
+//! The view of an operator: health checks, metrics, and outages in the log.
 
 pub(crate) mod health;
+pub(crate) mod metrics;
 pub(crate) mod outage;
+pub(crate) mod scrape;

@@ -23,6 +23,7 @@ mod tests;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, SyncSender, TrySendError};
 use std::thread;
 
@@ -43,8 +44,8 @@ use super::operation::Operation;
 use super::{
     Acquire, Acquired, Backlog, Cancel, Cancelled, Clock, DeadLetter, Decide, DecideById, Decided,
     DueDeliveries, EndpointState, EndpointTaken, Finish, Finished, List, MarkDeliveries, Marked,
-    Page, Renew, Renewed, Resend, Resent, Resume, Resumed, Store, StoreError, Submit, Submitted,
-    TakeEndpoint, Totals, Watch, Watchers,
+    Page, Renew, Renewed, Resend, Resent, Resume, Resumed, Statistics, Store, StoreError, Submit,
+    Submitted, TakeEndpoint, Totals, Watch, Watchers, WriterStatistics,
 };
 use crate::protocol::{Action, Event, TenantId};
 
@@ -304,7 +305,13 @@ impl SqliteStore {
             return Err(self.state.closed_error());
         }
         let (reply, answer) = oneshot::channel();
-        match self.commands.try_send(Command::Run(Box::new(job(reply)))) {
+        let queued = &self.state.counters.queued;
+        queued.fetch_add(1, Ordering::Relaxed);
+        let sent = self.commands.try_send(Command::Run(Box::new(job(reply))));
+        if sent.is_err() {
+            queued.fetch_sub(1, Ordering::Relaxed);
+        }
+        match sent {
             Ok(()) => answer
                 .await
                 .unwrap_or_else(|_| Err(self.state.closed_error())),
@@ -465,6 +472,19 @@ impl Store for SqliteStore {
         let now = self.clock.now();
         let read = move |connection: &Connection| list::backlog(connection, now);
         self.readers.read(read).await
+    }
+
+    fn statistics(&self) -> Statistics {
+        let counters = &self.state.counters;
+        Statistics {
+            events: counters.events.read(),
+            writer: Some(WriterStatistics {
+                is_ready: self.state.epoch().is_ok(),
+                queued: counters.queued.load(Ordering::Relaxed),
+                requests: counters.requests.load(Ordering::Relaxed),
+                commits: counters.commits.read(),
+            }),
+        }
     }
 
     async fn totals(&self) -> Result<Totals, StoreError> {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use super::StoreError;
+use crate::store::statistics::{DurationCounter, EventCounter};
 
 /// How long a durable write counts as proof that the next one would succeed.
 const FRESH: Duration = Duration::from_millis(50);
@@ -20,6 +21,18 @@ pub(super) struct State {
     closing: AtomicBool,
     life: watch::Sender<Life>,
     written: Mutex<Option<Instant>>,
+    pub(super) counters: Counters,
+}
+
+/// What the store has done since it was opened.
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    pub(super) events: EventCounter,
+    /// The requests that were sent to the writer, and that it has not taken.
+    pub(super) queued: AtomicU64,
+    /// The requests of the commits.
+    pub(super) requests: AtomicU64,
+    pub(super) commits: DurationCounter,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +54,7 @@ impl State {
             closing: AtomicBool::new(false),
             life: watch::Sender::new(Life::Open),
             written: Mutex::new(None),
+            counters: Counters::default(),
         }
     }
 

@@ -1,6 +1,6 @@
 //! A transaction of the writer: the ledger that operations change.
 
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use rusqlite::{Connection, params};
 use uuid::Uuid;
@@ -14,6 +14,7 @@ use crate::protocol::{JsonText, Status, TenantId, uuid_v7};
 use crate::store::operation::{
     Endpoint, Inserted, Lease, Ledger, New, Record, Transition, Undelivered, settle,
 };
+use crate::store::statistics::EventCounter;
 use crate::store::{Clock, Identity, Watchers};
 
 /// An open transaction.
@@ -28,29 +29,37 @@ pub(super) struct Transaction<'a> {
     changes: Changes,
 }
 
-/// The actions that a transaction changed.
+/// The actions that a transaction changed, and how.
 #[derive(Debug, Default)]
-pub(super) struct Changes(Vec<(Uuid, TenantId)>);
+pub(super) struct Changes(Vec<(Uuid, TenantId, EventKind)>);
 
 /// What a transaction wrote.
 pub(super) struct Written {
     pub(super) has_written: bool,
     /// Whether more records are due.
     pub(super) is_behind: bool,
+    /// How long the commit took.
+    pub(super) took: Duration,
     pub(super) changes: Changes,
 }
 
 impl Changes {
     /// Wakes whoever waits for one of the actions, or for an event of their tenants.
     pub(super) fn wake(self, watchers: &Watchers) {
-        for (id, tenant) in self.0 {
+        for (id, tenant, _) in self.0 {
             watchers.wake(id, &tenant);
         }
     }
 
-    fn add(&mut self, action: &Action) {
+    pub(super) fn count(&self, events: &EventCounter) {
+        for (_, _, kind) in &self.0 {
+            events.add(*kind);
+        }
+    }
+
+    fn add(&mut self, action: &Action, kind: EventKind) {
         if let (Some(id), Some(tenant)) = (action.request_id.as_uuid(), &action.tenant_id) {
-            self.0.push((id, tenant.clone()));
+            self.0.push((id, tenant.clone(), kind));
         }
     }
 }
@@ -76,11 +85,14 @@ impl<'a> Transaction<'a> {
     }
 
     pub(super) fn commit(self) -> rusqlite::Result<Written> {
+        let begun = Instant::now();
         run(self.connection, "COMMIT")?;
+        let took = begun.elapsed();
         self.repeats.add(&self.repeated);
         Ok(Written {
             has_written: self.has_beaten || !self.changes.0.is_empty(),
             is_behind: self.is_behind,
+            took,
             changes: self.changes,
         })
     }
@@ -246,7 +258,7 @@ impl Ledger for Transaction<'_> {
                 action.execution.map(Execution::as_str),
                 CallId(transition.call_id),
             ])?;
-        self.changes.add(action);
+        self.changes.add(action, transition.kind);
         Ok(())
     }
 

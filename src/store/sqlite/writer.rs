@@ -165,7 +165,7 @@ impl Writer {
                 .commands
                 .recv_timeout(pause.clamp(MIN_PAUSE, LOOK_AROUND))
             {
-                Ok(Command::Run(first)) => batch.push(first),
+                Ok(Command::Run(first)) => batch.push(self.taken(first)),
                 Ok(Command::Wake) => continue,
                 Err(RecvTimeoutError::Timeout) => {
                     if self.uprooted.is_none()
@@ -199,9 +199,15 @@ impl Writer {
         self.commands
             .try_iter()
             .filter_map(|command| match command {
-                Command::Run(job) => Some(job),
+                Command::Run(job) => Some(self.taken(job)),
                 Command::Wake => None,
             })
+    }
+
+    /// Notes that a job has left the queue.
+    fn taken(&self, job: Box<dyn Job>) -> Box<dyn Job> {
+        self.state.counters.queued.fetch_sub(1, Ordering::Relaxed);
+        job
     }
 
     fn serve(&mut self, batch: &mut Vec<Box<dyn Job>>) {
@@ -227,8 +233,13 @@ impl Writer {
         });
         match done {
             Ok(written) => {
+                let counters = &self.state.counters;
+                written.changes.count(&counters.events);
                 if written.has_written {
                     self.state.set_written(begun);
+                    counters.commits.add(written.took);
+                    let requests = batch.len() as u64;
+                    counters.requests.fetch_add(requests, Ordering::Relaxed);
                 }
                 if written.is_behind {
                     self.settle_at = Instant::now();

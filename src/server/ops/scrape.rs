@@ -1,0 +1,54 @@
+//! `GET /metrics`.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use http::request::Parts;
+use tokio::sync::Mutex;
+use tokio::time::timeout;
+
+use super::metrics::{CONTENT_TYPE, Reading};
+use crate::server::api::Api;
+use crate::server::http::response;
+use crate::server::http::{Rejection, Response};
+use crate::store::Store;
+
+/// How long the store may take to be read. Without it, the rest is shown.
+const READ_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Answers a scrape.
+#[derive(Debug, Default)]
+pub(crate) struct Scraper {
+    /// One scrape at a time reads the store, so that scrapes take little from those who decide.
+    turn: Mutex<()>,
+}
+
+impl Scraper {
+    /// Checks the host of the request if it came to the address of the service, and answers.
+    pub(crate) async fn answer<St: Store>(
+        &self,
+        api: &Api<St>,
+        parts: &Parts,
+        listening: Option<IpAddr>,
+    ) -> Result<Response, Rejection> {
+        if listening.is_some() {
+            api.admit(parts, listening)?;
+        }
+        let read = async {
+            let _turn = self.turn.lock().await;
+            (api.store.backlog().await, api.store.endpoints().await)
+        };
+        let (backlog, webhooks) = match timeout(READ_TIMEOUT, read).await {
+            Ok((backlog, webhooks)) => (backlog.ok(), webhooks.ok()),
+            Err(_) => (None, None),
+        };
+        let reading = Reading {
+            statistics: api.store.statistics(),
+            backlog,
+            webhooks,
+        };
+        let text = api.metrics.text(reading);
+        let text = text.map_err(|_| Rejection::unavailable("the metrics cannot be shown"))?;
+        Ok(response::text(CONTENT_TYPE, text))
+    }
+}
