@@ -29,6 +29,7 @@ mod human_loop;
 mod limits;
 #[cfg(unix)]
 mod manual;
+mod metrics;
 #[cfg(unix)]
 mod operating;
 mod python;

@@ -28,6 +28,7 @@ pub(crate) struct Config {
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub(crate) struct Serve {
     pub(crate) listen: Option<SocketAddr>,
+    pub(crate) metrics_listen: Option<SocketAddr>,
     pub(crate) store: Option<PathBuf>,
     pub(crate) prefix: Option<String>,
     pub(crate) keys: Option<PathBuf>,

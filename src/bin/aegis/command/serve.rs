@@ -10,6 +10,7 @@ use aegis_hitl::protocol::{DEFAULT_PREFIX, Prefix};
 use aegis_hitl::server::{Auth, HitlService, Host, Inbox, Server, Shutdown};
 use aegis_hitl::store::SqliteStore;
 use clap::Args;
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use super::Context;
@@ -30,6 +31,13 @@ pub(crate) struct Serve {
     /// The address to listen on [default: 127.0.0.1:8000].
     #[arg(long, env = "AEGIS_LISTEN", value_name = "ADDRESS")]
     pub(crate) listen: Option<SocketAddr>,
+
+    /// An address of its own for /metrics and /livez, such as 127.0.0.1:9464 [default: none].
+    ///
+    /// Whoever reaches it can read the metrics. Without API keys, the server's own address serves
+    /// them too.
+    #[arg(long, env = "AEGIS_METRICS_LISTEN", value_name = "ADDRESS")]
+    pub(crate) metrics_listen: Option<SocketAddr>,
 
     /// The database file, created if it does not exist [default: aegis.db].
     #[arg(long, env = "AEGIS_STORE", value_name = "FILE")]
@@ -228,6 +236,19 @@ pub(crate) async fn run(args: Serve, context: Context) -> Result<(), Failure> {
         Some(connections) => server.max_connections_per_peer(connections.get()),
         None => server,
     };
+    let (server, metrics) = match args.metrics_listen.or(config.metrics_listen) {
+        Some(listen) => {
+            let listener = TcpListener::bind(listen).await;
+            let listener = listener.map_err(|error| {
+                Failure::other(format!("cannot listen on {listen} for metrics")).because(error)
+            })?;
+            let address = listener.local_addr();
+            let address = address
+                .map_err(|error| Failure::other("the listener has no address").because(error))?;
+            (server.metrics_listener(listener), Some(address))
+        }
+        None => (server, None),
+    };
     let address = server
         .local_addr()
         .map_err(|error| Failure::other("the listener has no address").because(error))?;
@@ -276,6 +297,9 @@ pub(crate) async fn run(args: Serve, context: Context) -> Result<(), Failure> {
         "listening on http://{address}, store {}",
         path.display()
     ));
+    if let Some(address) = metrics {
+        say(&format!("metrics on http://{address}/metrics"));
+    }
     sign_in();
     tell_manager(State::Ready);
     let failed =
