@@ -160,6 +160,9 @@ mod waiters {
 
     const WAITERS: usize = 10_000;
 
+    /// The allocations of a duplicate decision, as many as before it was counted.
+    const DUPLICATE: u64 = 23;
+
     fn runtime() -> Runtime {
         let mut runtime = tokio::runtime::Builder::new_current_thread();
         runtime.enable_all().build().unwrap()
@@ -209,6 +212,36 @@ mod waiters {
         });
         assert_eq!(all.len(), WAITERS);
         u64::try_from(counted.bytes_current).unwrap() / WAITERS as u64
+    }
+
+    /// What `aegis_requests_total` and the like cost. A store of its own allocates as well, so the
+    /// call is one that changes nothing.
+    #[test]
+    fn a_decision_is_counted_without_an_allocation() {
+        let runtime = runtime();
+        let _entered = runtime.enter();
+        let service = HitlService::new(MemoryStore::new());
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut decide = || {
+            let request: Request<Body> = of("acme", Method::POST, "approve")
+                .header("thread-id", "run-7")
+                .header("idempotency-key", "k")
+                .body(Full::default())
+                .unwrap();
+            let mut service = service.clone();
+            let (count, status) = allocations(|| {
+                let mut call = pin!(service.call(request));
+                let Poll::Ready(Ok(response)) = call.as_mut().poll(&mut cx) else {
+                    panic!("the store answers at once");
+                };
+                response.status().as_u16()
+            });
+            (count, status)
+        };
+        assert_eq!(decide().1, 202);
+        // The first request of an endpoint makes room for its numbers.
+        assert_eq!(decide(), (DUPLICATE, 409));
+        assert_eq!(decide(), (DUPLICATE, 409));
     }
 
     #[test]
