@@ -16,7 +16,7 @@ pub(super) const RESERVED: &str = "aegis";
 pub(crate) const MAX_COMMENT_LEN: usize = 4096;
 
 /// The most characters that a title may have.
-const MAX_TITLE_LEN: usize = 256;
+pub(crate) const MAX_TITLE_LEN: usize = 256;
 
 /// A request body, parsed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -58,7 +58,7 @@ pub(crate) use self::{
 #[cfg(feature = "server")]
 pub(crate) use self::{
     action::{entry, rfc3339},
-    body::{Body, MAX_COMMENT_LEN, edited, limited_comment},
+    body::{Body, MAX_COMMENT_LEN, MAX_TITLE_LEN, edited, limited_comment},
     id::{hex, unhex, uuid_v7},
 };
 

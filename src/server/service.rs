@@ -19,6 +19,7 @@ use super::http::headers;
 use super::http::response;
 use super::http::{Arrival, Rejection, RequestBody, Response, ResponseBody};
 use super::inbox::{self, Desk, Inbox};
+use super::ops::openapi::{self, Reference};
 use crate::store::Store;
 
 /// Answers the endpoints over a [`Store`]: approve, reject, status, and the human loop from
@@ -44,6 +45,7 @@ use crate::store::Store;
 pub struct HitlService<St> {
     api: Arc<Api<St>>,
     inbox: Option<Arc<Desk>>,
+    reference: Arc<Reference>,
 }
 
 impl<St> Clone for HitlService<St> {
@@ -51,6 +53,7 @@ impl<St> Clone for HitlService<St> {
         Self {
             api: Arc::clone(&self.api),
             inbox: self.inbox.clone(),
+            reference: Arc::clone(&self.reference),
         }
     }
 }
@@ -75,7 +78,9 @@ impl<St: Store> HitlService<St> {
     }
 
     pub(crate) fn with_settings(store: St, settings: Settings, inbox: Option<Inbox>) -> Self {
+        let has_keys = !settings.auth.trusts_tenant_header();
         Self {
+            reference: Arc::new(Reference::new(settings.prefix.clone(), has_keys)),
             api: Arc::new(Api::new(store, settings)),
             inbox: inbox.map(Desk::new).map(Arc::new),
         }
@@ -207,6 +212,9 @@ impl<St: Store> HitlService<St> {
         if api.drain.has_started() {
             return Err(shutting_down());
         }
+        if let Some(form) = openapi::Form::of(parts.uri.path()) {
+            return self.reference.respond(form, &parts.method);
+        }
         if let Some(desk) = &self.inbox
             && let Some(page) = inbox::Route::of(parts.uri.path())
         {
@@ -240,6 +248,9 @@ impl<St: Store> HitlService<St> {
     /// The name of what a request is for, in the log and in the metrics.
     fn endpoint(&self, parts: &Parts) -> &'static str {
         let path = parts.uri.path();
+        if let Some(form) = openapi::Form::of(path) {
+            return form.name();
+        }
         if self.inbox.is_some()
             && let Some(page) = inbox::Route::of(path)
         {

@@ -16,7 +16,7 @@ const ROOMS: [(&str, &[&str]); 8] = [
 ];
 
 /// The same within the server: folders and files, from the innermost outwards.
-const SERVER: [(&str, &[&str]); 13] = [
+const SERVER: [(&str, &[&str]); 14] = [
     ("drain", &[]),
     ("ops/outage", &[]),
     ("ops/metrics", &[]),
@@ -27,8 +27,13 @@ const SERVER: [(&str, &[&str]); 13] = [
         "api",
         &["drain", "http", "auth", "ops/outage", "ops/metrics"],
     ),
+    // It describes the endpoints, so it reads their limits; the service alone serves it.
+    ("ops/openapi", &["http", "auth", "api"]),
     ("builder", &["http", "auth", "api", "inbox", "service"]),
-    ("service", &["http", "auth", "api", "inbox", "builder"]),
+    (
+        "service",
+        &["http", "auth", "api", "inbox", "ops/openapi", "builder"],
+    ),
     ("inbox", &["drain", "http", "auth", "api"]),
     ("ops/scrape", &["http", "api", "ops/metrics"]),
     ("ops/health", &["http", "api", "service", "ops/scrape"]),

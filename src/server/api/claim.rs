@@ -13,16 +13,16 @@ use crate::server::http::{Rejection, RequestBody, Response, response};
 use crate::store::{Acquire, Acquired, Finish, Finished, Renew, Renewed, Report, Store};
 
 /// The default lease, in seconds.
-const LEASE: u64 = 300;
+pub(crate) const LEASE: u64 = 300;
 
 /// The longest lease, in seconds: a day.
-const MAX_LEASE: u64 = 86_400;
+pub(crate) const MAX_LEASE: u64 = 86_400;
 
 /// The largest result, in bytes.
 const MAX_RESULT: usize = 64 * 1024;
 
 /// The most characters of a reason.
-const MAX_REASON: usize = 4096;
+pub(crate) const MAX_REASON: usize = 4096;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -10,10 +10,10 @@ use crate::server::http::{Rejection, Response, headers, response};
 use crate::store::{Cursor, List, Store};
 
 /// The actions of a page, unless the request says otherwise.
-const LIMIT: usize = 50;
+pub(crate) const LIMIT: usize = 50;
 
 /// The most actions of a page.
-const MAX_LIMIT: usize = 200;
+pub(crate) const MAX_LIMIT: usize = 200;
 
 const PARAMETERS: [&str; 6] = [
     "status",

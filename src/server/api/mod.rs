@@ -38,10 +38,13 @@ use crate::server::ops::metrics::Metrics;
 use crate::server::ops::outage::Outage;
 use crate::store::{Actor, Identity, Store, StoreError};
 
+pub(crate) use self::claim::{LEASE, MAX_LEASE, MAX_REASON};
 pub(crate) use self::events::event_stream;
 use self::feed::Feeds;
 
+pub(crate) use self::list::{LIMIT, MAX_LIMIT};
 pub(crate) use self::route::Route;
+pub(crate) use self::status::MAX_WAIT;
 pub(crate) use crate::protocol::entry;
 
 /// The default limit of a request body, in bytes.

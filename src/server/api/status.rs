@@ -18,7 +18,7 @@ const PREFER: HeaderName = HeaderName::from_static("prefer");
 const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
 
 /// The longest wait, in seconds. It is below the 60 s after which many proxies give up.
-const MAX_WAIT: u64 = 55;
+pub(crate) const MAX_WAIT: u64 = 55;
 
 /// How long after an action's expiry a wait reads it again.
 const EXPIRY_MARGIN: Duration = Duration::from_millis(10);
