@@ -30,6 +30,7 @@ mod limits;
 #[cfg(unix)]
 mod manual;
 mod metrics;
+mod openapi;
 #[cfg(unix)]
 mod operating;
 mod python;
