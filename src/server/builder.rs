@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::api::Settings;
 use super::auth::Auth;
-use super::http::Host;
+use super::http::{Host, Rate};
 use super::inbox::Inbox;
 use super::service::HitlService;
 use crate::protocol::{InvalidPrefix, Prefix};
@@ -90,6 +90,26 @@ impl<St: Store> HitlServiceBuilder<St> {
     /// Sets the largest request body, in bytes. The default is 262 144 (256 KiB).
     pub fn body_limit(mut self, bytes: usize) -> Self {
         self.settings.body_limit = bytes;
+        self
+    }
+
+    /// Limits the rate of requests from one IPv4 address or one IPv6 `/64` network. Requests beyond
+    /// it are answered 429 with `Retry-After`. The default is no limit.
+    ///
+    /// It applies only where the peer's address is known, which is in a
+    /// [`Server`](super::Server). Behind a proxy, that address is the proxy's.
+    pub fn max_rate_per_peer(mut self, rate: Rate) -> Self {
+        self.settings.max_rate_per_peer = Some(rate);
+        self
+    }
+
+    /// Limits the rate of requests of one tenant, apart from the pages of the inbox and from
+    /// statuses that are asked for without credentials. Requests beyond it are answered 429 with
+    /// `Retry-After`. The default is no limit.
+    ///
+    /// The inbox is left out so that a reviewer can still stop an agent that runs wild.
+    pub fn max_rate_per_tenant(mut self, rate: Rate) -> Self {
+        self.settings.max_rate_per_tenant = Some(rate);
         self
     }
 

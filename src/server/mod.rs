@@ -54,7 +54,7 @@ pub use self::{
     auth::{Auth, Keys, KeysError, Scope},
     builder::HitlServiceBuilder,
     drain::Shutdown,
-    http::{Host, InvalidHost, ResponseBody},
+    http::{Host, InvalidHost, InvalidRate, Rate, ResponseBody},
     inbox::Inbox,
     serve::{ServeError, Server},
     service::{HitlService, ResponseFuture},

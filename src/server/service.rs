@@ -166,10 +166,12 @@ impl<St: Store> HitlService<St> {
     async fn complete<B: Body>(&self, request: Request<B>, arrival: Arrival) -> Response {
         let (parts, body) = request.into_parts();
         let began = Instant::now();
+        let target = self.target(&parts);
+        let endpoint = target.as_ref().map_or("none", Target::name);
         let body = pin!(body);
         let mut body = RequestBody::new(body, &parts.headers);
         let mut response = self
-            .dispatch(&parts, &mut body, arrival)
+            .dispatch(target, &parts, &mut body, arrival)
             .await
             .unwrap_or_else(Rejection::into_response);
         response = response::within(&self.api.room, response);
@@ -185,7 +187,7 @@ impl<St: Store> HitlService<St> {
         if parts.method == Method::HEAD {
             response::without_body(&mut response);
         }
-        let (endpoint, elapsed) = (self.endpoint(&parts), began.elapsed());
+        let elapsed = began.elapsed();
         let metrics = &self.api.metrics;
         metrics.answered(endpoint, response.status(), elapsed);
         // Paths hold ids, and queries hold more, so neither is logged.
@@ -203,6 +205,7 @@ impl<St: Store> HitlService<St> {
 
     async fn dispatch<B: Body>(
         &self,
+        target: Result<Target<'_>, Rejection>,
         parts: &Parts,
         body: &mut RequestBody<'_, B>,
         arrival: Arrival,
@@ -212,20 +215,20 @@ impl<St: Store> HitlService<St> {
         if api.drain.has_started() {
             return Err(shutting_down());
         }
-        if let Some(form) = openapi::Form::of(parts.uri.path()) {
-            return self.reference.respond(form, &parts.method);
+        if let Err(rejection) = api.count_peer(arrival.peer) {
+            return match target {
+                Ok(Target::Page(..)) => Ok(inbox::rejected(rejection)),
+                _ => Err(rejection),
+            };
         }
-        if let Some(desk) = &self.inbox
-            && let Some(page) = inbox::Route::of(parts.uri.path())
-        {
+        let route = match target? {
+            Target::Reference(form) => return self.reference.respond(form, &parts.method),
             // In a box, as every other request would have room for it too.
-            return Ok(Box::pin(inbox::respond(api, desk, page, parts, body, arrival)).await);
-        }
-        let route = Route::of(
-            api.settings.prefix.as_str(),
-            &parts.method,
-            parts.uri.path(),
-        )?;
+            Target::Page(desk, page) => {
+                return Ok(Box::pin(inbox::respond(api, desk, page, parts, body, arrival)).await);
+            }
+            Target::Endpoint(route) => route,
+        };
         headers::reject_repeated(&parts.headers)?;
         match route {
             Route::Decide(decision) => api.decide(decision, &parts.headers, body).await,
@@ -245,19 +248,36 @@ impl<St: Store> HitlService<St> {
         }
     }
 
-    /// The name of what a request is for, in the log and in the metrics.
-    fn endpoint(&self, parts: &Parts) -> &'static str {
+    /// What a request is for.
+    fn target<'a>(&'a self, parts: &'a Parts) -> Result<Target<'a>, Rejection> {
         let path = parts.uri.path();
         if let Some(form) = openapi::Form::of(path) {
-            return form.name();
+            return Ok(Target::Reference(form));
         }
-        if self.inbox.is_some()
+        if let Some(desk) = &self.inbox
             && let Some(page) = inbox::Route::of(path)
         {
-            return page.name();
+            return Ok(Target::Page(desk, page));
         }
         let prefix = self.api.settings.prefix.as_str();
-        let route = Route::of(prefix, &parts.method, path);
-        route.map_or("none", |route| route.name())
+        Route::of(prefix, &parts.method, path).map(Target::Endpoint)
+    }
+}
+
+/// What a request is for.
+enum Target<'a> {
+    Reference(openapi::Form),
+    Page(&'a Desk, inbox::Route<'a>),
+    Endpoint(Route<'a>),
+}
+
+impl Target<'_> {
+    /// The name in the log and in the metrics.
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Reference(form) => form.name(),
+            Self::Page(_, page) => page.name(),
+            Self::Endpoint(route) => route.name(),
+        }
     }
 }

@@ -45,6 +45,44 @@ async fn the_number_of_connections_is_set_by_flag_environment_and_file() {
     assert!(ended.stderr.contains("--max-connections"));
 }
 
+#[tokio::test]
+async fn rates_are_set_by_flag_environment_and_file() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let config = folder.path().join("aegis.toml");
+    let settings = "[serve]\nmax-rate-per-tenant = \"1/h\"\n";
+    std::fs::write(&config, settings).unwrap();
+    let store = folder.path().join("aegis.db");
+    for set in [
+        (Some("--max-rate-per-peer"), "AEGIS_LOG", "info"),
+        (None, "AEGIS_MAX_RATE_PER_TENANT", "1/h"),
+        (None, "AEGIS_CONFIG", config.to_str().unwrap()),
+    ] {
+        let (flag, variable, value) = set;
+        let mut serve = binary::serve(&store);
+        if let Some(flag) = flag {
+            serve.args([flag, "1/h"]);
+        }
+        let served = Served::start({
+            serve.env(variable, value);
+            serve
+        });
+        let call = || Call::post(served.addr, "reject", "k").send();
+        assert!([202, 409].contains(&call().await.status));
+        assert_eq!(call().await.status, 429, "{set:?}");
+    }
+    for bad in ["0/s", "ten", "5/d"] {
+        let mut serve = binary::serve(&store);
+        serve.args(["--max-rate-per-peer", bad]);
+        let ended = binary::run(serve).expect(2);
+        assert!(ended.stderr.contains("such as 100/s"), "{}", ended.stderr);
+    }
+    std::fs::write(&config, "[serve]\nmax-rate-per-peer = \"5/d\"\n").unwrap();
+    let mut serve = binary::serve(&store);
+    serve.env("AEGIS_CONFIG", &config);
+    let ended = binary::run(serve).expect(2);
+    assert!(ended.stderr.contains("line 2") && ended.stderr.contains("such as 100/s"));
+}
+
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn idle_connections_leave_the_store_its_descriptors() {

@@ -65,6 +65,8 @@ mod never_sent;
 #[cfg(all(feature = "server", feature = "test-util"))]
 mod outbox;
 #[cfg(feature = "server")]
+mod rates;
+#[cfg(feature = "server")]
 mod shutdown;
 #[cfg(all(feature = "client", feature = "server", feature = "test-util"))]
 mod simulation;

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
-use aegis_hitl::server::Host;
+use aegis_hitl::server::{Host, Rate};
 use serde::{Deserialize, Deserializer};
 
 use crate::failure::Failure;
@@ -43,6 +43,10 @@ pub(crate) struct Serve {
     pub(crate) drain_timeout: Option<f64>,
     pub(crate) max_connections: Option<NonZeroUsize>,
     pub(crate) max_connections_per_peer: Option<NonZeroUsize>,
+    #[serde(deserialize_with = "rate")]
+    pub(crate) max_rate_per_peer: Option<Rate>,
+    #[serde(deserialize_with = "rate")]
+    pub(crate) max_rate_per_tenant: Option<Rate>,
     pub(crate) log: Option<String>,
     pub(crate) log_format: Option<LogFormat>,
 }
@@ -108,6 +112,11 @@ pub(crate) enum Begin {
 pub(crate) enum Secrets {
     One(String),
     Several(Vec<String>),
+}
+
+fn rate<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Rate>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    text.parse().map(Some).map_err(serde::de::Error::custom)
 }
 
 fn hosts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Host>, D::Error> {

@@ -27,7 +27,7 @@ impl<St: Store> Api<St> {
         self: &Arc<Self>,
         headers: &HeaderMap,
     ) -> Result<Response, Rejection> {
-        let caller = self.settings.auth.authenticate(headers)?;
+        let caller = self.authenticate(headers)?;
         let caller = caller.with(Scope::Read)?;
         let (tenant, key) = (caller.tenant_id, caller.key);
         headers::call_id(headers)?;

@@ -36,7 +36,7 @@ impl<St: Store> Api<St> {
         query: Option<&str>,
         headers: &HeaderMap,
     ) -> Result<Response, Rejection> {
-        let caller = self.settings.auth.authenticate(headers)?;
+        let caller = self.authenticate(headers)?;
         let caller = caller.with(Scope::Read)?;
         headers::call_id(headers)?;
         let list = parse(query.unwrap_or_default(), caller.tenant_id)?;

@@ -13,7 +13,7 @@ impl<St: Store> Api<St> {
         id: &str,
         headers: &HeaderMap,
     ) -> Result<Response, Rejection> {
-        let caller = self.settings.auth.authenticate(headers)?;
+        let caller = self.authenticate(headers)?;
         let caller = caller.with(Scope::Read)?;
         headers::call_id(headers)?;
         let id = uuid_of(id)?;

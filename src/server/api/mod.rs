@@ -27,13 +27,17 @@ use uuid::Uuid;
 
 use crate::protocol::{
     Action, Body as JsonBody, Code, ErrorChain, Escaped, IDEMPOTENCY_REPLAYED, Prefix, RequestId,
+    TenantId,
 };
 use crate::server::auth::{Auth, Caller, Scope};
 use crate::server::drain::Drain;
 use crate::server::http::headers;
 use crate::server::http::response;
 use crate::server::http::room::Room;
-use crate::server::http::{Held, Host, HostGuard, Rejection, RequestBody, Response};
+use crate::server::http::{
+    Held, Host, HostGuard, Rate, RateLimiter, Rejection, RequestBody, Response,
+};
+use crate::server::net::Peer;
 use crate::server::ops::metrics::Metrics;
 use crate::server::ops::outage::Outage;
 use crate::store::{Actor, Identity, Store, StoreError};
@@ -67,6 +71,8 @@ pub(crate) struct Settings {
     pub(crate) body_timeout: Duration,
     pub(crate) store_timeout: Duration,
     pub(crate) poll_interval: Duration,
+    pub(crate) max_rate_per_peer: Option<Rate>,
+    pub(crate) max_rate_per_tenant: Option<Rate>,
 }
 
 impl Default for Settings {
@@ -81,6 +87,8 @@ impl Default for Settings {
             body_timeout: Duration::from_secs(10),
             store_timeout: Duration::from_secs(2),
             poll_interval: Duration::from_secs(3),
+            max_rate_per_peer: None,
+            max_rate_per_tenant: None,
         }
     }
 }
@@ -92,6 +100,8 @@ pub(crate) struct Api<St> {
     /// For the large bodies of requests and responses.
     pub(crate) room: Room,
     pub(crate) metrics: Arc<Metrics>,
+    peers: Option<RateLimiter<Peer>>,
+    tenants: Option<RateLimiter<TenantId>>,
     outage: Outage,
     feeds: Arc<Feeds>,
 }
@@ -102,6 +112,8 @@ impl<St: Store> Api<St> {
             store,
             // The largest body finds room at least alone.
             room: Room::new(ROOM.max(3 * settings.body_limit + FORM_LIMIT)),
+            peers: settings.max_rate_per_peer.map(RateLimiter::new),
+            tenants: settings.max_rate_per_tenant.map(RateLimiter::new),
             settings,
             drain: Drain::new(),
             metrics: Arc::new(Metrics::new()),
@@ -120,6 +132,44 @@ impl<St: Store> Api<St> {
         }
     }
 
+    /// Counts a request of a peer, and rejects it if there were too many.
+    pub(crate) fn count_peer(&self, peer: Option<IpAddr>) -> Result<(), Rejection> {
+        match (&self.peers, peer) {
+            (Some(peers), Some(peer)) => peers
+                .count(Peer::of(peer))
+                .map_err(|wait| Rejection::too_often("an address", peers.rate(), wait)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Returns the caller, and counts the request for the caller's tenant.
+    pub(crate) fn authenticate(&self, headers: &http::HeaderMap) -> Result<Caller, Rejection> {
+        let caller = self.settings.auth.authenticate(headers)?;
+        self.count_tenant(&caller.tenant_id)?;
+        Ok(caller)
+    }
+
+    /// Returns the caller, or `None` for an anonymous request, and counts the request for the
+    /// caller's tenant.
+    pub(crate) fn authenticate_if_present(
+        &self,
+        headers: &http::HeaderMap,
+    ) -> Result<Option<Caller>, Rejection> {
+        let caller = self.settings.auth.authenticate_if_present(headers)?;
+        if let Some(caller) = &caller {
+            self.count_tenant(&caller.tenant_id)?;
+        }
+        Ok(caller)
+    }
+
+    fn count_tenant(&self, tenant: &TenantId) -> Result<(), Rejection> {
+        self.tenants.as_ref().map_or(Ok(()), |tenants| {
+            tenants
+                .count(tenant.clone())
+                .map_err(|wait| Rejection::too_often("a tenant", tenants.rate(), wait))
+        })
+    }
+
     /// Reads the parts that every request that changes something has: the caller, the action, the
     /// call id and the body.
     pub(crate) async fn action_request<B: Body>(
@@ -128,7 +178,7 @@ impl<St: Store> Api<St> {
         headers: &http::HeaderMap,
         body: &mut RequestBody<'_, B>,
     ) -> Result<ActionRequest, Rejection> {
-        let caller = self.settings.auth.authenticate(headers)?.with(scope)?;
+        let caller = self.authenticate(headers)?.with(scope)?;
         let allow_self_approval = self.allows_self_approval(&caller);
         Ok(ActionRequest {
             identity: Identity {
@@ -157,7 +207,7 @@ impl<St: Store> Api<St> {
         headers: &http::HeaderMap,
         body: &mut RequestBody<'_, B>,
     ) -> Result<RequestById<T>, Rejection> {
-        let caller = self.settings.auth.authenticate(headers)?.with(scope)?;
+        let caller = self.authenticate(headers)?.with(scope)?;
         Ok(RequestById {
             id: uuid_of(id)?,
             call_id: headers::call_id(headers)?,

@@ -57,7 +57,7 @@ impl<St: Store> Api<St> {
         id: &str,
         headers: &HeaderMap,
     ) -> Result<Response, Rejection> {
-        let caller = self.settings.auth.authenticate_if_present(headers)?;
+        let caller = self.authenticate_if_present(headers)?;
         headers::call_id(headers)?;
         let id = uuid_of(id)?;
         let wait = preferred_wait(headers);

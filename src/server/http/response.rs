@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use std::fmt;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::Stream;
@@ -16,6 +17,7 @@ use http::{HeaderValue, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use serde::Serialize;
 
+use super::rate::Rate;
 use super::room::{FREE, Room};
 use crate::protocol::{Action, Code, Problem};
 
@@ -93,6 +95,9 @@ struct RejectionParts {
     status: StatusCode,
     problem: Problem,
     allow: Option<&'static str>,
+    /// When to send the request again, in seconds. Where it is `None`, a status that invites a
+    /// retry says one second.
+    retry_after: Option<u64>,
     location: Option<HeaderValue>,
 }
 
@@ -157,6 +162,7 @@ impl Rejection {
             status,
             problem: Problem::new(code, status.as_u16(), title, detail),
             allow: None,
+            retry_after: None,
             location: None,
         }))
     }
@@ -174,6 +180,18 @@ impl Rejection {
     /// 503. The client is to send the request again with the same key.
     pub(crate) fn unavailable(detail: impl Into<Cow<'static, str>>) -> Self {
         Self::new(Code::Unavailable, detail)
+    }
+
+    /// 429, with the time after which the next request is allowed.
+    pub(crate) fn too_often(whose: &'static str, rate: Rate, wait: Duration) -> Self {
+        let mut rejection = Self::new(
+            Code::QuotaExceeded,
+            format!("allowed are {rate} requests of {whose}"),
+        );
+        // Rounded up, as a client that comes too early is refused again.
+        let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+        rejection.0.retry_after = Some(seconds.max(1));
+        rejection
     }
 
     /// 405, with the methods that the path allows.
@@ -215,6 +233,7 @@ impl Rejection {
             status,
             problem,
             allow,
+            retry_after,
             location,
         } = *self.0;
         let mut response = serialized(status, PROBLEM_JSON, &problem);
@@ -225,7 +244,7 @@ impl Rejection {
             status,
             StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS
         ) {
-            headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+            headers.insert(RETRY_AFTER, retry_after.unwrap_or(1).into());
         }
         if status == StatusCode::UNAUTHORIZED {
             headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

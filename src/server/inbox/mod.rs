@@ -25,6 +25,7 @@ use super::auth::{OneTimeCode, Sessions};
 use super::http::{Arrival, HostGuard, Rejection, RequestBody, Response};
 use crate::store::Store;
 
+pub(super) use self::page::rejected;
 use self::viewer::Viewer;
 
 /// The settings of the inbox, the web page at `/` on which reviewers decide.

@@ -175,7 +175,7 @@ struct ErrorPage {
 }
 
 /// Shows a rejection.
-pub(super) fn rejected(rejection: Rejection) -> Response {
+pub(in crate::server) fn rejected(rejection: Rejection) -> Response {
     let (title, detail) = rejection.words();
     let template = ErrorPage {
         frame: Frame::bare(),

@@ -8,4 +8,4 @@ mod connection;
 mod places;
 
 pub(crate) use self::activity::Timeouts;
-pub(crate) use self::places::{ConnectionLimits, Places};
+pub(crate) use self::places::{ConnectionLimits, Peer, Places};

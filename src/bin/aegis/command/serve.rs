@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use aegis_hitl::outbox::{Outbox, PublicUrl};
 use aegis_hitl::protocol::{DEFAULT_PREFIX, Prefix};
-use aegis_hitl::server::{Auth, HitlService, Host, Inbox, Server, Shutdown};
+use aegis_hitl::server::{Auth, HitlService, Host, Inbox, Rate, Server, Shutdown};
 use aegis_hitl::store::SqliteStore;
 use clap::Args;
 use tokio::net::TcpListener;
@@ -132,6 +132,20 @@ pub(crate) struct Serve {
     /// Behind a proxy on another machine, set it to the maximum number of connections.
     #[arg(long, env = "AEGIS_MAX_CONNECTIONS_PER_PEER", value_name = "NUMBER")]
     pub(crate) max_connections_per_peer: Option<NonZeroUsize>,
+
+    /// The maximum rate of requests from one IPv4 address or one IPv6 /64 network, such as 100/s or
+    /// 600/m [default: no limit].
+    ///
+    /// As many may come at once. Requests beyond it are answered 429. Behind a proxy, all come from
+    /// its address: limit them there.
+    #[arg(long, env = "AEGIS_MAX_RATE_PER_PEER", value_name = "RATE")]
+    pub(crate) max_rate_per_peer: Option<Rate>,
+
+    /// The maximum rate of requests of one tenant, such as 100/s or 600/m [default: no limit].
+    ///
+    /// The pages of the inbox do not count.
+    #[arg(long, env = "AEGIS_MAX_RATE_PER_TENANT", value_name = "RATE")]
+    pub(crate) max_rate_per_tenant: Option<Rate>,
 
     /// What to log to stderr, such as `warn` or `aegis_hitl=debug` [default: info,h2=error].
     /// SIGHUP reloads it from the configuration file, unless it is set here or in the environment.
@@ -271,7 +285,16 @@ pub(crate) async fn run(args: Serve, context: Context) -> Result<(), Failure> {
         .auth(auth)
         .require_submission(require_submission.unwrap_or(false))
         .allow_self_approval(allow_self_approval.unwrap_or(false))
-        .inbox(inbox)
+        .inbox(inbox);
+    let service = match args.max_rate_per_peer.or(config.max_rate_per_peer) {
+        Some(rate) => service.max_rate_per_peer(rate),
+        None => service,
+    };
+    let service = match args.max_rate_per_tenant.or(config.max_rate_per_tenant) {
+        Some(rate) => service.max_rate_per_tenant(rate),
+        None => service,
+    };
+    let service = service
         .build()
         .map_err(|error| Failure::usage("the prefix").because(error))?;
     let sign_in = {

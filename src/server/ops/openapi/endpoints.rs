@@ -159,8 +159,10 @@ impl Endpoint {
             Code::Forbidden,
             Code::Unavailable,
         ];
-        if self.path == "/livez" {
-            codes = vec![Code::InvalidRequest, Code::MethodNotAllowed];
+        match self.path {
+            "/livez" => codes = vec![Code::InvalidRequest, Code::MethodNotAllowed],
+            "/readyz" => {}
+            _ => codes.push(Code::QuotaExceeded),
         }
         if self.access != Access::Open {
             codes.push(Code::Unauthorized);
@@ -208,7 +210,6 @@ const DECISION: &[Code] = &[
     Code::ActionClosed,
     Code::SelfApproval,
     Code::NotFound,
-    Code::QuotaExceeded,
 ];
 const DECISION_BY_ID: &[Code] = &[
     Code::Duplicate,
@@ -288,7 +289,7 @@ pub(super) const ENDPOINTS: [Endpoint; 18] = [
             Success::json(201, "The action is on record.", "Action").with(LOCATION),
             Success::json(200, "The action was on record already.", "Action").with(LOCATION),
         ],
-        codes: &[Code::PayloadMismatch, Code::QuotaExceeded],
+        codes: &[Code::PayloadMismatch],
         ..post("submit", "/hitl/actions", Scope::Submit)
     },
     Endpoint {
