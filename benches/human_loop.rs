@@ -1,13 +1,14 @@
 //! Measures what the human loop costs, on the embedded store over HTTP.
 //!
 //! - the whole way of an action (submit, decide, claim, complete), as a ratio to a bare decision
-//! - a page of pending actions among a thousand and among a million (`--million`)
+//! - a page of pending actions, as JSON and of the inbox, among a thousand and among a million
+//!   (`--million`)
 //! - how long after a decision those who wait for it are answered, with 1,000 waiters
 //! - how long after a decision the last of 1,000 who wait for it, or who follow the events of its
 //!   tenant, has it
 //! - what each of those takes of the server's resident memory
 //!
-//! `--waiting` measures only those who wait.
+//! `--waiting` measures only those who wait, `--pages` only the pages.
 
 #![allow(
     clippy::unwrap_used,
@@ -27,7 +28,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use aegis_hitl::server::{HitlService, Server};
+use aegis_hitl::server::{HitlService, Inbox, Server};
 use aegis_hitl::store::{Actor, Identity, SqliteStore, Store, Submission, Submit, Submitted};
 use aegis_hitl::{IdempotencyKey, TenantId, ThreadId};
 use serde_json::{Value, json};
@@ -44,6 +45,8 @@ const EACH: Duration = Duration::from_secs(2);
 const CONNECTIONS: usize = 64;
 const WAITERS: usize = 1000;
 const DECISIONS: usize = 20;
+/// The header in which a proxy would name the reviewer.
+const USER: &str = "x-forwarded-user";
 const BODY: &str = r#"{"payload":{"to":"a@b.c","amount":12.5,"currency":"EUR"}}"#;
 
 fn run_server(path: &str) {
@@ -53,7 +56,10 @@ fn run_server(path: &str) {
         let server = Server::bind("127.0.0.1:0").await.unwrap();
         let server = server.max_connections(4096);
         let address = server.local_addr().unwrap();
-        let ended = server.serve(HitlService::new(store.clone()), child::announce(address));
+        let user = http::HeaderName::from_static(USER);
+        let inbox = Inbox::new().trust_user_header(user, [address.ip()]);
+        let service = HitlService::builder(store.clone()).inbox(inbox);
+        let ended = server.serve(service.build().unwrap(), child::announce(address));
         assert!(ended.await.unwrap().is_drained());
         store.close().await;
     });
@@ -91,6 +97,17 @@ impl Client {
     }
 
     async fn answer(&mut self) -> Value {
+        serde_json::from_slice(self.answer_text().await).unwrap()
+    }
+
+    /// A page of the inbox.
+    async fn page(&mut self, tenant: &str) -> &[u8] {
+        let request = format!("GET / HTTP/1.1\r\nhost: localhost\r\n{USER}: alice\r\n{tenant}\r\n");
+        self.stream.write_all(request.as_bytes()).await.unwrap();
+        self.answer_text().await
+    }
+
+    async fn answer_text(&mut self) -> &[u8] {
         self.answer.clear();
         loop {
             assert!(self.stream.read_buf(&mut self.answer).await.unwrap() > 0);
@@ -102,7 +119,7 @@ impl Client {
             let length: usize = length.lines().next().unwrap().parse().unwrap();
             if self.answer.len() >= head + 4 + length {
                 assert!(text.starts_with("HTTP/1.1 20"), "{text}");
-                return serde_json::from_slice(&self.answer[head + 4..]).unwrap();
+                return &self.answer[head + 4..];
             }
         }
     }
@@ -185,6 +202,20 @@ async fn page(address: SocketAddr) -> f64 {
             .call("GET", "actions?status=PENDING&limit=50", "")
             .await;
         times.push(now.elapsed().as_secs_f64() * 1e6);
+    }
+    results::median(&mut times)
+}
+
+/// The microseconds that a page of the inbox takes.
+async fn inbox_page(address: SocketAddr, tenant: &str) -> f64 {
+    let mut client = Client::open(address, 0).await;
+    let mut times = Vec::new();
+    for _ in 0..500 {
+        let now = Instant::now();
+        let page = client.page(tenant).await;
+        times.push(now.elapsed().as_secs_f64() * 1e6);
+        let page = std::str::from_utf8(page).unwrap();
+        assert!(page.matches("href=\"/actions/").count() >= 50, "{page}");
     }
     results::median(&mut times)
 }
@@ -351,6 +382,34 @@ async fn fill(path: &Path, actions: usize) {
     store.close().await;
 }
 
+/// Measures pages among few and among many actions.
+fn pages(runtime: &tokio::runtime::Runtime, folder: &Path, arguments: &[String]) -> Vec<Value> {
+    let filling = tokio::runtime::Runtime::new().unwrap();
+    let mut pages = Vec::new();
+    let sizes: &[usize] = if arguments.iter().any(|argument| argument == "--million") {
+        &[1000, 1_000_000]
+    } else {
+        &[1000, 100_000]
+    };
+    for actions in sizes {
+        let name = format!("list-{actions}.db");
+        filling.block_on(fill(&folder.join(&name), *actions));
+        let peer = Peer::spawn(&[folder.join(&name).to_str().unwrap()]);
+        let time = runtime.block_on(page(peer.address));
+        let of_tenant = runtime.block_on(inbox_page(peer.address, "tenant-id: acme\r\n"));
+        let of_all = runtime.block_on(inbox_page(peer.address, ""));
+        println!(
+            "page of 50 pending among {actions}, us: JSON {time:.0}, inbox of one tenant \
+             {of_tenant:.0}, inbox of all tenants {of_all:.0}"
+        );
+        pages.push(json!({
+            "actions": actions, "us": time, "inbox_us": of_tenant, "inbox_of_all_us": of_all,
+        }));
+        peer.stop();
+    }
+    pages
+}
+
 fn main() {
     let arguments: Vec<_> = std::env::args().collect();
     if let Some(at) = arguments
@@ -371,6 +430,10 @@ fn main() {
         let path = folder.path().join(name);
         Peer::spawn(&[path.to_str().unwrap()])
     };
+    if arguments.iter().any(|argument| argument == "--pages") {
+        pages(&runtime, folder.path(), &arguments);
+        return;
+    }
     let (mut wake, mut follow, mut one) = (Vec::new(), Vec::new(), Vec::new());
     let (mut of_follower, mut of_wait) = (Vec::new(), Vec::new());
     for round in 0..ROUNDS {
@@ -425,22 +488,7 @@ fn main() {
         whole.rate,
         whole.rate / bare.rate
     );
-    let filling = tokio::runtime::Runtime::new().unwrap();
-    let mut pages = Vec::new();
-    let sizes: &[usize] = if arguments.iter().any(|argument| argument == "--million") {
-        &[1000, 1_000_000]
-    } else {
-        &[1000, 100_000]
-    };
-    for actions in sizes {
-        let name = format!("list-{actions}.db");
-        filling.block_on(fill(&folder.path().join(&name), *actions));
-        let peer = serve(&name);
-        let time = runtime.block_on(page(peer.address));
-        println!("page of 50 pending among {actions}: {time:.0} us");
-        pages.push(json!({ "actions": actions, "us": time }));
-        peer.stop();
-    }
+    let pages = pages(&runtime, folder.path(), &arguments);
     results::save(
         "human_loop",
         &json!({
