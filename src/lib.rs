@@ -94,7 +94,7 @@
 //! | --- | --- | --- |
 //! | (none) | | `layer`, `protocol`, `adapter` |
 //! | `client` | yes | `AegisService` |
-//! | `tls` | yes | https for `AegisService`, with the platform's roots |
+//! | `tls` | yes | https for `AegisService`, with the platform's roots; with `server` also for `Server` and webhooks |
 //! | `server` | | `server`, `store` and `outbox` |
 //! | `cli` | | the binary `aegis` |
 //! | `hyper-util` | with `client` | what errors of hyper and hyper-util say about delivery |
@@ -108,8 +108,8 @@
 //! Types of these crates are part of the public interface: `bytes`, `futures-core` (`Stream`),
 //! `http`, `http-body`, `http-body-util` (`Full`), `hyper` (`Incoming`), `serde`, `serde_json`
 //! (errors of payloads), `tower-layer` and `tower-service`; with `reqwest` its `Client`,
-//! `ClientBuilder`, `Body` and `Error`; with `tls` rustls's `ClientConfig`; with `server` `tokio` and
-//! `rusqlite`.
+//! `ClientBuilder`, `Body` and `Error`; with `tls` rustls's `ClientConfig`, and with `server`
+//! its `ServerConfig`; with `server` `tokio` and `rusqlite`.
 //!
 //! The minimum supported Rust version is 1.89. Unsafe code is forbidden.
 

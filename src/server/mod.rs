@@ -60,4 +60,7 @@ pub use self::{
     service::{HitlService, ResponseFuture},
 };
 
+#[cfg(feature = "tls")]
+pub use self::net::{InvalidTls, Tls};
+
 pub use crate::protocol::InvalidPrefix;

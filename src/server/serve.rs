@@ -8,12 +8,19 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+#[cfg(unix)]
+use tokio::net::UnixListener;
 use tokio::net::{TcpListener, ToSocketAddrs};
 use tokio::sync::oneshot;
+#[cfg(feature = "tls")]
+use tokio::sync::watch;
 
 use super::auth::Auth;
 use super::drain::Shutdown;
-use super::net::{ConnectionLimits, Places, Timeouts, accept, descriptors};
+use super::http::Arrival;
+#[cfg(feature = "tls")]
+use super::net::Tls;
+use super::net::{Acceptor, ConnectionLimits, Listener, Places, Timeouts, accept, descriptors};
 use super::ops::health::WithHealth;
 use super::service::HitlService;
 use crate::store::Store;
@@ -21,7 +28,7 @@ use crate::store::Store;
 /// The most connections to the listener for metrics.
 const METRICS_CONNECTIONS: usize = 8;
 
-/// Serves a [`HitlService`] over HTTP/1.1 and HTTP/2 (with prior knowledge), together with `GET
+/// Serves a [`HitlService`] over HTTP/1.1 and HTTP/2 (with prior knowledge, or as TLS settles it), together with `GET
 /// /livez`, `GET /readyz` and, if it has no API keys, `GET /metrics`.
 ///
 /// A connection is closed when it has had no request in flight for the
@@ -31,7 +38,8 @@ const METRICS_CONNECTIONS: usize = 8;
 #[derive(Debug)]
 #[must_use]
 pub struct Server {
-    listener: TcpListener,
+    listener: Listener,
+    tls: Option<Acceptor>,
     timeouts: Timeouts,
     limits: ConnectionLimits,
     drain_timeout: Duration,
@@ -51,8 +59,25 @@ impl Server {
 
     /// Serves on a listener that is already bound.
     pub fn from_listener(listener: TcpListener) -> Self {
+        Self::on(Listener::Tcp(listener))
+    }
+
+    /// Serves on a Unix socket that is already bound.
+    ///
+    /// Its clients are taken for local ones: a service that trusts the `Tenant-Id` header may be
+    /// served on it, and answers for the loopback names. Who may connect is up to the permissions
+    /// of the socket. [`max_connections_per_peer`](Self::max_connections_per_peer) does not apply,
+    /// and no client is a [trusted proxy](super::Inbox::trust_user_header). The caller removes the
+    /// socket at the end.
+    #[cfg(unix)]
+    pub fn from_unix_listener(listener: UnixListener) -> Self {
+        Self::on(Listener::Unix(listener))
+    }
+
+    fn on(listener: Listener) -> Self {
         Self {
             listener,
+            tls: None,
             timeouts: Timeouts {
                 idle: Duration::from_secs(8),
                 write: Duration::from_secs(30),
@@ -68,13 +93,34 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// If the operating system does not report it.
+    /// If the operating system does not report it, and for a Unix socket, which has none.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
+        self.listener.local_addr()?.ok_or_else(|| {
+            io::Error::new(io::ErrorKind::Unsupported, "a Unix socket has no address")
+        })
+    }
+
+    /// Speaks TLS 1.2 and 1.3, and offers HTTP/2 and HTTP/1.1 (ALPN). The default is plain HTTP.
+    ///
+    /// The session cookie of the [inbox](super::Inbox) is then `Secure`, and web pages of the
+    /// server's own origin are https pages. A client that speaks plain HTTP gets a 400. The
+    /// [metrics listener](Self::metrics_listener) stays plain.
+    #[cfg(feature = "tls")]
+    pub fn tls(self, tls: Tls) -> Self {
+        self.watched_tls(watch::channel(tls).1)
+    }
+
+    /// Takes the certificate from a channel, so that it can be replaced while the server runs. Each
+    /// connection has the one that was sent last before it began, and keeps it.
+    #[cfg(feature = "tls")]
+    pub fn watched_tls(mut self, tls: watch::Receiver<Tls>) -> Self {
+        self.tls = Some(Acceptor::new(tls));
+        self
     }
 
     /// Sets how long a connection may have no request in flight, and how long a client may take to
-    /// send the headers of a request. The default is 8 s.
+    /// send the headers of a request. The default is 8 s. Over TLS, the handshake and the headers of
+    /// the first request have this time together.
     ///
     /// An idle HTTP/2 client receives a `GOAWAY` and is cut off 2 s later. Pings do not keep a
     /// connection open.
@@ -138,8 +184,8 @@ impl Server {
     /// time may use. The default is to serve metrics only with the service, and only if that has no
     /// API keys.
     ///
-    /// Whoever reaches this listener can read the metrics. They hold no tenant, key or id. It is
-    /// closed when the server drains.
+    /// Whoever reaches this listener can read the metrics. They hold no tenant, key or id. It speaks
+    /// plain HTTP, also where the server has TLS, and is closed when the server drains.
     pub fn metrics_listener(mut self, listener: TcpListener) -> Self {
         self.metrics = Some(listener);
         self
@@ -154,9 +200,12 @@ impl Server {
     ///   [`trust_tenant_header`](Self::trust_tenant_header) is not set.
     /// - If the process may open fewer than 144 files.
     pub fn check(&self, auth: &Auth) -> Result<(), ServeError> {
-        let address = self.local_addr().map_err(ServeError::io)?;
-        let loopback = address.ip().to_canonical().is_loopback();
-        if auth.trusts_tenant_header() && !loopback && !self.trust_tenant_header {
+        let address = self.listener.local_addr().map_err(ServeError::io)?;
+        let remote = address.filter(|address| !address.ip().to_canonical().is_loopback());
+        if let Some(address) = remote
+            && auth.trusts_tenant_header()
+            && !self.trust_tenant_header
+        {
             return Err(ServeError(Kind::Untrusted(address)));
         }
         Self::room().map(|_| ())
@@ -189,10 +238,17 @@ impl Server {
         shutdown: impl Future<Output = ()>,
     ) -> Result<Shutdown, ServeError> {
         self.check(service.auth())?;
-        let address = self.local_addr().map_err(ServeError::io)?;
+        let address = self.listener.local_addr().map_err(ServeError::io)?;
         let drain = service.api().drain.clone();
         let metrics = Arc::clone(&service.api().metrics);
-        let service = WithHealth::new(service, address.ip());
+        let service = WithHealth::new(
+            service,
+            Arrival {
+                listening: address.map(|address| address.ip()),
+                peer: None,
+                is_tls: self.tls.is_some(),
+            },
+        );
         let (timeouts, drain_timeout) = (self.timeouts, self.drain_timeout);
         let room = Self::room()?;
         let aside = self.metrics.as_ref().map_or(0, |_| METRICS_CONNECTIONS);
@@ -203,6 +259,7 @@ impl Server {
             let service_for = |peer| service.for_peer(peer);
             let left = accept::run(
                 self.listener,
+                self.tls,
                 places,
                 timeouts,
                 service_for,
@@ -216,6 +273,7 @@ impl Server {
         let Some(listener) = self.metrics else {
             return Ok(serving.await);
         };
+        let listener = Listener::Tcp(listener);
         let limits = ConnectionLimits {
             connections: Some(METRICS_CONNECTIONS),
             per_peer: Some(METRICS_CONNECTIONS),
@@ -226,7 +284,16 @@ impl Server {
             let service_for = |peer| service.for_peer(peer);
             let stopped = async { _ = stopped.await };
             let drain = drain.clone();
-            let left = accept::run(listener, places, timeouts, service_for, drain, stopped).await;
+            let left = accept::run(
+                listener,
+                None,
+                places,
+                timeouts,
+                service_for,
+                drain,
+                stopped,
+            )
+            .await;
             left.drain(drain_timeout).await
         };
         // Whoever is cut off while reading metrics has lost nothing.

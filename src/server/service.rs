@@ -211,7 +211,7 @@ impl<St: Store> HitlService<St> {
         arrival: Arrival,
     ) -> Result<Response, Rejection> {
         let api = self.api();
-        api.admit(parts, arrival.listening)?;
+        api.admit(parts, arrival)?;
         if api.drain.has_started() {
             return Err(shutting_down());
         }

@@ -112,6 +112,7 @@ fn within(stream: &Receiver<String>, child: &Process) -> String {
 pub struct Served {
     child: Process,
     pub addr: SocketAddr,
+    url: String,
     stdout: Receiver<String>,
     stderr: Arc<Mutex<String>>,
     lines: Receiver<String>,
@@ -145,14 +146,18 @@ impl Served {
         let mut served = Self {
             child,
             addr: SocketAddr::from(([0; 4], 0)),
+            url: String::new(),
             stdout,
             stderr,
             lines,
         };
-        match served.line("listening on http://") {
+        match served.line("listening on ") {
             Some(line) => {
-                let (_, rest) = line.split_once("http://").unwrap();
-                served.addr = rest.split(',').next().unwrap().parse().unwrap();
+                let (_, rest) = line.split_once("listening on ").unwrap();
+                served.url = rest.split(',').next().unwrap().to_owned();
+                if let Some((_, addr)) = served.url.split_once("://") {
+                    served.addr = addr.parse().unwrap();
+                }
                 Ok(served)
             }
             None => Err(served.ended()),
@@ -171,8 +176,9 @@ impl Served {
         }
     }
 
+    /// What it says that it listens on.
     pub fn url(&self) -> String {
-        format!("http://{}", self.addr)
+        self.url.clone()
     }
 
     pub fn pid(&self) -> u32 {

@@ -41,4 +41,6 @@ mod reload;
 #[cfg(target_os = "linux")]
 mod store_process;
 #[cfg(unix)]
+mod tls;
+#[cfg(unix)]
 mod webhooks;

@@ -1,6 +1,7 @@
 //! The commands of the manual.
 
 use std::fs;
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
 
@@ -10,10 +11,24 @@ use crate::binary::{Served, run, serve};
 
 /// The shell blocks of a page, one after the other.
 fn commands(page: &str) -> String {
+    blocks(&text(page))
+}
+
+/// The shell blocks of a section of a page.
+fn commands_of(page: &str, section: &str) -> String {
+    let text = text(page);
+    let (_, rest) = text.split_once(&format!("\n## {section}\n")).unwrap();
+    blocks(rest.split("\n## ").next().unwrap())
+}
+
+fn text(page: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("src/manual")
         .join(page);
-    let text = fs::read_to_string(path).unwrap();
+    fs::read_to_string(path).unwrap()
+}
+
+fn blocks(text: &str) -> String {
     let blocks = text.split("```sh\n").skip(1);
     let blocks = blocks.map(|block| block.split("```").next().unwrap());
     blocks.collect()
@@ -26,17 +41,8 @@ fn the_commands_of_the_agents_page_run_as_written() {
     // The server of the page would listen on a port that may be taken. All else runs as it is.
     let commands = commands("agents.md").replace("aegis serve &\n", "");
     assert!(commands.lines().count() > 12, "{commands}");
-    let mut shell = Command::new("bash");
-    shell.args(["-euo", "pipefail", "-c", &commands]);
-    let binary = Path::new(env!("CARGO_BIN_EXE_aegis")).parent().unwrap();
-    let path = std::env::var("PATH").unwrap_or_default();
-    shell.env("PATH", format!("{}:{path}", binary.display()));
-    shell
-        .env("AEGIS_URL", server.url())
-        .current_dir(folder.path());
-    for name in ["AEGIS_TOKEN", "AEGIS_CONFIG", "AEGIS_CLAIM"] {
-        shell.env_remove(name);
-    }
+    let mut shell = shell(&commands, folder.path());
+    shell.env("AEGIS_URL", server.url());
     let ended = run(shell).expect(0);
     for shown in [
         "Charge 12.50",
@@ -47,4 +53,38 @@ fn the_commands_of_the_agents_page_run_as_written() {
         assert!(ended.stdout.contains(shown), "{shown}: {ended:?}");
     }
     server.stop().expect(0);
+}
+
+/// A shell that finds the binary, in a folder of its own.
+fn shell(commands: &str, folder: &Path) -> Command {
+    let mut shell = Command::new("bash");
+    shell.args(["-euo", "pipefail", "-c", commands]);
+    let binary = Path::new(env!("CARGO_BIN_EXE_aegis")).parent().unwrap();
+    let path = std::env::var("PATH").unwrap_or_default();
+    shell.env("PATH", format!("{}:{path}", binary.display()));
+    shell.current_dir(folder);
+    for name in ["AEGIS_TOKEN", "AEGIS_CONFIG", "AEGIS_CLAIM"] {
+        shell.env_remove(name);
+    }
+    shell
+}
+
+/// Commands that start a server in the background, which then ends.
+fn with_its_end(commands: &str) -> String {
+    format!("trap 'kill $! && wait $!' EXIT\n{commands}")
+}
+
+#[test]
+fn the_commands_on_tls_run_as_written() {
+    let folder = TempDir::new().unwrap();
+    // A port that was free a moment ago, in place of one that may be taken.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port().to_string();
+    drop(listener);
+    let commands = commands_of("operating.md", "TLS");
+    assert!(commands.matches("8443").count() >= 3, "{commands}");
+    let commands = with_its_end(&commands.replace("8443", &port));
+    let ended = run(shell(&commands, folder.path())).expect(0);
+    assert!(ended.stdout.contains("\"ok\""), "{ended:?}");
+    assert!(ended.stderr.contains("listening on https://"), "{ended:?}");
 }

@@ -37,7 +37,10 @@ const SERVER: [(&str, &[&str]); 14] = [
     ("inbox", &["drain", "http", "auth", "api"]),
     ("ops/scrape", &["http", "api", "ops/metrics"]),
     ("ops/health", &["http", "api", "service", "ops/scrape"]),
-    ("serve", &["drain", "auth", "net", "service", "ops/health"]),
+    (
+        "serve",
+        &["drain", "http", "auth", "net", "service", "ops/health"],
+    ),
 ];
 
 fn root() -> PathBuf {

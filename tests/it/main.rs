@@ -75,6 +75,8 @@ mod stacks;
 mod status;
 #[cfg(all(feature = "server", feature = "test-util"))]
 mod store;
+#[cfg(all(feature = "server", feature = "tls", feature = "test-util"))]
+mod tls;
 #[cfg(all(feature = "client", feature = "test-util"))]
 mod verify;
 #[cfg(all(feature = "client", feature = "server", feature = "test-util"))]

@@ -8,7 +8,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::Value;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -91,7 +91,17 @@ impl Call {
     }
 
     pub async fn try_send(self) -> Result<Reply, hyper::Error> {
-        let io = TokioIo::new(TcpStream::connect(self.addr).await.unwrap());
+        let stream = TcpStream::connect(self.addr).await.unwrap();
+        self.send_over("http", stream).await
+    }
+
+    /// Sends the request over a connection that is already open.
+    pub async fn send_over(
+        self,
+        scheme: &str,
+        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    ) -> Result<Reply, hyper::Error> {
+        let io = TokioIo::new(stream);
         let (parts, body) = self.request.into_parts();
         let mut request = Request::from_parts(parts, Full::new(body));
         let response = if self.http2 {
@@ -99,7 +109,7 @@ impl Call {
                 hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await?;
             tokio::spawn(connection);
             let path = request.uri().path_and_query().unwrap();
-            *request.uri_mut() = format!("http://{}{path}", self.host).parse().unwrap();
+            *request.uri_mut() = format!("{scheme}://{}{path}", self.host).parse().unwrap();
             sender.send_request(request).await?
         } else {
             let host = HeaderValue::from_str(&self.host).unwrap();

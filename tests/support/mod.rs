@@ -23,6 +23,7 @@ pub mod rows;
 mod server;
 #[cfg(all(feature = "client", feature = "test-util"))]
 pub mod service;
+pub mod tls;
 
 use std::time::Duration;
 

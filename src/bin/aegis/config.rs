@@ -29,6 +29,8 @@ pub(crate) struct Config {
 pub(crate) struct Serve {
     pub(crate) listen: Option<SocketAddr>,
     pub(crate) metrics_listen: Option<SocketAddr>,
+    pub(crate) tls_cert: Option<PathBuf>,
+    pub(crate) tls_key: Option<PathBuf>,
     pub(crate) store: Option<PathBuf>,
     pub(crate) prefix: Option<String>,
     pub(crate) keys: Option<PathBuf>,

@@ -1,40 +1,23 @@
 //! The key file, and the permissions it needs.
 
 use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
 use aegis_hitl::server::Keys;
 
 use crate::failure::Failure;
+use crate::file;
 
 /// The most bytes of a key file: some 100,000 keys.
 const MAX_BYTES: u64 = 16 * 1024 * 1024;
 
 /// Reads a key file. A file that others may write is refused, because they could let anyone in.
 pub(crate) fn read(path: &Path) -> Result<Keys, Failure> {
-    let unreadable =
-        |error| Failure::usage(format!("cannot read {}", path.display())).because(error);
-    // Before it is opened, because opening a FIFO waits for whoever writes to it.
-    if !std::fs::metadata(path).map_err(unreadable)?.is_file() {
-        return Err(Failure::usage(format!(
-            "{} is no regular file; allowed is one with a line for each key",
-            path.display()
-        )));
-    }
-    let file = File::open(path).map_err(unreadable)?;
+    let file = file::open(path, "one with a line for each key")?;
     check_writers(path, &file)?;
-    let mut text = String::new();
-    let read = file
-        .take(MAX_BYTES + 1)
-        .read_to_string(&mut text)
-        .map_err(unreadable)?;
-    if read as u64 > MAX_BYTES {
-        return Err(Failure::usage(format!(
-            "{} is larger than {MAX_BYTES} bytes",
-            path.display()
-        )));
-    }
+    let text = file::read(path, &file, MAX_BYTES)?;
+    let text = String::from_utf8(text)
+        .map_err(|error| Failure::usage(format!("{}", path.display())).because(error))?;
     let keys = Keys::parse(&text)
         .map_err(|error| Failure::usage(format!("{}", path.display())).because(error))?;
     if keys.is_empty() {
@@ -57,9 +40,9 @@ fn check_writers(path: &Path, file: &File) -> Result<(), Failure> {
 
     const READABLE: u32 = 0o044;
     const WRITABLE: u32 = 0o022;
-    let metadata = file.metadata().map_err(|error| {
-        Failure::usage(format!("cannot read {}", path.display())).because(error)
-    })?;
+    let metadata = file
+        .metadata()
+        .map_err(|error| file::unreadable(path, error))?;
     let owner = metadata.uid();
     let user = rustix::process::geteuid().as_raw();
     if owner != user && owner != 0 {

@@ -6,6 +6,7 @@ mod command;
 mod config;
 mod connect;
 mod failure;
+mod file;
 mod input;
 mod key_file;
 mod log;
@@ -13,6 +14,7 @@ mod print;
 mod reload;
 mod signals;
 mod stderr;
+mod tls_files;
 mod view;
 mod webhook;
 

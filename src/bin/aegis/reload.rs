@@ -1,21 +1,24 @@
-//! What a running server can reload: the key file and the log filter.
+//! What a running server can reload: the key file, the certificate and the log filter.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use aegis_hitl::server::Keys;
+use aegis_hitl::server::{Keys, Tls};
 use tokio::sync::watch;
 
 use crate::config::Config;
 use crate::failure::Failure;
 use crate::key_file;
 use crate::log::Log;
+use crate::tls_files::TlsFiles;
 
 /// What SIGHUP reloads. Each part is independent, and an invalid one keeps its old value.
 #[derive(Debug)]
 pub(crate) struct Reload {
     /// The key file, and the channel from which the server takes the keys.
     keys: Option<(PathBuf, watch::Sender<Keys>)>,
+    /// The files of the certificate, and the channel from which the server takes it.
+    tls: Option<(TlsFiles, watch::Sender<Tls>)>,
     /// The configuration file and the log, if the filter comes from that file.
     filter: Option<(PathBuf, Log)>,
     turn: Mutex<()>,
@@ -24,10 +27,12 @@ pub(crate) struct Reload {
 impl Reload {
     pub(crate) fn new(
         keys: Option<(PathBuf, watch::Sender<Keys>)>,
+        tls: Option<(TlsFiles, watch::Sender<Tls>)>,
         filter: Option<(PathBuf, Log)>,
     ) -> Arc<Self> {
         Arc::new(Self {
             keys,
+            tls,
             filter,
             turn: Mutex::new(()),
         })
@@ -62,6 +67,23 @@ impl Reload {
                 Err(failure) => tracing::error!(
                     target: crate::LOG,
                     "{}; the keys read before stay in force",
+                    failure.message()
+                ),
+            }
+        }
+        if let Some((files, sender)) = &self.tls {
+            match files.read() {
+                Ok(tls) => {
+                    sender.send_replace(tls);
+                    tracing::info!(
+                        target: crate::LOG,
+                        "{} were read again; new connections get this certificate",
+                        files.names()
+                    );
+                }
+                Err(failure) => tracing::error!(
+                    target: crate::LOG,
+                    "{}; the certificate read before stays in force",
                     failure.message()
                 ),
             }

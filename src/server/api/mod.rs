@@ -35,7 +35,7 @@ use crate::server::http::headers;
 use crate::server::http::response;
 use crate::server::http::room::Room;
 use crate::server::http::{
-    Held, Host, HostGuard, Rate, RateLimiter, Rejection, RequestBody, Response,
+    Arrival, Held, Host, HostGuard, Rate, RateLimiter, Rejection, RequestBody, Response,
 };
 use crate::server::net::Peer;
 use crate::server::ops::metrics::Metrics;
@@ -123,10 +123,10 @@ impl<St: Store> Api<St> {
     }
 
     /// Rejects requests for foreign hosts, and requests that foreign web pages send.
-    pub(crate) fn admit(&self, parts: &Parts, listening: Option<IpAddr>) -> Result<(), Rejection> {
+    pub(crate) fn admit(&self, parts: &Parts, arrival: Arrival) -> Result<(), Rejection> {
         let Settings { auth, hosts, .. } = &self.settings;
         if auth.trusts_tenant_header() || !hosts.is_empty() {
-            HostGuard { hosts, listening }.admit(parts)
+            HostGuard::new(hosts, arrival).admit(parts)
         } else {
             Ok(())
         }

@@ -13,6 +13,7 @@ use http::header::{HOST, ORIGIN};
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Method};
 
+use super::arrival::Arrival;
 use super::response::Rejection;
 use crate::protocol::Code;
 
@@ -187,12 +188,22 @@ fn host_ref(host: &str) -> Option<HostRef<'_>> {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct HostGuard<'a> {
     /// The configured hosts, in addition to the loopback names.
-    pub(crate) hosts: &'a [Host],
+    hosts: &'a [Host],
     /// The address that the server listens on, if it is known.
-    pub(crate) listening: Option<IpAddr>,
+    listening: Option<IpAddr>,
+    /// Whether the server speaks TLS itself. Its own pages are then https.
+    is_tls: bool,
 }
 
-impl HostGuard<'_> {
+impl<'a> HostGuard<'a> {
+    pub(crate) fn new(hosts: &'a [Host], arrival: Arrival) -> Self {
+        Self {
+            hosts,
+            listening: arrival.listening,
+            is_tls: arrival.is_tls,
+        }
+    }
+
     /// Rejects requests for foreign hosts, and requests by foreign web pages that would change
     /// something.
     pub(crate) fn admit(&self, parts: &Parts) -> Result<(), Rejection> {
@@ -269,7 +280,7 @@ impl HostGuard<'_> {
             return false;
         };
         let (authority, default_port) = match origin.split_once("://") {
-            Some(("http", authority)) => (authority, 80),
+            Some(("http", authority)) if !self.is_tls => (authority, 80),
             Some(("https", authority)) => (authority, 443),
             _ => return false,
         };
@@ -300,6 +311,7 @@ mod tests {
         let guard = HostGuard {
             hosts: &[],
             listening: listening.map(|address| address.parse().unwrap()),
+            is_tls: false,
         };
         Authority::parse(host).is_some_and(|authority| guard.answers_for(authority.host))
     }

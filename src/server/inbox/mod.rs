@@ -26,7 +26,7 @@ use super::http::{Arrival, HostGuard, Rejection, RequestBody, Response};
 use crate::store::Store;
 
 pub(super) use self::page::rejected;
-use self::viewer::Viewer;
+use self::viewer::{Cookie, Viewer};
 
 /// The settings of the inbox, the web page at `/` on which reviewers decide.
 ///
@@ -55,7 +55,8 @@ impl Inbox {
     }
 
     /// Sets whether browsers reach the server by HTTPS only, such as through a proxy that has the
-    /// certificate. The session cookie is then `__Host-aegis` and `Secure`. The default is `false`.
+    /// certificate. The session cookie is then `__Host-aegis` and `Secure`, as it always is on a
+    /// [`Server`](crate::server::Server) with TLS of its own. The default is `false`.
     pub fn behind_tls(mut self, is_behind_tls: bool) -> Self {
         self.is_behind_tls = is_behind_tls;
         self
@@ -192,19 +193,20 @@ async fn answer<St: Store, B: Body>(
         _ => {}
     }
     // A cookie speaks for its browser, whatever page sends the request.
-    HostGuard {
-        hosts: &api.settings.hosts,
-        listening: arrival.listening,
-    }
-    .admit_own_pages(parts)?;
+    HostGuard::new(&api.settings.hosts, arrival).admit_own_pages(parts)?;
+    let is_secure = desk.settings.is_behind_tls || arrival.is_tls;
+    let cookie = Cookie { is_secure };
     let query = parts.uri.query().unwrap_or_default();
     match (&route, is_post) {
         (Route::SignIn, false) => return Ok(sign_in::form(api, query)),
-        (Route::SignIn, true) => return sign_in::sign_in(api, desk, &parts.headers, body).await,
-        (Route::SignOut, _) => return Ok(sign_in::sign_out(desk, &parts.headers)),
+        (Route::SignIn, true) => {
+            return sign_in::sign_in(api, desk, cookie, &parts.headers, body).await;
+        }
+        (Route::SignOut, _) => return Ok(sign_in::sign_out(desk, cookie, &parts.headers)),
         _ => {}
     }
-    let Some(viewer) = desk.viewer(&api.settings.auth, &parts.headers, arrival.peer)? else {
+    let Some(viewer) = desk.viewer(&api.settings.auth, cookie, &parts.headers, arrival.peer)?
+    else {
         return Ok(sign_in::required(parts));
     };
     let visit = Visit { api, viewer, query };

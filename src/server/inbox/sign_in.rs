@@ -7,7 +7,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use http_body::Body;
 
 use super::page::{Frame, html_response, link, page, see_other};
-use super::viewer::Viewer;
+use super::viewer::{Cookie, Viewer};
 use super::{Desk, value_of};
 use crate::protocol::ApiKey;
 use crate::server::api::Api;
@@ -41,6 +41,7 @@ pub(super) fn form<St: Store>(api: &Api<St>, query: &str) -> Response {
 pub(super) async fn sign_in<St: Store, B: Body>(
     api: &Api<St>,
     desk: &Desk,
+    cookie: Cookie,
     headers: &HeaderMap,
     body: &mut RequestBody<'_, B>,
 ) -> Result<Response, Rejection> {
@@ -64,12 +65,12 @@ pub(super) async fn sign_in<St: Store, B: Body>(
     match holder {
         Ok(holder) => {
             // A session that this browser had is not of use any more.
-            if let Some(token) = desk.token(headers) {
+            if let Some(token) = cookie.token(headers) {
                 desk.sessions.close(token);
             }
             let token = desk.sessions.open(holder);
             let mut response = see_other(&next);
-            set_cookie(desk, &mut response, token.as_str(), LIFETIME.as_secs());
+            set_cookie(cookie, &mut response, token.as_str(), LIFETIME.as_secs());
             Ok(response)
         }
         Err(error) => {
@@ -86,12 +87,12 @@ pub(super) async fn sign_in<St: Store, B: Body>(
 }
 
 /// Ends the session.
-pub(super) fn sign_out(desk: &Desk, headers: &HeaderMap) -> Response {
-    if let Some(token) = desk.token(headers) {
+pub(super) fn sign_out(desk: &Desk, cookie: Cookie, headers: &HeaderMap) -> Response {
+    if let Some(token) = cookie.token(headers) {
         desk.sessions.close(token);
     }
     let mut response = see_other("/sign-in");
-    set_cookie(desk, &mut response, "", 0);
+    set_cookie(cookie, &mut response, "", 0);
     response
 }
 
@@ -129,8 +130,8 @@ fn next(asked: Option<String>) -> String {
         .unwrap_or_else(|| "/".to_owned())
 }
 
-fn set_cookie(desk: &Desk, response: &mut Response, token: &str, max_age: u64) {
-    let (name, attributes) = (desk.cookie(), desk.cookie_attributes());
+fn set_cookie(cookie: Cookie, response: &mut Response, token: &str, max_age: u64) {
+    let (name, attributes) = (cookie.name(), cookie.attributes());
     let cookie = format!("{name}={token}; Max-Age={max_age}; {attributes}");
     if let Ok(mut cookie) = HeaderValue::try_from(cookie) {
         cookie.set_sensitive(true);

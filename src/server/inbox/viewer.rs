@@ -52,13 +52,14 @@ impl Desk {
     pub(super) fn viewer(
         &self,
         auth: &Auth,
+        cookie: Cookie,
         headers: &HeaderMap,
         peer: Option<IpAddr>,
     ) -> Result<Option<Viewer>, Rejection> {
         if let Some(viewer) = self.by_proxy(headers, peer)? {
             return Ok(Some(viewer));
         }
-        let token = self.token(headers);
+        let token = cookie.token(headers);
         let holder = token.and_then(|token| self.sessions.holder(token));
         Ok(match holder {
             Some(Holder::Local) => auth.trusts_tenant_header().then(Viewer::local),
@@ -95,20 +96,28 @@ impl Desk {
             has_session: false,
         }))
     }
+}
 
-    /// The name of the session cookie. Browsers take one with this prefix only by HTTPS, for the
-    /// whole host and from no other.
-    pub(super) fn cookie(&self) -> &'static str {
-        if self.settings.is_behind_tls {
+/// The session cookie.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Cookie {
+    /// Whether browsers reach the server by HTTPS only.
+    pub(super) is_secure: bool,
+}
+
+impl Cookie {
+    /// The name. Browsers take one with this prefix only by HTTPS, for the whole host and from no
+    /// other.
+    pub(super) fn name(self) -> &'static str {
+        if self.is_secure {
             "__Host-aegis"
         } else {
             "aegis"
         }
     }
 
-    /// The attributes of the session cookie.
-    pub(super) fn cookie_attributes(&self) -> &'static str {
-        if self.settings.is_behind_tls {
+    pub(super) fn attributes(self) -> &'static str {
+        if self.is_secure {
             "Path=/; HttpOnly; SameSite=Strict; Secure"
         } else {
             "Path=/; HttpOnly; SameSite=Strict"
@@ -116,8 +125,8 @@ impl Desk {
     }
 
     /// The session token that a browser sent.
-    pub(super) fn token<'a>(&self, headers: &'a HeaderMap) -> Option<&'a str> {
-        let name = self.cookie();
+    pub(super) fn token(self, headers: &HeaderMap) -> Option<&str> {
+        let name = self.name();
         headers
             .get_all(COOKIE)
             .iter()

@@ -11,13 +11,14 @@ use std::time::Duration;
 use http::{Request, Response};
 use http_body::Body;
 use hyper::body::Incoming;
-use tokio::net::TcpListener;
 use tokio::time::sleep;
 use tower_service::Service;
 
 use super::activity::{Activity, Timeouts};
 use super::connection::{self, Connection};
 use super::places::{Peer, Places};
+use super::socket::Listener;
+use super::tls::Acceptor;
 use crate::protocol::BoxError;
 use crate::server::drain::Drain;
 use crate::server::ops::outage::Outage;
@@ -28,12 +29,13 @@ const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// Accepts connections until `shutdown` completes, and then starts the drain. Each is served by a
-/// service for the address of its peer. Returns the connections still open.
+/// service for the address of its peer, which a peer on a Unix socket does not have. Returns the connections still open.
 pub(crate) async fn run<S, B>(
-    listener: TcpListener,
+    listener: Listener,
+    tls: Option<Acceptor>,
     mut places: Places,
     timeouts: Timeouts,
-    service_for: impl Fn(IpAddr) -> S,
+    service_for: impl Fn(Option<IpAddr>) -> S,
     drain: Drain,
     shutdown: impl Future<Output = ()>,
 ) -> Places
@@ -54,7 +56,7 @@ where
             () = places.join_next() => continue,
             accepted = listener.accept() => accepted,
         };
-        let (stream, address) = match accepted {
+        let (socket, address) = match accepted {
             Ok(accepted) => accepted,
             Err(error) if is_of_one_connection(&error) => continue,
             Err(error) => {
@@ -75,7 +77,7 @@ where
         if let Some(failures) = outage.succeeded() {
             tracing::info!(failures, "connections are accepted again");
         }
-        let peer = Peer::of(address.ip());
+        let peer = address.map(Peer::of);
         let has_room = tokio::select! {
             biased;
             () = &mut shutdown => break,
@@ -86,13 +88,14 @@ where
         }
         let activity = Arc::new(Activity::new());
         let connection = Connection {
-            stream,
+            socket,
+            tls: tls.clone(),
             http: Arc::clone(&http),
             timeouts,
             activity: Arc::clone(&activity),
             drain: drain.clone(),
         };
-        let service = service_for(address.ip());
+        let service = service_for(address);
         places.spawn(peer, activity, connection.serve(service));
     }
     drain.start();

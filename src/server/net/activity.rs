@@ -27,7 +27,7 @@ const MIN_RATE: u64 = 1024;
 /// The timeouts of a connection.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Timeouts {
-    /// How long there may be no request in flight.
+    /// How long there may be no request in flight, and how long a TLS handshake may take.
     pub(crate) idle: Duration,
     /// How long a response may stay unsent without progress.
     pub(crate) write: Duration,
@@ -54,9 +54,17 @@ struct State {
     exchanges: Vec<Exchange>,
     /// The number of requests so far. It is also the id of the latest exchange.
     requests: u64,
-    /// Since when there have been no exchanges. It is valid while there are none.
+    /// What TLS holds of responses that hyper takes for sent.
+    unflushed: Option<Exchange>,
+    /// Since when there has been nothing of these. It is valid while there is nothing.
     idle_since: Instant,
     evicted: bool,
+}
+
+impl State {
+    fn is_idle(&self) -> bool {
+        self.exchanges.is_empty() && self.unflushed.is_none()
+    }
 }
 
 /// A request and its response.
@@ -100,6 +108,7 @@ impl Activity {
         Self(Mutex::new(State {
             exchanges: Vec::new(),
             requests: 0,
+            unflushed: None,
             idle_since: Instant::now(),
             evicted: false,
         }))
@@ -112,13 +121,13 @@ impl Activity {
     /// Returns since when the connection has been idle, if it is.
     pub(crate) fn idle_since(&self) -> Option<Instant> {
         let state = self.state();
-        (state.exchanges.is_empty() && !state.evicted).then_some(state.idle_since)
+        (state.is_idle() && !state.evicted).then_some(state.idle_since)
     }
 
     /// Prevents further requests if none is in flight. Returns whether it did.
     pub(crate) fn evict(&self) -> bool {
         let mut state = self.state();
-        if !state.exchanges.is_empty() {
+        if !state.is_idle() {
             return false;
         }
         state.evicted = true;
@@ -137,11 +146,9 @@ impl Activity {
         let now = Instant::now();
         let state = self.state();
         let unsent = state.exchanges.iter().filter(|one| one.unsent > 0);
+        let unsent = unsent.chain(&state.unflushed);
         let unsent = unsent.flat_map(|one| one.limits(write));
-        let idle_since = state
-            .exchanges
-            .is_empty()
-            .then_some((state.idle_since, idle));
+        let idle_since = state.is_idle().then_some((state.idle_since, idle));
         // Anything that begins later is due no earlier than this.
         let mut next = after(now, idle.min(write));
         for (since, limit) in unsent.into_iter().chain(idle_since) {
@@ -157,6 +164,33 @@ impl Activity {
             next = next.min(due);
         }
         Next::CheckAt(next)
+    }
+
+    /// Notes that the socket took `bytes`, and whether TLS holds more for it.
+    #[cfg(feature = "tls")]
+    pub(super) fn flushed(&self, bytes: u64, holds_more: bool) {
+        let now = Instant::now();
+        let mut state = self.state();
+        match (&mut state.unflushed, holds_more) {
+            (Some(unflushed), true) if bytes > 0 => {
+                unflushed.progress = now;
+                unflushed.bytes = unflushed.bytes.saturating_add(bytes);
+            }
+            (None, true) => {
+                state.unflushed = Some(Exchange {
+                    id: 0,
+                    unsent: 1,
+                    progress: now,
+                    began: now,
+                    bytes: 0,
+                });
+            }
+            (Some(_), false) => {
+                state.unflushed = None;
+                state.idle_since = now;
+            }
+            (Some(_), true) | (None, false) => {}
+        }
     }
 
     /// Begins an exchange, unless the connection was evicted.

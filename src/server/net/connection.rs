@@ -1,6 +1,7 @@
 //! One connection, from its first byte to its last.
 
 use std::convert::Infallible;
+use std::io;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,11 +12,13 @@ use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
-use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 use tower_service::Service;
 
 use super::activity::{Activity, Next, Observed, Timeouts};
+use super::socket::Socket;
+use super::stream::Stream;
+use super::tls::Acceptor;
 use crate::protocol::BoxError;
 use crate::server::drain::Drain;
 use crate::server::http::head;
@@ -62,7 +65,8 @@ pub(super) fn http(timeouts: Timeouts) -> auto::Builder<TokioExecutor> {
 }
 
 pub(super) struct Connection {
-    pub(super) stream: TcpStream,
+    pub(super) socket: Socket,
+    pub(super) tls: Option<Acceptor>,
     pub(super) http: Arc<auto::Builder<TokioExecutor>>,
     pub(super) timeouts: Timeouts,
     pub(super) activity: Arc<Activity>,
@@ -77,20 +81,36 @@ impl Connection {
         S::Future: Send + 'static,
         B: Body<Error: Into<BoxError>, Data: Send> + Send + 'static,
     {
-        // Responses are small and complete, so delaying a segment gains nothing.
-        _ = self.stream.set_nodelay(true);
-        let activity = self.activity;
+        let Self {
+            socket,
+            tls,
+            http,
+            timeouts,
+            activity,
+            drain,
+        } = self;
+        socket.set_nodelay();
+        let stream = match tls {
+            None => Stream::Plain(socket),
+            Some(tls) => {
+                let shaking = tls.accept(socket, &activity);
+                let Some(stream) = handshake(shaking, timeouts.idle, &drain).await else {
+                    return;
+                };
+                stream
+            }
+        };
         let service = Observed {
             service: TowerToHyperService::new(service),
             activity: Arc::clone(&activity),
         };
-        let io = TokioIo::new(self.stream);
-        let mut connection = pin!(self.http.serve_connection(io, service));
-        let mut drain = pin!(self.drain.started());
+        let io = TokioIo::new(stream);
+        let mut connection = pin!(http.serve_connection(io, service));
+        let mut drain = pin!(drain.started());
         let mut timer = pin!(sleep_until(Instant::now()));
         let mut closing = None;
         loop {
-            match activity.check(self.timeouts, closing) {
+            match activity.check(timeouts, closing) {
                 Next::CheckAt(moment) => timer.as_mut().reset(moment),
                 Next::Close => {
                     closing = Some(Instant::now());
@@ -118,4 +138,24 @@ impl Connection {
             }
         }
     }
+}
+
+/// Waits for a TLS handshake. When the drain starts, a client within one is cut off: it has sent no
+/// request yet.
+async fn handshake(
+    handshake: impl Future<Output = io::Result<Stream>>,
+    limit: Duration,
+    drain: &Drain,
+) -> Option<Stream> {
+    let shaken = tokio::select! {
+        biased;
+        () = drain.started() => return None,
+        shaken = timeout(limit, handshake) => shaken,
+    };
+    match shaken {
+        Ok(Ok(stream)) => return Some(stream),
+        Ok(Err(error)) => tracing::debug!("a TLS handshake failed: {error}"),
+        Err(_) => tracing::debug!("a TLS handshake took too long"),
+    }
+    None
 }

@@ -56,7 +56,8 @@ impl Peer {
 
 #[derive(Debug)]
 struct Place {
-    peer: Peer,
+    /// `None` for a peer on a Unix socket.
+    peer: Option<Peer>,
     activity: Arc<Activity>,
     task: AbortHandle,
 }
@@ -103,14 +104,16 @@ impl Places {
     }
 
     /// Waits for room for one more connection of `peer`. Returns `false` if the peer holds as many
-    /// places as it may, each with a request in flight.
-    pub(crate) async fn room_for(&mut self, peer: Peer) -> bool {
+    /// places as it may, each with a request in flight. A peer on a Unix socket, which has no
+    /// address, has no limit of its own.
+    pub(crate) async fn room_for(&mut self, peer: Option<Peer>) -> bool {
         let mut counted = false;
         loop {
-            let theirs = self.by_peer.get(&peer).copied().unwrap_or_default();
-            let bounded = self.loopback_counts || !peer.0.is_loopback();
-            let whose = if bounded && theirs >= self.per_peer {
-                Some(peer)
+            let bounded = peer.filter(|peer| self.loopback_counts || !peer.0.is_loopback());
+            let theirs = peer.and_then(|peer| self.by_peer.get(&peer).copied());
+            let theirs = theirs.unwrap_or_default();
+            let whose = if bounded.is_some() && theirs >= self.per_peer {
+                bounded
             } else if self.taken.len() >= self.connections {
                 None
             } else {
@@ -122,7 +125,7 @@ impl Places {
             if !std::mem::replace(&mut counted, true) && self.crowded.failed() {
                 tracing::warn!(
                     connections = self.taken.len(),
-                    peer = %peer.0,
+                    peer = peer.map(|peer| tracing::field::display(peer.0)),
                     peers_connections = theirs,
                     "there is no room for a connection; idle ones are closed for new ones"
                 );
@@ -147,7 +150,7 @@ impl Places {
     /// its task, if one was idle.
     pub(crate) fn evict_idlest(&self, of: Option<Peer>) -> Option<Id> {
         let places = self.taken.values();
-        let candidates = places.filter(|place| of.is_none_or(|peer| place.peer == peer));
+        let candidates = places.filter(|place| of.is_none_or(|peer| place.peer == Some(peer)));
         let (_, idlest) = candidates
             .filter_map(|place| Some((place.activity.idle_since()?, place)))
             .min_by_key(|(since, _)| *since)?;
@@ -163,12 +166,14 @@ impl Places {
     /// Serves a connection in a place of its own.
     pub(crate) fn spawn(
         &mut self,
-        peer: Peer,
+        peer: Option<Peer>,
         activity: Arc<Activity>,
         connection: impl Future<Output = ()> + Send + 'static,
     ) {
         let task = self.tasks.spawn(connection);
-        *self.by_peer.entry(peer).or_default() += 1;
+        if let Some(peer) = peer {
+            *self.by_peer.entry(peer).or_default() += 1;
+        }
         let id = task.id();
         let place = Place {
             peer,
@@ -204,10 +209,12 @@ impl Places {
             return;
         };
         self.count.store(self.taken.len(), Ordering::Relaxed);
-        if let Some(count) = self.by_peer.get_mut(&place.peer) {
+        if let Some(peer) = place.peer
+            && let Some(count) = self.by_peer.get_mut(&peer)
+        {
             *count -= 1;
             if *count == 0 {
-                self.by_peer.remove(&place.peer);
+                self.by_peer.remove(&peer);
             }
         }
     }

@@ -44,9 +44,7 @@ pub(crate) enum Purpose {
 pub(crate) struct WithHealth<St> {
     service: HitlService<St>,
     purpose: Purpose,
-    /// The address that the server listens on.
-    address: IpAddr,
-    peer: Option<IpAddr>,
+    arrival: Arrival,
     shared: Arc<Shared>,
 }
 
@@ -58,12 +56,12 @@ struct Shared {
 }
 
 impl<St: Store> WithHealth<St> {
-    pub(crate) fn new(service: HitlService<St>, address: IpAddr) -> Self {
+    /// Makes the service of a listener. `arrival` is what its requests have in common.
+    pub(crate) fn new(service: HitlService<St>, arrival: Arrival) -> Self {
         Self {
             service,
             purpose: Purpose::Service,
-            address,
-            peer: None,
+            arrival,
             shared: Arc::default(),
         }
     }
@@ -77,11 +75,10 @@ impl<St: Store> WithHealth<St> {
     }
 
     /// Returns a service for the connection of a client.
-    pub(crate) fn for_peer(&self, peer: IpAddr) -> Self {
-        Self {
-            peer: Some(peer),
-            ..self.clone()
-        }
+    pub(crate) fn for_peer(&self, peer: Option<IpAddr>) -> Self {
+        let mut this = self.clone();
+        this.arrival.peer = peer;
+        this
     }
 }
 
@@ -90,8 +87,7 @@ impl<St> Clone for WithHealth<St> {
         Self {
             service: self.service.clone(),
             purpose: self.purpose,
-            address: self.address,
-            peer: self.peer,
+            arrival: self.arrival,
             shared: Arc::clone(&self.shared),
         }
     }
@@ -125,9 +121,9 @@ impl<St: Store> WithHealth<St> {
             Probe::Readiness => self.readiness(&parts).await.map(|()| ok()),
             Probe::Metrics => {
                 // A scraper may call its own address by any name.
-                let listening = Some(self.address).filter(|_| self.purpose == Purpose::Service);
+                let arrival = Some(self.arrival).filter(|_| self.purpose == Purpose::Service);
                 let api = self.service.api();
-                self.shared.scraper.answer(api, &parts, listening).await
+                self.shared.scraper.answer(api, &parts, arrival).await
             }
         };
         let mut response = result.unwrap_or_else(Rejection::into_response);
@@ -139,7 +135,7 @@ impl<St: Store> WithHealth<St> {
 
     async fn readiness(&self, parts: &Parts) -> Result<(), Rejection> {
         let api = self.service.api();
-        api.admit(parts, Some(self.address))?;
+        api.admit(parts, self.arrival)?;
         if api.drain.has_started() {
             return Err(shutting_down());
         }
@@ -223,11 +219,7 @@ where
             }
             (_, Purpose::Metrics) => Probe::Nothing,
             (_, Purpose::Service) => {
-                let arrival = Arrival {
-                    listening: Some(self.address),
-                    peer: self.peer,
-                };
-                return Either::Left(self.service.respond(request, arrival));
+                return Either::Left(self.service.respond(request, self.arrival));
             }
         };
         let this = self.clone();

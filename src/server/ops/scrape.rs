@@ -1,6 +1,5 @@
 //! `GET /metrics`.
 
-use std::net::IpAddr;
 use std::time::Duration;
 
 use http::request::Parts;
@@ -10,7 +9,7 @@ use tokio::time::timeout;
 use super::metrics::{CONTENT_TYPE, Reading};
 use crate::server::api::Api;
 use crate::server::http::response;
-use crate::server::http::{Rejection, Response};
+use crate::server::http::{Arrival, Rejection, Response};
 use crate::store::Store;
 
 /// How long the store may take to be read. Without it, the rest is shown.
@@ -25,14 +24,15 @@ pub(crate) struct Scraper {
 
 impl Scraper {
     /// Checks the host of the request if it came to the address of the service, and answers.
+    /// `arrival` is `None` for the address for metrics.
     pub(crate) async fn answer<St: Store>(
         &self,
         api: &Api<St>,
         parts: &Parts,
-        listening: Option<IpAddr>,
+        arrival: Option<Arrival>,
     ) -> Result<Response, Rejection> {
-        if listening.is_some() {
-            api.admit(parts, listening)?;
+        if let Some(arrival) = arrival {
+            api.admit(parts, arrival)?;
         }
         let read = async {
             let _turn = self.turn.lock().await;

@@ -22,6 +22,7 @@ use crate::log::{Format, Log};
 use crate::print::say;
 use crate::reload::Reload;
 use crate::signals::{Signal, Signals};
+use crate::tls_files::TlsFiles;
 use crate::webhook;
 
 const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8000);
@@ -34,10 +35,22 @@ pub(crate) struct Serve {
 
     /// An address of its own for /metrics and /livez, such as 127.0.0.1:9464 [default: none].
     ///
-    /// Whoever reaches it can read the metrics. Without API keys, the server's own address serves
+    /// Whoever reaches it can read the metrics. It speaks plain HTTP, also with --tls-cert. Without API keys, the server's own address serves
     /// them too.
     #[arg(long, env = "AEGIS_METRICS_LISTEN", value_name = "ADDRESS")]
     pub(crate) metrics_listen: Option<SocketAddr>,
+
+    /// Speaks TLS with the certificate chain in this PEM file, the server's own certificate first;
+    /// with --tls-key. SIGHUP reloads both.
+    #[arg(long, env = "AEGIS_TLS_CERT", value_name = "FILE")]
+    pub(crate) tls_cert: Option<PathBuf>,
+
+    /// The PEM file of the certificate's private key, which is not encrypted.
+    ///
+    /// A file that others may read or write, that its group may write, or that belongs to another
+    /// user, is refused.
+    #[arg(long, env = "AEGIS_TLS_KEY", value_name = "FILE")]
+    pub(crate) tls_key: Option<PathBuf>,
 
     /// The database file, created if it does not exist [default: aegis.db].
     #[arg(long, env = "AEGIS_STORE", value_name = "FILE")]
@@ -196,6 +209,14 @@ pub(crate) async fn run(args: Serve, context: Context) -> Result<(), Failure> {
         args.trusted_proxy
     };
     let user_header = args.trust_user_header.or(config.trust_user_header);
+    let tls = TlsFiles::of(
+        args.tls_cert.or(config.tls_cert),
+        args.tls_key.or(config.tls_key),
+    )?;
+    let tls = match tls {
+        Some(files) => Some((files.read()?, files)),
+        None => None,
+    };
     let inbox = inbox(public_url.as_ref(), user_header, proxies)?;
     let outbox = Outbox::new(webhook::endpoints(webhooks)?);
     let outbox = match public_url.clone() {
@@ -225,7 +246,15 @@ pub(crate) async fn run(args: Serve, context: Context) -> Result<(), Failure> {
         None => (Auth::tenant_header(), None),
     };
     let filter = file.filter(|_| !filter_is_given).map(|file| (file, log));
-    let reload = Reload::new(keys, filter);
+    let (tls, certificate) = match tls {
+        Some((tls, files)) => {
+            let (sender, tls) = watch::channel(tls);
+            (Some(tls), Some((files, sender)))
+        }
+        None => (None, None),
+    };
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let reload = Reload::new(keys, certificate, filter);
 
     if let Some(path) = path.to_str().filter(|path| path.contains("://")) {
         return Err(Failure::usage(format!(
@@ -239,6 +268,10 @@ pub(crate) async fn run(args: Serve, context: Context) -> Result<(), Failure> {
         .trust_tenant_header(trust.unwrap_or(false));
     let drain_timeout = args.drain_timeout.or(configured).unwrap_or(DRAIN_TIMEOUT);
     let server = server.drain_timeout(drain_timeout);
+    let server = match tls {
+        Some(tls) => server.watched_tls(tls),
+        None => server,
+    };
     let server = match args.max_connections.or(config.max_connections) {
         Some(connections) => server.max_connections(connections.get()),
         None => server,
@@ -299,7 +332,7 @@ pub(crate) async fn run(args: Serve, context: Context) -> Result<(), Failure> {
         .map_err(|error| Failure::usage("the prefix").because(error))?;
     let sign_in = {
         let service = service.clone();
-        let url = public_url.map_or_else(|| format!("http://{address}"), |url| url.to_string());
+        let url = public_url.map_or_else(|| format!("{scheme}://{address}"), |url| url.to_string());
         move || {
             if let Some(path) = service.issue_sign_in_path() {
                 say(&format!("inbox: {url}{path} (works once)"));
@@ -317,7 +350,7 @@ pub(crate) async fn run(args: Serve, context: Context) -> Result<(), Failure> {
     });
     let mut serving = std::pin::pin!(serving);
     say(&format!(
-        "listening on http://{address}, store {}",
+        "listening on {scheme}://{address}, store {}",
         path.display()
     ));
     if let Some(address) = metrics {

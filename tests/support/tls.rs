@@ -1,0 +1,101 @@
+//! Certificates made here, and clients that trust them.
+
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rcgen::{CertifiedKey, generate_simple_self_signed};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+
+/// A certificate for `localhost` and `127.0.0.1`, and its key, as PEM.
+pub struct Identity {
+    pub certificate: String,
+    pub key: String,
+}
+
+impl Identity {
+    pub fn new() -> Self {
+        let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];
+        let CertifiedKey { cert, signing_key } = generate_simple_self_signed(names).unwrap();
+        Self {
+            certificate: cert.pem(),
+            key: signing_key.serialize_pem(),
+        }
+    }
+
+    /// Writes both into files of a folder, the key for its owner alone.
+    pub fn write(&self, folder: &Path) -> (PathBuf, PathBuf) {
+        let (certificate, key) = (folder.join("cert.pem"), folder.join("key.pem"));
+        fs::write(&certificate, &self.certificate).unwrap();
+        write_key(&key, &self.key);
+        (certificate, key)
+    }
+
+    /// The settings of a client that trusts this certificate and nothing else.
+    pub fn client(&self, protocols: &[&str]) -> ClientConfig {
+        let mut roots = RootCertStore::empty();
+        let certificate = CertificateDer::from_pem_slice(self.certificate.as_bytes()).unwrap();
+        roots.add(certificate).unwrap();
+        let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
+        let mut config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        config.alpn_protocols = protocols
+            .iter()
+            .map(|name| name.as_bytes().to_vec())
+            .collect();
+        config
+    }
+
+    /// Connects to a server that has this certificate.
+    pub async fn connect(
+        &self,
+        addr: SocketAddr,
+        protocols: &[&str],
+    ) -> io::Result<TlsStream<TcpStream>> {
+        let stream = TcpStream::connect(addr).await?;
+        self.shake(stream, protocols).await
+    }
+
+    /// Connects with a receive buffer of about this many bytes.
+    pub async fn connect_with_buffer(
+        &self,
+        addr: SocketAddr,
+        bytes: u32,
+    ) -> io::Result<TlsStream<TcpStream>> {
+        let socket = TcpSocket::new_v4()?;
+        socket.set_recv_buffer_size(bytes)?;
+        self.shake(socket.connect(addr).await?, &[]).await
+    }
+
+    async fn shake(
+        &self,
+        stream: TcpStream,
+        protocols: &[&str],
+    ) -> io::Result<TlsStream<TcpStream>> {
+        let connector = TlsConnector::from(Arc::new(self.client(protocols)));
+        let name = ServerName::try_from("localhost").unwrap();
+        connector.connect(name, stream).await
+    }
+}
+
+/// Writes a file that only its owner can read.
+pub fn write_key(path: &Path, pem: &str) {
+    // Another file in its place, as one that nobody may write is not overwritten.
+    let _ = fs::remove_file(path);
+    fs::write(path, pem).unwrap();
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
+    }
+}
