@@ -2,8 +2,14 @@
 
 use std::error::Error as StdError;
 use std::fmt;
+#[cfg(feature = "tls")]
+use std::sync::Arc;
 
 use http::Uri;
+#[cfg(feature = "tls")]
+use rustls::RootCertStore;
+#[cfg(feature = "tls")]
+use rustls::pki_types::{CertificateDer, pem::PemObject};
 
 use super::sign::Secret;
 use crate::protocol::{Event, EventKind, TenantId, check_host_and_port, split_scheme};
@@ -24,6 +30,9 @@ pub struct Endpoint {
     /// `None` is all.
     events: Option<Vec<EventKind>>,
     pub(super) start: Start,
+    /// The roots to trust. `None` is those of the platform.
+    #[cfg(feature = "tls")]
+    pub(super) roots: Option<Arc<RootCertStore>>,
 }
 
 /// The form of what is delivered.
@@ -107,6 +116,8 @@ impl Endpoint {
             tenants: None,
             events,
             start: Start::Now,
+            #[cfg(feature = "tls")]
+            roots: None,
         })
     }
 
@@ -129,6 +140,36 @@ impl Endpoint {
     pub fn start(mut self, start: Start) -> Self {
         self.start = start;
         self
+    }
+
+    /// Trusts the certificates in this PEM, and those that they issued, instead of what the platform
+    /// trusts: for a receiver with a private CA.
+    ///
+    /// # Errors
+    ///
+    /// If there is no certificate, one is malformed, or the URL is not https.
+    #[cfg(feature = "tls")]
+    pub fn root_certificates_pem(mut self, pem: &[u8]) -> Result<Self, InvalidEndpoint> {
+        if self.url.scheme_str() != Some("https") {
+            return Err(InvalidEndpoint(
+                "has roots to trust, and a URL without TLS; allowed is https://",
+            ));
+        }
+        let mut roots = RootCertStore::empty();
+        for certificate in CertificateDer::pem_slice_iter(pem) {
+            let certificate = certificate
+                .map_err(|_| InvalidEndpoint("has roots to trust that are not valid PEM"))?;
+            roots.add(certificate).map_err(|_| {
+                InvalidEndpoint("has a root to trust that is no valid certificate (X.509)")
+            })?;
+        }
+        if roots.is_empty() {
+            return Err(InvalidEndpoint(
+                "has no certificate among its roots to trust; allowed is PEM with at least one",
+            ));
+        }
+        self.roots = Some(Arc::new(roots));
+        Ok(self)
     }
 
     /// Returns the name.

@@ -15,7 +15,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::time::timeout;
 
-use super::OutboxError;
+use super::{Endpoint, OutboxError};
 use crate::layer::ResponseHead;
 
 /// How long an idle connection stays open. Shorter than the idle timeouts of servers and balancers,
@@ -62,8 +62,9 @@ pub(super) struct HttpClient {
 }
 
 impl HttpClient {
-    /// Makes a client whose requests may take this long, with the connection.
-    pub(super) fn new(timeout: Duration) -> Result<Self, OutboxError> {
+    /// Makes a client for an endpoint. A request may take this long, with the connection.
+    #[cfg_attr(not(feature = "tls"), expect(unused_variables))]
+    pub(super) fn new(endpoint: &Endpoint, timeout: Duration) -> Result<Self, OutboxError> {
         let mut http = HttpConnector::new();
         http.set_nodelay(true);
         // Divided among the addresses of a name, so that an unresponsive one leaves time for the
@@ -78,7 +79,7 @@ impl HttpClient {
             #[cfg(not(feature = "tls"))]
             client: builder.build(http),
             #[cfg(feature = "tls")]
-            client: builder.build(tls::connector(http)?),
+            client: builder.build(tls::connector(http, endpoint.roots.clone())?),
             timeout,
         })
     }
@@ -156,20 +157,24 @@ mod tls {
     use std::sync::Arc;
 
     use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-    use rustls::ClientConfig;
+    use rustls::{ClientConfig, RootCertStore};
     use rustls_platform_verifier::BuilderVerifierExt;
 
     use super::{HttpConnector, OutboxError};
 
-    /// Trusts what the platform trusts.
+    /// Trusts these roots, or what the platform trusts.
     pub(super) fn connector(
         mut http: HttpConnector,
+        roots: Option<Arc<RootCertStore>>,
     ) -> Result<HttpsConnector<HttpConnector>, OutboxError> {
         http.enforce_http(false);
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
-            .and_then(BuilderVerifierExt::with_platform_verifier)
+            .and_then(|builder| match roots {
+                Some(roots) => Ok(builder.with_root_certificates(roots)),
+                None => builder.with_platform_verifier(),
+            })
             .map_err(OutboxError::tls)?
             .with_no_client_auth();
         Ok(HttpsConnectorBuilder::new()

@@ -167,8 +167,8 @@ impl Outbox {
         for endpoint in self.endpoints {
             let courier = Courier {
                 store: store.clone(),
+                client: HttpClient::new(&endpoint, self.request_timeout)?,
                 endpoint: Arc::new(endpoint),
-                client: HttpClient::new(self.request_timeout)?,
                 settings: settings.clone(),
                 holder: Uuid::new_v4(),
                 stop: stopped.clone(),

@@ -11,12 +11,12 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::binary::{Served, aegis, run, serve};
-use crate::support::tls::{Identity, write_key};
+use crate::support::tls::{Certified, write_key};
 use crate::support::{Call, HANG, Reply, ends, raw};
 
 struct Place {
     folder: TempDir,
-    identity: Identity,
+    identity: Certified,
     certificate: PathBuf,
     key: PathBuf,
 }
@@ -24,7 +24,7 @@ struct Place {
 impl Place {
     fn new() -> Self {
         let folder = TempDir::new().unwrap();
-        let identity = Identity::new();
+        let identity = Certified::new();
         let (certificate, key) = identity.write(folder.path());
         Self {
             folder,
@@ -46,7 +46,7 @@ impl Place {
     }
 }
 
-async fn send(identity: &Identity, server: &Served, call: Call) -> Reply {
+async fn send(identity: &Certified, server: &Served, call: Call) -> Reply {
     let stream = identity.connect(server.addr, &[]).await.unwrap();
     ends(call.send_over("https", stream)).await.unwrap()
 }
@@ -126,7 +126,7 @@ async fn links_and_cookies_are_https_and_metrics_stay_plain() {
 #[test]
 fn files_that_cannot_be_used_are_named_and_no_database_is_made() {
     let place = Place::new();
-    let other = Identity::new();
+    let other = Certified::new();
     let path = |name: &str, text: &str| {
         let path = place.folder.path().join(name);
         write_key(&path, text);
@@ -210,7 +210,7 @@ async fn a_hangup_reads_the_certificate_again() {
         }
     };
     ask().await;
-    let new = Identity::new();
+    let new = Certified::new();
     new.write(place.folder.path());
     server.signal("HUP");
     let said = server.line("cert.pem").unwrap();
@@ -227,7 +227,7 @@ async fn a_hangup_reads_the_certificate_again() {
 async fn a_bad_certificate_leaves_the_one_in_force() {
     let place = Place::new();
     let server = Served::start(place.serve());
-    let other = Identity::new();
+    let other = Certified::new();
     let (good, key) = (&place.identity.certificate, &place.identity.key);
     for (certificate, key, mode, shown) in [
         ("", &**key, 0o600, "cert.pem: there is no certificate"),

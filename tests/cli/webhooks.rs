@@ -20,6 +20,7 @@ use uuid::Uuid;
 use crate::binary::{Ended, Served, aegis, run, serve, signal};
 use crate::support::process::{Process, bound};
 use crate::support::receiver::{Receiver, Reply};
+use crate::support::tls::Certified;
 use crate::support::{Call, HANG};
 
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
@@ -290,9 +291,36 @@ async fn dead_letters_are_listed_and_resent_by_commands() {
     .expect(0);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_delivers_to_a_receiver_with_a_private_ca() {
+    let identity = Certified::new();
+    let receiver = Receiver::accepting_by_tls(&identity).await;
+    let place = Place::new();
+    let (ca, _) = identity.write(place.folder.path());
+    let url = receiver.https_url();
+    let config = format!(
+        "[[webhook]]\nname = \"billing\"\nurl = \"{url}\"\nsecret = \"{SECRET}\"\n\
+         from = \"oldest\"\n"
+    );
+    let server = Served::start(place.serve(&config));
+    approve(&server, "k").await;
+    let said = server.line("a webhook was not delivered").unwrap();
+    assert!(said.contains("the certificate is not trusted"), "{said}");
+    server.stop().expect(0);
+    assert!(receiver.received().is_empty());
+
+    let server = Served::start(place.serve(&format!("{config}ca = {ca:?}\n")));
+    receiver.until_accepted(1).await;
+    place.until(|state| state["behind"] == 0 && state["parked"] == 0);
+    server.stop().expect(0);
+}
+
 #[test]
 fn a_wrong_endpoint_is_named_without_its_secrets() {
     let place = Place::new();
+    let not_pem = place.folder.path().join("not.pem");
+    fs::write(&not_pem, "hello").unwrap();
+    let https = "url = \"https://127.0.0.1:1/token\"";
     let webhook = |rest: &str| format!("[[webhook]]\nname = \"billing\"\n{rest}\n");
     let url = "url = \"http://127.0.0.1:1/token\"";
     let secret = format!("secret = \"{SECRET}\"");
@@ -317,6 +345,22 @@ fn a_wrong_endpoint_is_named_without_its_secrets() {
         (
             webhook(&format!("{url}\nsecret-file = \"/missing\"")),
             "'billing': cannot read",
+        ),
+        (
+            webhook(&format!("{https}\n{secret}\nca = \"/missing.pem\"")),
+            "'billing': ca: cannot read /missing.pem",
+        ),
+        (
+            webhook(&format!("{https}\n{secret}\nca = \"/\"")),
+            "'billing': ca: / is no regular file",
+        ),
+        (
+            webhook(&format!("{https}\n{secret}\nca = {not_pem:?}")),
+            "not.pem: the endpoint has no certificate",
+        ),
+        (
+            webhook(&format!("{url}\n{secret}\nca = {not_pem:?}")),
+            "allowed is https://",
         ),
         (
             webhook(&format!("{url}\n{secret}\nformat = \"ntfy\"")),

@@ -21,6 +21,8 @@ use tokio::time::sleep;
 #[cfg(feature = "tls")]
 use crate::support::raw::Raw;
 use crate::support::receiver::{Receiver, Reply};
+#[cfg(feature = "tls")]
+use crate::support::tls::Certified;
 use crate::support::{Faulty, HANG, Log, Mood, ends};
 
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
@@ -805,6 +807,65 @@ async fn a_receiver_without_tls_gets_nothing_by_https() {
         "{letters:?}"
     );
     stop(deliveries).await;
+}
+
+#[cfg(feature = "tls")]
+#[tokio::test]
+async fn a_receiver_with_a_private_ca_is_trusted_by_that_ca_alone() {
+    let (identity, other) = (Certified::new(), Certified::new());
+    let both = format!("{}{}", other.certificate, identity.certificate);
+    for (roots, accepted) in [
+        (Some(&identity.certificate), 1),
+        (Some(&both), 1),
+        (Some(&other.certificate), 0),
+        (None, 0),
+    ] {
+        let receiver = Receiver::accepting_by_tls(&identity).await;
+        let store = MemoryStore::new();
+        let url = receiver.https_url();
+        let mut endpoint = Endpoint::standard("a", &url, vec![secret(SECRET)]).unwrap();
+        if let Some(roots) = roots {
+            endpoint = endpoint.root_certificates_pem(roots.as_bytes()).unwrap();
+        }
+        let deliveries = outbox(endpoint.start(Start::Oldest)).give_up_after(Duration::ZERO);
+        let deliveries = deliveries.start(store.clone()).await.unwrap();
+        submit(&store, "k").await;
+        match accepted {
+            0 => until(&store, |state| state.dead == 1).await,
+            _ => until_all_marked(&store).await,
+        };
+        assert_eq!(receiver.accepted().len(), accepted);
+        for letter in store.dead_letters("a", 1).await.unwrap() {
+            assert!(letter.failure.contains("TLS failed"), "{letter:?}");
+        }
+        stop(deliveries).await;
+    }
+}
+
+#[cfg(feature = "tls")]
+#[test]
+fn roots_that_are_none_are_refused() {
+    let pem = Certified::new().certificate;
+    let endpoint = |url| Endpoint::standard("a", url, vec![secret(SECRET)]).unwrap();
+    for (url, pem, shown) in [
+        ("https://h/", "", "no certificate"),
+        ("https://h/", "hello", "no certificate"),
+        (
+            "https://h/",
+            "-----BEGIN CERTIFICATE-----\n???\n-----END CERTIFICATE-----\n",
+            "not valid PEM",
+        ),
+        (
+            "https://h/",
+            "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+            "no valid certificate",
+        ),
+        ("http://h/", &pem, "https://"),
+    ] {
+        let error = endpoint(url).root_certificates_pem(pem.as_bytes());
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains(shown), "{shown}: {error}");
+    }
 }
 
 #[tokio::test]

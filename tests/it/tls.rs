@@ -8,28 +8,28 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 
-use crate::support::tls::Identity;
+use crate::support::tls::Certified;
 use crate::support::{Call, Disk, HANG, Reply, Running, SHORT, ends, raw, start_with};
 
 /// Longer than any test may take: what ends only by this hangs.
 const NEVER: Duration = Duration::from_secs(3600);
 
-fn tls(identity: &Identity) -> Tls {
+fn tls(identity: &Certified) -> Tls {
     Tls::from_pem(identity.certificate.as_bytes(), identity.key.as_bytes()).unwrap()
 }
 
-async fn start(identity: &Identity, server: impl FnOnce(Server) -> Server) -> Running {
+async fn start(identity: &Certified, server: impl FnOnce(Server) -> Server) -> Running {
     let tls = tls(identity);
     start_with(Disk::default(), |service| service, |it| server(it.tls(tls))).await
 }
 
 /// Sends a call over a connection of its own.
-async fn send(identity: &Identity, call: Call, addr: std::net::SocketAddr) -> Reply {
+async fn send(identity: &Certified, call: Call, addr: std::net::SocketAddr) -> Reply {
     let stream = identity.connect(addr, &[]).await.unwrap();
     ends(call.send_over("https", stream)).await.unwrap()
 }
 
-async fn still_answers(identity: &Identity, server: &Running) {
+async fn still_answers(identity: &Certified, server: &Running) {
     let call = server.approve(&uuid::Uuid::new_v4().to_string());
     assert_eq!(send(identity, call, server.addr).await.status, 202);
 }
@@ -39,7 +39,7 @@ const HALF_A_HELLO: [u8; 11] = [22, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3];
 
 #[tokio::test]
 async fn the_protocol_is_settled_in_the_handshake() {
-    let identity = Identity::new();
+    let identity = Certified::new();
     let server = start(&identity, |server| server).await;
     for (number, (offered, settled)) in [
         (&["h2", "http/1.1"][..], Some("h2")),
@@ -70,7 +70,7 @@ async fn the_protocol_is_settled_in_the_handshake() {
 
 #[tokio::test]
 async fn a_handshake_that_stalls_is_cut_off() {
-    let identity = Identity::new();
+    let identity = Certified::new();
     let server = start(&identity, |server| server.header_timeout(SHORT)).await;
     for hello in [&[][..], &HALF_A_HELLO[..1], &HALF_A_HELLO] {
         let mut stalled = TcpStream::connect(server.addr).await.unwrap();
@@ -85,7 +85,7 @@ async fn a_handshake_that_stalls_is_cut_off() {
 
 #[tokio::test]
 async fn a_drain_does_not_wait_for_handshakes() {
-    let identity = Identity::new();
+    let identity = Certified::new();
     let server = start(&identity, |server| {
         server.header_timeout(NEVER).drain_timeout(NEVER)
     })
@@ -106,7 +106,7 @@ async fn a_drain_does_not_wait_for_handshakes() {
 
 #[tokio::test]
 async fn a_handshake_that_stalls_makes_room_for_a_newcomer() {
-    let identity = Identity::new();
+    let identity = Certified::new();
     for per_peer in [false, true] {
         let server = start(&identity, |server| {
             let server = server.header_timeout(NEVER);
@@ -125,7 +125,7 @@ async fn a_handshake_that_stalls_makes_room_for_a_newcomer() {
 
 #[tokio::test]
 async fn plain_http_is_told_that_the_port_speaks_tls() {
-    let identity = Identity::new();
+    let identity = Certified::new();
     let server = start(&identity, |server| server.header_timeout(NEVER)).await;
     let body = "x".repeat(60_000);
     for request in [
@@ -154,7 +154,7 @@ async fn plain_http_is_told_that_the_port_speaks_tls() {
 
 #[tokio::test]
 async fn what_is_no_tls_of_today_ends_its_own_connection_alone() {
-    let identity = Identity::new();
+    let identity = Certified::new();
     let server = start(&identity, |server| server.header_timeout(NEVER)).await;
     let mut ssl_2 = vec![0x80, 0x2e, 1, 0, 2, 0, 0x15, 0, 0, 0, 0x10];
     ssl_2.extend([0; 37]);
@@ -172,7 +172,7 @@ async fn what_is_no_tls_of_today_ends_its_own_connection_alone() {
 
 #[tokio::test]
 async fn a_client_that_reads_no_answer_over_tls_is_cut_off() {
-    let identity = Identity::new();
+    let identity = Certified::new();
     let server = start(&identity, |server| {
         let server = server.write_timeout(Duration::from_millis(100));
         server.header_timeout(NEVER).max_connections(1)
@@ -193,7 +193,7 @@ async fn a_client_that_reads_no_answer_over_tls_is_cut_off() {
 /// What TLS holds of an answer is not yet sent, although hyper has no more of it.
 #[tokio::test]
 async fn a_client_that_reads_slowly_over_tls_gets_all_of_its_answer() {
-    let identity = Identity::new();
+    let identity = Certified::new();
     let socket = TcpSocket::new_v4().unwrap();
     // Accepted sockets have it too.
     socket.set_send_buffer_size(4096).unwrap();
@@ -236,7 +236,7 @@ async fn a_client_that_reads_slowly_over_tls_gets_all_of_its_answer() {
 
 #[tokio::test]
 async fn a_new_certificate_is_for_new_connections() {
-    let (old, new) = (Identity::new(), Identity::new());
+    let (old, new) = (Certified::new(), Certified::new());
     let (sender, certificate) = watch::channel(tls(&old));
     let server = start_with(
         Disk::default(),
@@ -261,7 +261,7 @@ async fn a_new_certificate_is_for_new_connections() {
 
 #[tokio::test]
 async fn the_servers_own_pages_are_https() {
-    let identity = Identity::new();
+    let identity = Certified::new();
     let tls = tls(&identity);
     let server = start_with(
         Disk::default(),
@@ -294,7 +294,7 @@ async fn the_servers_own_pages_are_https() {
 
 #[test]
 fn a_certificate_or_a_key_that_cannot_be_used_is_named() {
-    let (one, other) = (Identity::new(), Identity::new());
+    let (one, other) = (Certified::new(), Certified::new());
     let broken = "-----BEGIN CERTIFICATE-----\n???\n-----END CERTIFICATE-----\n";
     let empty = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
     let broken_key = "-----BEGIN PRIVATE KEY-----\n???\n-----END PRIVATE KEY-----\n";

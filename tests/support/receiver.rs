@@ -6,12 +6,12 @@ use std::time::Instant;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use serde_json::Value;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::Notify;
 
 use super::HANG;
 use super::raw::Raw;
+use super::tls::Certified;
 
 /// A message that arrived, whatever became of it.
 #[derive(Debug, Clone)]
@@ -95,6 +95,33 @@ impl Receiver {
         Self { raw, shared }
     }
 
+    /// Takes everything, by https.
+    pub async fn accepting_by_tls(identity: &Certified) -> Self {
+        let shared = Arc::new(Shared {
+            handler: Box::new(|_| Reply::Status(204)),
+            received: Mutex::default(),
+            arrived: Notify::new(),
+        });
+        let (serving, acceptor) = (shared.clone(), identity.acceptor());
+        let raw = Raw::start(move |number, stream| {
+            let (serving, acceptor) = (serving.clone(), acceptor.clone());
+            async move {
+                if let Ok(stream) = acceptor.accept(stream).await {
+                    serve(serving, number, stream).await;
+                }
+            }
+        });
+        Self {
+            raw: raw.await,
+            shared,
+        }
+    }
+
+    /// The URL of a receiver that speaks TLS.
+    pub fn https_url(&self) -> String {
+        format!("https://localhost:{}/hook", self.raw.address.port())
+    }
+
     /// Takes everything.
     pub async fn accepting() -> Self {
         Self::start(|_| Reply::Status(204)).await
@@ -164,7 +191,11 @@ impl Receiver {
     }
 }
 
-async fn serve(shared: Arc<Shared>, connection: usize, mut stream: TcpStream) {
+async fn serve(
+    shared: Arc<Shared>,
+    connection: usize,
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+) {
     let mut bytes = Vec::new();
     loop {
         let Some(mut message) = read(&mut stream, &mut bytes, connection).await else {
@@ -197,7 +228,11 @@ async fn serve(shared: Arc<Shared>, connection: usize, mut stream: TcpStream) {
     }
 }
 
-async fn read(stream: &mut TcpStream, bytes: &mut Vec<u8>, connection: usize) -> Option<Received> {
+async fn read(
+    stream: &mut (impl AsyncRead + Unpin),
+    bytes: &mut Vec<u8>,
+    connection: usize,
+) -> Option<Received> {
     let head = loop {
         if let Some(at) = bytes.windows(4).position(|four| four == b"\r\n\r\n") {
             break at + 4;

@@ -76,6 +76,7 @@ pub(crate) struct Webhook {
     pub(crate) format: Format,
     pub(crate) secret: Option<Secrets>,
     pub(crate) secret_file: Option<PathBuf>,
+    pub(crate) ca: Option<PathBuf>,
     pub(crate) tenants: Option<Vec<String>>,
     pub(crate) events: Option<Vec<String>>,
     #[serde(default)]

@@ -8,9 +8,13 @@ use aegis_hitl::protocol::EventKind;
 
 use crate::config::{Begin, Format, Secrets, Webhook};
 use crate::failure::Failure;
+use crate::file;
 
 /// The most bytes of a file of secrets.
 const MAX_BYTES: u64 = 64 * 1024;
+
+/// The most bytes of a file of roots, which may be a platform's whole bundle.
+const MAX_CA_BYTES: u64 = 4 * 1024 * 1024;
 
 /// Makes the endpoints. Errors name the endpoint, and repeat neither URL nor secret.
 pub(crate) fn endpoints(webhooks: Vec<Webhook>) -> Result<Vec<Endpoint>, Failure> {
@@ -56,6 +60,14 @@ fn endpoint(webhook: Webhook) -> Result<Endpoint, Failure> {
         let events = events.iter().map(|event| event.parse());
         let events: Result<Vec<EventKind>, _> = events.collect();
         endpoint = endpoint.events(events.map_err(|error| wrong().because(error))?);
+    }
+    if let Some(path) = &webhook.ca {
+        let pem = file::open(path, "one with certificates as PEM")
+            .and_then(|file| file::read(path, &file, MAX_CA_BYTES))
+            .map_err(|failure| fault(&format!("ca: {}", failure.message())))?;
+        endpoint = endpoint.root_certificates_pem(&pem).map_err(|error| {
+            Failure::usage(format!("{}: ca: {}", wrong().message(), path.display())).because(error)
+        })?;
     }
     Ok(endpoint.start(match webhook.from {
         Begin::Now => Start::Now,
