@@ -43,4 +43,6 @@ mod store_process;
 #[cfg(unix)]
 mod tls;
 #[cfg(unix)]
+mod unix_socket;
+#[cfg(unix)]
 mod webhooks;

@@ -75,6 +75,17 @@ fn with_its_end(commands: &str) -> String {
 }
 
 #[test]
+fn the_commands_on_a_unix_socket_run_as_written() {
+    let folder = TempDir::new().unwrap();
+    let commands = with_its_end(&commands_of("operating.md", "A Unix socket"));
+    let ended = run(shell(&commands, folder.path())).expect(0);
+    for shown in ["\"ok\"", "\"request_id\""] {
+        assert!(ended.stdout.contains(shown), "{shown}: {ended:?}");
+    }
+    assert!(!folder.path().join("aegis.sock").exists());
+}
+
+#[test]
 fn the_commands_on_tls_run_as_written() {
     let folder = TempDir::new().unwrap();
     // A port that was free a moment ago, in place of one that may be taken.

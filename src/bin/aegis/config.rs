@@ -9,6 +9,7 @@ use aegis_hitl::server::{Host, Rate};
 use serde::{Deserialize, Deserializer};
 
 use crate::failure::Failure;
+use crate::listen::{Listen, Mode};
 use crate::log::Format as LogFormat;
 
 /// The default database file.
@@ -27,7 +28,8 @@ pub(crate) struct Config {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub(crate) struct Serve {
-    pub(crate) listen: Option<SocketAddr>,
+    pub(crate) listen: Option<Listen>,
+    pub(crate) socket_mode: Option<Mode>,
     pub(crate) metrics_listen: Option<SocketAddr>,
     pub(crate) tls_cert: Option<PathBuf>,
     pub(crate) tls_key: Option<PathBuf>,

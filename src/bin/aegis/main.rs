@@ -9,12 +9,15 @@ mod failure;
 mod file;
 mod input;
 mod key_file;
+mod listen;
 mod log;
 mod print;
 mod reload;
 mod signals;
 mod stderr;
 mod tls_files;
+#[cfg(unix)]
+mod unix_socket;
 mod view;
 mod webhook;
 

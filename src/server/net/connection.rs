@@ -93,7 +93,8 @@ impl Connection {
         let stream = match tls {
             None => Stream::Plain(socket),
             Some(tls) => {
-                let shaking = tls.accept(socket, &activity);
+                // In a box, as a connection without TLS would have room for it too.
+                let shaking = Box::pin(tls.accept(socket, &activity));
                 let Some(stream) = handshake(shaking, timeouts.idle, &drain).await else {
                     return;
                 };

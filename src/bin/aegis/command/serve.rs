@@ -1,13 +1,13 @@
 //! `aegis serve`.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use aegis_hitl::outbox::{Outbox, PublicUrl};
 use aegis_hitl::protocol::{DEFAULT_PREFIX, Prefix};
-use aegis_hitl::server::{Auth, HitlService, Host, Inbox, Rate, Server, Shutdown};
+use aegis_hitl::server::{Auth, HitlService, Host, Inbox, Rate, Shutdown};
 use aegis_hitl::store::SqliteStore;
 use clap::Args;
 use tokio::net::TcpListener;
@@ -18,6 +18,7 @@ use crate::args::seconds;
 use crate::config;
 use crate::failure::Failure;
 use crate::key_file;
+use crate::listen::{Bound, Listen, Mode};
 use crate::log::{Format, Log};
 use crate::print::say;
 use crate::reload::Reload;
@@ -25,13 +26,19 @@ use crate::signals::{Signal, Signals};
 use crate::tls_files::TlsFiles;
 use crate::webhook;
 
-const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8000);
-
 #[derive(Debug, Args)]
 pub(crate) struct Serve {
-    /// The address to listen on [default: 127.0.0.1:8000].
+    /// The address to listen on, or unix: with the path of a socket [default: 127.0.0.1:8000].
+    ///
+    /// A socket that a dead server left is replaced. The clients of a socket are local ones.
     #[arg(long, env = "AEGIS_LISTEN", value_name = "ADDRESS")]
-    pub(crate) listen: Option<SocketAddr>,
+    pub(crate) listen: Option<Listen>,
+
+    /// The permissions of the Unix socket, in octal [default: 0600].
+    ///
+    /// To connect takes the permission to write: 0660 lets the group of the server connect.
+    #[arg(long, env = "AEGIS_SOCKET_MODE", value_name = "MODE")]
+    pub(crate) socket_mode: Option<Mode>,
 
     /// An address of its own for /metrics and /livez, such as 127.0.0.1:9464 [default: none].
     ///
@@ -182,7 +189,7 @@ pub(crate) async fn run(args: Serve, context: Context) -> Result<(), Failure> {
     let format = args.log_format.or(config.log_format).unwrap_or_default();
     let log = Log::start(args.log.or(config.log).as_deref(), format)?;
     raise_file_limit();
-    let listen = args.listen.or(config.listen).unwrap_or(LISTEN);
+    let listen = args.listen.or(config.listen).unwrap_or_default();
     let path = args
         .store
         .or(config.store)
@@ -214,6 +221,13 @@ pub(crate) async fn run(args: Serve, context: Context) -> Result<(), Failure> {
         args.tls_key.or(config.tls_key),
     )?;
     let tls = match tls {
+        #[cfg(unix)]
+        Some(_) if matches!(listen, Listen::Unix(_)) => {
+            return Err(Failure::usage(
+                "there is a certificate (--tls-cert), and --listen is a Unix socket, which speaks \
+                 plain HTTP; allowed is one of the two",
+            ));
+        }
         Some(files) => Some((files.read()?, files)),
         None => None,
     };
@@ -262,10 +276,9 @@ pub(crate) async fn run(args: Serve, context: Context) -> Result<(), Failure> {
             path.split("://").next().unwrap_or_default()
         )));
     }
-    let server = Server::bind(listen)
-        .await
-        .map_err(|error| Failure::other(format!("cannot listen on {listen}")).because(error))?
-        .trust_tenant_header(trust.unwrap_or(false));
+    let mode = args.socket_mode.or(config.socket_mode);
+    let (server, bound) = listen.bind(mode).await?;
+    let server = server.trust_tenant_header(trust.unwrap_or(false));
     let drain_timeout = args.drain_timeout.or(configured).unwrap_or(DRAIN_TIMEOUT);
     let server = server.drain_timeout(drain_timeout);
     let server = match tls {
@@ -296,9 +309,18 @@ pub(crate) async fn run(args: Serve, context: Context) -> Result<(), Failure> {
         }
         None => (server, None),
     };
-    let address = server
-        .local_addr()
-        .map_err(|error| Failure::other("the listener has no address").because(error))?;
+    let (shown, url) = match &bound {
+        Bound::Tcp(address) => {
+            let url = format!("{scheme}://{address}");
+            (url.clone(), url)
+        }
+        // For a client on the socket. Browsers take another way.
+        #[cfg(unix)]
+        Bound::Unix(socket) => {
+            let shown = format!("unix:{}", socket.path().display());
+            (shown, "http://localhost".to_owned())
+        }
+    };
     // A server that may not run must not create a database file.
     server
         .check(&auth)
@@ -332,7 +354,7 @@ pub(crate) async fn run(args: Serve, context: Context) -> Result<(), Failure> {
         .map_err(|error| Failure::usage("the prefix").because(error))?;
     let sign_in = {
         let service = service.clone();
-        let url = public_url.map_or_else(|| format!("{scheme}://{address}"), |url| url.to_string());
+        let url = public_url.map_or(url, |url| url.to_string());
         move || {
             if let Some(path) = service.issue_sign_in_path() {
                 say(&format!("inbox: {url}{path} (works once)"));
@@ -349,10 +371,7 @@ pub(crate) async fn run(args: Serve, context: Context) -> Result<(), Failure> {
         let _ = stopped.await;
     });
     let mut serving = std::pin::pin!(serving);
-    say(&format!(
-        "listening on {scheme}://{address}, store {}",
-        path.display()
-    ));
+    say(&format!("listening on {shown}, store {}", path.display()));
     if let Some(address) = metrics {
         say(&format!("metrics on http://{address}/metrics"));
     }
@@ -372,6 +391,8 @@ pub(crate) async fn run(args: Serve, context: Context) -> Result<(), Failure> {
                 Signal::Shutdown => {
                     say("draining");
                     tell_manager(State::Stopping);
+                    // While the server listens, so that the socket is still its own.
+                    drop(bound);
                     let _ = stop.send(());
                     let draining = async {
                         tokio::join!(&mut serving, deliveries.stop(drain_timeout)).0
