@@ -93,15 +93,22 @@ pub(super) struct Courier<St> {
     /// Who holds the endpoint.
     pub(super) holder: Uuid,
     pub(super) stop: Stop,
+    /// Counts the endpoints that were not taken yet, until this one was.
+    pub(super) untaken: Option<Arc<watch::Sender<usize>>>,
 }
 
 impl<St: Store> Courier<St> {
     /// Delivers until the outbox stops. `taken` is the outcome of taking the endpoint.
-    pub(super) async fn run(self, taken: Result<EndpointTaken, StoreError>) {
+    pub(super) async fn run(mut self, taken: Result<EndpointTaken, StoreError>) {
         let mut stop = self.stop.clone();
         let mut was_stopped = false;
         let (mut begun, mut taken) = (Instant::now(), taken);
         loop {
+            if taken.is_ok()
+                && let Some(untaken) = self.untaken.take()
+            {
+                untaken.send_modify(|untaken| *untaken -= 1);
+            }
             let name = self.endpoint.name();
             match taken {
                 Ok(EndpointTaken::Taken { position, parked }) => {

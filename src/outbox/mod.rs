@@ -50,6 +50,7 @@ mod window;
 use std::collections::HashSet;
 use std::error::Error as StdError;
 use std::fmt;
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -162,6 +163,8 @@ impl Outbox {
     pub async fn start<St: Store>(self, store: St) -> Result<Deliveries, OutboxError> {
         self.check()?;
         let (stop, stopped) = watch::channel(None);
+        let (untaken, taken) = watch::channel(self.endpoints.len());
+        let untaken = Arc::new(untaken);
         let mut couriers = JoinSet::new();
         let settings = Arc::new(self.settings);
         for endpoint in self.endpoints {
@@ -172,12 +175,17 @@ impl Outbox {
                 settings: settings.clone(),
                 holder: Uuid::new_v4(),
                 stop: stopped.clone(),
+                untaken: Some(untaken.clone()),
             };
             // Before it returns, so that no event of the caller's comes before the beginning.
             let taken = courier.take().await;
             couriers.spawn(courier.run(taken));
         }
-        Ok(Deliveries { stop, couriers })
+        Ok(Deliveries {
+            stop,
+            taken,
+            couriers,
+        })
     }
 }
 
@@ -187,10 +195,24 @@ impl Outbox {
 #[must_use]
 pub struct Deliveries {
     stop: watch::Sender<Option<Instant>>,
+    /// The number of endpoints that were not taken yet.
+    taken: watch::Receiver<usize>,
     couriers: JoinSet<()>,
 }
 
 impl Deliveries {
+    /// Completes once every endpoint was taken, by this server or by another one, or is stopped.
+    /// From then on the store keeps for each the events that it has not received.
+    pub fn taken(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut taken = self.taken.clone();
+        async move {
+            if taken.wait_for(|untaken| *untaken == 0).await.is_err() {
+                // The couriers ended before they took all.
+                std::future::pending().await
+            }
+        }
+    }
+
     /// Begins no further request, and lets those in flight end within this time.
     pub async fn stop(mut self, within: Duration) {
         // The rest is for recording what became of them.

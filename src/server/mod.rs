@@ -33,6 +33,7 @@
 //   inbox            the web page on which reviewers decide
 //   auth             authenticates the caller by an API key or the tenant header
 //   http             checks heads, headers and hosts; reads bodies; writes responses
+//   retention        removes actions that are over, beside everything else
 //   drain            the signal that the server is shutting down
 //
 // A request goes through net (one connection), ops (a well-formed head, a health check or a scrape), service
@@ -47,6 +48,7 @@ mod http;
 mod inbox;
 mod net;
 mod ops;
+mod retention;
 mod serve;
 mod service;
 
@@ -56,6 +58,7 @@ pub use self::{
     drain::Shutdown,
     http::{Host, InvalidHost, InvalidRate, Rate, ResponseBody},
     inbox::Inbox,
+    retention::{InvalidRetention, Retention},
     serve::{ServeError, Server},
     service::{HitlService, ResponseFuture},
 };

@@ -10,8 +10,8 @@ use std::time::SystemTime;
 use uuid::Uuid;
 
 use super::operation::{
-    Endpoint, Inserted, Lease, Ledger, LeftIn, New, Operation, Order, Record, Standing, State,
-    Transition, Undelivered, settle,
+    Aged, Endpoint, Inserted, Lease, Ledger, LeftIn, New, Operation, Order, Record, Standing,
+    State, Tombstone, Transition, Undelivered, settle,
 };
 use super::rule::canonical_call;
 use super::statistics::{EventCounter, Statistics};
@@ -19,7 +19,7 @@ use super::{
     Acquire, Acquired, Backlog, Cancel, Cancelled, Clock, Cursor, DeadLetter, Decide, DecideById,
     Decided, DueDeliveries, DueDelivery, EndpointState, EndpointTaken, Finish, Finished, Identity,
     List, MarkDeliveries, Marked, Page, Renew, Renewed, Resend, Resent, Resume, Resumed, Store,
-    StoreError, Submit, Submitted, TakeEndpoint, Totals, Watch, Watchers,
+    StoreError, Submit, Submitted, Sweep, Swept, TakeEndpoint, Totals, Watch, Watchers,
 };
 use crate::protocol::{Action, Event, EventKind, RequestId, Status, TenantId, uuid_v7};
 
@@ -41,10 +41,16 @@ struct Shared {
 
 #[derive(Default)]
 struct Records {
-    /// Indexed by row.
-    records: Vec<Record>,
+    /// By row.
+    records: BTreeMap<i64, Record>,
     ids: HashMap<Uuid, i64>,
     identities: HashMap<Identity, i64>,
+    /// What stayed of actions that were removed.
+    tombstones: HashMap<Identity, Tombstone>,
+    /// The position up to which sweeps have come.
+    swept: u64,
+    /// The events that sweeps look at again.
+    postponed: BTreeSet<(SystemTime, u64)>,
     /// The rows that a call id names, from calls that made a transition.
     calls: HashMap<Uuid, Vec<i64>>,
     /// The rows that a call id names, from calls that changed nothing.
@@ -53,7 +59,9 @@ struct Records {
     leases: HashMap<i64, Lease>,
     /// When the action in a row may be due: expires, or its lease ends.
     dues: BTreeSet<(SystemTime, i64)>,
-    events: Vec<Happened>,
+    /// By position.
+    events: BTreeMap<u64, Happened>,
+    counter: EventCounter,
     endpoints: BTreeMap<String, Endpoint>,
     /// By the row of the endpoint and the position of the event.
     undelivered: BTreeMap<(i64, u64), Undelivered>,
@@ -147,27 +155,28 @@ impl Ledger for Records {
         if let Some(record) = self.find(new.identity)? {
             return Ok(Inserted::Existing(record));
         }
-        let (row, id) = (self.records.len() as i64, uuid_v7());
+        if let Some(tombstone) = self.tombstones.get(new.identity) {
+            return Ok(Inserted::Removed(tombstone.clone()));
+        }
+        let newest = self.records.last_key_value();
+        let (row, id) = (newest.map_or(0, |(row, _)| row + 1), uuid_v7());
         let record = new.record(row, id.into());
         self.ids.insert(id, row);
         self.dues
             .extend(record.action.expires_at.map(|end| (end, row)));
         self.identities.insert(new.identity.clone(), row);
-        self.records.push(record.clone());
+        self.records.insert(row, record.clone());
         Ok(Inserted::New(record))
     }
 
     fn update(&mut self, record: &Record) -> Result<(), Infallible> {
-        let place = usize::try_from(record.row).ok();
-        if let Some(place) = place.and_then(|row| self.records.get_mut(row)) {
-            *place = record.clone();
-        }
+        self.records.insert(record.row, record.clone());
         Ok(())
     }
 
     fn append(&mut self, record: &Record, transition: Transition<'_>) -> Result<(), Infallible> {
         let action = &record.action;
-        self.events.push(Happened {
+        let happened = Happened {
             row: record.row,
             tenant: action.tenant_id.clone(),
             event: Event::new(
@@ -182,7 +191,9 @@ impl Ledger for Records {
                 execution: action.execution,
             },
             call_id: transition.call_id.map(|id| canonical_call(id).into()),
-        });
+        };
+        self.counter.add(transition.kind);
+        self.events.insert(self.newest() + 1, happened);
         name(&mut self.calls, transition.call_id, record.row);
         if let (Some(id), Some(tenant)) = (action.request_id.as_uuid(), &action.tenant_id) {
             self.changed.push((id, tenant.clone()));
@@ -192,7 +203,7 @@ impl Ledger for Records {
 
     fn has_made(&self, row: i64, kind: EventKind, call_id: &RequestId) -> Result<bool, Infallible> {
         let call_id = canonical_call(call_id);
-        Ok(self.events.iter().any(|happened| {
+        Ok(self.events.values().any(|happened| {
             happened.row == row
                 && happened.event.kind == kind
                 && happened.call_id.as_deref() == Some(&call_id)
@@ -214,7 +225,7 @@ impl Ledger for Records {
     }
 
     fn newest_event(&self) -> Result<u64, Infallible> {
-        Ok(self.events.len() as u64)
+        Ok(self.newest())
     }
 
     fn endpoint(&self, name: &str) -> Result<Option<Endpoint>, Infallible> {
@@ -227,6 +238,7 @@ impl Ledger for Records {
             position,
             held: None,
             stopped_at: None,
+            left_at: None,
         };
         self.endpoints.insert(name.to_owned(), endpoint.clone());
         Ok(endpoint)
@@ -289,13 +301,120 @@ impl Ledger for Records {
         endpoint: &Endpoint,
         undelivered: &Undelivered,
     ) -> Result<(), Infallible> {
-        let key = (endpoint.row, undelivered.position);
-        self.undelivered.insert(key, undelivered.clone());
+        if self.events.contains_key(&undelivered.position) {
+            let key = (endpoint.row, undelivered.position);
+            self.undelivered.insert(key, undelivered.clone());
+        }
         Ok(())
     }
 
     fn remove_undelivered(&mut self, endpoint: &Endpoint, position: u64) -> Result<(), Infallible> {
         self.undelivered.remove(&(endpoint.row, position));
+        Ok(())
+    }
+
+    fn tombstone(&self, identity: &Identity) -> Result<Option<Tombstone>, Infallible> {
+        Ok(self.tombstones.get(identity).cloned())
+    }
+
+    fn remove(&mut self, record: &Record) -> Result<(), Infallible> {
+        let Some(record) = self.records.remove(&record.row) else {
+            return Ok(());
+        };
+        self.events.retain(|_, happened| happened.row != record.row);
+        let events = &self.events;
+        self.undelivered
+            .retain(|(_, position), _| events.contains_key(position));
+        self.leases.remove(&record.row);
+        let action = record.action;
+        let id = action.request_id.as_uuid().unwrap_or_default();
+        self.ids.remove(&id);
+        let identity = action
+            .tenant_id
+            .zip(action.thread_id)
+            .zip(action.idempotency_key);
+        let identity = identity.map(|((tenant_id, thread_id), idempotency_key)| Identity {
+            tenant_id,
+            thread_id,
+            idempotency_key,
+        });
+        let decided = action.decision.zip(action.decided_at);
+        if let (Some(identity), Some((decision, decided_at))) = (identity, decided) {
+            self.identities.remove(&identity);
+            let tombstone = Tombstone {
+                request_id: id,
+                decision,
+                execution: action.execution,
+                closed: action.closed,
+                submitted_digest: record.submitted_digest,
+                edited_digest: action.edited_payload.and(action.digest),
+                created_at: action.created_at.unwrap_or(decided_at),
+                decided_at,
+            };
+            self.tombstones.insert(identity, tombstone);
+        }
+        Ok(())
+    }
+
+    fn newest_action(&self) -> Result<Option<i64>, Infallible> {
+        Ok(self.records.last_key_value().map(|(row, _)| *row))
+    }
+
+    fn endpoints(&self) -> Result<Vec<Endpoint>, Infallible> {
+        Ok(self.endpoints.values().cloned().collect())
+    }
+
+    fn events_between(
+        &self,
+        after: u64,
+        last: u64,
+        limit: usize,
+    ) -> Result<Vec<(u64, SystemTime)>, Infallible> {
+        let between = self.behind(after).filter(|(position, _)| *position <= last);
+        let times = between.filter_map(|(position, happened)| Some((position, happened.event.at?)));
+        Ok(times.take(limit).collect())
+    }
+
+    fn aged(&self, position: u64) -> Result<Option<Aged>, Infallible> {
+        Ok(self.happened(position).map(|happened| {
+            let row = happened.row;
+            Aged {
+                row,
+                is_last: !self.behind(position).any(|(_, later)| later.row == row),
+                size: self.record(row).map_or(0, Record::size),
+            }
+        }))
+    }
+
+    fn outline(&self, row: i64) -> Result<Option<Record>, Infallible> {
+        Ok(self.record(row).cloned())
+    }
+
+    fn swept(&self) -> Result<u64, Infallible> {
+        Ok(self.swept)
+    }
+
+    fn set_swept(&mut self, position: u64) -> Result<(), Infallible> {
+        self.swept = position;
+        Ok(())
+    }
+
+    fn postpone(&mut self, position: u64, until: SystemTime) -> Result<(), Infallible> {
+        self.postponed.insert((until, position));
+        Ok(())
+    }
+
+    fn postponed(
+        &self,
+        time: SystemTime,
+        limit: usize,
+    ) -> Result<Vec<(SystemTime, u64)>, Infallible> {
+        let due = self.postponed.range(..=(time, u64::MAX));
+        Ok(due.take(limit).copied().collect())
+    }
+
+    fn remove_postponed(&mut self, until: SystemTime, position: u64) -> Result<(), Infallible> {
+        self.postponed.remove(&(until, position));
         Ok(())
     }
 }
@@ -318,13 +437,24 @@ impl Records {
     }
 
     fn record(&self, row: i64) -> Option<&Record> {
-        self.records.get(usize::try_from(row).ok()?)
+        self.records.get(&row)
+    }
+
+    /// The position of the newest event.
+    fn newest(&self) -> u64 {
+        let newest = self.events.last_key_value();
+        newest.map_or(0, |(position, _)| *position)
     }
 
     /// The event at a position.
     fn happened(&self, position: u64) -> Option<&Happened> {
-        let index = usize::try_from(position.checked_sub(1)?).ok()?;
-        self.events.get(index)
+        self.events.get(&position)
+    }
+
+    /// The events behind a position, in order.
+    fn behind(&self, position: u64) -> impl Iterator<Item = (u64, &Happened)> {
+        let behind = self.events.range(position.saturating_add(1)..);
+        behind.map(|(position, happened)| (*position, happened))
     }
 
     /// The event at a position with its action, as it is shown.
@@ -407,6 +537,10 @@ impl Store for MemoryStore {
         self.run(&request)
     }
 
+    async fn sweep(&self, request: Sweep) -> Result<Swept, StoreError> {
+        self.run(&request)
+    }
+
     async fn list(&self, request: List) -> Result<Page, StoreError> {
         let records = self.records()?;
         let states: Vec<_> = request.states().collect();
@@ -421,7 +555,7 @@ impl Store for MemoryStore {
         // Rows count from 0, positions from 1.
         let position = |record: &Record| u128::from(record.row.unsigned_abs()) + 1;
         let after = request.after.map(Cursor::position);
-        let all = records.records.iter().filter(matches);
+        let all = records.records.values().filter(matches);
         let mut found: Vec<&Record> = match request.order() {
             Order::OldestFirst => all
                 .filter(|record| after.is_none_or(|after| position(record) > after))
@@ -451,7 +585,7 @@ impl Store for MemoryStore {
         limit: usize,
     ) -> Result<Vec<TenantId>, StoreError> {
         let records = self.records()?;
-        let tenants = records.records.iter();
+        let tenants = records.records.values();
         let tenants = tenants.filter_map(|record| record.action.tenant_id.as_ref());
         let tenants: BTreeSet<&str> = tenants.map(TenantId::as_str).collect();
         let behind = tenants
@@ -470,7 +604,7 @@ impl Store for MemoryStore {
             let mut action = record.action;
             let of_it = records
                 .events
-                .iter()
+                .values()
                 .filter(|happened| happened.row == record.row);
             action.history = Some(of_it.map(|happened| happened.event.clone()).collect());
             action
@@ -484,8 +618,7 @@ impl Store for MemoryStore {
         limit: usize,
     ) -> Result<Vec<(u64, Event)>, StoreError> {
         let records = self.records()?;
-        let after = usize::try_from(after).unwrap_or(usize::MAX);
-        let events = (1..).zip(&records.events).skip(after);
+        let events = records.behind(after);
         let of_tenant = events.filter(|(_, happened)| happened.tenant.as_ref() == Some(tenant));
         let positions = of_tenant.map(|(position, _)| position).take(limit);
         Ok(positions
@@ -495,8 +628,9 @@ impl Store for MemoryStore {
 
     async fn all_events(&self, after: u64, limit: usize) -> Result<Vec<(u64, Event)>, StoreError> {
         let records = self.records()?;
-        let positions = (after.saturating_add(1)..=records.events.len() as u64).take(limit);
+        let positions = records.behind(after).map(|(position, _)| position);
         Ok(positions
+            .take(limit)
             .filter_map(|position| Some((position, records.shown(position)?)))
             .collect())
     }
@@ -552,14 +686,13 @@ impl Store for MemoryStore {
 
     async fn endpoints(&self) -> Result<Vec<EndpointState>, StoreError> {
         let records = self.records()?;
-        let newest = records.events.len() as u64;
         let endpoints = records.endpoints.iter().map(|(name, endpoint)| {
             let of_it = records.undelivered_of(endpoint);
             let (parked, dead): (Vec<_>, Vec<_>) = of_it.partition(|of_it| is_parked(of_it));
             EndpointState {
                 name: name.clone(),
                 position: endpoint.position,
-                behind: newest.saturating_sub(endpoint.position),
+                behind: records.behind(endpoint.position).count() as u64,
                 parked: parked.len() as u64,
                 dead: dead.len() as u64,
                 stopped_at: endpoint.stopped_at,
@@ -592,7 +725,7 @@ impl Store for MemoryStore {
     }
 
     async fn newest_event(&self) -> Result<u64, StoreError> {
-        Ok(self.records()?.events.len() as u64)
+        Ok(self.records()?.newest())
     }
 
     async fn find(
@@ -626,7 +759,7 @@ impl Store for MemoryStore {
     async fn backlog(&self) -> Result<Backlog, StoreError> {
         let records = self.records()?;
         let now = records.now();
-        let actions = || records.records.iter();
+        let actions = || records.records.values();
         let oldest = |times: &mut dyn Iterator<Item = SystemTime>| {
             times
                 .min()
@@ -644,12 +777,10 @@ impl Store for MemoryStore {
     }
 
     fn statistics(&self) -> Statistics {
-        let counter = EventCounter::default();
-        for happened in self.records().iter().flat_map(|records| &records.events) {
-            counter.add(happened.event.kind);
-        }
+        let records = self.lock();
         Statistics {
-            events: counter.read(),
+            events: records.counter.read(),
+            removed: records.tombstones.len() as u64,
             writer: None,
         }
     }
@@ -659,8 +790,9 @@ impl Store for MemoryStore {
         let decided = |record: &&Record| record.action.decision.is_some();
         Ok(Totals {
             actions: records.records.len() as u64,
-            decisions: records.records.iter().filter(decided).count() as u64,
+            decisions: records.records.values().filter(decided).count() as u64,
             events: records.events.len() as u64,
+            removed: records.tombstones.len() as u64,
         })
     }
 }

@@ -33,7 +33,8 @@ pub use self::memory::MemoryStore;
 pub use self::operation::{
     Acquire, Acquired, Cancel, Cancelled, Cursor, Decide, DecideById, Decided, DeliveryResult,
     EndpointTaken, Finish, Finished, List, MarkDeliveries, Marked, Page, Renew, Renewed, Report,
-    Resend, Resent, Resume, Resumed, Start, Submission, Submit, Submitted, TakeEndpoint,
+    Resend, Resent, Resume, Resumed, Start, Submission, Submit, Submitted, Sweep, Swept,
+    TakeEndpoint,
 };
 pub use self::sqlite::{SqliteStore, Verified};
 pub(crate) use self::statistics::DurationCounter;
@@ -133,6 +134,8 @@ pub struct Totals {
     pub decisions: u64,
     /// Events: one per transition. Each is also a row of the audit trail.
     pub events: u64,
+    /// Actions that were removed, with their events. They are not among the others.
+    pub removed: u64,
 }
 
 /// How long the oldest actions of all tenants have waited.
@@ -225,6 +228,19 @@ pub trait Store: Clone + Send + Sync + 'static {
     ///
     /// If the store is unavailable.
     fn finish(&self, request: Finish) -> impl Future<Output = Result<Finished, StoreError>> + Send;
+
+    /// Removes some of the actions that have been over for a time. What stays of each is a
+    /// tombstone, which [`decide`](Self::decide) and [`submit`](Self::submit) answer from: they find
+    /// the action as it was left, without what people and agents wrote. Everything else finds
+    /// nothing.
+    ///
+    /// A call takes little of the time of other requests. Call it again while there is
+    /// [more](Swept::has_more).
+    ///
+    /// # Errors
+    ///
+    /// If the store is unavailable.
+    fn sweep(&self, request: Sweep) -> impl Future<Output = Result<Swept, StoreError>> + Send;
 
     /// Reads a page of a tenant's actions.
     ///

@@ -11,6 +11,8 @@ use crate::protocol::EventKind;
 pub struct Statistics {
     /// The number of transitions that this store recorded, for each kind of event.
     pub events: Vec<(EventKind, u64)>,
+    /// The number of actions that this store removed.
+    pub removed: u64,
     /// The state of the writer, if the store has one.
     pub writer: Option<WriterStatistics>,
 }

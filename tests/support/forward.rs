@@ -76,6 +76,14 @@ macro_rules! forward_deliveries {
             $store.backlog().await
         }
 
+        async fn sweep(
+            &$self,
+            request: aegis_hitl::store::Sweep,
+        ) -> Result<aegis_hitl::store::Swept, aegis_hitl::store::StoreError> {
+            $first;
+            $store.sweep(request).await
+        }
+
         fn statistics(&$self) -> aegis_hitl::store::Statistics {
             $store.statistics()
         }

@@ -44,6 +44,7 @@ pub(crate) struct Serve {
     pub(crate) public_url: Option<String>,
     pub(crate) trust_user_header: Option<String>,
     pub(crate) trusted_proxy: Vec<IpAddr>,
+    pub(crate) retain: Option<String>,
     pub(crate) drain_timeout: Option<f64>,
     pub(crate) max_connections: Option<NonZeroUsize>,
     pub(crate) max_connections_per_peer: Option<NonZeroUsize>,

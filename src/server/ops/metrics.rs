@@ -236,6 +236,10 @@ impl Scrape {
         let ready = Family::new(encoder, Gauge, "aegis_store_ready", help);
         ready?.gauge(&[], u64::from(is_ready))?;
 
+        let help = "Actions that were removed because they had been over for long enough";
+        let removed = self.reading.statistics.removed;
+        Family::new(encoder, Counter, "aegis_removed_actions", help)?.counter(&[], removed)?;
+
         if let Some(writer) = writer {
             let help = "Requests that wait for the writer of the store";
             let queued = Family::new(encoder, Gauge, "aegis_store_queued_requests", help);

@@ -14,12 +14,12 @@ use crate::store::{
 
 const NOTHING: [u64; 0] = [];
 
-const LEASE: Duration = Duration::from_secs(600);
+pub(super) const LEASE: Duration = Duration::from_secs(600);
 
 /// Longer than the suite takes.
 const LATER: Duration = Duration::from_secs(3600);
 
-fn take(endpoint: &str, holder: Uuid) -> TakeEndpoint {
+pub(super) fn take(endpoint: &str, holder: Uuid) -> TakeEndpoint {
     TakeEndpoint {
         endpoint: endpoint.to_owned(),
         start: Start::Oldest,
@@ -28,7 +28,11 @@ fn take(endpoint: &str, holder: Uuid) -> TakeEndpoint {
     }
 }
 
-fn mark(holder: Uuid, position: u64, results: Vec<(u64, DeliveryResult)>) -> MarkDeliveries {
+pub(super) fn mark(
+    holder: Uuid,
+    position: u64,
+    results: Vec<(u64, DeliveryResult)>,
+) -> MarkDeliveries {
     MarkDeliveries {
         endpoint: "a".to_owned(),
         holder,
@@ -40,7 +44,7 @@ fn mark(holder: Uuid, position: u64, results: Vec<(u64, DeliveryResult)>) -> Mar
     }
 }
 
-fn failed(attempts: u32, wait: Duration) -> DeliveryResult {
+pub(super) fn failed(attempts: u32, wait: Duration) -> DeliveryResult {
     DeliveryResult::Failed {
         attempts,
         wait,
@@ -49,7 +53,11 @@ fn failed(attempts: u32, wait: Duration) -> DeliveryResult {
 }
 
 impl<S: Store> Stores<S> {
-    async fn taken(&self, index: usize, request: TakeEndpoint) -> (u64, Vec<(u64, Uuid)>) {
+    pub(super) async fn taken(
+        &self,
+        index: usize,
+        request: TakeEndpoint,
+    ) -> (u64, Vec<(u64, Uuid)>) {
         match self.at(index).take_endpoint(request).await {
             Ok(EndpointTaken::Taken { position, parked }) => (position, parked),
             other => panic!("not taken: {other:?}"),
@@ -57,7 +65,7 @@ impl<S: Store> Stores<S> {
     }
 
     /// Records a mark, and returns what became dead letters.
-    async fn marked(&self, index: usize, request: MarkDeliveries) -> Vec<u64> {
+    pub(super) async fn marked(&self, index: usize, request: MarkDeliveries) -> Vec<u64> {
         match self.at(index).mark_deliveries(request).await {
             Ok(Marked::Recorded { dead }) => dead,
             other => panic!("not recorded: {other:?}"),
@@ -72,7 +80,7 @@ impl<S: Store> Stores<S> {
     }
 
     /// The positions of an endpoint's dead letters.
-    async fn dead(&self, index: usize, endpoint: &str) -> Vec<u64> {
+    pub(super) async fn dead(&self, index: usize, endpoint: &str) -> Vec<u64> {
         let dead = self.at(index).dead_letters(endpoint, 100).await.unwrap();
         dead.iter().map(|letter| letter.position).collect()
     }

@@ -33,6 +33,7 @@ mod decisions;
 mod deliveries;
 mod expiry;
 mod reads;
+mod retention;
 mod reviews;
 mod submissions;
 mod watching;
@@ -141,6 +142,17 @@ where
         deliveries::what_is_given_up_is_a_dead_letter_until_it_is_resent,
         deliveries::a_stopped_endpoint_takes_nothing_until_it_is_resumed,
         deliveries::endpoints_do_not_meet,
+        retention::what_is_over_goes_and_all_else_stays,
+        retention::what_went_is_never_decided_again,
+        retention::an_edited_payload_is_told_from_the_submitted_one,
+        retention::a_key_of_two_tenants_goes_for_each_alone,
+        retention::nothing_goes_before_its_time,
+        retention::the_newest_stays_so_that_no_number_comes_twice,
+        retention::a_sweep_goes_in_steps,
+        retention::an_event_that_an_endpoint_has_not_had_keeps_its_action,
+        retention::a_parked_event_keeps_its_action_and_a_dead_letter_does_not,
+        retention::an_endpoint_that_is_given_up_keeps_nothing,
+        retention::decisions_during_sweeps_are_recorded_once,
         a_check_passes_and_leaves_nothing_on_record,
     );
 }

@@ -1,6 +1,8 @@
 //! Deciding on an action.
 
-use super::{Inserted, Ledger, New, Operation, Origin, Record, Transition, Verdict, settle};
+use super::{
+    Inserted, Ledger, New, Operation, Origin, Record, Tombstone, Transition, Verdict, settle,
+};
 use crate::protocol::{Action, Decision, Digest, RequestId, Status};
 use crate::store::rule::{Asked, Recorded, Ruling, canonical_call, rule};
 use crate::store::{Actor, Fingerprinted, Identity};
@@ -95,10 +97,12 @@ impl Operation for Decide {
                     return Ok(Decided::Recorded(record.action));
                 }
                 Inserted::Existing(record) => Some(record),
+                Inserted::Removed(tombstone) => return Ok(self.decide_removed(&tombstone)),
             }
         };
         let Some(record) = existing else {
-            return Ok(Decided::NotFound);
+            let tombstone = ledger.tombstone(&self.identity)?;
+            return Ok(tombstone.map_or(Decided::NotFound, |of_it| self.decide_removed(&of_it)));
         };
         let record = settle(record, ledger)?;
         let asked = Request {
@@ -117,6 +121,34 @@ impl Operation for Decide {
                 record.action.payload = Some(payload.payload().clone());
             }
         })
+    }
+}
+
+impl Decide {
+    /// Answers a decision on an action that was removed. Its decision holds for ever.
+    fn decide_removed(&self, tombstone: &Tombstone) -> Decided {
+        let action = tombstone.action(&self.identity);
+        let ruling = rule(
+            Recorded {
+                status: action.status,
+                decision: action.decision,
+                closed: action.closed.is_some(),
+                digest: action.digest.as_ref().map(Digest::as_bytes),
+                call_id: None,
+            },
+            Asked {
+                decision: self.decision,
+                digest: self.payload.as_ref().map(Fingerprinted::digest),
+                call_id: None,
+            },
+        );
+        match ruling {
+            Ruling::PayloadMismatch => Decided::PayloadMismatch(action),
+            Ruling::Conflict => Decided::Conflict(action),
+            Ruling::Closed => Decided::Closed(action),
+            // What was removed was decided, and which call decided is not known any more.
+            Ruling::Duplicate | Ruling::Replay | Ruling::Record => Decided::Duplicate(action),
+        }
     }
 }
 

@@ -116,6 +116,7 @@ impl Operation for MarkDeliveries {
         if self.stop {
             endpoint.stopped_at = Some(now);
             endpoint.held = None;
+            endpoint.left_at = Some(now);
         }
         ledger.update_endpoint(&endpoint)?;
         Ok(Marked::Recorded { dead })

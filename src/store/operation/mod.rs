@@ -15,6 +15,7 @@ mod renew;
 mod resend;
 mod settle;
 mod submit;
+mod sweep;
 mod take_endpoint;
 
 use std::time::{Duration, SystemTime};
@@ -43,6 +44,8 @@ pub use self::renew::{Renew, Renewed};
 pub use self::resend::{Resend, Resent, Resume, Resumed};
 pub(crate) use self::settle::settle;
 pub use self::submit::{Submission, Submit, Submitted};
+pub(crate) use self::sweep::{Aged, Tombstone};
+pub use self::sweep::{Sweep, Swept};
 pub(crate) use self::take_endpoint::Endpoint;
 pub use self::take_endpoint::{EndpointTaken, Start, TakeEndpoint};
 
@@ -71,7 +74,7 @@ pub(crate) trait Ledger {
     /// Finds a tenant's record by the id that the store gave it.
     fn find_by_id(&self, id: Uuid, tenant: &TenantId) -> Result<Option<Record>, Self::Error>;
 
-    /// Inserts an action, unless its identity is on record.
+    /// Inserts an action, unless its identity is on record or has a tombstone.
     fn insert(&mut self, new: New<'_>) -> Result<Inserted, Self::Error>;
 
     /// Writes all of a record except its identity and what its submission said.
@@ -136,6 +139,53 @@ pub(crate) trait Ledger {
     /// Removes an event that the endpoint has received.
     fn remove_undelivered(&mut self, endpoint: &Endpoint, position: u64)
     -> Result<(), Self::Error>;
+
+    /// Finds what stayed of an action that was removed.
+    fn tombstone(&self, identity: &Identity) -> Result<Option<Tombstone>, Self::Error>;
+
+    /// Removes an action that is over, with its events, its claim and what endpoints have not
+    /// received of it, and leaves a tombstone.
+    fn remove(&mut self, record: &Record) -> Result<(), Self::Error>;
+
+    /// The row of the newest action.
+    fn newest_action(&self) -> Result<Option<i64>, Self::Error>;
+
+    /// Finds the webhook endpoints.
+    fn endpoints(&self) -> Result<Vec<Endpoint>, Self::Error>;
+
+    /// The positions and times of up to `limit` events behind `after` and up to `last`, in order.
+    fn events_between(
+        &self,
+        after: u64,
+        last: u64,
+        limit: usize,
+    ) -> Result<Vec<(u64, SystemTime)>, Self::Error>;
+
+    /// Finds what a sweep has to know of an event.
+    fn aged(&self, position: u64) -> Result<Option<Aged>, Self::Error>;
+
+    /// Finds the record in a row, without what can be large. A record that cannot be read is none.
+    fn outline(&self, row: i64) -> Result<Option<Record>, Self::Error>;
+
+    /// The position up to which sweeps have come.
+    fn swept(&self) -> Result<u64, Self::Error>;
+
+    /// Writes the position up to which sweeps have come.
+    fn set_swept(&mut self, position: u64) -> Result<(), Self::Error>;
+
+    /// Notes an event that a sweep is to look at again, once this time is past the retention.
+    fn postpone(&mut self, position: u64, until: SystemTime) -> Result<(), Self::Error>;
+
+    /// Finds up to `limit` of the events that were postponed until `time` or before, those of the
+    /// earliest times first.
+    fn postponed(
+        &self,
+        time: SystemTime,
+        limit: usize,
+    ) -> Result<Vec<(SystemTime, u64)>, Self::Error>;
+
+    /// Removes the note of an event that was postponed.
+    fn remove_postponed(&mut self, until: SystemTime, position: u64) -> Result<(), Self::Error>;
 }
 
 /// An action as it is on record.
@@ -326,6 +376,8 @@ pub(crate) enum Inserted {
     New(Record),
     /// The record that was there before.
     Existing(Record),
+    /// The action was removed. Nothing was inserted.
+    Removed(Tombstone),
 }
 
 /// A transition, without the state that it led to.

@@ -83,6 +83,8 @@ impl Operation for Resume {
         if endpoint.stopped_at.take().is_none() {
             return Ok(Resumed::NotStopped);
         }
+        // It has as long as any other to be taken before its events may go.
+        endpoint.left_at = Some(ledger.now());
         ledger.update_endpoint(&endpoint)?;
         Ok(Resumed::Resumed)
     }

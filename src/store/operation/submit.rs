@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use super::{Inserted, Ledger, New, Operation, Origin, Record, Transition, settle};
+use super::{Inserted, Ledger, New, Operation, Origin, Record, Tombstone, Transition, settle};
 use crate::protocol::{Action, Digest, EventKind, RequestId};
 use crate::store::rule::payloads_differ;
 use crate::store::{Actor, Fingerprinted, Identity};
@@ -65,7 +65,9 @@ impl Operation for Submit {
         if self.only_existing {
             return match ledger.find(&self.identity)? {
                 Some(record) => self.submit_again(record, ledger),
-                None => Ok(Submitted::NotFound),
+                None => Ok(ledger
+                    .tombstone(&self.identity)?
+                    .map_or(Submitted::NotFound, |of_it| self.submit_removed(&of_it))),
             };
         }
         let new = New {
@@ -90,11 +92,24 @@ impl Operation for Submit {
                 Ok(Submitted::Recorded(record.action))
             }
             Inserted::Existing(record) => self.submit_again(record, ledger),
+            Inserted::Removed(tombstone) => Ok(self.submit_removed(&tombstone)),
         }
     }
 }
 
 impl Submit {
+    /// Answers the submission of an action that was removed.
+    fn submit_removed(&self, tombstone: &Tombstone) -> Submitted {
+        let digest = self.payload.as_ref().map(Fingerprinted::digest);
+        let submitted = tombstone.submitted_digest.as_ref().map(Digest::as_bytes);
+        let action = tombstone.action(&self.identity);
+        if payloads_differ(submitted, digest) {
+            Submitted::PayloadMismatch(action)
+        } else {
+            Submitted::Existing(action)
+        }
+    }
+
     /// Answers the submission of an action that is on record.
     fn submit_again<L: Ledger>(
         &self,

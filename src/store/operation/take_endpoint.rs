@@ -58,6 +58,9 @@ pub(crate) struct Endpoint {
     /// Who delivers, and until when.
     pub(crate) held: Option<(Uuid, SystemTime)>,
     pub(crate) stopped_at: Option<SystemTime>,
+    /// When it was given up by the last one that delivered. `None` while one does, or if that is
+    /// unknown.
+    pub(crate) left_at: Option<SystemTime>,
 }
 
 impl Endpoint {
@@ -69,6 +72,14 @@ impl Endpoint {
     /// Lets the holder keep the endpoint for `lease` from now on; zero releases it.
     pub(super) fn hold(&mut self, holder: Uuid, now: SystemTime, lease: Duration) {
         self.held = (!lease.is_zero()).then(|| (holder, Lease::end(now, lease)));
+        self.left_at = lease.is_zero().then_some(now);
+    }
+
+    /// Whether a sweep keeps the events that the endpoint has not received. One that was stopped, or
+    /// that no server has held since `before`, is given up.
+    pub(super) fn keeps_events(&self, before: SystemTime) -> bool {
+        let left_at = self.held.map(|(_, until)| until).or(self.left_at);
+        self.stopped_at.is_none() && left_at.is_none_or(|left_at| left_at > before)
     }
 }
 

@@ -16,24 +16,37 @@ use crate::store::operation::{Endpoint, Operation, Standing, Undelivered};
 use crate::store::{Clock, DeadLetter, DueDeliveries, DueDelivery, EndpointState, StoreError};
 
 /// Ends the rights of servers that are gone.
-pub(super) const RELEASE: &str = "UPDATE endpoint SET holder = NULL, held_until = NULL \
-                                  WHERE holder IS NOT NULL";
+pub(super) const RELEASE: &str = "UPDATE endpoint SET holder = NULL, held_until = NULL, \
+     left_at = min(held_until, CAST(unixepoch('subsec') * 1000000 AS INTEGER)) \
+     WHERE holder IS NOT NULL";
 
 pub(super) fn endpoint(connection: &Connection, name: &str) -> rusqlite::Result<Option<Endpoint>> {
     connection
         .prepare_cached(
-            "SELECT id, position, holder, held_until, stopped_at FROM endpoint WHERE name = ?1",
+            "SELECT id, position, holder, held_until, stopped_at, left_at FROM endpoint \
+             WHERE name = ?1",
         )?
-        .query_row([name], |row| {
-            let holder = row.get::<_, Option<[u8; 16]>>(2)?.map(Uuid::from_bytes);
-            Ok(Endpoint {
-                row: row.get(0)?,
-                position: row.get::<_, i64>(1)?.unsigned_abs(),
-                held: holder.zip(time(row, 3)?),
-                stopped_at: time(row, 4)?,
-            })
-        })
+        .query_row([name], endpoint_in)
         .optional()
+}
+
+/// Reads all endpoints.
+pub(super) fn all_endpoints(connection: &Connection) -> rusqlite::Result<Vec<Endpoint>> {
+    let mut read = connection.prepare_cached(
+        "SELECT id, position, holder, held_until, stopped_at, left_at FROM endpoint",
+    )?;
+    read.query_map([], endpoint_in)?.collect()
+}
+
+fn endpoint_in(row: &Row<'_>) -> rusqlite::Result<Endpoint> {
+    let holder = row.get::<_, Option<[u8; 16]>>(2)?.map(Uuid::from_bytes);
+    Ok(Endpoint {
+        row: row.get(0)?,
+        position: row.get::<_, i64>(1)?.unsigned_abs(),
+        held: holder.zip(time(row, 3)?),
+        stopped_at: time(row, 4)?,
+        left_at: time(row, 5)?,
+    })
 }
 
 fn time(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<SystemTime>> {
@@ -41,7 +54,7 @@ fn time(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<SystemTime>> {
 }
 
 /// A position as the database has it.
-fn seq(position: u64) -> i64 {
+pub(super) fn seq(position: u64) -> i64 {
     i64::try_from(position).unwrap_or(i64::MAX)
 }
 
@@ -58,6 +71,7 @@ pub(super) fn insert_endpoint(
         position,
         held: None,
         stopped_at: None,
+        left_at: None,
     })
 }
 
@@ -67,8 +81,8 @@ pub(super) fn update_endpoint(
 ) -> rusqlite::Result<()> {
     connection
         .prepare_cached(
-            "UPDATE endpoint SET position = ?2, holder = ?3, held_until = ?4, stopped_at = ?5 \
-             WHERE id = ?1",
+            "UPDATE endpoint SET position = ?2, holder = ?3, held_until = ?4, stopped_at = ?5, \
+             left_at = ?6 WHERE id = ?1",
         )?
         .execute(params![
             endpoint.row,
@@ -76,6 +90,7 @@ pub(super) fn update_endpoint(
             endpoint.held.map(|(holder, _)| holder.into_bytes()),
             endpoint.held.map(|(_, until)| micros(until)),
             endpoint.stopped_at.map(micros),
+            endpoint.left_at.map(micros),
         ])?;
     Ok(())
 }

@@ -286,7 +286,7 @@ mod tests {
 
     use super::*;
     use crate::store::SqliteStore;
-    use crate::store::sqlite::deliveries;
+    use crate::store::sqlite::{deliveries, sweep};
 
     /// The plan of a statement, one line for each table that it reads.
     fn plan(connection: &Connection, sql: &str) -> Vec<String> {
@@ -322,6 +322,10 @@ mod tests {
             (deliveries::NEXT, "undelivered_due"),
             (deliveries::FIRST_PARKED, "undelivered_action"),
             (deliveries::PARKED, "undelivered"),
+            (sweep::BETWEEN, "INTEGER PRIMARY KEY"),
+            (sweep::AGED, "event_action"),
+            (sweep::POSTPONED, "PRIMARY KEY"),
+            (sweep::NEWEST_ACTION, "SEARCH action"),
         ];
         for order in [Order::OldestFirst, Order::NewestFirst] {
             reads.push((ids(order), "action_state"));

@@ -13,6 +13,7 @@ mod repeats;
 mod rows;
 mod schema;
 mod state;
+mod sweep;
 mod transaction;
 mod verify;
 mod writer;
@@ -45,7 +46,7 @@ use super::{
     Acquire, Acquired, Backlog, Cancel, Cancelled, Clock, DeadLetter, Decide, DecideById, Decided,
     DueDeliveries, EndpointState, EndpointTaken, Finish, Finished, List, MarkDeliveries, Marked,
     Page, Renew, Renewed, Resend, Resent, Resume, Resumed, Statistics, Store, StoreError, Submit,
-    Submitted, TakeEndpoint, Totals, Watch, Watchers, WriterStatistics,
+    Submitted, Sweep, Swept, TakeEndpoint, Totals, Watch, Watchers, WriterStatistics,
 };
 use crate::protocol::{Action, Event, TenantId};
 
@@ -352,6 +353,10 @@ impl Store for SqliteStore {
         self.run(request).await
     }
 
+    async fn sweep(&self, request: Sweep) -> Result<Swept, StoreError> {
+        self.run(request).await
+    }
+
     async fn list(&self, request: List) -> Result<Page, StoreError> {
         let read = move |connection: &Connection| list::page(connection, &request);
         self.readers.read(read).await
@@ -478,6 +483,7 @@ impl Store for SqliteStore {
         let counters = &self.state.counters;
         Statistics {
             events: counters.events.read(),
+            removed: counters.removed.load(Ordering::Relaxed),
             writer: Some(WriterStatistics {
                 is_ready: self.state.epoch().is_ok(),
                 queued: counters.queued.load(Ordering::Relaxed),
@@ -500,13 +506,14 @@ fn totals(connection: &Connection) -> rusqlite::Result<Totals> {
     connection
         .prepare_cached(
             "SELECT (SELECT count(*) FROM action), (SELECT count(decision) FROM action), \
-             (SELECT count(*) FROM event)",
+             (SELECT count(*) FROM event), (SELECT count(*) FROM tombstone)",
         )?
         .query_row([], |row| {
             Ok(Totals {
                 actions: row.get::<_, i64>(0)?.unsigned_abs(),
                 decisions: row.get::<_, i64>(1)?.unsigned_abs(),
                 events: row.get::<_, i64>(2)?.unsigned_abs(),
+                removed: row.get::<_, i64>(3)?.unsigned_abs(),
             })
         })
 }

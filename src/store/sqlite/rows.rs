@@ -262,11 +262,15 @@ pub(super) fn record(row: &Row<'_>) -> rusqlite::Result<Record> {
 /// Reads an action as [`Action::listed`] leaves it. A page of them must not read what it leaves
 /// out, which is up to half a megabyte for each.
 pub(super) fn listed(connection: &Connection, row: i64) -> rusqlite::Result<Option<Action>> {
-    let found = connection
+    Ok(outline(connection, row)?.map(|record| record.action))
+}
+
+/// Reads the record in a row of the table as [`listed`] reads its action.
+pub(super) fn outline(connection: &Connection, row: i64) -> rusqlite::Result<Option<Record>> {
+    connection
         .prepare_cached(select!("id = ?1", "NULL", "NULL", "NULL", "NULL", "NULL"))?
         .query_row([row], record)
-        .optional()?;
-    Ok(found.map(|record| record.action))
+        .optional()
 }
 
 /// Reads a column of JSON.

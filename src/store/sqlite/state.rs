@@ -28,6 +28,8 @@ pub(super) struct State {
 #[derive(Debug, Default)]
 pub(super) struct Counters {
     pub(super) events: EventCounter,
+    /// The actions that were removed.
+    pub(super) removed: AtomicU64,
     /// The requests that were sent to the writer, and that it has not taken.
     pub(super) queued: AtomicU64,
     /// The requests of the commits.

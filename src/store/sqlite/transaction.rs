@@ -8,11 +8,12 @@ use uuid::Uuid;
 use super::fault::is_fatal;
 use super::repeats::{Repeat, Repeats};
 use super::rows::{self, CallId};
-use super::{deliveries, list};
+use super::{deliveries, list, sweep};
 use crate::protocol::{Action, Closed, Decision, Digest, EventKind, Execution, Payload, RequestId};
 use crate::protocol::{JsonText, Status, TenantId, uuid_v7};
 use crate::store::operation::{
-    Endpoint, Inserted, Lease, Ledger, New, Record, Transition, Undelivered, settle,
+    Aged, Endpoint, Inserted, Lease, Ledger, New, Record, Tombstone, Transition, Undelivered,
+    settle,
 };
 use crate::store::statistics::EventCounter;
 use crate::store::{Clock, Identity, Watchers};
@@ -27,6 +28,8 @@ pub(super) struct Transaction<'a> {
     has_beaten: bool,
     is_behind: bool,
     changes: Changes,
+    /// The number of actions that were removed.
+    removed: u64,
 }
 
 /// The actions that a transaction changed, and how.
@@ -41,6 +44,8 @@ pub(super) struct Written {
     /// How long the commit took.
     pub(super) took: Duration,
     pub(super) changes: Changes,
+    /// The number of actions that were removed.
+    pub(super) removed: u64,
 }
 
 impl Changes {
@@ -81,6 +86,7 @@ impl<'a> Transaction<'a> {
             has_beaten: false,
             is_behind: false,
             changes: Changes::default(),
+            removed: 0,
         })
     }
 
@@ -90,10 +96,11 @@ impl<'a> Transaction<'a> {
         let took = begun.elapsed();
         self.repeats.add(&self.repeated);
         Ok(Written {
-            has_written: self.has_beaten || !self.changes.0.is_empty(),
+            has_written: self.has_beaten || !self.changes.0.is_empty() || self.removed > 0,
             is_behind: self.is_behind,
             took,
             changes: self.changes,
+            removed: self.removed,
         })
     }
 
@@ -172,7 +179,8 @@ impl Ledger for Transaction<'_> {
                 "INSERT INTO action (request_id, identity, tenant_id, thread_id, idempotency_key, \
                  status, decision, digest, payload, comment, title, expires_at, allow_edit, \
                  submitted_by, decided_by, call_id, created_at, decided_at) \
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18) \
+                 SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18 \
+                 WHERE NOT EXISTS (SELECT 1 FROM tombstone WHERE identity = ?2) \
                  ON CONFLICT (identity) DO NOTHING",
             )?
             .execute(params![
@@ -201,9 +209,12 @@ impl Ledger for Transaction<'_> {
         }
         // If the row belongs to another identity with the same digest, nothing is found. That is an
         // error, so that no other identity's action is answered.
-        let record = self.find(new.identity)?;
-        let record = record.ok_or(rusqlite::Error::QueryReturnedNoRows)?;
-        Ok(Inserted::Existing(record))
+        if let Some(record) = self.find(new.identity)? {
+            return Ok(Inserted::Existing(record));
+        }
+        let tombstone = self.tombstone(new.identity)?;
+        let tombstone = tombstone.ok_or(rusqlite::Error::QueryReturnedNoRows)?;
+        Ok(Inserted::Removed(tombstone))
     }
 
     fn update(&mut self, record: &Record) -> rusqlite::Result<()> {
@@ -346,6 +357,64 @@ impl Ledger for Transaction<'_> {
 
     fn remove_undelivered(&mut self, endpoint: &Endpoint, position: u64) -> rusqlite::Result<()> {
         deliveries::remove_undelivered(self.connection, endpoint, position)
+    }
+
+    fn tombstone(&self, identity: &Identity) -> rusqlite::Result<Option<Tombstone>> {
+        sweep::tombstone(self.connection, identity)
+    }
+
+    fn remove(&mut self, record: &Record) -> rusqlite::Result<()> {
+        self.removed += 1;
+        sweep::remove(self.connection, record.row)
+    }
+
+    fn newest_action(&self) -> rusqlite::Result<Option<i64>> {
+        sweep::newest_action(self.connection)
+    }
+
+    fn endpoints(&self) -> rusqlite::Result<Vec<Endpoint>> {
+        deliveries::all_endpoints(self.connection)
+    }
+
+    fn events_between(
+        &self,
+        after: u64,
+        last: u64,
+        limit: usize,
+    ) -> rusqlite::Result<Vec<(u64, SystemTime)>> {
+        sweep::events_between(self.connection, after, last, limit)
+    }
+
+    fn aged(&self, position: u64) -> rusqlite::Result<Option<Aged>> {
+        sweep::aged(self.connection, position)
+    }
+
+    fn outline(&self, row: i64) -> rusqlite::Result<Option<Record>> {
+        sweep::outline(self.connection, row)
+    }
+
+    fn swept(&self) -> rusqlite::Result<u64> {
+        sweep::swept(self.connection)
+    }
+
+    fn set_swept(&mut self, position: u64) -> rusqlite::Result<()> {
+        sweep::set_swept(self.connection, position)
+    }
+
+    fn postpone(&mut self, position: u64, until: SystemTime) -> rusqlite::Result<()> {
+        sweep::postpone(self.connection, position, until)
+    }
+
+    fn postponed(
+        &self,
+        time: SystemTime,
+        limit: usize,
+    ) -> rusqlite::Result<Vec<(SystemTime, u64)>> {
+        sweep::postponed(self.connection, time, limit)
+    }
+
+    fn remove_postponed(&mut self, until: SystemTime, position: u64) -> rusqlite::Result<()> {
+        sweep::remove_postponed(self.connection, until, position)
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod history;
 mod log;
+mod tombstones;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -63,6 +64,7 @@ pub(super) fn verify(path: &Path) -> Result<Verified, StoreError> {
             identities(&connection, &mut faults)?;
             histories(&connection, &mut faults)?;
             event_ids(&connection, &mut faults)?;
+            tombstones::check(&connection, &mut faults)?;
         }
         let faults = faults.0;
         Ok(Verified { totals, faults })

@@ -235,6 +235,9 @@ impl Writer {
             Ok(written) => {
                 let counters = &self.state.counters;
                 written.changes.count(&counters.events);
+                counters
+                    .removed
+                    .fetch_add(written.removed, Ordering::Relaxed);
                 if written.has_written {
                     self.state.set_written(begun);
                     counters.commits.add(written.took);

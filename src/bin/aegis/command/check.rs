@@ -41,8 +41,12 @@ pub(crate) async fn run(args: Check, _: Context) -> Result<(), Failure> {
 
 pub(super) fn amount(verified: &Verified) -> String {
     let totals = verified.totals;
+    let removed = match totals.removed {
+        0 => String::new(),
+        removed => format!(", {removed} removed"),
+    };
     format!(
-        "{} actions, {} decisions, {} events",
+        "{} actions, {} decisions, {} events{removed}",
         totals.actions, totals.decisions, totals.events
     )
 }
@@ -53,6 +57,7 @@ pub(super) fn json(verified: &Verified) -> serde_json::Value {
         "actions": verified.totals.actions,
         "decisions": verified.totals.decisions,
         "events": verified.totals.events,
+        "removed": verified.totals.removed,
         "faults": verified.faults,
     })
 }

@@ -6,12 +6,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use aegis_hitl::outbox::{Outbox, PublicUrl};
-use aegis_hitl::protocol::{DEFAULT_PREFIX, Prefix};
-use aegis_hitl::server::{Auth, HitlService, Host, Inbox, Rate, Shutdown};
+use aegis_hitl::protocol::{DEFAULT_PREFIX, Escaped, Prefix};
+use aegis_hitl::server::{Auth, HitlService, Host, Inbox, Rate, Retention, Shutdown};
 use aegis_hitl::store::SqliteStore;
 use clap::Args;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 use super::Context;
 use crate::args::seconds;
@@ -138,6 +139,13 @@ pub(crate) struct Serve {
     )]
     pub(crate) trusted_proxy: Vec<IpAddr>,
 
+    /// How long actions stay that are over, such as 30d or 12h, at least 1h [default: for ever].
+    ///
+    /// An action is over when it was rejected, expired, cancelled or completed, or approved and not
+    /// claimed. Then it is removed, with its events. Its key stays decided.
+    #[arg(long, env = "AEGIS_RETAIN", value_name = "TIME")]
+    pub(crate) retain: Option<String>,
+
     /// How long requests in flight may take to end after SIGTERM, in seconds [default: 30].
     #[arg(long, env = "AEGIS_DRAIN_TIMEOUT", value_name = "SECONDS", value_parser = seconds)]
     pub(crate) drain_timeout: Option<Duration>,
@@ -206,6 +214,8 @@ pub(crate) async fn run(args: Serve, context: Context) -> Result<(), Failure> {
     } else {
         args.host
     };
+    let retention = args.retain.or(config.retain);
+    let retention = retention.as_deref().map(retention_of).transpose()?;
     let public_url = args.public_url.or(config.public_url);
     let public_url = public_url.map(|url| url.parse()).transpose();
     let public_url: Option<PublicUrl> =
@@ -365,6 +375,15 @@ pub(crate) async fn run(args: Serve, context: Context) -> Result<(), Failure> {
         .start(store.clone())
         .await
         .map_err(|error| Failure::other("webhooks").because(error))?;
+    // With the server, it ends.
+    let mut sweeping = JoinSet::new();
+    if let Some(retention) = retention {
+        let (taken, store) = (deliveries.taken(), store.clone());
+        sweeping.spawn(async move {
+            taken.await;
+            retention.run(store).await
+        });
+    }
     let (stop, stopped) = tokio::sync::oneshot::channel();
     let serving = server.serve(service, async {
         // An error means that the sender is gone, which is a reason to stop as well.
@@ -390,6 +409,7 @@ pub(crate) async fn run(args: Serve, context: Context) -> Result<(), Failure> {
                 }
                 Signal::Shutdown => {
                     say("draining");
+                    sweeping.abort_all();
                     tell_manager(State::Stopping);
                     // While the server listens, so that the socket is still its own.
                     drop(bound);
@@ -421,6 +441,27 @@ pub(crate) async fn run(args: Serve, context: Context) -> Result<(), Failure> {
             "requests were still in flight when the drain timeout was over",
         )),
     }
+}
+
+/// Reads a retention: a number of days or hours.
+fn retention_of(text: &str) -> Result<Retention, Failure> {
+    let refused = || {
+        Failure::usage(format!(
+            "the retention '{}' is not allowed; allowed is a whole number of days or hours, such as \
+             30d or 12h, at least 1h",
+            Escaped::line(text)
+        ))
+    };
+    let (number, seconds) = match (text.strip_suffix('d'), text.strip_suffix('h')) {
+        (Some(days), _) => (days, 24 * 3600),
+        (None, Some(hours)) => (hours, 3600),
+        (None, None) => return Err(refused()),
+    };
+    let number = number.parse::<u32>().ok().filter(|number| *number > 0);
+    let number = number.filter(|_| text.starts_with(|digit: char| digit.is_ascii_digit()));
+    let number = number.ok_or_else(refused)?;
+    let retention = Duration::from_secs(u64::from(number) * seconds);
+    Retention::new(retention).map_err(|error| Failure::usage("retain").because(error))
 }
 
 /// What a service manager such as systemd is told.
