@@ -23,7 +23,7 @@ const PAUSE: u32 = 4;
 const LONGEST_PAUSE_WITH_WORK: Duration = Duration::from_millis(250);
 
 /// The longest time without a step.
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// The pause after the store failed.
 const AFTER_FAILURE: Duration = Duration::from_secs(5);

@@ -38,6 +38,7 @@ mod python_loop;
 mod python_sdk;
 #[cfg(unix)]
 mod reload;
+mod retention;
 #[cfg(target_os = "linux")]
 mod store_process;
 #[cfg(unix)]

@@ -16,7 +16,7 @@ const ROOMS: [(&str, &[&str]); 8] = [
 ];
 
 /// The same within the server: folders and files, from the innermost outwards.
-const SERVER: [(&str, &[&str]); 14] = [
+const SERVER: [(&str, &[&str]); 15] = [
     ("drain", &[]),
     ("ops/outage", &[]),
     ("ops/metrics", &[]),
@@ -37,6 +37,7 @@ const SERVER: [(&str, &[&str]); 14] = [
     ("inbox", &["drain", "http", "auth", "api"]),
     ("ops/scrape", &["http", "api", "ops/metrics"]),
     ("ops/health", &["http", "api", "service", "ops/scrape"]),
+    ("retention", &["ops/outage"]),
     (
         "serve",
         &["drain", "http", "auth", "net", "service", "ops/health"],

@@ -64,6 +64,8 @@ mod model;
 mod never_sent;
 #[cfg(all(feature = "server", feature = "test-util"))]
 mod outbox;
+#[cfg(all(feature = "client", feature = "server", feature = "test-util"))]
+mod retention;
 #[cfg(feature = "server")]
 mod rates;
 #[cfg(feature = "server")]

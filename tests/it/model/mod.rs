@@ -45,6 +45,8 @@ enum Step {
     Again,
     Forward(i64),
     Back(i64),
+    /// Removes whatever is over.
+    Sweep,
     Restart,
 }
 
@@ -129,6 +131,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => Just(Step::Again),
         3 => (1..4_i64).prop_map(Step::Forward),
         1 => (1..4_i64).prop_map(Step::Back),
+        2 => Just(Step::Sweep),
         1 => Just(Step::Restart),
     ]
 }
@@ -221,7 +224,9 @@ fn request(step: &Step, reference: &Reference, number: usize) -> Option<Request>
             call: *call,
             actor: *actor,
         },
-        Step::Again | Step::Forward(_) | Step::Back(_) | Step::Restart => return None,
+        Step::Again | Step::Forward(_) | Step::Back(_) | Step::Sweep | Step::Restart => {
+            return None;
+        }
     })
 }
 
@@ -249,6 +254,15 @@ async fn run(steps: &[Step]) -> Result<(), TestCaseError> {
                 clock.set_back(STEP * u32::try_from(*by).unwrap());
                 let due = reference.step(-by);
                 prop_assert!(due.is_empty());
+            }
+            Step::Sweep => {
+                let expected = reference.sweep();
+                prop_assert_eq!(memory.sweep().await, expected, "memory");
+                prop_assert_eq!(sqlite.sweep().await, expected, "sqlite");
+                for slot in 0..SLOTS {
+                    memory.compare(&reference, slot).await?;
+                    sqlite.compare(&reference, slot).await?;
+                }
             }
             Step::Restart => {
                 sqlite.store.close().await;

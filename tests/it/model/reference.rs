@@ -166,6 +166,14 @@ pub struct Reference {
     /// Slots in the order in which they came on record.
     order: Vec<usize>,
     pub events: Vec<Happened>,
+    /// What is still known of the actions that were removed.
+    removed: BTreeMap<usize, Shown>,
+    /// The payloads of these as they were submitted.
+    submitted: BTreeMap<usize, Option<usize>>,
+    /// The number of events that were removed.
+    removed_events: usize,
+    /// The number of sweeps. Each comes behind the submission of an action that is in no slot.
+    sweeps: usize,
     /// What a call changed.
     changed: BTreeMap<usize, BTreeSet<usize>>,
     /// What a call found as it was asked to be.
@@ -233,6 +241,97 @@ impl Reference {
         &self.order
     }
 
+    /// The numbers of actions, decisions, events and removed actions, and of all events ever.
+    pub fn totals(&self) -> [u64; 5] {
+        let decided = |item: &&Item| item.shown.decision.is_some();
+        let events = self.events.len() + self.sweeps;
+        [
+            self.items.len() + self.sweeps,
+            self.items.values().filter(decided).count(),
+            events,
+            self.removed.len(),
+            events + self.removed_events,
+        ]
+        .map(|count| count as u64)
+    }
+
+    /// Removes what is over and has no event of a time to come. Returns how many went.
+    pub fn sweep(&mut self) -> usize {
+        self.sweeps += 1;
+        let before = self.order.len();
+        for slot in std::mem::take(&mut self.order) {
+            let shown = &self.items[&slot].shown;
+            let is_over = shown.status == Status::Committed
+                && matches!(shown.execution, None | Some(Execution::Completed));
+            let of_it = |event: &&Happened| event.slot == slot;
+            let last = self.events.iter().rev().find(of_it).unwrap().at;
+            if !is_over || last > self.now {
+                self.order.push(slot);
+                continue;
+            }
+            let item = self.items.remove(&slot).unwrap();
+            let left = Shown {
+                payload: None,
+                edited: None,
+                title: None,
+                comment: None,
+                result: None,
+                reason: None,
+                allow_edit: None,
+                expires: None,
+                decided_by: None,
+                digest: item.content(),
+                ..item.shown.clone()
+            };
+            self.removed.insert(slot, left);
+            self.submitted.insert(slot, item.shown.payload);
+            let events = self.events.len();
+            self.events.retain(|event| event.slot != slot);
+            self.removed_events += events - self.events.len();
+            let named = self.changed.values_mut();
+            let named = named.chain(self.repeated.values_mut());
+            for slots in named.chain(self.repeated_since_restart.values_mut()) {
+                slots.remove(&slot);
+            }
+        }
+        before - self.order.len()
+    }
+
+    /// Answers a request about an action that was removed.
+    fn answer_removed(&self, request: &Request) -> Option<Answer> {
+        let differs = |sent: &Option<usize>, known: Option<usize>| {
+            sent.is_some() && known.is_some() && *sent != known
+        };
+        match request {
+            Request::Submit { slot, payload, .. } => {
+                let shown = self.removed.get(slot)?.clone();
+                Some(if differs(payload, self.submitted[slot]) {
+                    answer("payload mismatch", shown)
+                } else {
+                    answer("existing", shown)
+                })
+            }
+            Request::Decide {
+                slot,
+                decision,
+                payload,
+                ..
+            } => {
+                let shown = self.removed.get(slot)?.clone();
+                Some(if differs(payload, shown.digest) {
+                    answer("payload mismatch", shown)
+                } else if shown.decision == Some(*decision) {
+                    answer("duplicate", shown)
+                } else if shown.closed.is_some() {
+                    answer("closed", shown)
+                } else {
+                    answer("conflict", shown)
+                })
+            }
+            _ => None,
+        }
+    }
+
     pub fn restart(&mut self) {
         self.repeated_since_restart.clear();
     }
@@ -259,6 +358,9 @@ impl Reference {
     }
 
     pub fn apply(&mut self, request: &Request) -> Answer {
+        if let Some(answer) = self.answer_removed(request) {
+            return answer;
+        }
         match request.clone() {
             Request::Submit {
                 slot,
