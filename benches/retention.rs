@@ -16,6 +16,7 @@ mod child;
 #[path = "support/latency.rs"]
 mod latency;
 #[path = "support/load.rs"]
+#[allow(dead_code, reason = "here every key is new")]
 mod load;
 #[path = "support/results.rs"]
 mod results;
@@ -56,10 +57,11 @@ fn run_server(path: &str, removes: bool) {
             tokio::spawn(async move { retention.run(store).await })
         });
         let service = HitlService::new(store.clone());
-        server
+        let ended = server
             .serve(service, child::announce(address))
             .await
             .unwrap();
+        assert!(ended.is_drained());
         if let Some(sweeping) = sweeping {
             sweeping.abort();
         }

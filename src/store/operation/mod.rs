@@ -170,7 +170,8 @@ pub(crate) trait Ledger {
     /// The position up to which sweeps have come.
     fn swept(&self) -> Result<u64, Self::Error>;
 
-    /// Writes the position up to which sweeps have come.
+    /// Writes the position up to which sweeps have come, and counts the actions that this
+    /// transaction removed.
     fn set_swept(&mut self, position: u64) -> Result<(), Self::Error>;
 
     /// Notes an event that a sweep is to look at again, once this time is past the retention.

@@ -109,6 +109,9 @@ impl Operation for Sweep {
         let mut step = Step::begin(self, ledger)?;
         let mut has_more = step.go_on(ledger)?;
         has_more |= step.look_again(ledger)?;
+        if step.position != step.start || step.removed > 0 {
+            ledger.set_swept(step.position)?;
+        }
         Ok(Swept {
             removed: step.removed,
             has_more,
@@ -125,6 +128,9 @@ struct Step {
     again: SystemTime,
     /// The endpoints that keep what they have not received.
     endpoints: Vec<Endpoint>,
+    /// The position up to which earlier steps have come, and this one.
+    start: u64,
+    position: u64,
     /// The position of the newest event that may be removed.
     last: u64,
     /// The position of the newest event.
@@ -145,13 +151,15 @@ impl Step {
         let again = before + sweep.retention.min(LOOK_AGAIN);
         let mut endpoints = ledger.endpoints()?;
         endpoints.retain(|endpoint| endpoint.keeps_events(before));
-        let newest = ledger.newest_event()?;
+        let (newest, start) = (ledger.newest_event()?, ledger.swept()?);
         let received = endpoints.iter().map(|endpoint| endpoint.position).min();
         let last = newest.saturating_sub(1);
         Ok(Self {
             now,
             before,
             again,
+            start,
+            position: start,
             last: received.map_or(last, |received| received.min(last)),
             endpoints,
             newest,
@@ -171,35 +179,28 @@ impl Step {
     /// Looks at events in order, from where the last step stopped. Returns whether there are more to
     /// look at now.
     fn go_on<L: Ledger>(&mut self, ledger: &mut L) -> Result<bool, L::Error> {
-        let start = ledger.swept()?;
-        if start >= self.last {
+        if self.start >= self.last {
             return Ok(false);
         }
         let limit = self.limit.saturating_mul(LOOKS);
-        let events = ledger.events_between(start, self.last, limit)?;
-        let mut has_more = events.len() >= limit;
-        let mut position = start;
+        let events = ledger.events_between(self.start, self.last, limit)?;
+        let has_more = events.len() >= limit;
         for (next, at) in events {
             if at > self.before {
                 // A time to come means that the clock was wrong then, or is now. If newer events
                 // have present times, the event must not keep the others until then.
                 let is_ahead = at > self.now && self.newest_is_past(ledger)?;
                 if !is_ahead {
-                    has_more = false;
-                    break;
+                    return Ok(false);
                 }
                 ledger.postpone(next, at)?;
             } else {
                 self.look(next, ledger)?;
             }
-            position = next;
+            self.position = next;
             if self.is_over() {
-                has_more = true;
-                break;
+                return Ok(self.position < self.last);
             }
-        }
-        if position != start {
-            ledger.set_swept(position)?;
         }
         Ok(has_more)
     }

@@ -122,13 +122,17 @@ pub(super) fn swept(connection: &Connection) -> rusqlite::Result<u64> {
     Ok(position.unwrap_or(0).unsigned_abs())
 }
 
-pub(super) fn set_swept(connection: &Connection, position: u64) -> rusqlite::Result<()> {
+/// Writes how far sweeps have come, and that there are so many more tombstones.
+pub(super) fn set_swept(
+    connection: &Connection,
+    position: u64,
+    removed: i64,
+) -> rusqlite::Result<()> {
     connection
         .prepare_cached(
-            "INSERT INTO sweep (id, position) VALUES (1, ?1) \
-             ON CONFLICT (id) DO UPDATE SET position = ?1",
+            "UPDATE sweep SET position = ?1, tombstones = tombstones + ?2 WHERE id = 1",
         )?
-        .execute([seq(position)])?;
+        .execute([seq(position), removed])?;
     Ok(())
 }
 

@@ -522,3 +522,56 @@ async fn a_decision_without_a_submission_enters_no_index_of_those_that_wait() {
         assert_eq!(entries, 0, "{index}");
     }
 }
+
+#[tokio::test]
+async fn a_check_finds_tombstones_that_are_wrong_or_missing() {
+    use crate::store::Sweep;
+
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("aegis.db");
+    let store = SqliteStore::open(&path).unwrap();
+    for key in ["k-1", "k-2", "k-3"] {
+        let mut decide = approval(None);
+        decide.identity.idempotency_key = key.parse().unwrap();
+        store.decide(decide).await.unwrap();
+    }
+    let sweep = Sweep {
+        retention: Duration::ZERO,
+        limit: 10,
+    };
+    // The newest action stays.
+    while store.sweep(sweep.clone()).await.unwrap().has_more {}
+    store.close().await;
+    let faults = || SqliteStore::verify(&path).unwrap().faults.join("\n");
+    assert_eq!(faults(), "");
+    for (edit, fault) in [
+        (
+            "UPDATE tombstone SET identity = (SELECT identity FROM action) \
+             WHERE identity = (SELECT min(identity) FROM tombstone)",
+            "its action is on record as well",
+        ),
+        (
+            "UPDATE tombstone SET request_id = (SELECT request_id FROM action)",
+            "another action has its id",
+        ),
+        (
+            "UPDATE tombstone SET decided_at = created_at - 1",
+            "it was decided before it came on record",
+        ),
+        (
+            "DELETE FROM tombstone WHERE identity = (SELECT min(identity) FROM tombstone)",
+            "there are not as many tombstones as actions that were removed",
+        ),
+        (
+            "UPDATE sweep SET position = 4",
+            "the sweeps have come further than the events",
+        ),
+    ] {
+        let operator = Connection::open(&path).unwrap();
+        operator.execute_batch("BEGIN").unwrap();
+        operator.execute(edit, []).unwrap();
+        operator.execute_batch("COMMIT").unwrap();
+        assert!(faults().contains(fault), "{edit}: {}", faults());
+        drop(operator);
+    }
+}

@@ -28,8 +28,9 @@ pub(super) struct Transaction<'a> {
     has_beaten: bool,
     is_behind: bool,
     changes: Changes,
-    /// The number of actions that were removed.
+    /// The number of actions that were removed, and of those that the database counts.
     removed: u64,
+    counted: u64,
 }
 
 /// The actions that a transaction changed, and how.
@@ -87,6 +88,7 @@ impl<'a> Transaction<'a> {
             is_behind: false,
             changes: Changes::default(),
             removed: 0,
+            counted: 0,
         })
     }
 
@@ -398,7 +400,10 @@ impl Ledger for Transaction<'_> {
     }
 
     fn set_swept(&mut self, position: u64) -> rusqlite::Result<()> {
-        sweep::set_swept(self.connection, position)
+        let uncounted = self.removed - self.counted;
+        sweep::set_swept(self.connection, position, uncounted as i64)?;
+        self.counted = self.removed;
+        Ok(())
     }
 
     fn postpone(&mut self, position: u64, until: SystemTime) -> rusqlite::Result<()> {

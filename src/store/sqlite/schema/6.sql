@@ -15,14 +15,15 @@ CREATE TABLE tombstone (
     CHECK (closed IS NULL OR decision = 'reject')
 ) STRICT, WITHOUT ROWID;
 
--- One row: the position up to which events were looked at. An action is judged at its newest event,
--- so no event has to be looked at twice.
+-- One row: the position up to which events were looked at, and the number of tombstones. An action
+-- is judged at its newest event, so no event has to be looked at twice.
 CREATE TABLE sweep (
-    id       INTEGER PRIMARY KEY CHECK (id = 1),
-    position INTEGER NOT NULL
+    id         INTEGER PRIMARY KEY CHECK (id = 1),
+    position   INTEGER NOT NULL,
+    tombstones INTEGER NOT NULL
 ) STRICT;
 
-INSERT INTO sweep (id, position) VALUES (1, 0);
+INSERT INTO sweep (id, position, tombstones) VALUES (1, 0, 0);
 
 -- The exceptions: newest events of actions that are over and had to stay, each with the time at
 -- which it is looked at again.

@@ -5,7 +5,7 @@ use rusqlite::Connection;
 use super::Faults;
 
 /// Statements that find what must not be, each with what it is.
-const FAULTS: [(&str, &str); 4] = [
+const FAULTS: [(&str, &str); 5] = [
     (
         "SELECT hex(identity) FROM tombstone JOIN action USING (identity)",
         "its action is on record as well",
@@ -18,6 +18,10 @@ const FAULTS: [(&str, &str); 4] = [
     (
         "SELECT hex(identity) FROM tombstone WHERE decided_at < created_at",
         "it was decided before it came on record",
+    ),
+    (
+        "SELECT tombstones FROM sweep WHERE tombstones <> (SELECT count(*) FROM tombstone)",
+        "there are not as many tombstones as actions that were removed",
     ),
     (
         "SELECT position FROM sweep WHERE position > (SELECT coalesce(max(seq), 0) FROM event)",
