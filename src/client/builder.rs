@@ -1,6 +1,8 @@
 //! The settings of an `AegisService`, checked once.
 
 use std::fmt;
+#[cfg(unix)]
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,6 +49,8 @@ pub struct Builder {
     http2_keep_alive: KeepAlive,
     user_agent: String,
     proxy: ProxySetting,
+    #[cfg(unix)]
+    unix_socket: Option<Arc<Path>>,
 }
 
 impl Builder {
@@ -72,6 +76,8 @@ impl Builder {
             http2_keep_alive: KeepAlive::default(),
             user_agent: concat!("aegis-hitl/", env!("CARGO_PKG_VERSION")).to_owned(),
             proxy: ProxySetting::Environment,
+            #[cfg(unix)]
+            unix_socket: None,
         }
     }
 
@@ -80,6 +86,15 @@ impl Builder {
     #[must_use]
     pub fn base_url(mut self, url: impl Into<String>) -> Self {
         self.base_url = url.into();
+        self
+    }
+
+    /// Connects to a Unix socket, and through no proxy. The [`base_url`](Self::base_url) then says
+    /// what the requests name as their host, and whether they go by TLS.
+    #[cfg(unix)]
+    #[must_use]
+    pub fn unix_socket(mut self, path: impl AsRef<Path>) -> Self {
+        self.unix_socket = Some(path.as_ref().into());
         self
     }
 
@@ -275,7 +290,15 @@ impl Builder {
             tls_config: self.tls_config.take(),
             http2_prior_knowledge: self.http2_prior_knowledge,
             http2_keep_alive: self.checked_keep_alive()?,
+            #[cfg(unix)]
+            proxy: match self.unix_socket {
+                Some(_) => None,
+                None => self.proxy.proxy_for(&base)?,
+            },
+            #[cfg(not(unix))]
             proxy: self.proxy.proxy_for(&base)?,
+            #[cfg(unix)]
+            unix_socket: self.unix_socket.take(),
         };
         let client = HttpClient::new(&base, settings)?;
         self.build_with(client)

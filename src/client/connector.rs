@@ -5,6 +5,8 @@ use std::fmt;
 use std::future::Future;
 use std::io;
 use std::mem;
+#[cfg(unix)]
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -70,6 +72,9 @@ pub(super) struct ClientSettings {
     pub(super) http2_prior_knowledge: bool,
     pub(super) http2_keep_alive: KeepAlive,
     pub(super) proxy: Option<Proxy>,
+    /// Replaces the server's address, and the proxy.
+    #[cfg(unix)]
+    pub(super) unix_socket: Option<Arc<Path>>,
 }
 
 /// An HTTP client on hyper-util, with pooled connections. It speaks HTTP/1.1, and for https HTTP/2
@@ -128,6 +133,8 @@ impl HttpClient {
         }
         let timeout = settings.connect_timeout;
         let (route, proxy_authorization) = Route::new(http, base, settings.proxy.take());
+        #[cfg(unix)]
+        let route = settings.unix_socket.take().map_or(route, Route::Unix);
         let is_multiplexed = is_https || settings.http2_prior_knowledge;
         let client = if is_https {
             tls::client(&builder, route, settings, timeout)?

@@ -1,9 +1,13 @@
-//! Whether connections go directly to the server or through a proxy.
+//! Whether connections go directly to the server, through a proxy, or to a Unix socket.
 
 use std::future::Future;
 use std::io;
 use std::net::IpAddr;
+#[cfg(unix)]
+use std::path::Path;
 use std::pin::Pin;
+#[cfg(unix)]
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use http::{HeaderValue, Uri};
@@ -11,6 +15,8 @@ use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::client::proxy::matcher::Matcher;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
+#[cfg(unix)]
+use tokio::net::UnixStream;
 use tower_service::Service;
 
 use super::connector::{Connected, Connection, HttpConnector, Tunnel};
@@ -115,6 +121,9 @@ fn is_loopback(base: &Uri) -> bool {
 #[derive(Clone)]
 pub(super) enum Route {
     Direct(HttpConnector),
+    /// To this socket, whatever the server.
+    #[cfg(unix)]
+    Unix(Arc<Path>),
     /// Requests are sent to the proxy itself.
     Forward(HttpConnector, Uri),
     /// The proxy forwards bytes, so TLS is end to end.
@@ -151,16 +160,31 @@ impl Service<Uri> for Route {
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         match self {
             Self::Direct(http) | Self::Forward(http, _) => http.poll_ready(cx).map_err(Into::into),
+            #[cfg(unix)]
+            Self::Unix(_) => Poll::Ready(Ok(())),
             Self::Tunnel(tunnel) => tunnel.poll_ready(cx).map_err(Into::into),
         }
     }
 
     fn call(&mut self, server: Uri) -> Self::Future {
-        let stream = |io, is_forwarded| RoutedStream { io, is_forwarded };
+        let stream = |io, is_forwarded| RoutedStream {
+            io: Io::Tcp(io),
+            is_forwarded,
+        };
         match self {
             Self::Direct(http) => {
                 let connecting = http.call(server);
                 Box::pin(async move { Ok(stream(connecting.await?, false)) })
+            }
+            #[cfg(unix)]
+            Self::Unix(path) => {
+                let path = Arc::clone(path);
+                Box::pin(async move {
+                    Ok(RoutedStream {
+                        io: Io::Unix(TokioIo::new(UnixStream::connect(path).await?)),
+                        is_forwarded: false,
+                    })
+                })
             }
             Self::Forward(http, proxy) => {
                 let connecting = http.call(proxy.clone());
@@ -176,8 +200,32 @@ impl Service<Uri> for Route {
 
 /// A connection that knows whether a proxy reads its requests. These then name the server in full.
 pub(super) struct RoutedStream {
-    io: TokioIo<TcpStream>,
+    io: Io,
     is_forwarded: bool,
+}
+
+enum Io {
+    Tcp(TokioIo<TcpStream>),
+    #[cfg(unix)]
+    Unix(TokioIo<UnixStream>),
+}
+
+/// Calls a method of whichever stream it is.
+macro_rules! delegate {
+    ($self:ident, $io:ident => $call:expr) => {
+        match &$self.io {
+            Io::Tcp($io) => $call,
+            #[cfg(unix)]
+            Io::Unix($io) => $call,
+        }
+    };
+    (mut $self:ident, $io:ident => $call:expr) => {
+        match &mut $self.io {
+            Io::Tcp($io) => $call,
+            #[cfg(unix)]
+            Io::Unix($io) => $call,
+        }
+    };
 }
 
 impl Connection for RoutedStream {
@@ -193,7 +241,7 @@ impl Read for RoutedStream {
         cx: &mut Context<'_>,
         buffer: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(cx, buffer)
+        delegate!(mut self, io => Pin::new(io).poll_read(cx, buffer))
     }
 }
 
@@ -203,7 +251,7 @@ impl Write for RoutedStream {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, bytes)
+        delegate!(mut self, io => Pin::new(io).poll_write(cx, bytes))
     }
 
     fn poll_write_vectored(
@@ -211,18 +259,18 @@ impl Write for RoutedStream {
         cx: &mut Context<'_>,
         buffers: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, buffers)
+        delegate!(mut self, io => Pin::new(io).poll_write_vectored(cx, buffers))
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
+        delegate!(self, io => io.is_write_vectored())
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
+        delegate!(mut self, io => Pin::new(io).poll_flush(cx))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
+        delegate!(mut self, io => Pin::new(io).poll_shutdown(cx))
     }
 }

@@ -79,7 +79,7 @@ fn the_commands_on_a_unix_socket_run_as_written() {
     let folder = TempDir::new().unwrap();
     let commands = with_its_end(&commands_of("operating.md", "A Unix socket"));
     let ended = run(shell(&commands, folder.path())).expect(0);
-    for shown in ["\"ok\"", "\"request_id\""] {
+    for shown in ["\"ok\"", "on record"] {
         assert!(ended.stdout.contains(shown), "{shown}: {ended:?}");
     }
     assert!(!folder.path().join("aegis.sock").exists());

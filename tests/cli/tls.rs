@@ -180,6 +180,28 @@ fn files_that_cannot_be_used_are_named_and_no_database_is_made() {
 }
 
 #[test]
+fn a_public_url_without_tls_does_not_go_with_a_certificate() {
+    let place = Place::new();
+    for (url, code) in [
+        ("http://aegis.example.com", 2),
+        ("https://aegis.example.com", 0),
+    ] {
+        let mut command = place.serve();
+        command.args(["--public-url", url]);
+        let ended = match Served::try_start(command) {
+            Ok(server) => server.stop(),
+            Err(ended) => ended,
+        };
+        let ended = ended.expect(code);
+        assert_eq!(
+            ended.stderr.contains("--public-url"),
+            code == 2,
+            "{ended:?}"
+        );
+    }
+}
+
+#[test]
 fn a_key_that_others_can_read_or_replace_is_refused() {
     let place = Place::new();
     for mode in [0o644, 0o604, 0o660, 0o620, 0o602, 0o666] {

@@ -1,11 +1,12 @@
 //! A server on a Unix socket: what it takes the place of, who may connect, and what it leaves.
 
 use std::fs;
+use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt, symlink};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Barrier;
 use std::time::Instant;
 
@@ -13,6 +14,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::binary::{Ended, Served, aegis, run};
+use crate::support::process::Process;
 use crate::support::tls::Certified;
 use crate::support::{Call, HANG, Reply, ends};
 
@@ -261,6 +263,29 @@ async fn a_drain_gives_the_path_away_and_answers_what_is_in_flight() {
     assert!(!place.socket.exists());
 }
 
+#[test]
+fn a_server_waits_while_another_one_makes_its_socket() {
+    let place = Place::new();
+    Served::start(place.serve("aegis.db")).kill();
+    let folder = fs::File::open(place.folder.path()).unwrap();
+    folder.lock().unwrap();
+    let mut command = place.serve("aegis.db");
+    command.stderr(Stdio::piped());
+    let mut server = Process::start(command);
+    let mut stderr = BufReader::new(server.stderr.take().unwrap());
+    let mut said = String::new();
+    while !said.contains("is making a socket") {
+        assert_ne!(stderr.read_line(&mut said).unwrap(), 0, "{said}");
+    }
+    fs::remove_file(&place.socket).unwrap();
+    let listener = UnixListener::bind(&place.socket).unwrap();
+    folder.unlock().unwrap();
+    stderr.read_to_string(&mut said).unwrap();
+    assert_eq!(server.wait().unwrap().code(), Some(1), "{said}");
+    assert!(said.contains("another server listens on"), "{said}");
+    drop(listener);
+}
+
 /// Each sees that nobody listens, and only one may take the path.
 #[test]
 fn of_servers_that_start_at_once_one_has_the_socket() {
@@ -358,6 +383,32 @@ async fn the_configuration_file_names_the_socket() {
         let mut command = aegis(&["serve", "--config"]);
         command.arg(&config);
         let ended = run(command).expect(2);
+        assert!(ended.stderr.contains(shown), "{ended:?}");
+    }
+}
+
+#[test]
+fn the_client_reaches_the_socket() {
+    let place = Place::new();
+    let server = Served::start(place.serve("aegis.db"));
+    let client = |args: &[&str]| {
+        let mut command = aegis(args);
+        command.args(["--tenant", "t", "--url", &server.url()]);
+        // A proxy is on the network.
+        command.env("HTTP_PROXY", "http://127.0.0.1:1");
+        run(command)
+    };
+    client(&["submit", "k", "--thread", "h", "--title", "Pay"]).expect(0);
+    client(&["approve", "k", "--thread", "h"]).expect(0);
+    let ended = client(&["list", "--json"]).expect(0);
+    assert!(ended.stdout.contains("Pay"), "{ended:?}");
+    server.stop().expect(0);
+
+    let missing = format!("unix:{}", place.socket.display());
+    for (url, code, shown) in [(&*missing, 1, "no connection"), ("unix:", 2, "unix:/run")] {
+        let mut command = aegis(&["approve", "k", "--thread", "h", "--tenant", "t"]);
+        command.args(["--retries", "0", "--url", url]);
+        let ended = run(command).expect(code);
         assert!(ended.stderr.contains(shown), "{ended:?}");
     }
 }

@@ -19,7 +19,7 @@ use crate::failure::Failure;
 /// The server, the caller and the limits of a call.
 #[derive(Debug, Args)]
 pub(crate) struct Connect {
-    /// The server [default: http://localhost:8000].
+    /// The server, or unix: with the path of its socket [default: http://localhost:8000].
     #[arg(long, env = "AEGIS_URL", value_name = "URL")]
     pub(crate) url: Option<String>,
 
@@ -52,7 +52,18 @@ impl Connect {
     pub(crate) fn builder(self, config: &config::Client) -> Result<Builder, Failure> {
         let mut builder = AegisService::builder();
         if let Some(url) = self.url.or_else(|| config.url.clone()) {
-            builder = builder.base_url(url);
+            builder = match url.strip_prefix("unix:") {
+                #[cfg(unix)]
+                Some("") => {
+                    return Err(Failure::usage(
+                        "the URL has no path of a Unix socket; allowed is one such as \
+                         unix:/run/aegis/aegis.sock",
+                    ));
+                }
+                #[cfg(unix)]
+                Some(path) => builder.base_url("http://localhost").unix_socket(path),
+                _ => builder.base_url(url),
+            };
         }
         if let Some(prefix) = self.prefix.or_else(|| config.prefix.clone()) {
             builder = builder.api_prefix(prefix);

@@ -1,12 +1,11 @@
 //! The Unix socket that the server listens on, from its making to its removal.
 
-use std::fs::{File, Metadata};
+use std::fs::{File, Metadata, TryLockError};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::FlockOperation;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::{sleep, timeout};
 
@@ -78,11 +77,20 @@ async fn turn(path: &Path) -> Option<File> {
     };
     let folder = File::open(folder).ok()?;
     let locked = async {
+        let mut waits = false;
         loop {
-            match rustix::fs::flock(&folder, FlockOperation::NonBlockingLockExclusive) {
-                Err(rustix::io::Errno::WOULDBLOCK) => sleep(Duration::from_millis(20)).await,
+            match folder.try_lock() {
+                Err(TryLockError::WouldBlock) => {}
                 ended => return ended.is_ok(),
             }
+            if !std::mem::replace(&mut waits, true) {
+                tracing::info!(
+                    target: crate::LOG,
+                    "another server is making a socket in the folder of {}",
+                    path.display()
+                );
+            }
+            sleep(Duration::from_millis(20)).await;
         }
     };
     timeout(TURN, locked).await.ok()?.then_some(folder)

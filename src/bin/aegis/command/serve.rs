@@ -241,6 +241,13 @@ pub(crate) async fn run(args: Serve, context: Context) -> Result<(), Failure> {
         Some(files) => Some((files.read()?, files)),
         None => None,
     };
+    if tls.is_some() && public_url.as_ref().is_some_and(|url| !url.is_https()) {
+        // Browsers keep no secure cookie of such pages, so nobody could sign in.
+        return Err(Failure::usage(
+            "the public URL is http (--public-url), and the server speaks TLS (--tls-cert); \
+             allowed is https",
+        ));
+    }
     let inbox = inbox(public_url.as_ref(), user_header, proxies)?;
     let outbox = Outbox::new(webhook::endpoints(webhooks)?);
     let outbox = match public_url.clone() {
