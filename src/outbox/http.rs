@@ -26,6 +26,10 @@ const IDLE: Duration = Duration::from_secs(5);
 const MAX_ANSWER: usize = 64 * 1024;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// The most bytes that are read at once, and so of the head of an answer. All interim answers (1xx)
+/// among them are parsed in one go, during which nothing else of their thread has its turn.
+const MAX_READ: usize = 16 * 1024;
+
 /// How an attempt ended.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Answer {
@@ -74,7 +78,8 @@ impl HttpClient {
         builder
             .pool_idle_timeout(IDLE)
             .pool_timer(TokioTimer::new())
-            .timer(TokioTimer::new());
+            .timer(TokioTimer::new())
+            .http1_max_buf_size(MAX_READ);
         Ok(Self {
             #[cfg(not(feature = "tls"))]
             client: builder.build(http),

@@ -193,7 +193,7 @@ impl<St: Store> HitlService<St> {
         // Paths hold ids, and queries hold more, so neither is logged.
         tracing::debug!(
             target: "aegis_hitl::access",
-            method = %parts.method,
+            method = %method_name(&parts.method),
             endpoint,
             status = response.status().as_u16(),
             ?elapsed,
@@ -261,6 +261,26 @@ impl<St: Store> HitlService<St> {
         }
         let prefix = self.api.settings.prefix.as_str();
         Route::of(prefix, &parts.method, path).map(Target::Endpoint)
+    }
+}
+
+/// The method in the log. A client can write anything in its place.
+fn method_name(method: &Method) -> &str {
+    let known = [
+        Method::GET,
+        Method::HEAD,
+        Method::POST,
+        Method::PUT,
+        Method::PATCH,
+        Method::DELETE,
+        Method::OPTIONS,
+        Method::TRACE,
+        Method::CONNECT,
+    ];
+    if known.contains(method) {
+        method.as_str()
+    } else {
+        "other"
     }
 }
 

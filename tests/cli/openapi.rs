@@ -9,8 +9,10 @@ use crate::binary::{Served, aegis, run, serve};
 use crate::python::{environment, python, script};
 use crate::support::process::bound;
 
-/// How long requests are made from the document of each server, in seconds.
+/// How long requests are made from the document of each server, in seconds: single ones, and then
+/// ones that follow its links from answer to answer.
 const FUZZED: &str = "12";
+const FOLLOWED: &str = "8";
 
 fn interpreter() -> PathBuf {
     environment(
@@ -56,47 +58,63 @@ fn the_document_is_valid_and_real_answers_are_as_it_says() {
     keyed.stop().expect(0);
 }
 
+/// Makes requests from the document of a server, and holds the answers to it.
+fn fuzz(server: &Served, folder: &TempDir, phases: &str, seconds: &str, header: Option<&str>) {
+    let interpreter = interpreter();
+    let url = format!("{}/openapi.json", server.url());
+    let mut args = vec!["-m", "schemathesis.cli", "run", &url];
+    // A stream of events does not end. A wait may take 55 s.
+    args.extend([
+        "--exclude-path-regex",
+        "/events$",
+        "--request-timeout",
+        "70",
+    ]);
+    args.extend([
+        "--phases",
+        phases,
+        "--max-time",
+        seconds,
+        "--no-color",
+        "--generation-database=none",
+    ]);
+    args.extend([
+        "--checks",
+        "not_a_server_error,status_code_conformance,content_type_conformance,\
+         response_headers_conformance,response_schema_conformance,unsupported_method,\
+         missing_required_header,allow_header_conformance,ignored_auth",
+    ]);
+    if let Some(header) = header {
+        args.extend(["--header", header]);
+    }
+    let mut command = python(&interpreter, &args);
+    command.current_dir(folder.path());
+    let ended = bound(&command).output().unwrap();
+    let text = String::from_utf8_lossy(&ended.stdout);
+    println!("{text}{}", String::from_utf8_lossy(&ended.stderr));
+    let phase = if phases == "stateful" {
+        "Stateful (in"
+    } else {
+        "Fuzzing (in"
+    };
+    assert!(ended.status.success() && text.contains(phase));
+}
+
 #[test]
 fn requests_made_from_the_document_are_answered_as_it_says() {
-    let interpreter = interpreter();
     let folder = TempDir::new().unwrap();
     let (keyless, keyed, key) = servers(&folder);
-    let seconds = std::env::var("AEGIS_FUZZ_SECONDS").unwrap_or_else(|_| FUZZED.to_owned());
-    for (server, key) in [(&keyless, None), (&keyed, Some(key))] {
-        let url = format!("{}/openapi.json", server.url());
-        let authorization = key.map(|key| format!("Authorization: Bearer {key}"));
-        let mut args = vec!["-m", "schemathesis.cli", "run", &url];
-        // A stream of events does not end. A wait may take 55 s.
-        args.extend([
-            "--exclude-path-regex",
-            "/events$",
-            "--request-timeout",
-            "70",
-        ]);
-        args.extend([
-            "--phases",
-            "examples,coverage,fuzzing",
-            "--max-time",
-            &seconds,
-            "--no-color",
-            "--generation-database=none",
-        ]);
-        args.extend([
-            "--checks",
-            "not_a_server_error,status_code_conformance,content_type_conformance,\
-             response_headers_conformance,response_schema_conformance,unsupported_method,\
-             missing_required_header,allow_header_conformance,ignored_auth",
-        ]);
-        if let Some(authorization) = &authorization {
-            args.extend(["--header", authorization]);
-        }
-        let mut command = python(&interpreter, &args);
-        command.current_dir(folder.path());
-        let ended = bound(&command).output().unwrap();
-        let text = String::from_utf8_lossy(&ended.stdout);
-        println!("{text}{}", String::from_utf8_lossy(&ended.stderr));
-        assert!(ended.status.success() && text.contains("Fuzzing"));
-    }
+    let seconds = std::env::var("AEGIS_FUZZ_SECONDS").ok();
+    let fuzzed = seconds.as_deref().unwrap_or(FUZZED);
+    let followed = seconds.as_deref().unwrap_or(FOLLOWED);
+    let authorization = format!("Authorization: Bearer {key}");
+    let single = "examples,coverage,fuzzing";
+    fuzz(&keyless, &folder, single, fuzzed, None);
+    fuzz(&keyed, &folder, single, fuzzed, Some(&authorization));
+    // Of one tenant, as what is another's is not found.
+    let tenant = Some("Tenant-Id: acme");
+    fuzz(&keyless, &folder, "stateful", followed, tenant);
+    fuzz(&keyed, &folder, "stateful", followed, Some(&authorization));
     keyless.stop().expect(0);
     keyed.stop().expect(0);
 }

@@ -58,6 +58,15 @@ async fn the_access_log_is_off_by_default_and_names_no_path() {
         let line = server.line("answered").unwrap();
         assert!(!line.contains("Zx8"), "{line}");
     }
+    // Nor what a client wrote where the method belongs.
+    let method = "METHOD-Zx88".repeat(1000);
+    let call = Call::new(server.addr, "GET", "/").method(&method);
+    assert_eq!(call.send().await.status, 405);
+    let line = server.line("answered").unwrap();
+    assert!(
+        line.contains("method=other") && !line.contains("Zx8"),
+        "{line}"
+    );
 }
 
 #[test]

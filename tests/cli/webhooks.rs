@@ -274,7 +274,7 @@ async fn dead_letters_are_listed_and_resent_by_commands() {
     assert_eq!(receiver.received()[0].id(), event(0));
     // Beside the server, which finds it by itself.
     let one = place
-        .webhooks(&["resend", "billing", event(2), "--json"])
+        .webhooks(&["resend", "billing", event(2), event(2), "--json"])
         .expect(0);
     assert_eq!(one.json()["resent"], 1);
     receiver.until_accepted(2).await;

@@ -342,6 +342,49 @@ async fn what_is_typed_outlives_news_of_other_actions() {
     assert_eq!(is_open.await, json!(true));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_approved_is_what_the_page_shows_by_then() {
+    let desk = keyless().await;
+    let browser = browser().await;
+    browser.sign_in_locally(&desk).await;
+    let body = json!({"to": "a", "aegis": {"allow_edit": true}});
+    let id = desk.submit("k", &body, ACME).await;
+    browser.open(&desk, &format!("/actions/{id}")).await;
+    // The tab is in the background while somebody approves with an edit and the execution fails.
+    let away = "dispatchEvent(new PageTransitionEvent('pagehide'))";
+    browser.run(away).await;
+    let call = async |what: &str, body: Value| {
+        let path = format!("/api/v1/hitl/actions/{id}{what}");
+        let call = super::support::Call::new(desk.addr, "POST", path);
+        let call = call.header("Tenant-Id", "acme").json(body.to_string());
+        let reply = call.send().await;
+        assert!(reply.status < 300, "{reply:?}");
+        reply.json()
+    };
+    let look = async || {
+        let path = format!("/api/v1/hitl/actions/{id}");
+        let call = super::support::Call::new(desk.addr, "GET", path);
+        call.header("Tenant-Id", "acme").send().await.json()
+    };
+    let seen = look().await["digest"].clone();
+    let edit = json!({"digest": seen, "payload": {"to": "b"}});
+    call("/approve", edit).await;
+    let claim = call("/claim", json!({"digest": look().await["digest"]})).await;
+    let token = &claim["claim"]["token"];
+    call("/fail", json!({"token": token, "reason": "No."})).await;
+    let back = "dispatchEvent(new PageTransitionEvent('pageshow'))";
+    browser.run(back).await;
+    browser.until_shown("Payload, as edited").await;
+    browser
+        .one("button[value=approve]")
+        .await
+        .click()
+        .await
+        .unwrap();
+    browser.until_shown("Your approval is on record.").await;
+    assert_eq!(look().await["edited_payload"], json!({"to": "b"}));
+}
+
 impl Browser {
     async fn open_list_in_another_tab<St>(&self, desk: &Desk<St>) {
         let tab = self.new_window(true).await.unwrap().handle;

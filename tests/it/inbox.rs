@@ -41,7 +41,7 @@ pub async fn keyless() -> Desk<Disk> {
 
 /// A key file: `reviewer` decides and reads, `reader` reads, `agent` submits, all for `acme`;
 /// `other` decides for another tenant, `own` submits and decides.
-fn key_file() -> String {
+pub fn key_file() -> String {
     let line = |key: &str, rest: &str| {
         let digest = Keys::digest(&ApiKey::new(key).unwrap());
         format!("{digest} {rest}\n")
@@ -73,11 +73,11 @@ fn form(fields: &[(&str, &str)]) -> String {
 }
 
 impl<St: Store> Desk<St> {
-    fn get(&self, path: &str) -> Call {
+    pub fn get(&self, path: &str) -> Call {
         Call::new(self.addr, "GET", path)
     }
 
-    fn post(&self, path: &str, fields: &[(&str, &str)]) -> Call {
+    pub fn post(&self, path: &str, fields: &[(&str, &str)]) -> Call {
         Call::new(self.addr, "POST", path)
             .body(form(fields))
             .header("Content-Type", "application/x-www-form-urlencoded")
@@ -86,14 +86,14 @@ impl<St: Store> Desk<St> {
     }
 
     /// Signs in by a key, and returns the cookie.
-    async fn sign_in(&self, key: &str) -> String {
+    pub async fn sign_in(&self, key: &str) -> String {
         let reply = self.post("/sign-in", &[("key", key)]).send().await;
         assert_eq!((reply.status, reply.header("location")), (303, Some("/")));
         cookie(&reply)
     }
 
     /// Opens the one-time link, and returns the cookie.
-    async fn open(&self) -> String {
+    pub async fn open(&self) -> String {
         let path = self.service.issue_sign_in_path().unwrap();
         let code = path.split_once("code=").unwrap().1;
         let page = self.get(&path).send().await;
@@ -122,7 +122,7 @@ fn cookie(reply: &Reply) -> String {
     set.split(';').next().unwrap().to_owned()
 }
 
-fn html(reply: &Reply) -> String {
+pub fn html(reply: &Reply) -> String {
     assert_eq!(
         reply.header("content-type"),
         Some("text/html; charset=utf-8")
@@ -131,14 +131,14 @@ fn html(reply: &Reply) -> String {
 }
 
 /// The value of a hidden field.
-fn hidden(page: &str, name: &str) -> String {
+pub fn hidden(page: &str, name: &str) -> String {
     let field = format!("name=\"{name}\" value=\"");
     let rest = page.split_once(&field).expect("the field is there").1;
     rest.split_once('"').unwrap().0.to_owned()
 }
 
 /// Follows a 303.
-async fn follow<St: Store>(desk: &Desk<St>, reply: &Reply, cookie: &str) -> String {
+pub async fn follow<St: Store>(desk: &Desk<St>, reply: &Reply, cookie: &str) -> String {
     assert_eq!(reply.status, 303, "{reply:?}");
     let next = desk.get(reply.header("location").unwrap());
     let page = next.header("Cookie", cookie).send().await;
@@ -596,10 +596,25 @@ async fn a_proxy_that_signs_people_in_is_trusted_and_nobody_else() {
     let other = desk.get(&path).header("X-Forwarded-User", "alice");
     let other = other.header("Tenant-Id", "other").send().await;
     assert_eq!(other.status, 404);
-    for wrong in ["", " ", "caf\u{e9}"] {
+    let long = "a".repeat(256);
+    for wrong in [
+        "",
+        " ",
+        "caf\u{e9}",
+        "alice\tbob",
+        &long,
+        "system:expiry",
+        "local",
+        "anonymous",
+    ] {
         let reply = desk.get("/").header("X-Forwarded-User", wrong);
         assert_eq!(reply.send().await.status, 400, "{wrong}");
     }
+    // The proxy's own header behind one of its client's.
+    let added = desk.get(&path).header("X-Forwarded-User", "alice");
+    let added = added.header("Tenant-Id", "acme");
+    let added = added.header("Tenant-Id", "other").send().await;
+    assert_eq!(added.status, 400);
     let twice = desk.get("/").header("X-Forwarded-User", "alice");
     let twice = twice.header("X-Forwarded-User", "bob").send().await;
     assert_eq!(twice.status, 400);

@@ -53,6 +53,8 @@ mod human_loop;
 mod human_loop_attacks;
 #[cfg(feature = "server")]
 mod inbox;
+#[cfg(feature = "server")]
+mod inbox_forms;
 #[cfg(all(feature = "client", feature = "test-util"))]
 mod layers;
 mod manual;

@@ -450,6 +450,45 @@ async fn an_action_that_hangs_holds_up_no_other() {
     drop(deliveries);
 }
 
+/// A receiver that never comes to its answer. Returns its URL, and how many bytes it was rid of.
+fn interim_answers() -> (String, Arc<AtomicUsize>) {
+    use std::io::{Read, Write};
+
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/hook", listener.local_addr().unwrap());
+    let sent = Arc::new(AtomicUsize::new(0));
+    let count = sent.clone();
+    // On a thread of its own: what is tested is that the other side's threads are left alone.
+    std::thread::spawn(move || {
+        let answers = b"HTTP/1.1 102 Processing\r\n\r\n".repeat(1000);
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let _ = stream.read(&mut [0; 16 * 1024]);
+            while let Ok(bytes) = stream.write(&answers) {
+                count.fetch_add(bytes, Ordering::SeqCst);
+            }
+        }
+    });
+    (url, sent)
+}
+
+#[tokio::test]
+async fn interim_answers_without_end_neither_hold_a_thread_nor_outlast_the_attempt() {
+    let store = MemoryStore::new();
+    submit(&store, "k").await;
+    let (url, sent) = interim_answers();
+    let endpoint = Endpoint::standard("a", &url, vec![secret(SECRET)]).unwrap();
+    let outbox = outbox(endpoint.start(Start::Oldest))
+        .backoff(Backoff::constant(DAY))
+        .request_timeout(Duration::from_millis(100));
+    let deliveries = outbox.start(store.clone()).await.unwrap();
+    until(&store, |state| state.parked == 1).await;
+    // Had they all been taken that were there, the timeout would have had no turn.
+    let sent = sent.load(Ordering::SeqCst);
+    assert!(sent < 20 << 20, "{sent}");
+    stop(deliveries).await;
+}
+
 #[tokio::test]
 async fn retry_after_is_a_floor() {
     let seen = AtomicUsize::new(0);

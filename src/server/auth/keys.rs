@@ -9,6 +9,7 @@ use std::time::SystemTime;
 
 use sha2::{Digest, Sha256};
 
+use super::{RESERVED, is_reserved};
 use crate::protocol::{ApiKey, TenantId, UnknownName, hex, unhex};
 use crate::store::Actor;
 
@@ -211,6 +212,9 @@ fn parse_line(line: usize, content: &str) -> Result<([u8; 32], Owner), String> {
     let digest = unhex(digest)
         .ok_or("the first field is not 64 hexadecimal digits, the SHA-256 digest of a key")?;
     let tenant_id = TenantId::new(tenant).map_err(|error| error.to_string())?;
+    if is_reserved(name) {
+        return Err(format!("the name is reserved, as {RESERVED} are"));
+    }
     // No default: a line that is cut off would get more than it was meant to.
     let allowed =
         "allowed are 'submit', 'decide', 'claim', 'read' and 'admin', with commas between";
@@ -316,6 +320,12 @@ mod tests {
             (
                 format!("{} acme alice", "é".repeat(32)),
                 "the first field is not",
+            ),
+            (format!("{ABC} acme local read"), "the name is reserved"),
+            (format!("{ABC} acme anonymous read"), "the name is reserved"),
+            (
+                format!("{ABC} acme system:expiry read"),
+                "the name is reserved",
             ),
             (
                 format!("{ABC} a b read\n{ABC} c d read"),

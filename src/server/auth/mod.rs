@@ -104,6 +104,15 @@ impl Auth {
     }
 }
 
+/// The names that no key and no proxy gives to anybody.
+pub(crate) const RESERVED: &str = "'anonymous', 'local' and what begins with 'system:'";
+
+/// Whether a name stands in the audit trail for the server itself, or for callers that are not told
+/// apart.
+pub(crate) fn is_reserved(name: &str) -> bool {
+    name.starts_with("system:") || ["anonymous", "local"].contains(&name)
+}
+
 /// An authenticated caller.
 #[derive(Debug)]
 pub(crate) struct Caller {

@@ -34,6 +34,8 @@ struct Form {
     comment: String,
     comment_len: usize,
     editable: Option<String>,
+    /// Whether the payload could be edited if it were not so large.
+    is_too_large: bool,
     error: Option<String>,
 }
 
@@ -109,7 +111,21 @@ impl<St: Store> Visit<'_, St> {
             () if self.is_own(action) => Some("You submitted this, so somebody else decides."),
             () => None,
         };
+        let may_edit = action.allow_edit == Some(true);
+        let editable = payload
+            .filter(|_| may_edit && can_be_decided)
+            .map(|payload| {
+                let text = draft.payload;
+                text.unwrap_or_else(|| text::editable(payload.as_str()))
+            });
+        // A form that is too large to be sent could not even be rejected.
+        let limit = self.api.settings.body_limit;
+        let (editable, too_large) = match editable {
+            Some(text) if !text::fits_form(&text, 3 * limit) => (None, true),
+            editable => (editable, false),
+        };
         let form = (can_be_decided && why_not.is_none()).then(|| Form {
+            is_too_large: too_large,
             target: format!("/actions/{}", action.request_id),
             digest: action
                 .digest
@@ -117,13 +133,7 @@ impl<St: Store> Visit<'_, St> {
             call: new_call(),
             comment: draft.comment,
             comment_len: MAX_COMMENT_LEN,
-            editable: payload
-                .filter(|_| action.allow_edit == Some(true))
-                .map(|payload| {
-                    draft
-                        .payload
-                        .unwrap_or_else(|| text::editable(payload.as_str()))
-                }),
+            editable,
             error: draft.error,
         });
         let tenant = action.tenant_id.as_ref();

@@ -22,6 +22,9 @@ use crate::store::{DecideById, Decided, Fingerprinted, Store};
 /// The most actions that are approved at once.
 const MOST: usize = 100;
 
+/// The fields of the form for one decision. Each is there once.
+const FIELDS: [&str; 5] = ["decision", "digest", "call", "comment", "payload"];
+
 /// Mints the call id of a form. The form that is sent twice is one call.
 pub(super) fn new_call() -> String {
     RequestId::mint().to_string()
@@ -201,8 +204,10 @@ impl<St: Store> Visit<'_, St> {
         match self.decide_by_form(id, &form).await {
             Err(rejection) if rejection.status() == StatusCode::SERVICE_UNAVAILABLE => {
                 let fields = form_urlencoded::parse(form.as_bytes()).into_owned();
+                let fields = fields.filter(|(name, _)| FIELDS.contains(&&**name));
                 let template = Again {
-                    frame: Frame::of(&self.viewer, None),
+                    // It does not follow the action: what was typed would go with the page.
+                    frame: Frame::of(&self.viewer, None).without_live(),
                     detail: rejection.words().1.to_owned(),
                     target: format!("/actions/{}", uuid_of(id)?),
                     fields: fields.collect(),
@@ -217,6 +222,7 @@ impl<St: Store> Visit<'_, St> {
     }
 
     async fn decide_by_form(&self, id: &str, form: &str) -> Result<Response, Rejection> {
+        reject_repeated(form, &FIELDS)?;
         let field = |name: &str| value_of(form, name);
         let action = self.find(id).await?;
         let decision: Decision = field("decision")
@@ -242,11 +248,7 @@ impl<St: Store> Visit<'_, St> {
             return Ok(self.show_draft(&action, draft(error)));
         }
         let limit = self.api.settings.body_limit;
-        if text.as_ref().is_some_and(|text| text.len() > limit) {
-            let error = format!("The edited payload has more than {limit} bytes.");
-            return Ok(self.show_draft(&action, draft(error)));
-        }
-        let edited = match text.map(|text| edited(&text, &action)).transpose() {
+        let edited = match text.map(|text| edited(&text, &action, limit)).transpose() {
             Ok(edited) => edited.flatten(),
             Err(error) => {
                 let error = format!(
@@ -280,6 +282,12 @@ impl<St: Store> Visit<'_, St> {
     ) -> Result<Response, Rejection> {
         self.must_decide()?;
         let form = self.api.read_form(headers, body).await?;
+        reject_repeated(&form, &["decision", "call"])?;
+        if value_of(&form, "decision").is_some_and(|word| word != Decision::Approve.as_str()) {
+            return Err(Rejection::invalid(
+                "the field 'decision' is not 'approve'; actions are rejected one by one",
+            ));
+        }
         let call_id = call(value_of(&form, "call"))?;
         let mut seen = HashSet::new();
         let mut picked = Vec::new();
@@ -411,12 +419,29 @@ fn row(action: &Action, answer: Answer) -> DecidedRow {
     }
 }
 
-/// Reads an edited payload. `None` if it is what was there.
-fn edited(text: &str, action: &Action) -> Result<Option<Fingerprinted>, String> {
+/// Rejects a form with two values of one name. Two readers could each take a different one.
+fn reject_repeated(form: &str, names: &[&str]) -> Result<(), Rejection> {
+    let mut seen = HashSet::new();
+    for (found, _) in form_urlencoded::parse(form.as_bytes()) {
+        let name = names.iter().find(|name| **name == found);
+        if let Some(name) = name.filter(|name| !seen.insert(**name)) {
+            return Err(Rejection::invalid(format!(
+                "the field '{name}' is repeated; allowed is one"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Reads an edited payload of up to `limit` bytes. `None` if it is what was there.
+fn edited(text: &str, action: &Action, limit: usize) -> Result<Option<Fingerprinted>, String> {
+    serde_json::from_str::<&RawValue>(text).map_err(|error| error.to_string())?;
     // Without the space that was only there to edit it.
-    let payload = serde_json::from_str::<&RawValue>(text)
-        .and_then(|_| serde_json::from_str::<Payload>(&text::compact(text)));
-    let payload = payload.map_err(|error| error.to_string())?;
+    let compact = text::compact(text);
+    if compact.len() > limit {
+        return Err(format!("it has more than {limit} bytes"));
+    }
+    let payload = serde_json::from_str::<Payload>(&compact).map_err(|error| error.to_string())?;
     let edited = Fingerprinted::from(crate::protocol::edited(payload)?);
     let is_same = action.digest == Some(Digest::from(*edited.digest()));
     Ok((!is_same).then_some(edited))

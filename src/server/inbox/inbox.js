@@ -9,19 +9,27 @@
   let timer = 0;
   let sent = false;
 
-  // What the reader has typed, picked or opened is kept.
+  // What the reader has typed, picked or opened is kept. A text that was only shown is not: the
+  // record may have another one now, and the form would send the old one.
+  const digest = () => {
+    const field = main.querySelector("input[name=digest]");
+    return field && field.value;
+  };
   const state = () => {
     const fields = new Map();
     for (const field of main.querySelectorAll("textarea, input[type=checkbox]")) {
-      fields.set(field.id, field.type === "checkbox" ? field.checked : field.value);
+      if (field.type === "checkbox") fields.set(field.id, field.checked);
+      else if (field.value !== field.defaultValue) fields.set(field.id, field.value);
     }
     const open = [...main.querySelectorAll("details")].map((details) => details.open);
-    return { fields, open, focus: document.activeElement && document.activeElement.id };
+    return { fields, open, of: digest(), focus: document.activeElement && document.activeElement.id };
   };
-  const restore = ({ fields, open, focus }) => {
+  const restore = ({ fields, open, of, focus }) => {
     for (const [id, value] of fields) {
       const field = document.getElementById(id);
       if (!field || field.disabled) continue;
+      // An edit is of the payload that was shown then.
+      if (id === "payload" && of !== digest()) continue;
       if (field.type === "checkbox") field.checked = value;
       else field.value = value;
     }

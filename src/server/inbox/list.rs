@@ -152,13 +152,18 @@ struct Row {
     created: When,
     expires: Option<When>,
     decided_by: Option<Html>,
-    is_own: bool,
+    /// Whether all of the payload is shown. What is not is not approved here.
+    is_whole: bool,
 }
 
 impl Row {
     fn of(action: &Action) -> Self {
         let text = |text: Option<&str>| Html::line(text.unwrap_or("-"));
         let payload = action.payload.as_ref();
+        let (preview, is_whole) = match payload {
+            Some(json) => text::beginning(json.as_str()),
+            None => (Html::default(), true),
+        };
         let is_pending = action.status == Status::Pending;
         Self {
             href: format!("/actions/{}", action.request_id),
@@ -168,12 +173,12 @@ impl Row {
                 .map_or_else(String::new, |digest| digest.to_string()),
             title: Html::line(name(action)),
             standing: Standing::of(action),
-            preview: payload.map_or_else(Html::default, |json| text::beginning(json.as_str())),
+            preview,
             thread: text(action.thread_id.as_ref().map(|thread| thread.as_str())),
             created: When::past(action.created_at.unwrap_or(std::time::UNIX_EPOCH)),
             expires: action.expires_at.filter(|_| is_pending).map(When::future),
             decided_by: action.decided_by.as_deref().map(Html::line),
-            is_own: false,
+            is_whole,
         }
     }
 }

@@ -70,6 +70,12 @@ impl Frame {
         }
     }
 
+    /// Leaves the page as it is, whatever happens.
+    pub(super) fn without_live(mut self) -> Self {
+        self.live = None;
+        self
+    }
+
     /// Sets what the page shows, as far as it can change.
     pub(super) fn with_version(mut self, shown: impl Display) -> Self {
         let digest: [u8; 32] = Sha256::digest(shown.to_string().as_bytes()).into();

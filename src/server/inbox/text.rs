@@ -175,8 +175,8 @@ impl std::fmt::Display for Html {
 
 impl askama::filters::HtmlSafe for Html {}
 
-/// The beginning of a JSON text, on one line.
-pub(crate) fn beginning(json: &str) -> Html {
+/// The beginning of a JSON text, on one line, and whether that is all of it.
+pub(crate) fn beginning(json: &str) -> (Html, bool) {
     let mut text = String::new();
     for token in Tokens::of(json) {
         text.push_str(token.compact());
@@ -185,10 +185,11 @@ pub(crate) fn beginning(json: &str) -> Html {
         }
     }
     let mut beginning: String = text.chars().take(BEGINNING).collect();
-    if beginning.len() < text.len() {
+    let is_whole = beginning.len() == text.len();
+    if !is_whole {
         beginning.push('…');
     }
-    Html::line(&beginning)
+    (Html::line(&beginning), is_whole)
 }
 
 /// Writes JSON without space between its parts.
@@ -201,6 +202,15 @@ pub(crate) fn editable(json: &str) -> String {
     let lines = pretty(json);
     let lines = lines.lines().map(|line| Escaped::json(line).to_string());
     lines.collect::<Vec<_>>().join("\n")
+}
+
+/// Whether a text takes at most so many bytes in a form as a browser sends it.
+pub(crate) fn fits_form(text: &str, limit: usize) -> bool {
+    let breaks = text.bytes().filter(|byte| *byte == b'\n').count();
+    let sent = form_urlencoded::byte_serialize(text.as_bytes());
+    // A browser sends a carriage return before each line feed, in three bytes.
+    let len: usize = sent.map(str::len).sum();
+    len + 3 * breaks <= limit
 }
 
 /// Formats JSON with a member or an element on each line.
@@ -390,7 +400,7 @@ mod tests {
             Html::line(hostile),
             Html::lines(hostile),
             Html::diff(hostile, "{}"),
-            beginning(hostile),
+            beginning(hostile).0,
         ] {
             let html = html.to_string();
             assert!(
@@ -435,7 +445,8 @@ mod tests {
             compact(json),
             r#"{"b":[1.0,-0,12345678901234567890123,true,{}],"a":"x\ty\u00e9","c":[]}"#
         );
-        assert_eq!(beginning(" [ 1, 2 ] ").to_string(), "[1,2]");
+        let (shown, is_whole) = beginning(" [ 1, 2 ] ");
+        assert_eq!((shown.to_string().as_str(), is_whole), ("[1,2]", true));
         let value: serde_json::Value = serde_json::from_str(json).unwrap();
         let again: serde_json::Value = serde_json::from_str(&pretty(json)).unwrap();
         assert_eq!(value, again);

@@ -6,8 +6,8 @@ use http::HeaderMap;
 use http::header::COOKIE;
 
 use super::Desk;
-use crate::protocol::TenantId;
-use crate::server::auth::{Auth, Caller, Holder, Scope};
+use crate::protocol::{MAX_LEN, TenantId};
+use crate::server::auth::{Auth, Caller, Holder, RESERVED, Scope, is_reserved};
 use crate::server::http::{Rejection, headers};
 use crate::store::Actor;
 
@@ -82,12 +82,21 @@ impl Desk {
             return Ok(None);
         };
         let name = name.to_str().unwrap_or_default().trim();
-        if names.next().is_some() || name.is_empty() {
+        let is_name = (1..=MAX_LEN).contains(&name.len()) && !name.contains('\t');
+        if names.next().is_some() || !is_name {
             return Err(Rejection::invalid(format!(
-                "the {} header does not name one user in visible ASCII characters",
+                "the {} header does not name one user in 1 to {MAX_LEN} visible ASCII characters",
                 proxy.user
             )));
         }
+        if is_reserved(name) {
+            return Err(Rejection::invalid(format!(
+                "the {} header has a name that stands for nobody; {RESERVED} are reserved",
+                proxy.user
+            )));
+        }
+        // A proxy that adds its header to one of its client's leaves the choice to the client.
+        headers::reject_repeated(headers)?;
         Ok(Some(Viewer {
             tenant: headers::identifier(headers, &headers::TENANT, TenantId::new)?,
             actor: Actor::new(name),
@@ -124,16 +133,19 @@ impl Cookie {
         }
     }
 
-    /// The session token that a browser sent.
+    /// The session token that a browser sent. `None` if it sent several: a page on another port or
+    /// below the same domain can add a cookie, and so have somebody act in a session of its own.
     pub(super) fn token(self, headers: &HeaderMap) -> Option<&str> {
         let name = self.name();
-        headers
+        let mut tokens = headers
             .get_all(COOKIE)
             .iter()
             .filter_map(|value| value.to_str().ok())
             .flat_map(|value| value.split(';'))
             .filter_map(|pair| pair.trim().split_once('='))
-            .find(|(found, _)| *found == name)
-            .map(|(_, token)| token)
+            .filter(|(found, _)| *found == name)
+            .map(|(_, token)| token);
+        let token = tokens.next()?;
+        tokens.all(|other| other == token).then_some(token)
     }
 }

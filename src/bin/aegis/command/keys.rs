@@ -73,6 +73,8 @@ fn new(args: &NewKey) -> Result<(), Failure> {
             .map_err(|error| Failure::usage("the expiry of the key").because(error))?;
         line.push_str(&format!(" {end:.0}"));
     }
+    // A server would refuse its file as a whole.
+    server::Keys::parse(&line).map_err(|error| Failure::usage("the key").because(error))?;
     if args.json {
         return print_json(&json!({ "secret": secret, "line": line }));
     }

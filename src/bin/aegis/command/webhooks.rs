@@ -205,10 +205,13 @@ fn require(path: &Path, name: &str) -> Result<(), Failure> {
 
 fn resend(args: ResendDead, context: Context) -> Result<(), Failure> {
     let path = args.options.path(context);
-    let asked_for = args.events.len();
+    let mut events = args.events;
+    events.sort_unstable();
+    events.dedup();
+    let asked_for = events.len();
     let request = Resend {
         endpoint: args.name.clone(),
-        events: (!args.all).then_some(args.events),
+        events: (!args.all).then_some(events),
     };
     match SqliteStore::resend_beside(path, &request).map_err(failed)? {
         Resent::NotFound => Err(unknown(&args.name)),
