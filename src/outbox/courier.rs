@@ -165,6 +165,8 @@ struct Flight {
     since: Instant,
     /// Whether the event is parked, and holds nothing up.
     is_parked: bool,
+    /// Whether it was parked when the request was begun.
+    is_retry: bool,
 }
 
 /// The events of one action that are not done.
@@ -193,6 +195,9 @@ struct Round<'a, St> {
     requests: JoinSet<(u64, Answer)>,
     /// The number of requests that may hold others up.
     fresh: usize,
+    /// The number of requests for what was parked before. Slow ones that were parked on their way do
+    /// not count: they would keep what failed from being attempted again.
+    retrying: usize,
     /// What is to be recorded.
     results: Vec<(u64, DeliveryResult)>,
     /// The position on record.
@@ -239,6 +244,7 @@ impl<'a, St: Store> Round<'a, St> {
             flights: HashMap::new(),
             requests: JoinSet::new(),
             fresh: 0,
+            retrying: 0,
             results: Vec::new(),
             marked: position,
             held_at,
@@ -508,14 +514,15 @@ impl<'a, St: Store> Round<'a, St> {
             self.fresh += 1;
             self.send(delivery, false);
         }
-        while self.flights.len() - self.fresh < RETRIES
+        while self.retrying < RETRIES
             && let Some(delivery) = self.retries.pop_front()
         {
+            self.retrying += 1;
             self.send(delivery, true);
         }
     }
 
-    fn send(&mut self, delivery: Delivery, is_parked: bool) {
+    fn send(&mut self, delivery: Delivery, is_retry: bool) {
         let Delivery {
             position,
             action,
@@ -526,7 +533,8 @@ impl<'a, St: Store> Round<'a, St> {
             action,
             attempts,
             since: Instant::now(),
-            is_parked,
+            is_parked: is_retry,
+            is_retry,
         };
         self.flights.insert(position, flight);
         let (endpoint, client) = (self.courier.endpoint.clone(), self.courier.client.clone());
@@ -548,6 +556,9 @@ impl<'a, St: Store> Round<'a, St> {
         };
         if !flight.is_parked {
             self.fresh -= 1;
+        }
+        if flight.is_retry {
+            self.retrying -= 1;
         }
         let attempts = flight.attempts.saturating_add(1);
         self.is_up = matches!(answer, Answer::Accepted(_));

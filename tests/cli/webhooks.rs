@@ -379,6 +379,14 @@ fn a_wrong_endpoint_is_named_without_its_secrets() {
             "'billing': ",
         ),
         (
+            webhook(&format!("{url}\n{secret}\ntenants = []")),
+            "'billing': tenants is empty",
+        ),
+        (
+            webhook(&format!("{url}\n{secret}\nevents = []")),
+            "'billing': events is empty",
+        ),
+        (
             webhook(&format!("url = \"token\"\n{secret}")),
             "'billing': the endpoint has a URL",
         ),

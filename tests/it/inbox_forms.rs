@@ -1,10 +1,14 @@
-//! Forms and cookies that no page of the inbox sends, and payloads that its forms cannot hold.
+//! Forms and cookies that no page of the inbox sends, payloads that its forms cannot hold, and
+//! sessions that end while they are used.
 
+use aegis_hitl::server::Keys;
 use aegis_hitl::store::Store;
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 
-use super::inbox::{ACME, AGENT, Desk, desk_with, follow, hidden, html, keyed, keyless};
-use super::support::{Call, Disk, Faulty, Mood};
+use super::inbox::{ACME, AGENT, Desk, desk_with, follow, hidden, html, key_file, keyed, keyless};
+use super::support::{Call, Disk, Faulty, Mood, read_until};
 
 /// The action on record.
 async fn look<St: Store>(desk: &Desk<St>, id: &str) -> Value {
@@ -193,5 +197,28 @@ async fn a_cookie_that_another_page_added_opens_no_session() {
     for cookies in [format!("a=b; {own}; aegis2=x"), format!("{own}; {own}")] {
         let reply = desk.get(&path).header("Cookie", &cookies).send().await;
         assert_eq!(reply.status, 200, "{cookies}");
+    }
+}
+
+#[tokio::test]
+async fn news_end_once_the_key_of_their_reader_is_gone_or_anothers() {
+    let without = |key_file: &str| {
+        let lines = key_file.lines().filter(|line| !line.contains(" alice "));
+        lines.collect::<Vec<_>>().join("\n")
+    };
+    let moved = |key_file: &str| key_file.replace(" acme alice ", " other alice ");
+    let changes: [&dyn Fn(&str) -> String; 2] = [&without, &moved];
+    for (key, change) in ["first", "second"].into_iter().zip(changes) {
+        let (desk, keys) = keyed().await;
+        let cookie = desk.sign_in("reviewer-key").await;
+        let mut stream = TcpStream::connect(desk.addr).await.unwrap();
+        let head = format!("GET /live HTTP/1.1\r\nHost: localhost\r\nCookie: {cookie}\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let head = read_until(&mut stream, "\r\n\r\n").await;
+        assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+        keys.send_replace(Keys::parse(&change(&key_file())).unwrap());
+        desk.submit(key, &json!({"a": 1}), AGENT).await;
+        let news = read_until(&mut stream, "0\r\n\r\n").await;
+        assert!(!news.contains("changed"), "{news}");
     }
 }

@@ -450,6 +450,32 @@ async fn an_action_that_hangs_holds_up_no_other() {
     drop(deliveries);
 }
 
+#[tokio::test]
+async fn what_failed_is_sent_again_although_others_are_slow() {
+    let failed = AtomicBool::new(false);
+    let receiver = Receiver::start(move |message| match message.key().as_str() {
+        "failing" if !failed.swap(true, Ordering::SeqCst) => Reply::Status(500),
+        "failing" => Reply::Status(204),
+        _ => Reply::Hang,
+    });
+    let receiver = receiver.await;
+    let store = MemoryStore::new();
+    submit(&store, "failing").await;
+    let outbox = outbox(endpoint(&receiver))
+        .backoff(Backoff::constant(Duration::from_secs(3)))
+        .request_timeout(Duration::from_secs(20))
+        // What hangs is given up once its time is over, and not before.
+        .give_up_after(Duration::ZERO);
+    let deliveries = outbox.start(store.clone()).await.unwrap();
+    receiver.until(|received| received.len() == 1).await;
+    for number in 0..40 {
+        submit(&store, &format!("slow-{number}")).await;
+    }
+    receiver.until_accepted(1).await;
+    assert_eq!(state(&store).await.dead, 0);
+    drop(deliveries);
+}
+
 /// A receiver that never comes to its answer. Returns its URL, and how many bytes it was rid of.
 fn interim_answers() -> (String, Arc<AtomicUsize>) {
     use std::io::{Read, Write};

@@ -51,6 +51,14 @@ fn endpoint(webhook: Webhook) -> Result<Endpoint, Failure> {
         Format::Ntfy => Endpoint::ntfy(name, url),
     };
     let mut endpoint = made.map_err(|error| wrong().because(error))?;
+    // It would be there and deliver nothing.
+    for (list, name) in [(&webhook.tenants, "tenants"), (&webhook.events, "events")] {
+        if list.as_ref().is_some_and(Vec::is_empty) {
+            return Err(fault(&format!(
+                "{name} is empty, so nothing would be delivered; leave it out for all"
+            )));
+        }
+    }
     if let Some(tenants) = webhook.tenants {
         let tenants = tenants.iter().map(|tenant| tenant.parse());
         let tenants: Result<Vec<_>, _> = tenants.collect();

@@ -7,6 +7,7 @@
   if (!url) return;
   let source = null;
   let timer = 0;
+  let asked = -1000;
   let sent = false;
 
   // What the reader has typed, picked or opened is kept. A text that was only shown is not: the
@@ -41,6 +42,7 @@
 
   const refresh = async () => {
     if (sent) return;
+    asked = performance.now();
     const response = await fetch(location.href, { cache: "no-store" }).catch(() => null);
     if (!response || !response.ok || sent) return;
     if (response.redirected) return location.reload();
@@ -62,9 +64,10 @@
     restore(kept);
     news.textContent = "The page shows what is on record now.";
   };
+  // Once a second at most: what an agent does that runs wild is not to be asked for by every page.
   const soon = () => {
     clearTimeout(timer);
-    timer = setTimeout(refresh, 150);
+    timer = setTimeout(refresh, Math.max(150, asked + 1000 - performance.now()));
   };
 
   // A browser opens six connections to a server, so hidden tabs hold none.

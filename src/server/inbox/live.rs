@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep_until};
 use super::Visit;
 use crate::protocol::TenantId;
 use crate::server::api::{Api, event_stream};
+use crate::server::auth::Scope;
 use crate::server::http::{Rejection, Response};
 use crate::store::{Store, Watch};
 
@@ -31,6 +32,7 @@ impl<St: Store> Visit<'_, St> {
         let now = Instant::now();
         let news = News {
             api: Arc::clone(self.api),
+            reader: self.viewer.tenant.clone().zip(self.viewer.key),
             watch: tenant.map(|tenant| self.api.store.watch_tenant(&tenant)),
             message_at: None,
             comment_at: now + COMMENT_EACH,
@@ -45,6 +47,8 @@ impl<St: Store> Visit<'_, St> {
 
 struct News<St> {
     api: Arc<Api<St>>,
+    /// The tenant of who signed in by an API key, and the digest of the key.
+    reader: Option<(TenantId, [u8; 32])>,
     /// `None` if there is no tenant to follow. The page then asks from time to time.
     watch: Option<Watch>,
     /// When the next message is due, if something has changed.
@@ -70,15 +74,28 @@ impl<St: Store> News<St> {
                 () = sleep_until(self.ends_at) => return None,
                 () = changed => {
                     if self.message_at.take().is_some() {
+                        if !self.may_read() {
+                            return None;
+                        }
                         return Some(Bytes::from_static(b"data: changed\n\n"));
                     }
                     self.message_at = Some(Instant::now() + GATHER);
                 }
                 () = sleep_until(self.comment_at) => {
+                    if !self.may_read() {
+                        return None;
+                    }
                     self.comment_at = Instant::now() + COMMENT_EACH;
                     return Some(Bytes::from_static(b":\n\n"));
                 }
             }
         }
+    }
+
+    /// Whether the key of the session still allows to read: it may be gone, or another tenant's.
+    fn may_read(&self) -> bool {
+        let auth = &self.api.settings.auth;
+        let reader = self.reader.as_ref();
+        reader.is_none_or(|(tenant, key)| auth.still_allows(Some(*key), Scope::Read, tenant))
     }
 }

@@ -22,6 +22,8 @@ pub(super) struct Viewer {
     pub(super) is_known: bool,
     /// Whether they signed in here, and can sign out.
     pub(super) has_session: bool,
+    /// The digest of the API key that they signed in by.
+    pub(super) key: Option<[u8; 32]>,
 }
 
 impl Viewer {
@@ -30,6 +32,7 @@ impl Viewer {
         caller.may(Scope::Read).then(|| Self {
             may_decide: caller.may(Scope::Decide),
             is_known: caller.is_known(),
+            key: caller.key,
             tenant: Some(caller.tenant_id),
             actor: caller.actor,
             has_session: true,
@@ -43,6 +46,7 @@ impl Viewer {
             may_decide: true,
             is_known: false,
             has_session: true,
+            key: None,
         }
     }
 }
@@ -103,6 +107,7 @@ impl Desk {
             may_decide: true,
             is_known: true,
             has_session: false,
+            key: None,
         }))
     }
 }
