@@ -60,6 +60,19 @@ async fn several_actions_are_never_approved_by_a_form_that_says_reject() {
 }
 
 #[tokio::test]
+async fn an_action_counts_once_among_the_answers() {
+    let desk = keyless().await;
+    let cookie = desk.open().await;
+    let id = desk.submit("k", &json!({}), ACME).await;
+    let fields = [("call", "c"), ("action", &*format!("{id}:"))];
+    let reply = desk.post("/", &fields).header("Cookie", &cookie);
+    follow(&desk, &reply.send().await, &cookie).await;
+    let link = format!("/decided?{}", format!("a={id}.recorded&").repeat(3));
+    let page = html(&desk.get(&link).header("Cookie", &cookie).send().await);
+    assert!(page.contains("1 of 1 recorded"), "{page}");
+}
+
+#[tokio::test]
 async fn what_the_list_does_not_show_whole_is_not_approved_from_it() {
     let desk = keyless().await;
     let cookie = desk.open().await;

@@ -109,8 +109,9 @@ impl Scopes {
 /// ```
 ///
 /// The name is the owner of the key: the actor in the audit trail, and who may not decide on what
-/// it submitted. Two keys may share an owner, such as while one replaces the other. A key without
-/// an expiry lasts until its line is removed.
+/// it submitted. `anonymous`, `local` and what begins with `system:` are the server's own names.
+/// Two keys may share an owner, such as while one replaces the other. A key without an expiry lasts
+/// until its line is removed.
 #[derive(Clone, Default)]
 pub struct Keys(Arc<HashMap<[u8; 32], Owner>>);
 

@@ -335,6 +335,7 @@ impl<St: Store> Visit<'_, St> {
     /// Shows the answers to several approvals, each beside what is on record.
     pub(super) async fn decided(&self) -> Result<Response, Rejection> {
         let mut rows = Vec::new();
+        let mut seen = HashSet::new();
         let mut tenant = None;
         for (name, value) in form_urlencoded::parse(self.query.as_bytes()) {
             let answer = value.split_once('.').filter(|_| name == "a");
@@ -343,8 +344,11 @@ impl<St: Store> Visit<'_, St> {
             else {
                 continue;
             };
-            if rows.len() == MOST {
+            if seen.len() == MOST {
                 break;
+            }
+            if !seen.insert(id) {
+                continue;
             }
             if let Some(action) = self.find_by_id(id).await? {
                 rows.push(row(&action, answer));

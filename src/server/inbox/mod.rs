@@ -64,10 +64,11 @@ impl Inbox {
 
     /// Trusts the header `user` on connections from these addresses to name who is signed in.
     ///
-    /// The proxy must set or remove the header on each request, or its clients could name anyone.
-    /// The user reads and decides for the tenant that the proxy names in `Tenant-Id`, or, without
-    /// that header, for all tenants. The name is on record as who decided, and may not decide on
-    /// what an API key of the same name submitted.
+    /// The proxy must set or remove the header on each request, and `Tenant-Id` too, or its clients
+    /// could name anyone. The user reads and decides for the tenant that the proxy names in
+    /// `Tenant-Id`, or, without that header, for all tenants. The name is on record as who decided,
+    /// and may not decide on what an API key of the same name submitted. It has up to 255 visible
+    /// ASCII characters, and is none of the server's own: `anonymous`, `local`, `system:…`.
     pub fn trust_user_header(
         mut self,
         user: HeaderName,
