@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::fingerprint::{Fingerprint, Json, write_string};
+use super::fingerprint::{Fingerprint, Json, write_json_string};
 use super::{Escaped, Payload};
 
 /// The member for metadata, which is not part of the payload.
@@ -187,7 +187,7 @@ fn text_without_reserved(bytes: &[u8], has_reserved: bool) -> Result<Payload, se
     let mut text = String::with_capacity(bytes.len());
     for (name, value) in members.iter().filter(|(name, _)| name != RESERVED) {
         text.push(if text.is_empty() { '{' } else { ',' });
-        write_string(name, &mut text);
+        write_json_string(name, &mut text);
         text.push(':');
         text.push_str(value.get());
     }

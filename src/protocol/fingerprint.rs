@@ -35,6 +35,14 @@ pub(crate) fn check_json(text: &str) -> Result<(), serde_json::Error> {
     serde_json::from_str::<Json>(text).map(drop)
 }
 
+/// Returns the canonical form of a JSON text.
+#[cfg(feature = "server")]
+pub(crate) fn canonical_json(text: &str) -> Result<String, serde_json::Error> {
+    let mut canonical = String::with_capacity(text.len());
+    serde_json::from_str::<Json>(text)?.write(&mut canonical);
+    Ok(canonical)
+}
+
 /// A JSON value without repeated members and without rounded 64-bit integers.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Json {
@@ -69,7 +77,7 @@ impl Json {
             Self::Signed(value) => out.push_str(&value.to_string()),
             Self::Unsigned(value) => out.push_str(&value.to_string()),
             Self::Float(value) => write_float(*value, out),
-            Self::String(value) => write_string(value, out),
+            Self::String(value) => write_json_string(value, out),
             Self::Array(items) => {
                 out.push('[');
                 for (i, item) in items.iter().enumerate() {
@@ -89,7 +97,7 @@ impl Json {
                     if i > 0 {
                         out.push(',');
                     }
-                    write_string(name, out);
+                    write_json_string(name, out);
                     out.push(':');
                     value.write(out);
                 }
@@ -112,7 +120,7 @@ fn write_float(value: f64, out: &mut String) {
 }
 
 /// Writes a JSON string with the escapes of RFC 8785, section 3.2.2.2.
-pub(super) fn write_string(text: &str, out: &mut String) {
+pub(crate) fn write_json_string(text: &str, out: &mut String) {
     out.push('"');
     for character in text.chars() {
         match character {

@@ -59,6 +59,7 @@ pub(crate) use self::{
 pub(crate) use self::{
     action::{entry, rfc3339},
     body::{Body, MAX_COMMENT_LEN, MAX_TITLE_LEN, edited, limited_comment},
+    fingerprint::{canonical_json, write_json_string},
     id::{hex, unhex, uuid_v7},
 };
 

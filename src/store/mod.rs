@@ -3,6 +3,7 @@
 //! A store guarantees at most one decision per identity, and reports nothing before it is durable.
 //! Stores answer with outcomes. The server decides which HTTP status an outcome becomes.
 
+mod audit;
 mod clock;
 mod delivery;
 mod error;
@@ -25,6 +26,7 @@ use uuid::Uuid;
 
 use crate::protocol::{Action, Event, Fingerprint, IdempotencyKey, Payload, TenantId, ThreadId};
 
+pub use self::audit::{AuditFault, AuditHead, AuditVerifier, VerifiedChain};
 pub use self::clock::Clock;
 pub use self::delivery::{DeadLetter, DueDeliveries, DueDelivery, EndpointState};
 pub use self::error::StoreError;
@@ -36,7 +38,7 @@ pub use self::operation::{
     Resend, Resent, Resume, Resumed, Start, Submission, Submit, Submitted, Sweep, Swept,
     TakeEndpoint,
 };
-pub use self::sqlite::{SqliteStore, Verified};
+pub use self::sqlite::{AuditPage, AuditReport, AuditTrail, SqliteStore, Verified};
 pub(crate) use self::statistics::DurationCounter;
 pub use self::statistics::{Durations, Statistics, WriterStatistics};
 pub use self::watch::{Watch, Watchers};

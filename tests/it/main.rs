@@ -21,6 +21,8 @@ mod support;
 ))]
 mod adversary;
 mod architecture;
+#[cfg(feature = "server")]
+mod audit;
 #[cfg(all(feature = "client", feature = "server"))]
 mod bad_input;
 #[cfg(all(feature = "server", unix))]

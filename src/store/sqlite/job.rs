@@ -2,6 +2,7 @@
 
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
+use super::chain::Extension;
 use super::transaction::Transaction;
 use super::{StoreError, unready};
 use crate::store::operation::Operation;
@@ -77,6 +78,22 @@ impl Job for Beat {
 
     fn refuse(self: Box<Self>, error: &StoreError) {
         drop(self.0.send(Err(error.clone())));
+    }
+}
+
+/// Inserts links of the audit chain. Nobody waits for the answer: what is not inserted is computed
+/// again.
+pub(super) struct Extend(pub(super) Extension);
+
+impl Job for Extend {
+    fn run(&mut self, transaction: &mut Transaction<'_>) -> rusqlite::Result<()> {
+        transaction.extend_chain(&self.0)
+    }
+
+    fn answer(self: Box<Self>) {}
+
+    fn refuse(self: Box<Self>, error: &StoreError) {
+        tracing::warn!(%error, "the audit chain is not extended now");
     }
 }
 

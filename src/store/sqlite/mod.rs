@@ -1,6 +1,9 @@
 //! The embedded store: SQLite in this process.
 
+mod audit;
 mod backup;
+mod chain;
+mod chainer;
 mod checkpoint;
 mod connection;
 mod deliveries;
@@ -32,6 +35,7 @@ use rusqlite::Connection;
 use tokio::sync::{Semaphore, oneshot};
 use uuid::Uuid;
 
+pub use self::audit::{AuditPage, AuditReport, AuditTrail};
 use self::checkpoint::Checkpointer;
 use self::fault::Fault;
 use self::job::{Beat, Command, Job, Reply, Run};
@@ -83,6 +87,9 @@ const OVERHEAD: usize = 1024;
 /// read it meanwhile. They must be other processes: POSIX drops a process's locks on a file when it
 /// closes any descriptor of that file, and the store closes some when it opens, recovers and
 /// closes.
+///
+/// A thread chains the events of each tenant by their hashes, about a second after they are recorded;
+/// see [`AuditTrail`].
 ///
 /// The store remembers the ids of the newest 16,384 calls that changed nothing (duplicates), until
 /// it is closed.

@@ -79,7 +79,8 @@ impl Readers {
         })
     }
 
-    fn run<T>(
+    /// Runs `read` on this thread. One thread at a time may do so beside the [reads](Self::read).
+    pub(super) fn run<T>(
         &self,
         read: impl FnOnce(&Connection) -> rusqlite::Result<T>,
     ) -> Result<T, StoreError> {
@@ -119,9 +120,10 @@ impl Readers {
         })
     }
 
-    /// Opens all connections, so that no later read depends on a free descriptor.
+    /// Opens all connections, so that no later read depends on a free descriptor: one for each
+    /// permit, and one more for the thread that needs none.
     pub(super) fn fill(&self) -> rusqlite::Result<()> {
-        for _ in 0..READERS {
+        for _ in 0..=READERS {
             let reader = self.open(Counted::new(&self.open))?;
             self.idle().push(reader);
         }

@@ -408,7 +408,8 @@ async fn a_database_of_the_version_before_is_brought_up_to_date() {
     let operator = Connection::open(&path).unwrap();
     operator
         .execute_batch(
-            "DROP INDEX action_pending; DROP INDEX action_unclaimed;
+            "DROP TABLE chain; ALTER TABLE event DROP COLUMN digest;
+             DROP INDEX action_pending; DROP INDEX action_unclaimed;
              DROP TABLE undelivered; DROP TABLE endpoint;
              DROP TABLE tombstone; DROP TABLE sweep; DROP TABLE postponed; PRAGMA user_version = 3;
              PRAGMA wal_checkpoint(TRUNCATE);",

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 use rusqlite::{Connection, params};
 use uuid::Uuid;
 
+use super::chain::Extension;
 use super::fault::is_fatal;
 use super::repeats::{Repeat, Repeats};
 use super::rows::{self, CallId};
@@ -55,6 +56,10 @@ impl Changes {
         for (id, tenant, _) in self.0 {
             watchers.wake(id, &tenant);
         }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     pub(super) fn count(&self, events: &EventCounter) {
@@ -136,6 +141,11 @@ impl<'a> Transaction<'a> {
         // A record that an edit by hand keeps due must not keep the writer busy.
         self.is_behind |= is_full && self.changes.0.len() > before;
         Ok(())
+    }
+
+    /// Inserts links of the audit chain.
+    pub(super) fn extend_chain(&mut self, extension: &Extension) -> rusqlite::Result<()> {
+        extension.insert(self.connection)
     }
 
     /// Writes the heartbeat, which shows that the database takes writes.
@@ -252,11 +262,17 @@ impl Ledger for Transaction<'_> {
 
     fn append(&mut self, record: &Record, transition: Transition<'_>) -> rusqlite::Result<()> {
         let action = &record.action;
+        // The others are about what the decision before them was on.
+        let is_about_payload = matches!(
+            transition.kind,
+            EventKind::Submitted | EventKind::Approved | EventKind::Rejected
+        );
+        let digest = action.digest.as_ref().filter(|_| is_about_payload);
         self.connection
             .prepare_cached(
                 "INSERT INTO event (event_id, at, actor, kind, tenant_id, action, from_status, \
-                 to_status, decision, execution, call_id) \
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+                 to_status, decision, execution, call_id, digest) \
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
             )?
             .execute(params![
                 uuid_v7().as_bytes(),
@@ -270,6 +286,7 @@ impl Ledger for Transaction<'_> {
                 action.decision.map(Decision::as_str),
                 action.execution.map(Execution::as_str),
                 CallId(transition.call_id),
+                digest.map(Digest::as_bytes),
             ])?;
         self.changes.add(action, transition.kind);
         Ok(())

@@ -15,7 +15,7 @@ use rusqlite::{Connection, OpenFlags, Row, Rows};
 use self::history::Event;
 use super::lock::beside;
 use super::schema::{self, Version};
-use super::{StoreError, rows};
+use super::{StoreError, audit, rows};
 use crate::protocol::{Digest, Escaped, Payload};
 use crate::store::operation::Record;
 use crate::store::{Identity, Totals};
@@ -65,6 +65,7 @@ pub(super) fn verify(path: &Path) -> Result<Verified, StoreError> {
             histories(&connection, &mut faults)?;
             event_ids(&connection, &mut faults)?;
             tombstones::check(&connection, &mut faults)?;
+            audit::check(&connection, &mut |fault| faults.add(fault))?;
         }
         let faults = faults.0;
         Ok(Verified { totals, faults })

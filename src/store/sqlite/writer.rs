@@ -10,9 +10,11 @@ use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 
+use super::chain;
+use super::chainer::Chainer;
 use super::checkpoint::{Checkpointer, Step};
 use super::fault::{Cause, Fault, is_fatal};
-use super::job::{Command, Job, Settle};
+use super::job::{Command, Extend, Job, Settle};
 use super::lock::{Location, Lock, Log};
 use super::read::Readers;
 use super::repeats::Repeats;
@@ -39,6 +41,9 @@ const SETTLE_EACH: Duration = Duration::from_millis(500);
 /// How often an idle writer checks that its files are in place.
 const LOOK_AROUND: Duration = Duration::from_secs(1);
 
+/// The most links that are computed when the store is closed.
+const LAST_LINKS: usize = 4096;
+
 pub(super) struct Writer {
     commands: Receiver<Command>,
     connection: Option<Connection>,
@@ -51,6 +56,7 @@ pub(super) struct Writer {
     /// When records that are due are looked for again.
     settle_at: Instant,
     checkpointer: Option<Checkpointer>,
+    chainer: Option<Chainer>,
     /// Pages in the log at the last commit.
     log: Arc<AtomicU32>,
     state: Arc<State>,
@@ -89,6 +95,7 @@ impl Writer {
             clock: parts.clock,
             settle_at: Instant::now(),
             checkpointer: Some(parts.checkpointer),
+            chainer: None,
             log: Arc::default(),
             state: parts.state,
             readers: parts.readers,
@@ -98,9 +105,11 @@ impl Writer {
             location: parts.location,
             lock: Some(parts.lock),
         };
-        writer.install(parts.connection).map_err(|fault| {
+        let unopened = |fault: Fault| {
             StoreError::unavailable("the database cannot be opened").with_source(fault.cause())
-        })?;
+        };
+        writer.install(parts.connection).map_err(unopened)?;
+        writer.chainer = Some(Chainer::spawn(writer.readers.clone()).map_err(unopened)?);
         Ok(writer)
     }
 
@@ -160,7 +169,17 @@ impl Writer {
                     self.serve(&mut batch);
                 }
             }
+            if let Some(extension) = self.chainer.as_mut().and_then(Chainer::step) {
+                // It shares a transaction with the requests that wait.
+                batch.push(Box::new(Extend(extension)));
+                self.fill(&mut batch);
+                self.serve(&mut batch);
+            }
             let pause = self.settle_at.saturating_duration_since(Instant::now());
+            let pause = match self.chainer.as_ref().and_then(Chainer::pause) {
+                Some(sooner) => pause.min(sooner),
+                None => pause,
+            };
             match self
                 .commands
                 .recv_timeout(pause.clamp(MIN_PAUSE, LOOK_AROUND))
@@ -187,6 +206,23 @@ impl Writer {
                 break;
             }
             self.serve(&mut batch);
+        }
+        self.chain_the_rest(&mut batch);
+    }
+
+    /// Chains what the last requests left, so that a store that was closed has no events but chained
+    /// ones. After a long backlog, the next start goes on.
+    fn chain_the_rest(&mut self, batch: &mut Vec<Box<dyn Job>>) {
+        self.chainer = None;
+        let rest = self.connection.as_ref();
+        let rest = rest.map(|connection| chain::extension(connection, LAST_LINKS));
+        match rest {
+            Some(Ok(extension)) if !extension.is_empty() => {
+                batch.push(Box::new(Extend(extension)));
+                self.serve(batch);
+            }
+            Some(Err(error)) => tracing::debug!(%error, "the audit chain is not extended now"),
+            Some(Ok(_)) | None => {}
         }
     }
 
@@ -238,6 +274,11 @@ impl Writer {
                 counters
                     .removed
                     .fetch_add(written.removed, Ordering::Relaxed);
+                if !written.changes.is_empty()
+                    && let Some(chainer) = &mut self.chainer
+                {
+                    chainer.note();
+                }
                 if written.has_written {
                     self.state.set_written(begun);
                     counters.commits.add(written.took);
@@ -316,6 +357,7 @@ impl Writer {
         self.install(connection)?;
         self.checkpointer = Some(Checkpointer::spawn(self.location.clone())?);
         self.readers.fill()?;
+        self.chainer = Some(Chainer::spawn(self.readers.clone())?);
         Ok(())
     }
 
@@ -372,6 +414,7 @@ impl Writer {
     }
 
     fn close_all(&mut self) {
+        self.chainer = None;
         self.readers.clear();
         self.checkpointer = None;
         self.connection = None;
@@ -430,6 +473,7 @@ impl Drop for Writer {
             self.state.set_failed();
         }
         self.state.set_closing();
+        self.chainer = None;
         refuse(self.waiting(), &self.state.closed_error());
         self.readers.clear();
         let broken = self.checkpointer.take().and_then(Checkpointer::end);

@@ -8,7 +8,7 @@ use crate::store::sqlite::rows;
 
 /// Selects the columns that [`Event::of`] reads, in the order in which events are folded.
 pub(super) const EVENTS: &str = "SELECT action, seq, at, kind, from_status, to_status, decision, \
-                                 execution, call_id, actor, tenant_id FROM event \
+                                 execution, call_id, actor, tenant_id, digest FROM event \
                                  ORDER BY action, seq";
 
 /// An event as far as it changes the state.
@@ -24,6 +24,7 @@ pub(super) struct Event {
     call_id: Option<String>,
     actor: String,
     tenant: String,
+    digest: Option<[u8; 32]>,
 }
 
 impl Event {
@@ -40,6 +41,7 @@ impl Event {
             call_id: rows::call_id(row, 8)?,
             actor: row.get(9)?,
             tenant: row.get(10)?,
+            digest: row.get(11)?,
         })
     }
 }
@@ -53,6 +55,8 @@ pub(super) struct State {
     status: Status,
     decided: Option<Decided>,
     execution: Option<Execution>,
+    /// What was submitted or decided on last. Events of schema version 5 do not say.
+    digest: Option<[u8; 32]>,
 }
 
 /// The decision in force: what, when, by whom and by which call.
@@ -86,6 +90,7 @@ pub(super) fn fold(state: Option<State>, event: &Event) -> Option<State> {
         status: Status::Pending,
         decided: None,
         execution: None,
+        digest: event.digest,
     };
     let next = match (kind, from, state) {
         (EventKind::Submitted, None, None) => State {
@@ -101,11 +106,13 @@ pub(super) fn fold(state: Option<State>, event: &Event) -> Option<State> {
                 EventKind::Approved => Decision::Approve,
                 _ => Decision::Reject,
             };
+            let state = state.unwrap_or_else(first);
             State {
                 status: Status::Committed,
                 decided: Some(decided(decision, None)),
                 execution: None,
-                ..state.unwrap_or_else(first)
+                digest: event.digest.or(state.digest),
+                ..state
             }
         }
         (EventKind::Expired | EventKind::Cancelled, Some(Status::Pending), Some(state)) => {
@@ -185,6 +192,12 @@ impl State {
             ("submitter", record.submitted_by == self.submitted_by),
             ("reviewer", action.decided_by.as_deref() == by),
             ("tenant", tenant == Some(&*self.tenant)),
+            (
+                "digest",
+                self.digest.is_none_or(|digest| {
+                    action.digest.map(|digest| *digest.as_bytes()) == Some(digest)
+                }),
+            ),
         ]
         .into_iter()
         .find_map(|(what, agrees)| (!agrees).then_some(what))
