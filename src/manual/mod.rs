@@ -8,6 +8,7 @@
 //! | [`agents`] | whoever writes an agent |
 //! | [`reviewing`] | whoever decides |
 //! | [`operating`] | whoever runs the server |
+//! | [`audit`] | whoever has to prove what was decided |
 //! | [`contributing`] | whoever sends a change |
 //!
 //! This module has no code. It exists in the documentation alone.
@@ -24,6 +25,7 @@ macro_rules! page {
         #[doc = "[agents.md]: crate::manual::agents"]
         #[doc = "[reviewing.md]: crate::manual::reviewing"]
         #[doc = "[operating.md]: crate::manual::operating"]
+        #[doc = "[audit.md]: crate::manual::audit"]
         #[doc = "[contributing.md]: crate::manual::contributing"]
         #[doc = ""]
         #[doc = $text]
@@ -37,4 +39,5 @@ page!(storage, include_str!("storage.md"));
 page!(agents, include_str!("agents.md"));
 page!(reviewing, include_str!("reviewing.md"));
 page!(operating, include_str!("operating.md"));
+page!(audit, include_str!("audit.md"));
 page!(contributing, include_str!("contributing.md"));

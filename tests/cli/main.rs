@@ -12,6 +12,7 @@
 
 #[cfg(unix)]
 mod adversary;
+mod audit;
 mod binary;
 #[path = "../support/mod.rs"]
 mod support;

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-use crate::binary::{Served, run, serve};
+use crate::binary::{Served, aegis, run, serve};
 
 /// The shell blocks of a page, one after the other.
 fn commands(page: &str) -> String {
@@ -32,6 +32,44 @@ fn blocks(text: &str) -> String {
     let blocks = text.split("```sh\n").skip(1);
     let blocks = blocks.map(|block| block.split("```").next().unwrap());
     blocks.collect()
+}
+
+/// A shell that runs commands in a folder, and ends with the first one that fails.
+fn shell(commands: &str, folder: &Path) -> Command {
+    let mut shell = Command::new("bash");
+    shell.args(["-euo", "pipefail", "-c", commands]);
+    let binary = Path::new(env!("CARGO_BIN_EXE_aegis")).parent().unwrap();
+    let path = std::env::var("PATH").unwrap_or_default();
+    shell.env("PATH", format!("{}:{path}", binary.display()));
+    shell.current_dir(folder);
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("AEGIS_") {
+            shell.env_remove(name);
+        }
+    }
+    shell
+}
+
+#[test]
+fn the_commands_of_the_audit_page_run_as_written() {
+    let folder = TempDir::new().unwrap();
+    let server = Served::start(serve(&folder.path().join("aegis.db")));
+    for key in ["one", "two"] {
+        let mut approve = aegis(&["approve", key, "--tenant", "acme", "--thread", "run-7"]);
+        approve.env("AEGIS_URL", server.url());
+        run(approve).expect(0);
+    }
+    // A server that ends chains what is left.
+    server.stop().expect(0);
+    let commands = commands("audit.md");
+    assert!(commands.lines().count() > 7, "{commands}");
+    let ended = run(shell(&commands, folder.path())).expect(0);
+    let heads = ended.stdout.matches(" at seq 2\n").count();
+    assert_eq!(heads, 5, "{ended:?}");
+    assert!(
+        ended.stdout.contains("not in this export: seq 1 to 1"),
+        "{ended:?}"
+    );
 }
 
 #[test]

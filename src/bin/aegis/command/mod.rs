@@ -1,5 +1,6 @@
 //! The commands, one file each. A new command is one file and one line in `commands!`.
 
+mod audit;
 mod backup;
 mod cancel;
 mod check;
@@ -89,6 +90,9 @@ commands! {
     Backup(backup::Backup) => backup::run,
     /// Reads a whole database, and says whether it is sound (exit code 0) or not (1).
     Check(check::Check) => check::run,
+    /// Exports and verifies the audit trail, even while a server has the database open.
+    #[command(subcommand)]
+    Audit(audit::Audit) => audit::run,
     /// Shows and repairs deliveries to webhooks, even while a server has the database open.
     #[command(subcommand)]
     Webhooks(webhooks::Webhooks) => webhooks::run,

@@ -1,0 +1,377 @@
+//! `aegis audit`, and the program of the manual that verifies an export without it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use aegis_hitl::store::{AuditTrail, SqliteStore};
+use rusqlite::Connection;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::binary::{Ended, Served, aegis, run, run_with_bytes, run_with_input, serve};
+use crate::python::{interpreter, python};
+use crate::support::{Call, alone};
+
+/// A title with what programs often take for something else.
+const TITLE: &str = "\u{202e}\u{2028}\u{7f}\u{1b}[1m \\u0041 \" é 😀 12345678901234567890 1e400";
+
+fn audit(store: &Path, args: &[&str]) -> Command {
+    let mut command = aegis(&["audit"]);
+    command.args(args).arg("--store").arg(store);
+    command
+}
+
+fn export(store: &Path, args: &[&str]) -> String {
+    let args = [&["export"], args].concat();
+    run(audit(store, &args)).expect(0).stdout
+}
+
+/// Verifies an export without the database.
+fn verify(export: &str, args: &[&str]) -> Ended {
+    run_with_input(aegis(&[&["audit", "verify", "-"], args].concat()), export)
+}
+
+/// The program of the manual.
+fn program() -> String {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/manual/audit.md");
+    let page = fs::read_to_string(page).unwrap();
+    let (_, program) = page.split_once("```python\n").unwrap();
+    program.split("```").next().unwrap().to_owned()
+}
+
+/// Verifies an export with the program of the manual.
+fn verify_in_python(export: &[u8], heads: &[&str]) -> Ended {
+    let program = program();
+    let args = [&["-c", program.as_str()], heads].concat();
+    run_with_bytes(python(interpreter(), &args), export)
+}
+
+async fn submit(server: &Served, tenant: &str, key: &str) {
+    let body = json!({ "payload": 1, "aegis": { "title": TITLE, "allow_edit": true } });
+    let call = Call::new(server.addr, "POST", "/api/v1/hitl/actions")
+        .header("Tenant-Id", tenant)
+        .header("Thread-Id", "run-7")
+        .header("Idempotency-Key", key)
+        .json(body.to_string());
+    let answer = call.send().await;
+    assert!(answer.status < 300, "{answer:?}");
+}
+
+async fn decide(server: &Served, tenant: &str, key: &str) {
+    let call = Call::new(server.addr, "POST", "/api/v1/hitl/approve")
+        .header("Tenant-Id", tenant)
+        .header("Thread-Id", "run-7")
+        .header("Idempotency-Key", key)
+        .json("{}");
+    assert_eq!(call.send().await.status, 202);
+}
+
+/// The heads of all chains, once no event waits to be chained.
+async fn heads(store: &Path, events: u64) -> Vec<Value> {
+    loop {
+        let heads = run(audit(store, &["head", "--json"])).expect(0).json();
+        let heads = heads["chains"].as_array().unwrap().clone();
+        let sum = |name: &str| heads.iter().map(|head| head[name].as_u64().unwrap()).sum();
+        let (chained, unchained): (u64, u64) = (sum("seq"), sum("unchained"));
+        if (chained, unchained) == (events, 0) {
+            return heads;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+}
+
+/// A server that runs, with five events of two tenants.
+async fn told(folder: &TempDir) -> (Served, PathBuf) {
+    let store = folder.path().join("aegis.db");
+    let server = Served::start(serve(&store));
+    for tenant in ["acme", "b"] {
+        submit(&server, tenant, "one").await;
+        decide(&server, tenant, "one").await;
+    }
+    decide(&server, "acme", "two").await;
+    (server, store)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_export_of_a_server_that_runs_is_verified_by_the_program_of_the_manual() {
+    let folder = TempDir::new().unwrap();
+    let (server, store) = told(&folder).await;
+    let heads = heads(&store, 5).await;
+    let all = export(&store, &[]);
+    let verified = verify(&all, &["--json"]).expect(0).json();
+    assert_eq!(verified["sound"], true);
+    let python = verify_in_python(all.as_bytes(), &[]).expect(0);
+    for (chain, head) in verified["chains"].as_array().unwrap().iter().zip(&heads) {
+        for name in ["tenant_id", "seq", "head", "unchained"] {
+            assert_eq!(chain[name], head[name], "{name}");
+        }
+        let (tenant, seq) = (head["tenant_id"].as_str().unwrap(), &head["seq"]);
+        let hash = head["head"].as_str().unwrap();
+        let line = format!("{tenant}: head {hash} at seq {seq}\n");
+        assert!(python.stdout.contains(&line), "{python:?}");
+        assert!(verify(&all, &[]).expect(0).stdout.contains(&line));
+        let shown = run(audit(&store, &["head", "--tenant", tenant])).expect(0);
+        assert_eq!(shown.stdout, line);
+        let one = export(&store, &["--tenant", tenant]);
+        assert!(all.contains(&one));
+        verify(&one, &["--tenant", tenant, "--head", hash]).expect(0);
+        verify_in_python(one.as_bytes(), &[hash]).expect(0);
+        run(audit(&store, &["verify", "--head", hash])).expect(0);
+        let other = if tenant == "b" { "acme" } else { "b" };
+        verify(&one, &["--tenant", other]).expect(1);
+        run(audit(
+            &store,
+            &["verify", "--tenant", other, "--head", hash],
+        ))
+        .expect(1);
+    }
+    assert!(
+        all.contains("\u{202e}\u{2028}\u{7f}\\u001b[1m \\\\u0041"),
+        "{all}"
+    );
+    let part = export(&store, &["--tenant", "acme", "--from", "3"]);
+    assert_eq!(part.lines().count(), 3);
+    let verified = verify(&part, &[]).expect(0);
+    assert!(verified.stdout.contains("not in this export: seq 1 to 2"));
+    verify_in_python(part.as_bytes(), &[]).expect(0);
+    // What comes later follows on what was exported.
+    decide(&server, "acme", "three").await;
+    self::heads(&store, 6).await;
+    let longer = export(&store, &["--tenant", "acme"]);
+    verify(&longer, &["--head", heads[0]["head"].as_str().unwrap()]).expect(0);
+    server.stop().expect(0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_is_changed_in_an_export_is_found_by_both_verifiers() {
+    let folder = TempDir::new().unwrap();
+    let (server, store) = told(&folder).await;
+    server.stop().expect(0);
+    let all = export(&store, &[]);
+    let lines: Vec<_> = all.lines().map(|line| format!("{line}\n")).collect();
+    let head = |at: usize| {
+        let line: Value = serde_json::from_str(&lines[at]).unwrap();
+        line["head"].as_str().unwrap().to_owned()
+    };
+    let noted = [head(4), head(8)];
+    let noted: Vec<&str> = noted.iter().map(String::as_str).collect();
+    let arguments = ["--head", noted[0], "--head", noted[1]];
+    verify(&all, &arguments).expect(0);
+    verify_in_python(all.as_bytes(), &noted).expect(0);
+    let mut changed = vec![String::new(), all.replace('\n', ""), "[]\n".to_owned()];
+    for at in 0..lines.len() {
+        let mut edits = vec![Vec::new(), vec![lines[at].clone(); 2]];
+        edits.push(vec![lines[(at + 1) % lines.len()].clone()]);
+        edits.push(vec![lines[at].replacen("\"seq\":", "\"seq\":1", 1)]);
+        edits.push(vec![lines[at].replacen('{', "{ ", 1)]);
+        edits.push(vec![lines[at].replacen('a', "\\u0061", 1)]);
+        edits.push(vec![
+            lines[at].replace("\"tenant_id\":\"acme\"", "\"tenant_id\":\"b\""),
+        ]);
+        edits.push(vec![
+            lines[at]
+                .replace("reviewer", "mallory")
+                .replace("anonymous", "eve"),
+        ]);
+        edits.push(vec![lines[at].replacen("}\n", ",\"zzz\":1}\n", 1)]);
+        let member = lines[at].replacen("\"seq\":", "\"seq\":1,\"seq\":", 1);
+        edits.push(vec![member]);
+        for edit in edits {
+            let mut lines = lines.clone();
+            lines.splice(at..=at, edit);
+            changed.push(lines.concat());
+        }
+    }
+    // The rest of a chain after its head.
+    let event: Value = serde_json::from_str(&lines[1]).unwrap();
+    let removed = json!({ "hash": event["hash"], "leaf": event["hash"], "seq": 4 });
+    let mut after_the_end = lines.clone();
+    after_the_end.insert(5, format!("{removed}\n"));
+    changed.push(after_the_end.concat());
+    changed.retain(|changed| *changed != all);
+    assert!(changed.len() > 60, "{}", changed.len());
+    // One process of Python verifies all of them: each would take longer to start than to end.
+    let files: Vec<_> = (0..changed.len())
+        .map(|number| folder.path().join(format!("{number}.jsonl")))
+        .collect();
+    for (file, changed) in files.iter().zip(&changed) {
+        fs::write(file, changed).unwrap();
+    }
+    let runner = r#"
+import io, sys
+program, noted, folder, count = sys.argv[1], sys.argv[2:4], sys.argv[4], int(sys.argv[5])
+for number in range(count):
+    class Input: buffer = open(f"{folder}/{number}.jsonl", "rb")
+    sys.stdin, sys.argv, is_sound = Input, ["-", *noted], True
+    sys.stdout = io.StringIO()
+    try: exec(program, {})
+    except BaseException: is_sound = False
+    sys.stdout = sys.__stdout__
+    print(int(is_sound))
+"#;
+    let (program, count) = (program(), changed.len().to_string());
+    let folder_name = folder.path().to_str().unwrap();
+    let args = [
+        "-c",
+        runner,
+        &program,
+        noted[0],
+        noted[1],
+        folder_name,
+        &count,
+    ];
+    let found = run(python(interpreter(), &args)).expect(0);
+    let found: Vec<_> = found.stdout.lines().collect();
+    assert_eq!(found.len(), changed.len());
+    for ((file, changed), in_python) in files.iter().zip(&changed).zip(found) {
+        let args = [&["audit", "verify", file.to_str().unwrap()], &arguments[..]].concat();
+        let ended = run(aegis(&args));
+        assert_eq!((ended.code(), in_python), (1, "0"), "{changed}\n{ended:?}");
+        assert!(
+            ended.stderr.contains("the export is not sound"),
+            "{ended:?}"
+        );
+        assert_eq!(ended.stdout.lines().count(), 1, "{ended:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_was_changed_in_the_database_is_named() {
+    let folder = TempDir::new().unwrap();
+    let (server, store) = told(&folder).await;
+    server.stop().expect(0);
+    run(audit(&store, &["verify"])).expect(0);
+    let database = Connection::open(&store).unwrap();
+    database
+        .execute_batch("UPDATE event SET actor = 'mallory\u{202e}' WHERE seq = 2")
+        .unwrap();
+    let ended = run(audit(&store, &["verify", "--json"])).expect(1);
+    let json = ended.json();
+    assert_eq!(json["sound"], false);
+    let fault = json["faults"][0].as_str().unwrap();
+    assert_eq!(
+        fault,
+        "event 2: it is not as it was chained, as seq 2 of tenant acme"
+    );
+    assert!(
+        ended.stderr.contains("the audit trail is not sound"),
+        "{ended:?}"
+    );
+    run(audit(&store, &["verify", "--tenant", "b"])).expect(0);
+    let file = store.to_str().unwrap();
+    let checked = run(aegis(&["check", file])).expect(1);
+    assert!(checked.stdout.contains(fault), "{checked:?}");
+    verify(&export(&store, &["--tenant", "acme"]), &[]).expect(1);
+}
+
+#[test]
+fn wrong_usage_of_audit_is_told() {
+    let folder = TempDir::new().unwrap();
+    let store = folder.path().join("aegis.db");
+    let missing = run(audit(&store, &["export"])).expect(1);
+    assert!(
+        missing.stderr.contains("the audit trail was not read"),
+        "{missing:?}"
+    );
+    assert!(!store.exists());
+    drop(SqliteStore::open(&store).unwrap());
+    while AuditTrail::open(&store).is_err() {}
+    for args in [
+        &["export", "--from", "0", "--tenant", "a"][..],
+        &["export", "--from", "2"],
+        &["export", "--from", "2", "--tenant", "a"],
+        &["export", "--tenant", "a b"],
+        &["verify", "--head", "abc"],
+    ] {
+        let ended = run(audit(&store, args)).expect(2);
+        assert_eq!(ended.stdout, "", "{ended:?}");
+    }
+    assert_eq!(export(&store, &[]), "");
+    let empty = export(&store, &["--tenant", "nobody"]);
+    assert_eq!(empty.lines().count(), 2);
+    verify(&empty, &[]).expect(0);
+    verify_in_python(empty.as_bytes(), &[]).expect(0);
+    run(aegis(&["audit", "verify", "no-such-file"])).expect(1);
+    verify(&"x".repeat(3 * 1024 * 1024), &[]).expect(1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_killed_while_it_chains_goes_on_where_it_was() {
+    let folder = TempDir::new().unwrap();
+    let _alone = alone().await;
+    let (store, copy) = (
+        folder.path().join("aegis.db"),
+        folder.path().join("copy.db"),
+    );
+    fill(&store, 3_000).await;
+    // The server has a backlog to chain, and is killed at several points of it.
+    unchain(&store);
+    let mut reached = Vec::new();
+    for lives in 0..6 {
+        let server = Served::start(serve(&store));
+        decide(&server, "acme", &format!("life-{lives}")).await;
+        tokio::time::sleep(std::time::Duration::from_millis(40 * lives)).await;
+        server.kill();
+        let head = run(audit(&store, &["head", "--tenant", "acme", "--json"])).expect(0);
+        reached.push(head.json()["chains"][0]["seq"].as_u64().unwrap());
+        run(audit(&store, &["verify"])).expect(0);
+    }
+    assert!(reached.is_sorted(), "{reached:?}");
+    assert!(
+        reached[0] < 3_006,
+        "there was nothing to go on with: {reached:?}"
+    );
+    let server = Served::start(serve(&store));
+    let chained = heads(&store, 3_006).await;
+    server.stop().expect(0);
+    // The same events, chained by one server from the first one.
+    fs::copy(&store, &copy).unwrap();
+    unchain(&copy);
+    let server = Served::start(serve(&copy));
+    assert_eq!(heads(&copy, 3_006).await, chained);
+    server.stop().expect(0);
+    assert_eq!(export(&copy, &[]), export(&store, &[]));
+    run(aegis(&["check", store.to_str().unwrap()])).expect(0);
+}
+
+/// Records decisions of two tenants.
+async fn fill(path: &Path, count: usize) {
+    use aegis_hitl::store::{Actor, Decide, Decided, Identity, Store};
+
+    let store = SqliteStore::open(path).unwrap();
+    let tasks: Vec<_> = (0..100)
+        .map(|task| {
+            let store = store.clone();
+            tokio::spawn(async move {
+                for number in 0..count / 100 {
+                    let request = Decide {
+                        identity: Identity {
+                            tenant_id: ["acme", "b"][number % 2].parse().unwrap(),
+                            thread_id: "run-7".parse().unwrap(),
+                            idempotency_key: format!("k-{task}-{number}").parse().unwrap(),
+                        },
+                        decision: aegis_hitl::Decision::Approve,
+                        call_id: None,
+                        payload: None,
+                        comment: None,
+                        actor: Actor::new("reviewer"),
+                        require_submission: false,
+                        allow_self_approval: true,
+                    };
+                    let decided = store.decide(request).await.unwrap();
+                    assert!(matches!(decided, Decided::Recorded(_)));
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+    store.close().await;
+}
+
+fn unchain(path: &Path) {
+    let database = Connection::open(path).unwrap();
+    database.execute_batch("DELETE FROM chain").unwrap();
+}
