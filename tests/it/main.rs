@@ -68,10 +68,10 @@ mod model;
 mod never_sent;
 #[cfg(all(feature = "server", feature = "test-util"))]
 mod outbox;
-#[cfg(all(feature = "client", feature = "server", feature = "test-util"))]
-mod retention;
 #[cfg(feature = "server")]
 mod rates;
+#[cfg(all(feature = "client", feature = "server", feature = "test-util"))]
+mod retention;
 #[cfg(feature = "server")]
 mod shutdown;
 #[cfg(all(feature = "client", feature = "server", feature = "test-util"))]

@@ -35,9 +35,8 @@ use crate::server::http::headers;
 use crate::server::http::response;
 use crate::server::http::room::Room;
 use crate::server::http::{
-    Arrival, Held, Host, HostGuard, Rate, RateLimiter, Rejection, RequestBody, Response,
+    Arrival, Held, Host, HostGuard, Peer, Rate, RateLimiter, Rejection, RequestBody, Response,
 };
-use crate::server::net::Peer;
 use crate::server::ops::metrics::Metrics;
 use crate::server::ops::outage::Outage;
 use crate::store::{Actor, Identity, Store, StoreError};

@@ -14,7 +14,7 @@ pub use self::host::{Host, InvalidHost};
 pub use self::rate::{InvalidRate, Rate};
 pub use self::response::ResponseBody;
 
-pub(crate) use self::arrival::Arrival;
+pub(crate) use self::arrival::{Arrival, Peer};
 pub(crate) use self::body::RequestBody;
 pub(crate) use self::host::HostGuard;
 pub(crate) use self::rate::RateLimiter;

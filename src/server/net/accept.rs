@@ -16,11 +16,12 @@ use tower_service::Service;
 
 use super::activity::{Activity, Timeouts};
 use super::connection::{self, Connection};
-use super::places::{Peer, Places};
+use super::places::Places;
 use super::socket::Listener;
 use super::tls::Acceptor;
 use crate::protocol::BoxError;
 use crate::server::drain::Drain;
+use crate::server::http::Peer;
 use crate::server::ops::outage::Outage;
 
 /// The pause after the first failure to accept. It doubles with each further failure, up to

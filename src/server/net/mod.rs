@@ -32,7 +32,7 @@ mod tls {
 }
 
 pub(crate) use self::activity::Timeouts;
-pub(crate) use self::places::{ConnectionLimits, Peer, Places};
+pub(crate) use self::places::{ConnectionLimits, Places};
 pub(crate) use self::socket::Listener;
 pub(crate) use self::tls::Acceptor;
 #[cfg(feature = "tls")]

@@ -2,7 +2,6 @@
 //! newcomer.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -12,6 +11,7 @@ use tokio::time::{sleep, timeout};
 
 use super::activity::Activity;
 use crate::server::drain::Shutdown;
+use crate::server::http::Peer;
 use crate::server::ops::outage::Outage;
 
 /// The default maximum of connections.
@@ -31,26 +31,6 @@ impl ConnectionLimits {
     /// Returns the maximum number of connections, given that the process has room for `room`.
     fn connections(self, room: usize) -> usize {
         self.connections.unwrap_or(CONNECTIONS).min(room).max(1)
-    }
-}
-
-/// The origin of a connection: an IPv4 address, or an IPv6 `/64` network, which one host can have
-/// to itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct Peer(IpAddr);
-
-impl Peer {
-    pub(crate) fn of(address: IpAddr) -> Self {
-        Self(match address.to_canonical() {
-            IpAddr::V6(address) => {
-                let network = address.to_bits() & !u128::from(u64::MAX);
-                // Loopback is a single address, not a network.
-                let loopback = address.is_loopback();
-                let network = Ipv6Addr::from_bits(network);
-                IpAddr::V6(if loopback { address } else { network })
-            }
-            address => address,
-        })
     }
 }
 
@@ -109,7 +89,7 @@ impl Places {
     pub(crate) async fn room_for(&mut self, peer: Option<Peer>) -> bool {
         let mut counted = false;
         loop {
-            let bounded = peer.filter(|peer| self.loopback_counts || !peer.0.is_loopback());
+            let bounded = peer.filter(|peer| self.loopback_counts || !peer.is_loopback());
             let theirs = peer.and_then(|peer| self.by_peer.get(&peer).copied());
             let theirs = theirs.unwrap_or_default();
             let whose = if bounded.is_some() && theirs >= self.per_peer {
@@ -125,7 +105,7 @@ impl Places {
             if !std::mem::replace(&mut counted, true) && self.crowded.failed() {
                 tracing::warn!(
                     connections = self.taken.len(),
-                    peer = peer.map(|peer| tracing::field::display(peer.0)),
+                    peer = peer.map(|peer| tracing::field::display(peer)),
                     peers_connections = theirs,
                     "there is no room for a connection; idle ones are closed for new ones"
                 );
@@ -242,19 +222,6 @@ impl Places {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn peer(address: &str) -> Peer {
-        Peer::of(address.parse().unwrap())
-    }
-
-    #[test]
-    fn an_ipv6_host_is_one_peer_whatever_addresses_it_takes() {
-        assert_eq!(peer("2001:db8::1"), peer("2001:db8:0:0:ffff:ffff:1:2"));
-        assert_ne!(peer("2001:db8::1"), peer("2001:db8:0:1::1"));
-        assert_eq!(peer("::ffff:192.0.2.1"), peer("192.0.2.1"));
-        assert_ne!(peer("192.0.2.1"), peer("192.0.2.2"));
-        assert!(peer("::1").0.is_loopback() && peer("::ffff:127.0.0.1").0.is_loopback());
-    }
 
     #[test]
     fn connections_are_as_many_as_descriptors_allow() {

@@ -161,6 +161,10 @@ pub(crate) trait Ledger {
         limit: usize,
     ) -> Result<Vec<(u64, SystemTime)>, Self::Error>;
 
+    /// Returns the position up to which events are in the audit chain: only these may be removed.
+    /// If it is before `position`, the chain is extended first, by a few events.
+    fn chain_towards(&mut self, position: u64) -> Result<u64, Self::Error>;
+
     /// Finds what a sweep has to know of an event.
     fn aged(&self, position: u64) -> Result<Option<Aged>, Self::Error>;
 

@@ -133,6 +133,8 @@ struct Step {
     position: u64,
     /// The position of the newest event that may be removed.
     last: u64,
+    /// The position of the newest event that is known to be in the audit chain.
+    chained: u64,
     /// The position of the newest event.
     newest: u64,
     /// The row of the newest action, which must stay: no later one may get its number.
@@ -162,6 +164,7 @@ impl Step {
             position: start,
             last: received.map_or(last, |received| received.min(last)),
             endpoints,
+            chained: 0,
             newest,
             newest_row: ledger.newest_action()?,
             limit: sweep.limit.max(1),
@@ -194,8 +197,10 @@ impl Step {
                     return Ok(false);
                 }
                 ledger.postpone(next, at)?;
-            } else {
+            } else if self.is_chained(next, ledger)? {
                 self.look(next, ledger)?;
+            } else {
+                return Ok(true);
             }
             self.position = next;
             if self.is_over() {
@@ -214,6 +219,9 @@ impl Step {
         let postponed = ledger.postponed(self.before, self.limit)?;
         let has_more = postponed.len() >= self.limit;
         for (until, position) in postponed {
+            if !self.is_chained(position, ledger)? {
+                return Ok(true);
+            }
             ledger.remove_postponed(until, position)?;
             self.look(position, ledger)?;
             if self.is_over() {
@@ -221,6 +229,14 @@ impl Step {
             }
         }
         Ok(has_more)
+    }
+
+    /// Whether an event is in the audit chain, which must keep its link.
+    fn is_chained<L: Ledger>(&mut self, position: u64, ledger: &mut L) -> Result<bool, L::Error> {
+        if position > self.chained {
+            self.chained = ledger.chain_towards(position)?;
+        }
+        Ok(position <= self.chained)
     }
 
     /// Whether the time of the newest event is not to come.

@@ -86,9 +86,29 @@ struct Run {
     hash: Hash,
 }
 
+/// Chains some events in the writer's own transaction, if those up to `position` are not chained.
+/// Returns the position up to which all are.
+///
+/// A sweep needs this where the retention is shorter than the chain is behind: after the upgrade of
+/// a large database, and in tests.
+pub(super) fn extend_towards(connection: &Connection, position: i64) -> rusqlite::Result<i64> {
+    /// About a millisecond.
+    const MOST: usize = 128;
+
+    let reached_before = reached(connection)?;
+    if reached_before >= position {
+        return Ok(reached_before);
+    }
+    links_behind(connection, MOST)?.insert(connection)?;
+    reached(connection)
+}
+
 /// Computes the links of up to `limit` events that are not chained.
 pub(super) fn extension(connection: &Connection, limit: usize) -> rusqlite::Result<Extension> {
-    let connection = &snapshot(connection)?;
+    links_behind(&*snapshot(connection)?, limit)
+}
+
+fn links_behind(connection: &Connection, limit: usize) -> rusqlite::Result<Extension> {
     let after = reached(connection)?;
     let mut runs: BTreeMap<String, Run> = BTreeMap::new();
     let mut read = connection.prepare_cached(NEXT)?;

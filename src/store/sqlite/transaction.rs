@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 use rusqlite::{Connection, params};
 use uuid::Uuid;
 
-use super::chain::Extension;
+use super::chain::{self, Extension};
 use super::fault::is_fatal;
 use super::repeats::{Repeat, Repeats};
 use super::rows::{self, CallId};
@@ -402,6 +402,11 @@ impl Ledger for Transaction<'_> {
         limit: usize,
     ) -> rusqlite::Result<Vec<(u64, SystemTime)>> {
         sweep::events_between(self.connection, after, last, limit)
+    }
+
+    fn chain_towards(&mut self, position: u64) -> rusqlite::Result<u64> {
+        let reached = chain::extend_towards(self.connection, deliveries::seq(position))?;
+        Ok(reached.unsigned_abs())
     }
 
     fn aged(&self, position: u64) -> rusqlite::Result<Option<Aged>> {
