@@ -15,10 +15,6 @@ const LEAST: Duration = Duration::from_secs(1);
 /// The most actions of one step. It takes about a millisecond.
 const STEP: usize = 64;
 
-/// How many times the duration of a step the pause behind it takes. The more decisions there are,
-/// the longer a step waits and takes, and so the longer is the pause.
-const PAUSE: u32 = 4;
-
 /// The longest pause while there is something to remove.
 const LONGEST_PAUSE_WITH_WORK: Duration = Duration::from_millis(250);
 
@@ -83,7 +79,9 @@ impl Retention {
                         tracing::info!(failures, "actions that are over are removed again");
                     }
                     match swept.has_more {
-                        true => (begun.elapsed() * PAUSE).min(LONGEST_PAUSE_WITH_WORK),
+                        // As long as the step waited and took: the more decisions there are, the
+                        // longer it is.
+                        true => begun.elapsed().min(LONGEST_PAUSE_WITH_WORK),
                         // A sixtieth later than it could is early enough for anything.
                         false => (self.0 / 60).min(LONGEST_PAUSE),
                     }

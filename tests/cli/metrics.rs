@@ -95,11 +95,12 @@ async fn prometheus_reads_every_line() {
         ("aegis_webhook_parked_events", "gauge"),
         ("aegis_webhook_dead_events", "gauge"),
         ("aegis_webhook_stopped", "gauge"),
+        ("aegis_removed_actions", "counter"),
     ] {
         assert_eq!(types[name], kind, "{name}");
         assert_ne!(read["helps"][name], "", "{name}");
     }
-    assert_eq!(types.len(), 17, "{types:?}");
+    assert_eq!(types.len(), 18, "{types:?}");
     let samples = read["samples"].as_array().unwrap();
     for expected in [
         serde_json::json!(["aegis_decisions_total", {"decision": "approve"}, 1.0]),

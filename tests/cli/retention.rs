@@ -262,7 +262,7 @@ async fn no_key_is_decided_twice_and_no_event_lost_where_old_actions_go_under_si
     let ended = timeout(HANG, running.join_all());
     ended.await.unwrap();
     assert!(
-        removed.is_sorted() && removed.last() > Some(&100),
+        removed.is_sorted() && removed.last() > Some(&20),
         "{removed:?}"
     );
 

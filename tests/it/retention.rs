@@ -1,15 +1,15 @@
 //! Removing what is over: what callers are answered afterwards, and what keeps an action.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use aegis_hitl::layer::Backoff;
 use aegis_hitl::outbox::{Endpoint, Outbox, Start};
 use aegis_hitl::server::Retention;
 use aegis_hitl::store::{
-    Actor, Clock, Decide, Decided, Identity, MemoryStore, SqliteStore, Store, Submission, Submit,
-    Sweep, Swept,
+    Actor, AuditTrail, AuditVerifier, Clock, Decide, Decided, Identity, MemoryStore, SqliteStore,
+    Store, Submission, Submit, Sweep, Swept,
 };
 use aegis_hitl::{AegisService, Decision, Outcome};
 use serde_json::{Value, json};
@@ -494,4 +494,85 @@ async fn a_row_that_an_edit_has_spoilt_stays_and_keeps_nothing_else() {
     assert_eq!(sweep(&store, Duration::ZERO).await, 2);
     assert_eq!(store.totals().await.unwrap().decisions, 1);
     store.close().await;
+}
+
+#[tokio::test]
+async fn an_agent_never_runs_again_what_was_removed() {
+    let store = MemoryStore::new();
+    let server = start(store.clone()).await;
+    let aegis = AegisService::builder()
+        .base_url(format!("http://{}", server.addr))
+        .tenant_id("t")
+        .thread_id("h")
+        .build()
+        .unwrap();
+    let ran = AtomicUsize::new(0);
+    let run = |key: &'static str| {
+        aegis.action(key).run_once(|_| async {
+            ran.fetch_add(1, Ordering::SeqCst);
+            Ok::<_, std::io::Error>(7)
+        })
+    };
+    // It runs once it is on record and approved.
+    let approving = async {
+        until(|| async { store.totals().await.unwrap().actions == 1 }).await;
+        assert_eq!(server.approve("completed").send().await.status, 202);
+    };
+    let (first, ()) = tokio::join!(run("completed"), approving);
+    first.unwrap();
+    assert_eq!(ran.load(Ordering::SeqCst), 1);
+    approve(&store, "unclaimed").await;
+    submit(&store).await;
+    assert_eq!(sweep(&store, Duration::ZERO).await, 2);
+    for key in ["completed", "unclaimed"] {
+        // By its id it is unknown.
+        assert!(ends(run(key)).await.is_err());
+        assert_eq!(ran.load(Ordering::SeqCst), 1, "{key} ran again");
+    }
+    assert!(server.stop().await.is_drained());
+}
+
+/// The lines of a tenant's whole trail.
+fn exported(trail: &AuditTrail, tenant: &str) -> Vec<String> {
+    let mut lines = Vec::from([trail.first_line(tenant, 0).unwrap().unwrap()]);
+    let head = trail.head(tenant).unwrap();
+    let mut seq = 0;
+    while let Some(page) = trail.page(tenant, seq, u64::MAX, 50).unwrap() {
+        lines.extend(page.lines);
+        seq = page.seq;
+    }
+    lines.push(head.line());
+    lines
+}
+
+#[tokio::test]
+async fn what_was_removed_leaves_its_links_in_the_audit_chain() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("aegis.db");
+    let store = SqliteStore::open(&path).unwrap();
+    // More than a sweep chains at a time, and sooner than anything else chains them.
+    for number in 0..300 {
+        approve(&store, &format!("k-{number}")).await;
+    }
+    submit(&store).await;
+    assert_eq!(sweep(&store, Duration::ZERO).await, 300);
+    approve(&store, "later").await;
+    let trail = AuditTrail::open(&path).unwrap();
+    until(async || trail.head("t").unwrap().unchained == 0).await;
+    let report = trail.verify(None).unwrap();
+    assert_eq!(
+        (report.removed, report.faults.len()),
+        (300, 0),
+        "{report:?}"
+    );
+    let lines = exported(&trail, "t");
+    let mut verifier = AuditVerifier::new();
+    for line in &lines {
+        verifier.line(line).unwrap();
+    }
+    assert_eq!(verifier.finish().unwrap().len(), 1);
+    // A removed event leaves no more than its hash.
+    assert!(!lines.concat().contains("k-299") && lines.concat().contains("later"));
+    store.close().await;
+    assert_eq!(SqliteStore::verify(&path).unwrap().faults, [""; 0]);
 }

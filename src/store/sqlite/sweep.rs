@@ -36,6 +36,18 @@ pub(super) fn tombstone(
         .optional()
 }
 
+pub(super) fn has_tombstones(connection: &Connection) -> rusqlite::Result<bool> {
+    let mut read = connection.prepare_cached("SELECT EXISTS (SELECT 1 FROM tombstone)")?;
+    read.query_row([], |row| row.get(0))
+}
+
+/// Removes the row of an action that came on record in this transaction, and has no event yet.
+pub(super) fn take_back(connection: &Connection, row: i64) -> rusqlite::Result<()> {
+    let mut delete = connection.prepare_cached("DELETE FROM action WHERE id = ?1")?;
+    delete.execute([row])?;
+    Ok(())
+}
+
 fn digest(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<Digest>> {
     Ok(row.get::<_, Option<[u8; 32]>>(column)?.map(Digest::from))
 }

@@ -32,6 +32,8 @@ pub(super) struct Transaction<'a> {
     /// The number of actions that were removed, and of those that the database counts.
     removed: u64,
     counted: u64,
+    /// Whether there is a tombstone, once that was looked for.
+    has_tombstones: Option<bool>,
 }
 
 /// The actions that a transaction changed, and how.
@@ -94,6 +96,7 @@ impl<'a> Transaction<'a> {
             changes: Changes::default(),
             removed: 0,
             counted: 0,
+            has_tombstones: None,
         })
     }
 
@@ -148,6 +151,15 @@ impl<'a> Transaction<'a> {
         extension.insert(self.connection)
     }
 
+    fn has_tombstones(&mut self) -> rusqlite::Result<bool> {
+        if let Some(known) = self.has_tombstones {
+            return Ok(known);
+        }
+        let found = sweep::has_tombstones(self.connection)?;
+        self.has_tombstones = Some(found);
+        Ok(found)
+    }
+
     /// Writes the heartbeat, which shows that the database takes writes.
     pub(super) fn beat(&mut self) -> rusqlite::Result<()> {
         if self.has_beaten {
@@ -191,8 +203,7 @@ impl Ledger for Transaction<'_> {
                 "INSERT INTO action (request_id, identity, tenant_id, thread_id, idempotency_key, \
                  status, decision, digest, payload, comment, title, expires_at, allow_edit, \
                  submitted_by, decided_by, call_id, created_at, decided_at) \
-                 SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18 \
-                 WHERE NOT EXISTS (SELECT 1 FROM tombstone WHERE identity = ?2) \
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18) \
                  ON CONFLICT (identity) DO NOTHING",
             )?
             .execute(params![
@@ -217,16 +228,22 @@ impl Ledger for Transaction<'_> {
             ])?;
         if inserted == 1 {
             record.row = self.connection.last_insert_rowid();
+            // This comes second, so that it costs nothing where the action is on record. It is a
+            // statement of its own: as a condition of the insert it took 5 % of all decisions, of
+            // those without a tombstone too.
+            if self.has_tombstones()?
+                && let Some(tombstone) = self.tombstone(new.identity)?
+            {
+                sweep::take_back(self.connection, record.row)?;
+                return Ok(Inserted::Removed(tombstone));
+            }
             return Ok(Inserted::New(record));
         }
         // If the row belongs to another identity with the same digest, nothing is found. That is an
         // error, so that no other identity's action is answered.
-        if let Some(record) = self.find(new.identity)? {
-            return Ok(Inserted::Existing(record));
-        }
-        let tombstone = self.tombstone(new.identity)?;
-        let tombstone = tombstone.ok_or(rusqlite::Error::QueryReturnedNoRows)?;
-        Ok(Inserted::Removed(tombstone))
+        let record = self.find(new.identity)?;
+        let record = record.ok_or(rusqlite::Error::QueryReturnedNoRows)?;
+        Ok(Inserted::Existing(record))
     }
 
     fn update(&mut self, record: &Record) -> rusqlite::Result<()> {
@@ -384,6 +401,7 @@ impl Ledger for Transaction<'_> {
 
     fn remove(&mut self, record: &Record) -> rusqlite::Result<()> {
         self.removed += 1;
+        self.has_tombstones = Some(true);
         sweep::remove(self.connection, record.row)
     }
 
