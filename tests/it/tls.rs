@@ -327,3 +327,26 @@ fn a_certificate_or_a_key_that_cannot_be_used_is_named() {
     let both = format!("{key}{chain}");
     assert!(Tls::from_pem(both.as_bytes(), both.as_bytes()).is_ok());
 }
+
+/// Records that carry no bytes of a request are no activity.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_floods_a_connection_with_key_updates_is_cut_off() {
+    let identity = Certified::new();
+    let server = start(&identity, |server| server.header_timeout(SHORT)).await;
+    let stream = identity.connect(server.addr, &[]).await.unwrap();
+    let (mut socket, mut session) = stream.into_inner();
+    let flood = async {
+        loop {
+            let mut records = Vec::new();
+            while records.len() < 64 * 1024 {
+                session.refresh_traffic_keys().unwrap();
+                session.write_tls(&mut records).unwrap();
+            }
+            if socket.write_all(&records).await.is_err() {
+                return;
+            }
+        }
+    };
+    ends(flood).await;
+    still_answers(&identity, &server).await;
+}

@@ -103,6 +103,7 @@ impl Listen {
 /// The permissions of a Unix socket, in octal. To connect takes the one to write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
+#[cfg_attr(not(unix), expect(dead_code, reason = "there are no Unix sockets"))]
 pub(crate) struct Mode(pub(crate) u32);
 
 impl Default for Mode {

@@ -11,25 +11,9 @@ mod stream;
 #[cfg(feature = "tls")]
 mod tls;
 
-/// Without the feature no server has TLS.
 #[cfg(not(feature = "tls"))]
-mod tls {
-    use std::io;
-    use std::sync::Arc;
-
-    use super::activity::Activity;
-    use super::socket::Socket;
-    use super::stream::Stream;
-
-    #[derive(Debug, Clone)]
-    pub(crate) enum Acceptor {}
-
-    impl Acceptor {
-        pub(super) async fn accept(&self, _: Socket, _: &Arc<Activity>) -> io::Result<Stream> {
-            match *self {}
-        }
-    }
-}
+#[path = "no_tls.rs"]
+mod tls;
 
 pub(crate) use self::activity::Timeouts;
 pub(crate) use self::places::{ConnectionLimits, Places};
