@@ -93,20 +93,6 @@ fn the_commands_of_the_agents_page_run_as_written() {
     server.stop().expect(0);
 }
 
-/// A shell that finds the binary, in a folder of its own.
-fn shell(commands: &str, folder: &Path) -> Command {
-    let mut shell = Command::new("bash");
-    shell.args(["-euo", "pipefail", "-c", commands]);
-    let binary = Path::new(env!("CARGO_BIN_EXE_aegis")).parent().unwrap();
-    let path = std::env::var("PATH").unwrap_or_default();
-    shell.env("PATH", format!("{}:{path}", binary.display()));
-    shell.current_dir(folder);
-    for name in ["AEGIS_TOKEN", "AEGIS_CONFIG", "AEGIS_CLAIM"] {
-        shell.env_remove(name);
-    }
-    shell
-}
-
 /// Commands that start a server in the background, which then ends.
 fn with_its_end(commands: &str) -> String {
     format!("trap 'kill $! && wait $!' EXIT\n{commands}")

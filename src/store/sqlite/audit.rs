@@ -17,11 +17,11 @@ use crate::store::audit::{Hash, leaf, line, link, origin};
 const MAX_FAULTS: usize = 100;
 
 /// Selects the runs with a tenant's links behind another link, in order.
-const RUNS: &str = "SELECT event, seq, links, hash FROM chain WHERE tenant_id = ?1 AND seq > ?2 \
+pub(super) const RUNS: &str = "SELECT event, seq, links, hash FROM chain WHERE tenant_id = ?1 AND seq > ?2 \
                     ORDER BY seq";
 
 /// The last run that has no link behind another.
-const BEFORE: &str = "SELECT seq, hash FROM chain WHERE tenant_id = ?1 AND seq <= ?2 \
+pub(super) const BEFORE: &str = "SELECT seq, hash FROM chain WHERE tenant_id = ?1 AND seq <= ?2 \
                       ORDER BY seq DESC LIMIT 1";
 
 /// The next tenant of each table, and its first row.
@@ -35,7 +35,7 @@ pub(super) const NEXT_TENANT: [(&str, &str); 2] = [
         "event",
     ),
 ];
-const UNCHAINED: &str = "SELECT count(*) FROM event WHERE tenant_id = ?1 AND seq > ?2";
+pub(super) const UNCHAINED: &str = "SELECT count(*) FROM event WHERE tenant_id = ?1 AND seq > ?2";
 
 /// The audit trails in a database file, for reading. A server may have it open.
 ///

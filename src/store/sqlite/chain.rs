@@ -44,13 +44,16 @@ pub(super) const AT: &str = select!("seq = ?1 AND event.tenant_id = ?2");
 pub(super) const TIP: &str =
     "SELECT seq, hash FROM chain WHERE tenant_id = ?1 ORDER BY seq DESC LIMIT 1";
 
+pub(super) const REACHED: &str = "SELECT max(event) FROM chain";
+
 /// Returns the position up to which all events are chained, or 0. Only these may be removed.
 ///
 /// This is one search of an index. In a transaction of the writer it stays true until the commit.
 pub(super) fn reached(connection: &Connection) -> rusqlite::Result<i64> {
     connection
-        .prepare_cached("SELECT coalesce(max(event), 0) FROM chain")?
-        .query_row([], |row| row.get(0))
+        .prepare_cached(REACHED)?
+        .query_row([], |row| row.get::<_, Option<i64>>(0))
+        .map(Option::unwrap_or_default)
 }
 
 /// The number and the hash of the last link of a tenant's chain.

@@ -286,7 +286,7 @@ mod tests {
 
     use super::*;
     use crate::store::SqliteStore;
-    use crate::store::sqlite::{deliveries, sweep};
+    use crate::store::sqlite::{audit, chain, deliveries, sweep};
 
     /// The plan of a statement, one line for each table that it reads.
     fn plan(connection: &Connection, sql: &str) -> Vec<String> {
@@ -326,6 +326,16 @@ mod tests {
             (sweep::AGED, "event_action"),
             (sweep::POSTPONED, "PRIMARY KEY"),
             (sweep::NEWEST_ACTION, "SEARCH action"),
+            (chain::NEXT, "event USING INTEGER PRIMARY KEY"),
+            (chain::OF_TENANT, "event_tenant"),
+            (chain::AT, "event USING INTEGER PRIMARY KEY"),
+            (chain::TIP, "sqlite_autoindex_chain_1"),
+            (chain::REACHED, "chain"),
+            (audit::RUNS, "sqlite_autoindex_chain_1"),
+            (audit::BEFORE, "sqlite_autoindex_chain_1"),
+            (audit::UNCHAINED, "event_tenant"),
+            (audit::NEXT_TENANT[0].0, "sqlite_autoindex_chain_1"),
+            (audit::NEXT_TENANT[1].0, "event_tenant"),
         ];
         for order in [Order::OldestFirst, Order::NewestFirst] {
             reads.push((ids(order), "action_state"));
