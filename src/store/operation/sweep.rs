@@ -14,6 +14,9 @@ const LOOK_AGAIN: Duration = Duration::from_secs(3600);
 /// How many times the limit of removals a step looks at events.
 const LOOKS: usize = 8;
 
+/// The events that a step looks at, however long that takes, if it removes nothing.
+const LEAST_LOOKS: usize = 16;
+
 /// The most bytes of what was written with the actions that a step removes, but for one action.
 const MAX_BYTES: usize = 1024 * 1024;
 
@@ -141,6 +144,8 @@ struct Step {
     newest_row: Option<i64>,
     limit: usize,
     removed: usize,
+    /// The number of events that were looked at.
+    looks: usize,
     bytes: usize,
     until: Instant,
 }
@@ -169,14 +174,17 @@ impl Step {
             newest_row: ledger.newest_action()?,
             limit: sweep.limit.max(1),
             removed: 0,
+            looks: 0,
             bytes: MAX_BYTES,
             until,
         })
     }
 
-    /// Whether decisions should not wait any longer.
+    /// Whether decisions should not wait any longer. However slow the machine is, each step gets
+    /// something done, or else it would not end.
     fn is_over(&self) -> bool {
-        self.removed >= self.limit || self.bytes == 0 || self.until <= Instant::now()
+        let has_worked = self.removed > 0 || self.looks >= LEAST_LOOKS;
+        self.removed >= self.limit || self.bytes == 0 || has_worked && self.until <= Instant::now()
     }
 
     /// Looks at events in order, from where the last step stopped. Returns whether there are more to
@@ -217,15 +225,17 @@ impl Step {
             return Ok(true);
         }
         let postponed = ledger.postponed(self.before, self.limit)?;
-        let has_more = postponed.len() >= self.limit;
+        let mut left = postponed.len();
+        let has_more = left >= self.limit;
         for (until, position) in postponed {
             if !self.is_chained(position, ledger)? {
                 return Ok(true);
             }
+            left -= 1;
             ledger.remove_postponed(until, position)?;
             self.look(position, ledger)?;
             if self.is_over() {
-                return Ok(true);
+                return Ok(has_more || left > 0);
             }
         }
         Ok(has_more)
@@ -247,6 +257,7 @@ impl Step {
 
     /// Removes the action of an event that is old enough, if the event is its newest and it is over.
     fn look<L: Ledger>(&mut self, position: u64, ledger: &mut L) -> Result<(), L::Error> {
+        self.looks += 1;
         let Some(aged) = ledger.aged(position)? else {
             return Ok(());
         };
