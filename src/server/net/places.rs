@@ -105,7 +105,7 @@ impl Places {
             if !std::mem::replace(&mut counted, true) && self.crowded.failed() {
                 tracing::warn!(
                     connections = self.taken.len(),
-                    peer = peer.map(|peer| tracing::field::display(peer)),
+                    peer = peer.map(tracing::field::display),
                     peers_connections = theirs,
                     "there is no room for a connection; idle ones are closed for new ones"
                 );
