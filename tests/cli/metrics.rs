@@ -65,7 +65,7 @@ async fn prometheus_reads_every_line() {
         let config = folder.path().join("aegis.toml");
         // Nothing listens there, and nothing has to.
         let webhook = "[[webhook]]\nname = \"billing-1\"\n\
-                       url = \"http://127.0.0.1:9/\"\nformat = \"slack\"\nevents = []\n\
+                       url = \"http://127.0.0.1:9/\"\nformat = \"slack\"\ntenants = [\"nobody\"]\n\
                        [serve]\npublic-url = \"https://aegis.example.com\"\n";
         fs::write(&config, webhook).unwrap();
         command.arg("--config").arg(config);

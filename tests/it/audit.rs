@@ -516,12 +516,12 @@ async fn events_are_chained_while_the_store_is_open() {
 async fn a_database_of_the_version_before_is_chained_from_its_first_event() {
     let (_folder, path) = told().await;
     let before = export(&path, "acme", 1, 100);
-    // What version 5 did not have.
+    // What version 6 did not have.
     for sql in ["DROP TABLE chain", "ALTER TABLE event DROP COLUMN digest"] {
         edit(&path, sql);
     }
     let connection = Connection::open(&path).unwrap();
-    connection.pragma_update(None, "user_version", 5).unwrap();
+    connection.pragma_update(None, "user_version", 6).unwrap();
     drop(connection);
     assert!(AuditTrail::open(&path).is_err());
     let store = SqliteStore::open(&path).unwrap();
