@@ -44,7 +44,12 @@ impl Clock {
 
     /// Returns the time in whole microseconds, the resolution of every store.
     pub fn now(&self) -> SystemTime {
-        let now = whole_micros(self.stands_at.unwrap_or_else(SystemTime::now));
+        self.shown_at(SystemTime::now())
+    }
+
+    /// Returns what this clock shows when the true time, by the clock of a database, is `time`.
+    pub(crate) fn shown_at(&self, time: SystemTime) -> SystemTime {
+        let now = whole_micros(self.stands_at.unwrap_or(time));
         let offset = self.offset.load(Ordering::SeqCst);
         let distance = Duration::from_micros(offset.unsigned_abs());
         let moved = if offset < 0 {

@@ -8,6 +8,9 @@ mod clock;
 mod delivery;
 mod error;
 mod operation;
+#[cfg(feature = "postgres")]
+mod postgres;
+mod repeats;
 mod rule;
 mod sqlite;
 mod statistics;
@@ -38,6 +41,8 @@ pub use self::operation::{
     Resend, Resent, Resume, Resumed, Start, Submission, Submit, Submitted, Sweep, Swept,
     TakeEndpoint,
 };
+#[cfg(feature = "postgres")]
+pub use self::postgres::{PostgresBuilder, PostgresStore};
 pub use self::sqlite::{AuditPage, AuditReport, AuditTrail, SqliteStore, Verified};
 pub(crate) use self::statistics::DurationCounter;
 pub use self::statistics::{Durations, Statistics, WriterStatistics};

@@ -71,6 +71,12 @@ impl Watchers {
         }
     }
 
+    /// Whether nobody waits.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.lock().is_empty()
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<Topic, watch::Sender<()>>> {
         self.topics.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -68,6 +68,8 @@ mod model;
 mod never_sent;
 #[cfg(all(feature = "server", feature = "test-util"))]
 mod outbox;
+#[cfg(all(feature = "postgres", feature = "test-util", unix))]
+mod postgres;
 #[cfg(feature = "server")]
 mod rates;
 #[cfg(all(feature = "client", feature = "server", feature = "test-util"))]

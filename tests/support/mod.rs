@@ -14,6 +14,8 @@ mod faulty;
 mod forward;
 pub mod h2;
 mod log;
+#[cfg(all(feature = "postgres", unix))]
+pub mod postgres;
 pub mod process;
 pub mod raw;
 #[cfg(feature = "server")]

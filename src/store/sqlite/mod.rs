@@ -12,7 +12,6 @@ mod job;
 mod list;
 mod lock;
 mod read;
-mod repeats;
 mod rows;
 mod schema;
 mod state;
@@ -46,6 +45,7 @@ use self::state::State;
 pub use self::verify::Verified;
 use self::writer::{Parts, Writer};
 use super::operation::Operation;
+use super::repeats;
 use super::{
     Acquire, Acquired, Backlog, Cancel, Cancelled, Clock, DeadLetter, Decide, DecideById, Decided,
     DueDeliveries, EndpointState, EndpointTaken, Finish, Finished, List, MarkDeliveries, Marked,

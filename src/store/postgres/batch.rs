@@ -1,0 +1,220 @@
+//! Recording new actions, many in one transaction.
+//!
+//! Most actions are new. Those that come in while a transaction is committed share the next one,
+//! which spreads its cost over them, and nobody waits for company.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Notify, oneshot};
+use uuid::Uuid;
+
+use super::Inner;
+use super::fault::Fault;
+use super::load::Located;
+use super::loaded::Loaded;
+use super::session::Session;
+use super::transact::{Doubt, Proof};
+use super::write;
+use crate::store::StoreError;
+
+/// The most actions in one transaction.
+const MAX_ACTIONS: usize = 256;
+
+/// The most bytes of their payloads, but for one action.
+const MAX_BYTES: usize = 4 * 1024 * 1024;
+
+/// How long a transaction may take before its actions are looked up one by one.
+const PATIENCE: Duration = Duration::from_secs(6);
+
+/// How many transactions are open at once: while one waits for the disk, another is sent.
+const LANES: usize = 2;
+
+/// The new actions that wait for a transaction.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    waiting: Mutex<Vec<Newcomer>>,
+    arrived: Notify,
+}
+
+/// A new action with its event, and whoever waits for it.
+#[derive(Debug)]
+struct Newcomer {
+    loaded: Loaded,
+    reply: oneshot::Sender<Verdict>,
+}
+
+/// What became of a new action.
+#[derive(Debug)]
+enum Verdict {
+    Recorded,
+    /// Its identity is on record, or the transaction failed without recording anything.
+    NotRecorded,
+    Unknown,
+}
+
+impl Newcomer {
+    /// The tenant, thread and key: the order of the unique index, in which all transactions insert,
+    /// so that no two wait for each other.
+    fn identity(&self) -> [Option<&str>; 3] {
+        let action = self
+            .loaded
+            .actions
+            .first()
+            .map(|loading| &loading.record.action);
+        [
+            action
+                .and_then(|action| action.tenant_id.as_ref())
+                .map(|tenant| tenant.as_str()),
+            action
+                .and_then(|action| action.thread_id.as_ref())
+                .map(|thread| thread.as_str()),
+            action
+                .and_then(|action| action.idempotency_key.as_ref())
+                .map(|key| key.as_str()),
+        ]
+    }
+
+    fn size(&self) -> usize {
+        self.loaded
+            .actions
+            .iter()
+            .map(|action| action.record.size())
+            .sum()
+    }
+
+    fn id(&self) -> Option<Uuid> {
+        self.loaded.actions.first().map(|action| action.key.1)
+    }
+}
+
+impl Queue {
+    /// Wakes the tasks, so that they see that the store is gone.
+    pub(super) fn stop(&self) {
+        self.arrived.notify_waiters();
+    }
+
+    fn push(&self, newcomer: Newcomer) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.push(newcomer);
+        drop(waiting);
+        self.arrived.notify_one();
+    }
+
+    /// Takes the newcomers of the next transaction. No identity is among them twice.
+    fn take(&self) -> Vec<Newcomer> {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut bytes = 0;
+        let all = waiting.iter().take(MAX_ACTIONS);
+        let fitting = all.take_while(|newcomer| {
+            let fits = bytes == 0 || bytes + newcomer.size() <= MAX_BYTES;
+            bytes += newcomer.size().max(1);
+            fits
+        });
+        let fitting = fitting.count();
+        let mut taken: Vec<_> = waiting.drain(..fitting).collect();
+        if !waiting.is_empty() {
+            self.arrived.notify_one();
+        }
+        taken.sort_by(|one, other| one.identity().cmp(&other.identity()));
+        taken
+    }
+}
+
+impl Inner {
+    /// Runs an operation that may record a new action. On the way it is taken for new, which costs
+    /// nothing if it is not: then it runs on what is on record.
+    pub(super) async fn record<O: Located>(&self, operation: &O) -> Result<O::Outcome, StoreError> {
+        let mut loaded = Loaded::at(self.state.now());
+        let outcome = match operation.apply(&mut loaded) {
+            Ok(outcome) if !loaded.events.is_empty() => outcome,
+            _ => return self.transact(operation, Vec::new()).await,
+        };
+        let proof = Proof::of(&loaded.events);
+        let (reply, verdict) = oneshot::channel();
+        self.queue.push(Newcomer { loaded, reply });
+        match (verdict.await, proof) {
+            (Ok(Verdict::Recorded), _) => Ok(outcome),
+            (Ok(Verdict::NotRecorded), _) | (_, None) => self.transact(operation, Vec::new()).await,
+            (Ok(Verdict::Unknown) | Err(_), Some(proof)) => {
+                self.transact(operation, vec![Doubt { proof, outcome }])
+                    .await
+            }
+        }
+    }
+
+    /// Starts the tasks that record new actions. They end with the store.
+    pub(super) fn start_lanes(self: &Arc<Self>) {
+        for _ in 0..LANES {
+            let (queue, store) = (self.queue.clone(), Arc::downgrade(self));
+            tokio::spawn(async move {
+                while let Some(store) = Weak::upgrade(&store) {
+                    let batch = queue.take();
+                    if batch.is_empty() {
+                        drop(store);
+                        queue.arrived.notified().await;
+                    } else {
+                        store.record_all(batch).await;
+                    }
+                }
+            });
+        }
+    }
+
+    async fn record_all(&self, batch: Vec<Newcomer>) {
+        let recorded = tokio::time::timeout(PATIENCE, self.try_record(&batch)).await;
+        // The connection is closed with the attempt, and its transaction ends by itself.
+        let recorded =
+            recorded.unwrap_or_else(|_| Err(Fault::unknown("the database did not answer in time")));
+        if let Err(Fault::Unknown(_)) = recorded {
+            self.state.set_unsure();
+        }
+        for newcomer in batch {
+            let verdict = match &recorded {
+                Ok(ids) if newcomer.id().is_some_and(|id| ids.contains(&id)) => Verdict::Recorded,
+                Ok(_) | Err(Fault::Again(_) | Fault::Refused(_)) => Verdict::NotRecorded,
+                Err(Fault::Unknown(_)) => Verdict::Unknown,
+            };
+            // Announced before it is answered, so that whoever is answered has caused no wake-up still
+            // to come.
+            match verdict {
+                Verdict::Recorded => self.recorded(&newcomer.loaded.events),
+                Verdict::Unknown => self.wake(&newcomer.loaded.events),
+                Verdict::NotRecorded => {}
+            }
+            // The caller may be gone.
+            let _ = newcomer.reply.send(verdict);
+        }
+    }
+
+    /// Records a batch in one transaction, all of whose statements are sent together. Returns the ids
+    /// of the actions that were new.
+    async fn try_record(&self, batch: &[Newcomer]) -> Result<HashSet<Uuid>, Fault> {
+        let actions: Vec<_> = batch
+            .iter()
+            .flat_map(|newcomer| &newcomer.loaded.actions)
+            .collect();
+        let events: Vec<_> = batch
+            .iter()
+            .flat_map(|newcomer| &newcomer.loaded.events)
+            .collect();
+        self.follower.expect(events.iter().copied());
+        let session = Session::open(&self.pool).await?;
+        let (unsure, begun) = (self.state.doubts(), Instant::now());
+        let (started, inserted, committed) = tokio::join!(
+            biased;
+            session.begin(),
+            write::insert(&session, &actions, &events),
+            session.commit(),
+        );
+        // Outside of a transaction, the others would have been carried out one by one.
+        started.map_err(|fault| Fault::Unknown(fault.into_error()))?;
+        let inserted = inserted.map_err(Fault::before_commit)?;
+        committed?;
+        write::finish(session)?;
+        self.state.set_written(unsure, begun);
+        self.state.commits.add(begun.elapsed());
+        Ok(inserted)
+    }
+}

@@ -1,0 +1,167 @@
+//! What went wrong, and what that says about a transaction.
+
+use std::error::Error as _;
+use std::io;
+
+use deadpool::managed::PoolError;
+use tokio_postgres::Error;
+use tokio_postgres::error::{Severity, SqlState};
+
+use crate::store::StoreError;
+
+/// Why an attempt ended without an answer.
+#[derive(Debug)]
+pub(super) enum Fault {
+    /// Nothing was recorded, and the next attempt may succeed.
+    Again(StoreError),
+    /// Nothing was recorded, and the next attempt would fail alike.
+    Refused(StoreError),
+    /// Whether it was recorded is not known.
+    Unknown(StoreError),
+}
+
+impl Fault {
+    pub(super) fn into_error(self) -> StoreError {
+        match self {
+            Self::Again(error) | Self::Refused(error) | Self::Unknown(error) => error,
+        }
+    }
+
+    pub(super) fn again(detail: &'static str) -> Self {
+        Self::Again(StoreError::unavailable(detail))
+    }
+
+    pub(super) fn unknown(detail: &'static str) -> Self {
+        Self::Unknown(StoreError::unavailable(detail))
+    }
+
+    /// The same fault of a statement that a commit was sent behind. A statement that the server
+    /// refused makes the commit a rollback. If no answer came, both may have been carried out.
+    pub(super) fn before_commit(self) -> Self {
+        match self {
+            Self::Again(error) if !is_refusal(&error) => Self::Unknown(error),
+            fault => fault,
+        }
+    }
+
+    /// The error of a commit.
+    pub(super) fn of_commit(error: Error) -> Self {
+        let was_rolled_back = error.code().is_some_and(|code| {
+            // Class 40 is a rollback, but for a completion that is not known.
+            code.code().starts_with("40") && *code != SqlState::T_R_STATEMENT_COMPLETION_UNKNOWN
+        });
+        if was_rolled_back {
+            Self::Again(lost(error))
+        } else {
+            Self::Unknown(
+                StoreError::unavailable("whether the database committed is not known")
+                    .with_source(error),
+            )
+        }
+    }
+}
+
+/// Whether the server itself refused the statement. What ends a connection may come from a pooler,
+/// which does not know what became of the statements behind.
+fn is_refusal(error: &StoreError) -> bool {
+    let source = error
+        .source()
+        .and_then(|source| source.downcast_ref::<tokio_postgres::Error>());
+    let refusal = source.and_then(|error| error.as_db_error());
+    refusal.is_some_and(|error| error.parsed_severity() == Some(Severity::Error))
+}
+
+/// The error of a statement before the commit, which records nothing.
+impl From<Error> for Fault {
+    fn from(error: Error) -> Self {
+        // Class 22 is a value and class 23 a constraint: it stays as it is.
+        let is_final = error.code().is_some_and(|code| {
+            let class = code.code().get(..2).unwrap_or_default();
+            matches!(class, "22" | "23" | "42")
+        });
+        if is_final {
+            Self::Refused(
+                StoreError::unavailable("the request cannot be recorded").with_source(error),
+            )
+        } else {
+            Self::Again(lost(error))
+        }
+    }
+}
+
+fn lost(error: Error) -> StoreError {
+    StoreError::unavailable("the database cannot answer now").with_source(error)
+}
+
+impl From<PoolError<Error>> for Fault {
+    fn from(error: PoolError<Error>) -> Self {
+        Self::Again(match error {
+            PoolError::Backend(error) => {
+                StoreError::unavailable("the database cannot be reached").with_source(error)
+            }
+            PoolError::Timeout(_) => {
+                StoreError::unavailable("no connection to the database is free")
+            }
+            PoolError::Closed => StoreError::unavailable("the store is closed"),
+            _ => StoreError::unavailable("there is no connection to the database"),
+        })
+    }
+}
+
+/// A value in the database that only an edit by hand can have written.
+pub(super) fn unreadable(error: impl std::error::Error + Send + Sync + 'static) -> StoreError {
+    StoreError::unavailable("a row cannot be read").with_source(error)
+}
+
+/// The error of the first connection, in words that tell what to change. `place` is the server and
+/// the database without a password.
+pub(super) fn of_connect(error: Error, place: &str, user: &str) -> StoreError {
+    let code = error.code().cloned();
+    let is = |state: &SqlState| code.as_ref() == Some(state);
+    let mut source = error.source();
+    let mut refused = None;
+    while let Some(cause) = source {
+        if let Some(io) = cause.downcast_ref::<io::Error>() {
+            refused = Some(io.kind());
+        }
+        source = cause.source();
+    }
+    if is(&SqlState::INVALID_PASSWORD) || is(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION) {
+        let tells = error.as_db_error().map(|error| error.message().to_owned());
+        return StoreError::incompatible(format!(
+            "PostgreSQL at {place} does not let the user {user} in ({}); allowed is what its pg_hba.conf allows, with the \
+             password in the URL or in PGPASSWORD",
+            tells.unwrap_or_default()
+        ));
+    }
+    if is(&SqlState::INVALID_CATALOG_NAME) {
+        return StoreError::incompatible(format!(
+            "there is no database at {place}; make it with createdb"
+        ))
+        .with_source(error);
+    }
+    if is(&SqlState::TOO_MANY_CONNECTIONS) {
+        return StoreError::unavailable(format!("PostgreSQL at {place} takes no more connections"))
+            .with_source(error);
+    }
+    // The library has no predicates for these.
+    let text = error.to_string();
+    if text.contains("password missing") || text.contains("invalid configuration") {
+        return StoreError::incompatible(format!(
+            "PostgreSQL at {place} asks the user {user} for a password; give it in the URL or in PGPASSWORD"
+        ))
+        .with_source(error);
+    }
+    if text.contains("TLS") {
+        return StoreError::incompatible(format!(
+            "no TLS with PostgreSQL at {place}: it offers none, or its certificate is not trusted; allowed are \
+             sslmode=disable, prefer (not verified), require and verify-full (verified)"
+        ))
+        .with_source(error);
+    }
+    StoreError::unavailable(match refused {
+        Some(kind) => format!("PostgreSQL at {place} cannot be reached: {kind}"),
+        None => format!("PostgreSQL at {place} cannot be used"),
+    })
+    .with_source(error)
+}

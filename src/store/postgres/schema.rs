@@ -1,0 +1,196 @@
+//! The schema: how it is made, and how it gets from one version to the next.
+
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::Type;
+
+use super::fault::Fault;
+use super::rows::get;
+use super::session::{Pool, Session};
+use crate::store::StoreError;
+
+/// Each entry takes the schema to the next version, from version 0 on. A released entry never
+/// changes, and servers of the release before must be able to work beside it.
+const MIGRATIONS: [&str; 1] = [include_str!("schema/1.sql")];
+
+/// The version that the last entry leads to.
+const CURRENT: usize = MIGRATIONS.len();
+
+/// The least version of PostgreSQL, as the server numbers it.
+const LEAST: i32 = 140_000;
+
+/// What keeps two servers from migrating at once. Any number that nobody else uses does.
+const LOCK: &str = "SELECT pg_advisory_xact_lock(4702394921426175817)";
+
+/// What the database is like.
+pub(super) struct Settings {
+    /// Whether a commit waits for the disk, unless a transaction says otherwise.
+    pub(super) commits_wait: bool,
+}
+
+/// Checks that the server can keep this store.
+pub(super) async fn check(pool: &Pool, place: &str) -> Result<Settings, Fault> {
+    let session = Session::open(pool).await?;
+    let found = session
+        .query(
+            "SELECT current_setting('server_version_num')::int AS number, current_setting('server_version') AS version, \
+             current_setting('server_encoding') AS encoding, current_setting('synchronous_commit') AS commits, \
+             current_setting('fsync') AS fsync",
+            &[],
+        )
+        .await?;
+    let row = found
+        .first()
+        .ok_or_else(|| Fault::again("the database has no settings"))?;
+    let (version, encoding): (&str, &str) = (get(row, "version")?, get(row, "encoding")?);
+    let refused = |detail: String| Err(Fault::Refused(StoreError::incompatible(detail)));
+    if get::<i32>(row, "number")? < LEAST {
+        return refused(format!(
+            "PostgreSQL at {place} has version {version}; allowed is 14 and later"
+        ));
+    }
+    if encoding != "UTF8" {
+        return refused(format!(
+            "the database at {place} has the encoding {encoding}; allowed is UTF8"
+        ));
+    }
+    if get::<&str>(row, "fsync")? != "on" {
+        tracing::warn!(
+            "PostgreSQL at {place} runs with fsync=off: a crash loses decisions, and may spoil the database"
+        );
+    }
+    let commits: &str = get(row, "commits")?;
+    if commits == "off" {
+        tracing::warn!(
+            "PostgreSQL at {place} has synchronous_commit=off; the store's own transactions wait for the disk"
+        );
+    }
+    let settings = Settings {
+        commits_wait: commits != "off",
+    };
+    let mut session = session;
+    session.release();
+    Ok(settings)
+}
+
+/// Takes the schema to the current version, or only checks that it is there.
+pub(super) async fn migrate(pool: &Pool, place: &str, allowed: bool) -> Result<(), Fault> {
+    if version(pool, place).await? == CURRENT {
+        return Ok(());
+    }
+    if !allowed {
+        let found = version(pool, place).await?;
+        return Err(Fault::Refused(StoreError::incompatible(format!(
+            "the database at {place} has schema version {found}; this release needs version {CURRENT}, and may not make it \
+             (--no-migrate)"
+        ))));
+    }
+    let session = Session::open(pool).await?;
+    session.begin().await?;
+    session
+        .run("SET LOCAL lock_timeout = '60s'; SET LOCAL statement_timeout = 0")
+        .await?;
+    session.run(LOCK).await?;
+    let migrated = async {
+        session
+            .run(
+                "CREATE TABLE IF NOT EXISTS aegis_schema (version integer PRIMARY KEY, \
+                 made_by text NOT NULL, made_at timestamptz NOT NULL DEFAULT clock_timestamp())",
+            )
+            .await?;
+        // Another server may have been first.
+        let found = read(&session).await?;
+        known(found, place)?;
+        for (version, step) in (1..).zip(MIGRATIONS).skip(found) {
+            session.run(step).await?;
+            session
+                .execute(
+                    "INSERT INTO aegis_schema (version, made_by) VALUES ($1, $2)",
+                    &[
+                        (&version, Type::INT4),
+                        (&env!("CARGO_PKG_VERSION"), Type::TEXT),
+                    ],
+                )
+                .await?;
+            tracing::info!(version, "the schema is migrated");
+        }
+        Ok(())
+    };
+    migrated
+        .await
+        .map_err(|fault: Fault| explain(fault, place))?;
+    session.finish().await
+}
+
+/// Reads the version of the schema; 0 if there is none.
+async fn version(pool: &Pool, place: &str) -> Result<usize, Fault> {
+    let session = Session::open(pool).await?;
+    let is_there = session
+        .query(
+            "SELECT to_regclass('aegis_schema') IS NOT NULL AS is_there",
+            &[],
+        )
+        .await?;
+    let is_there = is_there
+        .first()
+        .map(|row| get(row, "is_there"))
+        .transpose()?;
+    let found = match is_there {
+        Some(true) => read(&session)
+            .await
+            .map_err(|fault| explain(fault, place))?,
+        _ => 0,
+    };
+    let mut session = session;
+    session.release();
+    known(found, place)?;
+    Ok(found)
+}
+
+async fn read(session: &Session) -> Result<usize, Fault> {
+    let found = session
+        .query(
+            "SELECT coalesce(max(version), 0) AS version FROM aegis_schema",
+            &[],
+        )
+        .await?;
+    let version: i32 = found
+        .first()
+        .map(|row| get(row, "version"))
+        .transpose()?
+        .unwrap_or(0);
+    Ok(usize::try_from(version).unwrap_or(usize::MAX))
+}
+
+fn known(found: usize, place: &str) -> Result<(), Fault> {
+    if found <= CURRENT {
+        return Ok(());
+    }
+    Err(Fault::Refused(StoreError::incompatible(format!(
+        "the database at {place} has schema version {found}, of a newer release; this release reads versions 1 to {CURRENT}"
+    ))))
+}
+
+/// Says which right is missing.
+fn explain(fault: Fault, place: &str) -> Fault {
+    use std::error::Error as _;
+    let error = fault.into_error();
+    let source = error
+        .source()
+        .and_then(|source| source.downcast_ref::<tokio_postgres::Error>());
+    let database = source.and_then(tokio_postgres::Error::as_db_error);
+    Fault::Refused(match database {
+        Some(refusal) if *refusal.code() == SqlState::INSUFFICIENT_PRIVILEGE => {
+            StoreError::incompatible(format!(
+                "the user may not make the tables in the database at {place} ({}); allowed is a user with CREATE on the schema, \
+             such as the owner of the database",
+                refusal.message()
+            ))
+        }
+        Some(refusal) => StoreError::incompatible(format!(
+            "the schema of the database at {place} cannot be made: {}",
+            refusal.message()
+        ))
+        .with_source(error.clone()),
+        None => error,
+    })
+}

@@ -1,0 +1,194 @@
+//! Connections, and the transactions on them.
+//!
+//! Nothing that a session keeps is used: no named statements, no types of the schema, settings for
+//! one transaction alone. So a pooler may give each transaction another connection.
+
+use std::future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use deadpool::managed::{self, Metrics, Object, RecycleError, RecycleResult};
+use tokio_postgres::error::Severity;
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{AsyncMessage, Client, Error, Row};
+
+use super::address::Address;
+use super::fault::Fault;
+use super::state::State;
+
+pub(super) type Pool = managed::Pool<Manager>;
+
+/// The parameters of a statement, each with its type, so that the server need not be asked for it.
+pub(super) type Values<'a> = [(&'a (dyn ToSql + Sync), Type)];
+
+/// Begins a transaction. Each setting ends with it.
+///
+/// A wait for a lock, for the disk or for a standby ends here and not in the caller's patience, and
+/// a server that hangs in a transaction does not hold its locks. A commit is durable whatever the
+/// default of the database is.
+const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; \
+     SET LOCAL lock_timeout = '3s'; SET LOCAL statement_timeout = '5s'; \
+     SET LOCAL idle_in_transaction_session_timeout = '10s'";
+
+/// Follows [`BEGIN`] where commits would not wait for the disk.
+const SYNCHRONOUS: &str = "; SET LOCAL synchronous_commit = 'on'";
+
+#[derive(Debug)]
+pub(super) struct Manager {
+    pub(super) address: Address,
+    pub(super) state: Arc<State>,
+}
+
+/// A connection with the number of warnings that came over it.
+#[derive(Debug)]
+pub(super) struct Connection {
+    client: Client,
+    warnings: Arc<AtomicU64>,
+}
+
+impl managed::Manager for Manager {
+    type Type = Connection;
+    type Error = Error;
+
+    async fn create(&self) -> Result<Connection, Error> {
+        let connection = connect(&self.address).await?;
+        // What it leads to may be another server than before.
+        self.state.set_unsure();
+        Ok(connection)
+    }
+
+    async fn recycle(&self, connection: &mut Connection, _: &Metrics) -> RecycleResult<Error> {
+        if connection.client.is_closed() {
+            return Err(RecycleError::message("closed"));
+        }
+        Ok(())
+    }
+}
+
+/// Makes a connection, and drives it on a task of its own for as long as it is in use.
+pub(super) async fn connect(address: &Address) -> Result<Connection, Error> {
+    let (client, mut connection) = address.config.connect(address.tls.clone()).await?;
+    let warnings = Arc::new(AtomicU64::new(0));
+    let counter = warnings.clone();
+    tokio::spawn(async move {
+        loop {
+            match future::poll_fn(|context| connection.poll_message(context)).await {
+                // It arrives before the answer that it belongs to.
+                Some(Ok(AsyncMessage::Notice(notice))) => {
+                    if notice.parsed_severity() == Some(Severity::Warning) {
+                        counter.fetch_add(1, Ordering::SeqCst);
+                        tracing::warn!(
+                            code = notice.code().code(),
+                            "the database warns: {}",
+                            notice.message()
+                        );
+                    }
+                }
+                Some(Ok(_)) => {}
+                Some(Err(error)) => {
+                    tracing::debug!(%error, "a connection to the database is lost");
+                    break;
+                }
+                None => break,
+            }
+        }
+    });
+    Ok(Connection { client, warnings })
+}
+
+/// A connection in use. Unless it is [released](Self::release), it is closed with this, so that no
+/// transaction is left open on a connection that others use.
+pub(super) struct Session {
+    connection: Option<Object<Manager>>,
+    begin: String,
+    warnings: u64,
+}
+
+impl Session {
+    pub(super) async fn open(pool: &Pool) -> Result<Self, Fault> {
+        let connection = pool.get().await?;
+        let warnings = connection.warnings.load(Ordering::SeqCst);
+        let state = &pool.manager().state;
+        let begin = match state.commits_wait() {
+            true => BEGIN.to_owned(),
+            false => format!("{BEGIN}{SYNCHRONOUS}"),
+        };
+        Ok(Self {
+            connection: Some(connection),
+            begin,
+            warnings,
+        })
+    }
+
+    fn client(&self) -> Result<&Client, Fault> {
+        let connection = self.connection.as_ref();
+        let connection = connection.ok_or_else(|| Fault::again("the connection is gone"))?;
+        Ok(&connection.client)
+    }
+
+    /// Begins a transaction. The statements that follow may be sent before it is answered.
+    pub(super) async fn begin(&self) -> Result<(), Fault> {
+        Ok(self.client()?.batch_execute(&self.begin).await?)
+    }
+
+    pub(super) async fn query(&self, sql: &str, values: &Values<'_>) -> Result<Vec<Row>, Fault> {
+        Ok(self.client()?.query_typed(sql, values).await?)
+    }
+
+    pub(super) async fn execute(&self, sql: &str, values: &Values<'_>) -> Result<u64, Fault> {
+        Ok(self.client()?.execute_typed(sql, values).await?)
+    }
+
+    /// Runs statements without parameters.
+    pub(super) async fn run(&self, sql: &str) -> Result<(), Fault> {
+        Ok(self.client()?.batch_execute(sql).await?)
+    }
+
+    /// Sends the commit. [`is_sure`](Self::is_sure) tells whether it means what it says.
+    pub(super) async fn commit(&self) -> Result<(), Fault> {
+        let committed = self.client()?.batch_execute("COMMIT").await;
+        committed.map_err(Fault::of_commit)
+    }
+
+    /// Whether no warning came with the transaction. A commit whose wait for a standby was cancelled
+    /// succeeds with a warning, and a failover may still lose it.
+    pub(super) fn is_sure(&self) -> bool {
+        let warnings = self
+            .connection
+            .as_ref()
+            .map(|connection| &connection.warnings);
+        warnings.is_some_and(|warnings| warnings.load(Ordering::SeqCst) == self.warnings)
+    }
+
+    /// Commits, and says so only if it is sure.
+    pub(super) async fn finish(mut self) -> Result<(), Fault> {
+        self.commit().await?;
+        let is_sure = self.is_sure();
+        self.release();
+        if is_sure {
+            Ok(())
+        } else {
+            Err(Fault::unknown("the database committed with a warning"))
+        }
+    }
+
+    /// Ends a transaction that records nothing.
+    pub(super) async fn roll_back(mut self) {
+        if self.run("ROLLBACK").await.is_ok() {
+            self.release();
+        }
+    }
+
+    /// Gives the connection to others. No transaction may be open on it.
+    pub(super) fn release(&mut self) {
+        drop(self.connection.take());
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if let Some(connection) = self.connection.take() {
+            drop(Object::take(connection));
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! The state that the parts of a store share.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use crate::store::Clock;
+use crate::store::statistics::{DurationCounter, EventCounter};
+
+/// How long a durable write counts as proof that the next one would succeed.
+const FRESH: Duration = Duration::from_millis(50);
+
+/// How long a reading of the database's clock is carried on.
+const CARRIED: Duration = Duration::from_secs(10);
+
+#[derive(Debug)]
+pub(super) struct State {
+    /// How often it became unsure whether what can be read is durable, and how often of these a
+    /// durable write has settled that.
+    unsure: AtomicU64,
+    sure: AtomicU64,
+    is_closing: AtomicBool,
+    /// Whether a commit waits for the disk by the settings of the database.
+    commits_wait: AtomicBool,
+    written: Mutex<Option<Instant>>,
+    read: Mutex<Option<Reading>>,
+    clock: Clock,
+    pub(super) events: EventCounter,
+    /// The operations that are not answered yet.
+    pub(super) running: AtomicU64,
+    pub(super) requests: AtomicU64,
+    pub(super) commits: DurationCounter,
+}
+
+/// A reading of the database's clock.
+#[derive(Debug, Clone, Copy)]
+struct Reading {
+    /// When its answer was here.
+    at: Instant,
+    time: SystemTime,
+}
+
+impl Reading {
+    fn carried_on(self) -> SystemTime {
+        self.time
+            .checked_add(self.at.elapsed())
+            .unwrap_or(self.time)
+    }
+}
+
+impl State {
+    pub(super) fn new(clock: Clock) -> Self {
+        Self {
+            unsure: AtomicU64::new(1),
+            sure: AtomicU64::new(0),
+            is_closing: AtomicBool::new(false),
+            commits_wait: AtomicBool::new(false),
+            written: Mutex::new(None),
+            read: Mutex::new(None),
+            clock,
+            events: EventCounter::default(),
+            running: AtomicU64::new(0),
+            requests: AtomicU64::new(0),
+            commits: DurationCounter::default(),
+        }
+    }
+
+    /// Notes that what can be read may not be durable: after a reconnect, or when a commit is not
+    /// known to be.
+    pub(super) fn set_unsure(&self) {
+        *self.written.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.unsure.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// A number that grows whenever it becomes unsure what is durable.
+    pub(super) fn doubts(&self) -> u64 {
+        self.unsure.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn is_sure(&self) -> bool {
+        self.sure.load(Ordering::SeqCst) == self.doubts()
+    }
+
+    /// Notes a durable write that began when there were so many doubts. It settles them: the log is
+    /// durable up to there.
+    pub(super) fn set_written(&self, doubts: u64, begun: Instant) {
+        self.sure.fetch_max(doubts, Ordering::SeqCst);
+        if self.is_sure() {
+            *self.written.lock().unwrap_or_else(PoisonError::into_inner) = Some(begun);
+        }
+    }
+
+    pub(super) fn was_just_written(&self) -> bool {
+        let written = *self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        written.is_some_and(|written| written.elapsed() < FRESH)
+    }
+
+    pub(super) fn set_commits_wait(&self, wait: bool) {
+        self.commits_wait.store(wait, Ordering::SeqCst);
+    }
+
+    pub(super) fn commits_wait(&self) -> bool {
+        self.commits_wait.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn set_closing(&self) {
+        self.is_closing.store(true, Ordering::SeqCst);
+    }
+
+    pub(super) fn is_closing(&self) -> bool {
+        self.is_closing.load(Ordering::SeqCst)
+    }
+
+    /// Notes what the database's clock showed just now, and returns the time by it.
+    pub(super) fn set_time(&self, time: SystemTime) -> SystemTime {
+        let new = Reading {
+            at: Instant::now(),
+            time,
+        };
+        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        // An answer takes its time, so the later of two readings is the closer one. Neither is ahead
+        // of the database's clock, unless that was set back.
+        if read.is_none_or(|read| read.at.elapsed() > CARRIED || read.carried_on() < time) {
+            *read = Some(new);
+        }
+        self.clock.shown_at(time)
+    }
+
+    /// The time by the database's clock, without asking. It is behind by less than an answer takes.
+    pub(super) fn now(&self) -> SystemTime {
+        let read = *self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        let time = read.map_or_else(SystemTime::now, Reading::carried_on);
+        self.clock.shown_at(time)
+    }
+}
