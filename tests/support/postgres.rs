@@ -1,7 +1,7 @@
 //! A real PostgreSQL for tests: a server of this test process in a temporary folder.
 
 use std::fs;
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -23,6 +23,7 @@ const STARTS: Duration = Duration::from_secs(60);
 ///
 /// It ends with the test process, however that ends: a shell between the two waits for the end of
 /// its input, and then kills the server.
+#[derive(Debug)]
 pub struct Postgres {
     folder: TempDir,
     bin: PathBuf,
@@ -126,7 +127,9 @@ impl Postgres {
     /// Ends the server as a crash does: without a checkpoint, and without an answer to anybody.
     pub fn stop(&self) {
         if let Some(mut keeper) = self.keeper.lock().unwrap().take() {
-            drop(keeper.stdin.take());
+            if let Some(mut input) = keeper.stdin.take() {
+                input.write_all(b"stop\n").unwrap();
+            }
             keeper.wait().unwrap();
         }
     }

@@ -15,6 +15,7 @@ mod print;
 mod reload;
 mod signals;
 mod stderr;
+mod store;
 mod tls_files;
 #[cfg(unix)]
 mod unix_socket;

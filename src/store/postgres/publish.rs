@@ -126,13 +126,16 @@ impl Inner {
             session.release();
             return Ok(());
         }
+        // A table is never read as a whole for it, however few rows there are. That makes the rest
+        // look expensive, which would be compiled at each pass.
+        const PLAIN: &str = "SET LOCAL enable_seqscan = off; SET LOCAL jit = off";
         // Again with the lock: another server may have had a pass since.
         let (unsure, begun) = (self.state.doubts(), Instant::now());
         let locked = format!("{LAST} FOR UPDATE OF p");
         let (started, indexed, locked) = tokio::join!(
             biased;
             session.begin(),
-            session.run("SET LOCAL enable_seqscan = off"),
+            session.run(PLAIN),
             session.query(&locked, &[]),
         );
         started?;

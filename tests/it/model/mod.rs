@@ -1,4 +1,4 @@
-//! Random requests, clock steps and restarts, on both stores, against a reference that is written
+//! Random requests, clock steps and restarts, on all stores, against a reference that is written
 //! from the protocol alone.
 //!
 //! ```sh
@@ -7,6 +7,11 @@
 //! AEGIS_MODEL_SEED=17 cargo test --features full --test it model      the same cases again
 //! ```
 
+#[cfg(all(feature = "postgres", unix))]
+mod postgres;
+#[cfg(not(all(feature = "postgres", unix)))]
+#[path = "without_postgres.rs"]
+mod postgres;
 mod reference;
 mod side;
 
@@ -17,6 +22,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
 use tempfile::TempDir;
 
+use self::postgres::Postgres;
 use self::reference::{Reference, Request, SLOTS, Target, Token};
 use self::side::{CALLS, PAYLOADS, STEP, Side};
 
@@ -230,7 +236,9 @@ fn request(step: &Step, reference: &Reference, number: usize) -> Option<Request>
     })
 }
 
-async fn run(steps: &[Step]) -> Result<(), TestCaseError> {
+/// Runs a case on the memory store and the embedded store, and on the PostgreSQL store if it has
+/// a database, which is emptied.
+async fn run(steps: &[Step], database: Option<&str>) -> Result<(), TestCaseError> {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("aegis.db");
     let clock = Clock::new();
@@ -238,6 +246,7 @@ async fn run(steps: &[Step]) -> Result<(), TestCaseError> {
     let mut memory = Side::new("memory", MemoryStore::with_clock(clock.clone()), &clock);
     let store = SqliteStore::open_with(&path, clock.clone()).unwrap();
     let mut sqlite = Side::new("sqlite", store, &clock);
+    let mut postgres = Postgres::open(database, &clock).await;
     let mut last = None;
     for (number, step) in steps.iter().enumerate() {
         match step {
@@ -248,6 +257,8 @@ async fn run(steps: &[Step]) -> Result<(), TestCaseError> {
                     sqlite.touch(slot).await;
                     memory.compare(&reference, slot).await?;
                     sqlite.compare(&reference, slot).await?;
+                    postgres.touch(slot).await;
+                    postgres.compare(&reference, slot).await?;
                 }
             }
             Step::Back(by) => {
@@ -267,6 +278,7 @@ async fn run(steps: &[Step]) -> Result<(), TestCaseError> {
             Step::Restart => {
                 sqlite.store.close().await;
                 sqlite.store = SqliteStore::open_with(&path, clock.clone()).unwrap();
+                postgres.reopen(&clock).await;
                 reference.restart();
             }
             _ => {
@@ -281,17 +293,20 @@ async fn run(steps: &[Step]) -> Result<(), TestCaseError> {
                 ] {
                     prop_assert_eq!(&answer, &expected, "{} on {:?}", side, request);
                 }
+                postgres.apply(&request, &expected).await?;
                 for slot in 0..SLOTS {
                     memory.compare(&reference, slot).await?;
                 }
                 let slot = side::slot(&request);
                 sqlite.compare(&reference, slot).await?;
+                postgres.compare(&reference, slot).await?;
                 last = Some(request);
             }
         }
     }
     memory.compare_all(&reference, false).await?;
     sqlite.compare_all(&reference, true).await?;
+    postgres.compare_all(&reference).await?;
     sqlite.store.close().await;
     let verified = SqliteStore::verify(&path).unwrap();
     prop_assert_eq!(verified.faults, Vec::<String>::new());
@@ -304,7 +319,7 @@ fn number(name: &str) -> Option<u64> {
 }
 
 /// Runs cases until one fails, and returns that one, made as small as possible.
-fn run_all(seed: u64, cases: u32) -> Result<(), TestError<Vec<Step>>> {
+fn run_all(seed: u64, cases: u32, on_postgres: bool) -> Result<(), TestError<Vec<Step>>> {
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
     let config = Config {
@@ -318,15 +333,19 @@ fn run_all(seed: u64, cases: u32) -> Result<(), TestError<Vec<Step>>> {
         .build()
         .unwrap();
     let steps = prop::collection::vec(step(), 1..70);
-    TestRunner::new_with_rng(config, rng).run(&steps, |steps| runtime.block_on(run(&steps)))
+    let database = on_postgres.then(|| runtime.block_on(postgres::database()));
+    TestRunner::new_with_rng(config, rng).run(&steps, |steps| {
+        runtime.block_on(Box::pin(run(&steps, database.as_deref())))
+    })
 }
 
-#[test]
-fn both_stores_answer_as_the_protocol_says_whatever_comes() {
+/// Runs this number of cases, or as many as the environment says, `share` times fewer.
+fn run_on_threads(cases: u32, share: u32, on_postgres: bool) {
     let seed = number("AEGIS_MODEL_SEED").unwrap_or_else(|| u64::from(rand_seed()));
-    let cases = number("AEGIS_MODEL_CASES").map_or(200, |cases| u32::try_from(cases).unwrap());
+    let cases = number("AEGIS_MODEL_CASES").map_or(cases, |cases| u32::try_from(cases).unwrap());
+    let each = cases.div_ceil(THREADS * share);
     // Mostly they wait for the disk, so they run beside each other.
-    let run = |thread| run_all(seed.wrapping_add(thread), cases.div_ceil(THREADS));
+    let run = |thread| run_all(seed.wrapping_add(thread), each, on_postgres);
     let failed = std::thread::scope(|scope| {
         let running = (0..u64::from(THREADS)).map(|thread| scope.spawn(move || run(thread)));
         let running: Vec<_> = running.collect();
@@ -336,6 +355,17 @@ fn both_stores_answer_as_the_protocol_says_whatever_comes() {
     if let Some(error) = failed.first() {
         panic!("AEGIS_MODEL_SEED={seed} AEGIS_MODEL_CASES={cases} fails again: {error}");
     }
+}
+
+#[test]
+fn both_stores_answer_as_the_protocol_says_whatever_comes() {
+    run_on_threads(200, 1, false);
+}
+
+#[cfg(all(feature = "postgres", unix))]
+#[test]
+fn the_postgres_store_answers_as_the_others_whatever_comes() {
+    run_on_threads(200, 5, true);
 }
 
 /// Another number at each run.

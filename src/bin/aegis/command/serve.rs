@@ -3,12 +3,12 @@
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use aegis_hitl::outbox::{Outbox, PublicUrl};
 use aegis_hitl::protocol::{DEFAULT_PREFIX, Escaped, Prefix};
-use aegis_hitl::server::{Auth, HitlService, Host, Inbox, Rate, Retention, Shutdown};
-use aegis_hitl::store::SqliteStore;
+use aegis_hitl::server::{Auth, HitlService, Host, Inbox, Rate, Retention, Server, Shutdown};
 use clap::Args;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -24,6 +24,7 @@ use crate::log::{Format, Log};
 use crate::print::say;
 use crate::reload::Reload;
 use crate::signals::{Signal, Signals};
+use crate::store::{self, Kept, Place};
 use crate::tls_files::TlsFiles;
 use crate::webhook;
 
@@ -60,9 +61,28 @@ pub(crate) struct Serve {
     #[arg(long, env = "AEGIS_TLS_KEY", value_name = "FILE")]
     pub(crate) tls_key: Option<PathBuf>,
 
-    /// The database file, created if it does not exist [default: aegis.db].
-    #[arg(long, env = "AEGIS_STORE", value_name = "FILE")]
+    /// The database: a file, created if it does not exist, or postgres://user@host:5432/database
+    /// [default: aegis.db].
+    ///
+    /// Any number of servers may share a PostgreSQL database. Its password can be in PGPASSWORD.
+    #[arg(
+        long,
+        env = "AEGIS_STORE",
+        value_name = "FILE|URL",
+        hide_env_values = true
+    )]
     pub(crate) store: Option<PathBuf>,
+
+    /// Refuses to start if the schema of the PostgreSQL database is not that of this release, instead
+    /// of making it.
+    #[arg(
+        long,
+        env = "AEGIS_NO_MIGRATE",
+        num_args = 0..=1,
+        default_missing_value = "true",
+        require_equals = true
+    )]
+    pub(crate) no_migrate: Option<bool>,
 
     /// The path before /hitl/… [default: /api/v1].
     #[arg(long, env = "AEGIS_PREFIX", value_name = "PATH")]
@@ -192,7 +212,7 @@ pub(crate) async fn run(args: Serve, context: Context) -> Result<(), Failure> {
     let Context { config, file } = context;
     let (config, webhooks) = (config.serve, config.webhook);
     // This comes first: until then, a signal ends the process.
-    let mut signals = Signals::new()?;
+    let signals = Signals::new()?;
     let filter_is_given = args.log.is_some();
     let format = args.log_format.or(config.log_format).unwrap_or_default();
     let log = Log::start(args.log.or(config.log).as_deref(), format)?;
@@ -287,12 +307,7 @@ pub(crate) async fn run(args: Serve, context: Context) -> Result<(), Failure> {
     let scheme = if tls.is_some() { "https" } else { "http" };
     let reload = Reload::new(keys, certificate, filter);
 
-    if let Some(path) = path.to_str().filter(|path| path.contains("://")) {
-        return Err(Failure::usage(format!(
-            "the store is a URL ({}://…); allowed is the path of a database file",
-            path.split("://").next().unwrap_or_default()
-        )));
-    }
+    let place = Place::new(path, args.no_migrate.or(config.no_migrate).unwrap_or(false))?;
     let mode = args.socket_mode.or(config.socket_mode);
     let (server, bound) = listen.bind(mode).await?;
     let server = server.trust_tenant_header(trust.unwrap_or(false));
@@ -346,107 +361,194 @@ pub(crate) async fn run(args: Serve, context: Context) -> Result<(), Failure> {
             false => Failure::other(error.to_string()),
         })?;
 
-    let store = SqliteStore::open(&path)
-        .map_err(|error| Failure::other("cannot open the store").because(error))?;
-    let service = HitlService::builder(store.clone());
-    let service = hosts
-        .into_iter()
-        .fold(service, |service, host| service.host(host));
-    let service = service
-        .prefix(prefix.as_str())
-        .auth(auth)
-        .require_submission(require_submission.unwrap_or(false))
-        .allow_self_approval(allow_self_approval.unwrap_or(false))
-        .inbox(inbox);
-    let service = match args.max_rate_per_peer.or(config.max_rate_per_peer) {
-        Some(rate) => service.max_rate_per_peer(rate),
-        None => service,
+    let prepared = Prepared {
+        server,
+        bound,
+        shown,
+        url,
+        metrics,
+        hosts,
+        prefix,
+        auth,
+        require_submission: require_submission.unwrap_or(false),
+        allow_self_approval: allow_self_approval.unwrap_or(false),
+        inbox,
+        max_rate_per_peer: args.max_rate_per_peer.or(config.max_rate_per_peer),
+        max_rate_per_tenant: args.max_rate_per_tenant.or(config.max_rate_per_tenant),
+        retention,
+        outbox,
+        public_url,
+        drain_timeout,
+        reload,
+        signals,
     };
-    let service = match args.max_rate_per_tenant.or(config.max_rate_per_tenant) {
-        Some(rate) => service.max_rate_per_tenant(rate),
-        None => service,
-    };
-    let service = service
-        .build()
-        .map_err(|error| Failure::usage("the prefix").because(error))?;
-    let sign_in = {
-        let service = service.clone();
-        let url = public_url.map_or(url, |url| url.to_string());
-        move || {
-            if let Some(path) = service.issue_sign_in_path() {
-                say(&format!("inbox: {url}{path} (works once)"));
-            }
+    match place {
+        Place::File(path) => {
+            let store = store::open(&path)?;
+            prepared.serve(store, path.display().to_string()).await
         }
-    };
-    let deliveries = outbox
-        .start(store.clone())
-        .await
-        .map_err(|error| Failure::other("webhooks").because(error))?;
-    // With the server, it ends.
-    let mut sweeping = JoinSet::new();
-    if let Some(retention) = retention {
-        let (taken, store) = (deliveries.taken(), store.clone());
-        sweeping.spawn(async move {
-            taken.await;
-            retention.run(store).await
-        });
+        Place::Postgres(builder) => {
+            // Connecting may take long, and a signal ends the process meanwhile.
+            let mut prepared = prepared;
+            let store = tokio::select! {
+                store = store::connect(builder) => store?,
+                () = prepared.signals.shutdown() => return Ok(()),
+            };
+            let place = format!("postgres://{}", store.place());
+            prepared.serve(store, place).await
+        }
     }
-    let (stop, stopped) = tokio::sync::oneshot::channel();
-    let serving = server.serve(service, async {
-        // An error means that the sender is gone, which is a reason to stop as well.
-        let _ = stopped.await;
-    });
-    let mut serving = std::pin::pin!(serving);
-    say(&format!("listening on {shown}, store {}", path.display()));
-    if let Some(address) = metrics {
-        say(&format!("metrics on http://{address}/metrics"));
-    }
-    sign_in();
-    tell_manager(State::Ready);
-    let failed =
-        || Failure::other("the store's writer has failed; the server must be started again");
-    let ended = loop {
-        tokio::select! {
-            ended = &mut serving => break ended,
-            () = store.failed() => return Err(failed()),
-            signal = signals.next() => match signal {
-                Signal::Reload => {
-                    reload.start();
-                    sign_in();
+}
+
+/// All of a server but its store.
+struct Prepared {
+    server: Server,
+    bound: Bound,
+    /// The address, for people.
+    shown: String,
+    /// The beginning of the links to the inbox, if there is no public URL.
+    url: String,
+    metrics: Option<SocketAddr>,
+    hosts: Vec<Host>,
+    prefix: Prefix,
+    auth: Auth,
+    require_submission: bool,
+    allow_self_approval: bool,
+    inbox: Inbox,
+    max_rate_per_peer: Option<Rate>,
+    max_rate_per_tenant: Option<Rate>,
+    retention: Option<Retention>,
+    outbox: Outbox,
+    public_url: Option<PublicUrl>,
+    drain_timeout: Duration,
+    reload: Arc<Reload>,
+    signals: Signals,
+}
+
+impl Prepared {
+    /// Serves on a store, which is shown as this place, until a signal.
+    async fn serve<S: Kept>(self, store: S, place: String) -> Result<(), Failure> {
+        let Self {
+            server,
+            bound,
+            shown,
+            url,
+            metrics,
+            hosts,
+            prefix,
+            auth,
+            require_submission,
+            allow_self_approval,
+            inbox,
+            max_rate_per_peer,
+            max_rate_per_tenant,
+            retention,
+            outbox,
+            public_url,
+            drain_timeout,
+            reload,
+            mut signals,
+        } = self;
+        let service = HitlService::builder(store.clone());
+        let service = hosts
+            .into_iter()
+            .fold(service, |service, host| service.host(host));
+        let service = service
+            .prefix(prefix.as_str())
+            .auth(auth)
+            .require_submission(require_submission)
+            .allow_self_approval(allow_self_approval)
+            .inbox(inbox);
+        let service = match max_rate_per_peer {
+            Some(rate) => service.max_rate_per_peer(rate),
+            None => service,
+        };
+        let service = match max_rate_per_tenant {
+            Some(rate) => service.max_rate_per_tenant(rate),
+            None => service,
+        };
+        let service = service
+            .build()
+            .map_err(|error| Failure::usage("the prefix").because(error))?;
+        let sign_in = {
+            let service = service.clone();
+            let url = public_url.map_or(url, |url| url.to_string());
+            move || {
+                if let Some(path) = service.issue_sign_in_path() {
+                    say(&format!("inbox: {url}{path} (works once)"));
                 }
-                Signal::Shutdown => {
-                    say("draining");
-                    sweeping.abort_all();
-                    tell_manager(State::Stopping);
-                    // While the server listens, so that the socket is still its own.
-                    drop(bound);
-                    let _ = stop.send(());
-                    let draining = async {
-                        tokio::join!(&mut serving, deliveries.stop(drain_timeout)).0
-                    };
-                    tokio::select! {
-                        ended = draining => break ended,
-                        () = store.failed() => return Err(failed()),
-                        () = signals.shutdown() => {
-                            return Err(Failure::other("ended by a second signal"));
+            }
+        };
+        let deliveries = outbox
+            .start(store.clone())
+            .await
+            .map_err(|error| Failure::other("webhooks").because(error))?;
+        // With the server, it ends.
+        let mut sweeping = JoinSet::new();
+        if let Some(retention) = retention {
+            let (taken, store) = (deliveries.taken(), store.clone());
+            sweeping.spawn(async move {
+                taken.await;
+                retention.run(store).await
+            });
+        }
+        let (stop, stopped) = tokio::sync::oneshot::channel();
+        let serving = server.serve(service, async {
+            // An error means that the sender is gone, which is a reason to stop as well.
+            let _ = stopped.await;
+        });
+        let mut serving = std::pin::pin!(serving);
+        say(&format!("listening on {shown}, store {place}"));
+        if let Some(address) = metrics {
+            say(&format!("metrics on http://{address}/metrics"));
+        }
+        sign_in();
+        tell_manager(State::Ready);
+        let failed =
+            || Failure::other("the store's writer has failed; the server must be started again");
+        let ended = loop {
+            tokio::select! {
+                ended = &mut serving => break ended,
+                () = store.failed() => return Err(failed()),
+                signal = signals.next() => match signal {
+                    Signal::Reload => {
+                        reload.start();
+                        sign_in();
+                    }
+                    Signal::Shutdown => {
+                        say("draining");
+                        sweeping.abort_all();
+                        tell_manager(State::Stopping);
+                        // While the server listens, so that the socket is still its own.
+                        drop(bound);
+                        let _ = stop.send(());
+                        let draining = async {
+                            tokio::join!(&mut serving, deliveries.stop(drain_timeout)).0
+                        };
+                        tokio::select! {
+                            ended = draining => break ended,
+                            () = store.failed() => return Err(failed()),
+                            () = signals.shutdown() => {
+                                return Err(Failure::other("ended by a second signal"));
+                            }
                         }
                     }
-                }
-            },
+                },
+            }
+        };
+        let ended = ended.map_err(|error| Failure::other("the server failed").because(error))?;
+        // Pending writes become durable, and the lock is released, before the process ends.
+        // A disk that hangs must not keep a second signal from ending it.
+        tokio::select! {
+            () = store.close() => {}
+            () = signals.shutdown() => return Err(Failure::other("ended by a second signal")),
         }
-    };
-    let ended = ended.map_err(|error| Failure::other("the server failed").because(error))?;
-    // Pending writes become durable, and the lock is released, before the process ends.
-    // A disk that hangs must not keep a second signal from ending it.
-    tokio::select! {
-        () = store.close() => {}
-        () = signals.shutdown() => return Err(Failure::other("ended by a second signal")),
-    }
-    match ended {
-        Shutdown::Drained => Ok(()),
-        _ => Err(Failure::other(
-            "requests were still in flight when the drain timeout was over",
-        )),
+        match ended {
+            Shutdown::Drained => Ok(()),
+            _ => Err(Failure::other(
+                "requests were still in flight when the drain timeout was over",
+            )),
+        }
     }
 }
 

@@ -1,12 +1,10 @@
 //! `aegis webhooks`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::SystemTime;
 
 use aegis_hitl::protocol::Escaped;
-use aegis_hitl::store::{
-    DeadLetter, EndpointState, Resend, Resent, Resume, Resumed, SqliteStore, StoreError,
-};
+use aegis_hitl::store::{DeadLetter, EndpointState, Resend, Resent, Resume, Resumed};
 use clap::{Args, Subcommand};
 use comfy_table::{Table, presets};
 use serde_json::{Value, json};
@@ -16,6 +14,7 @@ use super::Context;
 use crate::config;
 use crate::failure::Failure;
 use crate::print::{print, print_json};
+use crate::store::Records;
 use crate::view;
 
 #[derive(Debug, Subcommand)]
@@ -32,8 +31,13 @@ pub(crate) enum Webhooks {
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// The database file [default: aegis.db].
-    #[arg(long, env = "AEGIS_STORE", value_name = "FILE")]
+    /// The database: a file, or postgres://user@host:5432/database [default: aegis.db].
+    #[arg(
+        long,
+        env = "AEGIS_STORE",
+        value_name = "FILE|URL",
+        hide_env_values = true
+    )]
     pub(crate) store: Option<PathBuf>,
 
     /// Prints JSON.
@@ -91,22 +95,18 @@ pub(crate) struct ResumeEndpoint {
 
 pub(crate) async fn run(command: Webhooks, context: Context) -> Result<(), Failure> {
     match command {
-        Webhooks::State(args) => state(&args, context),
-        Webhooks::List(args) => list(&args, context),
-        Webhooks::Resend(args) => resend(args, context),
-        Webhooks::Resume(args) => resume(args, context),
+        Webhooks::State(args) => state(&args, context).await,
+        Webhooks::List(args) => list(&args, context).await,
+        Webhooks::Resend(args) => resend(args, context).await,
+        Webhooks::Resume(args) => resume(args, context).await,
     }
 }
 
 impl Options {
-    fn path(&self, context: Context) -> PathBuf {
+    async fn records(&self, context: Context) -> Result<Records, Failure> {
         let store = self.store.clone().or(context.config.serve.store);
-        store.unwrap_or_else(|| PathBuf::from(config::STORE))
+        Records::open(store.unwrap_or_else(|| PathBuf::from(config::STORE))).await
     }
-}
-
-fn failed(error: StoreError) -> Failure {
-    Failure::other("cannot use the store").because(error)
 }
 
 fn unknown(name: &str) -> Failure {
@@ -116,9 +116,9 @@ fn unknown(name: &str) -> Failure {
     ))
 }
 
-fn state(args: &State, context: Context) -> Result<(), Failure> {
-    let path = args.options.path(context);
-    let endpoints = SqliteStore::read_endpoints(path).map_err(failed)?;
+async fn state(args: &State, context: Context) -> Result<(), Failure> {
+    let records = args.options.records(context).await?;
+    let endpoints = records.endpoints().await?;
     if args.options.json {
         let endpoints: Vec<_> = endpoints.iter().map(state_json).collect();
         return print_json(&json!({ "endpoints": endpoints }));
@@ -154,11 +154,11 @@ fn state_json(endpoint: &EndpointState) -> Value {
     })
 }
 
-fn list(args: &List, context: Context) -> Result<(), Failure> {
-    let path = args.options.path(context);
-    require(&path, &args.name)?;
+async fn list(args: &List, context: Context) -> Result<(), Failure> {
+    let records = args.options.records(context).await?;
+    require(&records, &args.name).await?;
     let limit = usize::try_from(args.limit).unwrap_or(usize::MAX);
-    let letters = SqliteStore::read_dead_letters(path, &args.name, limit).map_err(failed)?;
+    let letters = records.dead_letters(&args.name, limit).await?;
     if args.options.json {
         let letters: Vec<_> = letters.iter().map(letter_json).collect();
         return print_json(&json!({ "dead_letters": letters }));
@@ -197,14 +197,14 @@ fn letter_json(letter: &DeadLetter) -> Value {
 }
 
 /// A misspelled name must not look like an endpoint without dead letters.
-fn require(path: &Path, name: &str) -> Result<(), Failure> {
-    let endpoints = SqliteStore::read_endpoints(path).map_err(failed)?;
+async fn require(records: &Records, name: &str) -> Result<(), Failure> {
+    let endpoints = records.endpoints().await?;
     let is_known = endpoints.iter().any(|endpoint| endpoint.name == name);
     is_known.then_some(()).ok_or_else(|| unknown(name))
 }
 
-fn resend(args: ResendDead, context: Context) -> Result<(), Failure> {
-    let path = args.options.path(context);
+async fn resend(args: ResendDead, context: Context) -> Result<(), Failure> {
+    let records = args.options.records(context).await?;
     let mut events = args.events;
     events.sort_unstable();
     events.dedup();
@@ -213,7 +213,7 @@ fn resend(args: ResendDead, context: Context) -> Result<(), Failure> {
         endpoint: args.name.clone(),
         events: (!args.all).then_some(events),
     };
-    match SqliteStore::resend_beside(path, &request).map_err(failed)? {
+    match records.resend(request).await? {
         Resent::NotFound => Err(unknown(&args.name)),
         Resent::Parked(resent) if !args.all && resent < asked_for => Err(Failure::other(format!(
             "{resent} of {asked_for} events are sent again; the others are no dead letters of '{}'",
@@ -224,12 +224,12 @@ fn resend(args: ResendDead, context: Context) -> Result<(), Failure> {
     }
 }
 
-fn resume(args: ResumeEndpoint, context: Context) -> Result<(), Failure> {
-    let path = args.options.path(context);
+async fn resume(args: ResumeEndpoint, context: Context) -> Result<(), Failure> {
+    let records = args.options.records(context).await?;
     let request = Resume {
         endpoint: args.name.clone(),
     };
-    let resumed = match SqliteStore::resume_beside(path, &request).map_err(failed)? {
+    let resumed = match records.resume(request).await? {
         Resumed::NotFound => return Err(unknown(&args.name)),
         resumed => resumed == Resumed::Resumed,
     };
