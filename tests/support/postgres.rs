@@ -77,6 +77,8 @@ impl Postgres {
             lines.push_str(setting);
             lines.push('\n');
         }
+        let access = "local all locked scram-sha-256\nlocal all all trust\n";
+        fs::write(data.join("pg_hba.conf"), access).unwrap();
         let path = data.join("postgresql.auto.conf");
         fs::write(&path, lines).unwrap();
         let server = Self {

@@ -111,14 +111,19 @@ impl Inner {
 
     async fn pass(&self) -> Result<(), Fault> {
         const LAST: &str = "SELECT p.position, pg_snapshot_xmax(p.snapshot)::text AS next, \
-             ARRAY(SELECT x::text FROM pg_snapshot_xip(p.snapshot) AS x) AS open, c.epoch \
-             FROM publisher p, cluster c WHERE p.id = 1 AND c.id = 1";
+             ARRAY(SELECT x::text FROM pg_snapshot_xip(p.snapshot) AS x) AS open, c.epoch, \
+             c.identifier = s.system_identifier \
+             AND pg_snapshot_xmax(p.snapshot) <= pg_snapshot_xmax(pg_current_snapshot()) AS is_same \
+             FROM publisher p, cluster c, pg_control_system() s WHERE p.id = 1 AND c.id = 1";
         // Each side of OR has an index of its own.
         const FRESH: &str = "SELECT EXISTS (SELECT FROM event WHERE epoch = $1 AND xid >= $2::text::xid8) \
              OR EXISTS (SELECT FROM event WHERE epoch = $1 AND xid = ANY ($3::text[]::xid8[])) AS is_fresh";
         let session = Session::open(&self.pool).await?;
-        let last = session.query(LAST, &[]).await?;
-        let last = Last::read(&last)?;
+        let mut last = Last::read(&session.query(LAST, &[]).await?)?;
+        if !last.is_same {
+            Box::pin(self.check_cluster()).await?;
+            last = Last::read(&session.query(LAST, &[]).await?)?;
+        }
         let fresh = session.query(FRESH, &last.values()).await?;
         let is_fresh = fresh.first().map(|row| get(row, "is_fresh")).transpose()?;
         if is_fresh == Some(false) {
@@ -276,6 +281,8 @@ struct Last {
     next: String,
     /// The numbers of those that were in progress.
     open: Vec<String>,
+    /// Whether these numbers are of the cluster that the database is in.
+    is_same: bool,
 }
 
 impl Last {
@@ -288,6 +295,7 @@ impl Last {
             epoch: get(row, "epoch")?,
             next: get(row, "next")?,
             open: get(row, "open")?,
+            is_same: get(row, "is_same")?,
         })
     }
 

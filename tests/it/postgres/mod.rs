@@ -1,10 +1,58 @@
 //! The PostgreSQL store.
 
+mod feed;
+mod proxy;
+mod refusals;
+mod unknown;
+
 use std::sync::Mutex;
 
-use aegis_hitl::store::{PostgresStore, conformance};
+use aegis_hitl::store::{Actor, Decide, Decided, Identity, PostgresStore, Store, conformance};
+use aegis_hitl::{Action, Decision, RequestId};
+use uuid::Uuid;
 
 use crate::support::postgres::Postgres;
+
+fn identity(key: &str) -> Identity {
+    Identity {
+        tenant_id: "acme".parse().unwrap(),
+        thread_id: "run-1".parse().unwrap(),
+        idempotency_key: key.parse().unwrap(),
+    }
+}
+
+fn actor() -> Actor {
+    Actor::new("reviewer")
+}
+
+fn decision(key: &str) -> Decide {
+    Decide {
+        identity: identity(key),
+        decision: Decision::Approve,
+        call_id: Some(RequestId::mint()),
+        payload: None,
+        comment: None,
+        actor: actor(),
+        require_submission: false,
+        allow_self_approval: true,
+    }
+}
+
+fn id(action: &Action) -> Uuid {
+    action.request_id.as_uuid().unwrap()
+}
+
+/// The name of the database in a URL.
+fn name_of(url: &str) -> &str {
+    url.rsplit('/').next().unwrap()
+}
+
+async fn record(store: &PostgresStore, key: &str) -> Action {
+    match store.decide(decision(key)).await.unwrap() {
+        Decided::Recorded(action) => action,
+        other => panic!("not recorded: {other:?}"),
+    }
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn the_postgres_store_conforms() {
@@ -42,4 +90,65 @@ async fn servers_on_one_postgres_conform_together() {
         stores
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn any_text_is_kept_as_it_was_given() {
+    let url = Postgres::shared().database().await;
+    let store = PostgresStore::connect(url).await.unwrap();
+    for (number, text) in ["a\0b", "\u{2400}", "\u{2400}0\0", "plain"]
+        .into_iter()
+        .enumerate()
+    {
+        let request = Decide {
+            comment: Some(text.to_owned()),
+            actor: Actor::new(text),
+            ..decision(&format!("k-{number}"))
+        };
+        let Decided::Recorded(action) = store.decide(request).await.unwrap() else {
+            panic!("it is new");
+        };
+        let found = store.find(id(&action), None).await.unwrap();
+        assert_eq!(found.as_ref(), Some(&action));
+        assert_eq!(action.comment.as_deref(), Some(text));
+        let events = store.all_events(0, 10).await.unwrap();
+        assert_eq!(events[number].1.actor, text);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn many_callers_on_two_servers_decide_each_action_once() {
+    const KEYS: usize = 400;
+    let url = Postgres::shared().database().await;
+    let stores = [
+        PostgresStore::connect(&url).await.unwrap(),
+        PostgresStore::connect(&url).await.unwrap(),
+    ];
+    let mut deciding = Vec::new();
+    for key in 0..KEYS {
+        // In another order at each server, which must not make the two wait for each other.
+        for (store, key) in stores.iter().zip([key, KEYS - 1 - key]) {
+            let (store, request) = (store.clone(), decision(&format!("k-{key}")));
+            deciding.push(tokio::spawn(
+                async move { store.decide(request).await.unwrap() },
+            ));
+        }
+    }
+    let mut recorded = 0;
+    for decided in deciding {
+        match decided.await.unwrap() {
+            Decided::Recorded(_) => recorded += 1,
+            Decided::Duplicate(_) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(recorded, KEYS);
+    let totals = stores[0].totals().await.unwrap();
+    assert_eq!((totals.actions, totals.events), (KEYS as u64, KEYS as u64));
+    let counted: u64 = stores
+        .iter()
+        .flat_map(|store| store.statistics().events)
+        .map(|(_, count)| count)
+        .sum();
+    assert_eq!(counted, KEYS as u64);
 }
