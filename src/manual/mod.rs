@@ -5,6 +5,7 @@
 //! | [`architecture`] | whoever reads or changes the code |
 //! | [`guarantees`] | whoever relies on the layers or the server |
 //! | [`storage`] | whoever opens, copies or queries the database |
+//! | [`scaling`] | whoever outgrows one machine |
 //! | [`agents`] | whoever writes an agent |
 //! | [`reviewing`] | whoever decides |
 //! | [`operating`] | whoever runs the server |
@@ -22,6 +23,7 @@ macro_rules! page {
         #[doc = "[architecture.md]: crate::manual::architecture"]
         #[doc = "[guarantees.md]: crate::manual::guarantees"]
         #[doc = "[storage.md]: crate::manual::storage"]
+        #[doc = "[scaling.md]: crate::manual::scaling"]
         #[doc = "[agents.md]: crate::manual::agents"]
         #[doc = "[reviewing.md]: crate::manual::reviewing"]
         #[doc = "[operating.md]: crate::manual::operating"]
@@ -36,6 +38,7 @@ macro_rules! page {
 page!(architecture, include_str!("architecture.md"));
 page!(guarantees, include_str!("guarantees.md"));
 page!(storage, include_str!("storage.md"));
+page!(scaling, include_str!("scaling.md"));
 page!(agents, include_str!("agents.md"));
 page!(reviewing, include_str!("reviewing.md"));
 page!(operating, include_str!("operating.md"));

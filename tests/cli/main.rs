@@ -34,6 +34,8 @@ mod metrics;
 mod openapi;
 #[cfg(unix)]
 mod operating;
+#[cfg(unix)]
+mod postgres;
 mod python;
 mod python_loop;
 mod python_sdk;

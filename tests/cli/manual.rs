@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use crate::binary::{Served, aegis, run, serve};
 
 /// The shell blocks of a page, one after the other.
-fn commands(page: &str) -> String {
+pub(crate) fn commands(page: &str) -> String {
     blocks(&text(page))
 }
 
