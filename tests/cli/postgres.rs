@@ -15,7 +15,7 @@ fn on(url: &str) -> Command {
 }
 
 async fn decide(server: &Served, decision: &str, key: &str) -> (u16, Value) {
-    let call = Call::new(server.addr, "POST", &format!("/api/v1/hitl/{decision}"))
+    let call = Call::new(server.addr, "POST", format!("/api/v1/hitl/{decision}"))
         .header("Tenant-Id", "acme")
         .header("Thread-Id", "run-1")
         .header("Idempotency-Key", key)

@@ -95,11 +95,10 @@ impl Postgres {
         let server = unprivileged_command(&self.bin.join("postgres"));
         let mut keeper = Command::new("sh");
         // The server's own input is not the pipe, whose end nobody but the keeper must wait for.
-        keeper.args([
-            "-c",
-            "\"$@\" </dev/null & read -r _; kill -QUIT $!; wait $!",
-            "keeper",
-        ]);
+        // Without a last word the test process is gone, and nobody else removes the folder.
+        let keep = "dir=$1; shift; \"$@\" </dev/null & read -r _; kept=$?; kill -QUIT $!; wait $!; \
+                    [ $kept = 0 ] || rm -rf \"$dir\"";
+        keeper.args(["-c", keep, "keeper"]).arg(self.folder.path());
         keeper.arg(server.get_program()).args(server.get_args());
         keeper.arg("-D").arg(self.data());
         let log = fs::File::options()

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::error::Error as StdError;
 use std::fmt;
 use std::str::FromStr;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tokio_postgres::Row;
 use tokio_postgres::types::FromSql;
@@ -76,6 +76,14 @@ pub(super) fn given(kept: String) -> String {
         });
     }
     given
+}
+
+/// The end of the year 9999, in seconds since 1970.
+const LAST: u64 = 253_402_300_799;
+
+/// A time in the range of the database. No later time is over any sooner.
+pub(super) fn kept_time(time: SystemTime) -> SystemTime {
+    time.min(SystemTime::UNIX_EPOCH + Duration::from_secs(LAST))
 }
 
 pub(super) fn get<'a, T: FromSql<'a>>(row: &'a Row, name: &str) -> Result<T, StoreError> {

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::fault::Fault;
 use super::loaded::{Happened, Loaded, Loading};
-use super::rows::{self, get, kept};
+use super::rows::{self, get, kept, kept_time};
 use super::session::{Session, Values};
 use crate::protocol::{Closed, Decision, Digest, Execution, JsonText, Payload};
 use crate::store::operation::{Standing, Undelivered};
@@ -112,7 +112,7 @@ pub(super) async fn insert(
     let decisions = column!(records, record => record.action.decision.map(Decision::as_str));
     let comments = column!(records, record => text(record.action.comment.as_ref()));
     let titles = column!(records, record => text(record.action.title.as_ref()));
-    let expiries = column!(records, record => record.action.expires_at);
+    let expiries = column!(records, record => record.action.expires_at.map(kept_time));
     let edits = column!(records, record => record.action.allow_edit);
     let submitters = column!(records, record => text(record.submitted_by.as_ref()));
     let deciders = column!(records, record => text(record.action.decided_by.as_ref()));
@@ -311,7 +311,7 @@ async fn set_leases(session: &Session, actions: &[Loading]) -> Result<(), Fault>
     let ids = column!(leased, of => of.0.key.1);
     let tokens = column!(leased, of => of.1.token);
     let fences = column!(leased, of => of.1.fence);
-    let untils = column!(leased, of => of.1.until);
+    let untils = column!(leased, of => of.1.until.map(kept_time));
     let actors = column!(leased, of => kept(&of.1.actor));
     let calls = column!(leased, of => of.1.call_id.as_deref());
     session
@@ -358,7 +358,7 @@ async fn update_endpoint(
         return Ok(());
     };
     let holder = endpoint.held.map(|(holder, _)| holder);
-    let until = endpoint.held.map(|(_, until)| until);
+    let until = endpoint.held.map(|(_, until)| kept_time(until));
     session
         .execute(
             "UPDATE endpoint SET position = $2, holder = $3, held_until = $4, stopped_at = $5 WHERE name = $1",
@@ -397,7 +397,7 @@ async fn change_undelivered(
     let sinces = column!(set, of => of.0.since);
     let attempts = column!(set, of => i32::try_from(of.0.attempts).unwrap_or(i32::MAX));
     let dues = column!(set, of => match of.0.standing {
-        Standing::Due(due) => Some(due),
+        Standing::Due(due) => Some(kept_time(due)),
         Standing::Behind | Standing::Dead(_) => None,
     });
     let deaths = column!(set, of => match of.0.standing {

@@ -6,8 +6,12 @@ mod refusals;
 mod unknown;
 
 use std::sync::Mutex;
+use std::time::{Duration, SystemTime};
 
-use aegis_hitl::store::{Actor, Decide, Decided, Identity, PostgresStore, Store, conformance};
+use aegis_hitl::store::{
+    Acquire, Acquired, Actor, Decide, Decided, Identity, PostgresStore, Store, Submission, Submit,
+    Submitted, conformance,
+};
 use aegis_hitl::{Action, Decision, RequestId};
 use uuid::Uuid;
 
@@ -151,4 +155,37 @@ async fn many_callers_on_two_servers_decide_each_action_once() {
         .map(|(_, count)| count)
         .sum();
     assert_eq!(counted, KEYS as u64);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_time_beyond_the_databases_range_is_kept_as_its_end() {
+    let url = Postgres::shared().database().await;
+    let store = PostgresStore::connect(url).await.unwrap();
+    let far = Duration::from_secs(1 << 61);
+    let submit = Submit {
+        identity: identity("k"),
+        call_id: None,
+        payload: None,
+        submission: Submission {
+            expires_at: Some(SystemTime::now() + far),
+            ..Submission::default()
+        },
+        only_existing: false,
+        actor: actor(),
+    };
+    let submitted = store.submit(submit).await.unwrap();
+    assert!(matches!(submitted, Submitted::Recorded(_)), "{submitted:?}");
+    let Decided::Recorded(action) = store.decide(decision("k")).await.unwrap() else {
+        panic!("it has not expired");
+    };
+    let acquire = Acquire {
+        id: id(&action),
+        tenant_id: identity("k").tenant_id,
+        digest: None,
+        lease: far,
+        call_id: None,
+        actor: actor(),
+    };
+    let acquired = store.acquire(acquire).await.unwrap();
+    assert!(matches!(acquired, Acquired::Claimed(..)), "{acquired:?}");
 }
