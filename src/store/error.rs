@@ -19,6 +19,7 @@ enum Kind {
     Unavailable,
     InUse,
     Incompatible,
+    Unsupported,
 }
 
 impl StoreError {
@@ -51,6 +52,15 @@ impl StoreError {
         }
     }
 
+    /// Makes the error of an operation that this kind of store does not have.
+    pub fn unsupported(detail: impl Into<Arc<str>>) -> Self {
+        Self {
+            kind: Kind::Unsupported,
+            detail: detail.into(),
+            source: None,
+        }
+    }
+
     /// Adds the cause.
     #[must_use]
     pub fn with_source(mut self, source: impl StdError + Send + Sync + 'static) -> Self {
@@ -72,6 +82,11 @@ impl StoreError {
     /// Whether the path or database is not a store, or is a store of another version.
     pub fn is_incompatible(&self) -> bool {
         self.kind == Kind::Incompatible
+    }
+
+    /// Whether this kind of store does not have the operation.
+    pub fn is_unsupported(&self) -> bool {
+        self.kind == Kind::Unsupported
     }
 }
 

@@ -246,7 +246,8 @@ pub trait Store: Clone + Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// If the store is unavailable.
+    /// If the store is unavailable, or keeps everything
+    /// ([unsupported](StoreError::is_unsupported)).
     fn sweep(&self, request: Sweep) -> impl Future<Output = Result<Swept, StoreError>> + Send;
 
     /// Reads a page of a tenant's actions.

@@ -54,30 +54,33 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn the_memory_store_conforms() {
     conformance::run(|| async { MemoryStore::new() }).await;
+    conformance::run_retention(|| async { vec![MemoryStore::new()] }).await;
+}
+
+/// Opens embedded stores, each in a folder that is kept with it.
+fn embedded(folders: &Mutex<Vec<TempDir>>) -> SqliteStore {
+    let folder = TempDir::new().unwrap();
+    let store = SqliteStore::open(folder.path().join("aegis.db")).unwrap();
+    folders.lock().unwrap().push(folder);
+    store
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn the_embedded_store_conforms() {
     let folders = Mutex::new(Vec::new());
-    conformance::run(|| async {
-        let folder = TempDir::new().unwrap();
-        let store = SqliteStore::open(folder.path().join("aegis.db")).unwrap();
-        folders.lock().unwrap().push(folder);
-        store
-    })
-    .await;
+    conformance::run(|| async { embedded(&folders) }).await;
+    conformance::run_retention(|| async { vec![embedded(&folders)] }).await;
 }
 
 #[tokio::test]
 async fn handles_of_the_embedded_store_conform_together_on_one_thread() {
     let folders = Mutex::new(Vec::new());
-    conformance::run_together(|| async {
-        let folder = TempDir::new().unwrap();
-        let store = SqliteStore::open(folder.path().join("aegis.db")).unwrap();
-        folders.lock().unwrap().push(folder);
+    let two = async || {
+        let store = embedded(&folders);
         vec![store.clone(), store]
-    })
-    .await;
+    };
+    conformance::run_together(&two).await;
+    conformance::run_retention(&two).await;
 }
 
 #[tokio::test]

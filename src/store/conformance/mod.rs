@@ -70,6 +70,17 @@ where
     run_together(|| async { vec![open().await] }).await;
 }
 
+macro_rules! cases {
+    ($open:expr, $($case:path),+ $(,)?) => {
+        $({
+            let stores = Stores($open().await);
+            assert!(!stores.0.is_empty(), "there is no store to test");
+            $case(&stores).await;
+            stores.agree().await;
+        })+
+    };
+}
+
 /// Runs every case against several stores that share their records, as servers on one database do.
 ///
 /// `open` opens stores on the same records, which must be empty. The cases spread their calls over
@@ -84,17 +95,8 @@ where
     F: Fn() -> Fut,
     Fut: Future<Output = Vec<S>>,
 {
-    macro_rules! cases {
-        ($($case:path),+ $(,)?) => {
-            $({
-                let stores = Stores(open().await);
-                assert!(!stores.0.is_empty(), "there is no store to test");
-                $case(&stores).await;
-                stores.agree().await;
-            })+
-        };
-    }
     cases!(
+        open,
         decisions::a_first_decision_is_recorded_and_found,
         decisions::the_same_call_is_replayed_and_another_is_a_duplicate,
         decisions::the_opposite_decision_is_a_conflict,
@@ -142,6 +144,24 @@ where
         deliveries::what_is_given_up_is_a_dead_letter_until_it_is_resent,
         deliveries::a_stopped_endpoint_takes_nothing_until_it_is_resumed,
         deliveries::endpoints_do_not_meet,
+        a_check_passes_and_leaves_nothing_on_record,
+    );
+}
+
+/// Runs the cases of [`sweep`](Store::sweep), for stores that do not keep everything, as
+/// [`run_together`] runs the others.
+///
+/// # Panics
+///
+/// As [`run`].
+pub async fn run_retention<S, F, Fut>(open: F)
+where
+    S: Store,
+    F: Fn() -> Fut,
+    Fut: Future<Output = Vec<S>>,
+{
+    cases!(
+        open,
         retention::what_is_over_goes_and_all_else_stays,
         retention::what_went_is_never_decided_again,
         retention::an_edited_payload_is_told_from_the_submitted_one,
@@ -153,7 +173,6 @@ where
         retention::a_parked_event_keeps_its_action_and_a_dead_letter_does_not,
         retention::an_endpoint_that_is_given_up_keeps_nothing,
         retention::decisions_during_sweeps_are_recorded_once,
-        a_check_passes_and_leaves_nothing_on_record,
     );
 }
 

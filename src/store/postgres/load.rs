@@ -255,6 +255,8 @@ async fn endpoint(
         position: rows::count(&row, "position")?,
         held: holder.zip(until),
         stopped_at: get(&row, "stopped_at")?,
+        // Only a sweep asks for it.
+        left_at: None,
     });
     undelivered(session, &mut loaded, name, extent).await?;
     Ok(loaded)

@@ -12,7 +12,8 @@ use super::ids;
 use crate::protocol::{EventKind, RequestId, Status, TenantId, uuid_v7};
 use crate::store::Identity;
 use crate::store::operation::{
-    Endpoint, Inserted, Lease, Ledger, New, Record, Standing, Transition, Undelivered,
+    Aged, Endpoint, Inserted, Lease, Ledger, New, Record, Standing, Tombstone, Transition,
+    Undelivered,
 };
 use crate::store::rule::canonical_call;
 
@@ -24,6 +25,9 @@ pub(super) enum Missing {
     /// What should have been read before the operation ran.
     Bug(&'static str),
 }
+
+/// Sweeps do not run here: this store keeps everything.
+const SWEEP: Missing = Missing::Bug("a sweep");
 
 /// Which action a row is.
 pub(super) type Key = (TenantId, Uuid);
@@ -256,6 +260,7 @@ impl Ledger for Loaded {
             position,
             held: None,
             stopped_at: None,
+            left_at: None,
         };
         self.delivery.endpoint = Some(endpoint.clone());
         self.delivery.is_new = true;
@@ -313,5 +318,58 @@ impl Ledger for Loaded {
         self.delivery.undelivered.remove(&position);
         self.delivery.changes.insert(position, None);
         Ok(())
+    }
+
+    /// This store removes nothing.
+    fn tombstone(&self, _: &Identity) -> Result<Option<Tombstone>, Missing> {
+        Ok(None)
+    }
+
+    fn remove(&mut self, _: &Record) -> Result<(), Missing> {
+        Err(SWEEP)
+    }
+
+    fn newest_action(&self) -> Result<Option<i64>, Missing> {
+        Err(SWEEP)
+    }
+
+    fn endpoints(&self) -> Result<Vec<Endpoint>, Missing> {
+        Err(SWEEP)
+    }
+
+    fn events_between(&self, _: u64, _: u64, _: usize) -> Result<Vec<(u64, SystemTime)>, Missing> {
+        Err(SWEEP)
+    }
+
+    fn chain_towards(&mut self, _: u64) -> Result<u64, Missing> {
+        Err(SWEEP)
+    }
+
+    fn aged(&self, _: u64) -> Result<Option<Aged>, Missing> {
+        Err(SWEEP)
+    }
+
+    fn outline(&self, _: i64) -> Result<Option<Record>, Missing> {
+        Err(SWEEP)
+    }
+
+    fn swept(&self) -> Result<u64, Missing> {
+        Err(SWEEP)
+    }
+
+    fn set_swept(&mut self, _: u64) -> Result<(), Missing> {
+        Err(SWEEP)
+    }
+
+    fn postpone(&mut self, _: u64, _: SystemTime) -> Result<(), Missing> {
+        Err(SWEEP)
+    }
+
+    fn postponed(&self, _: SystemTime, _: usize) -> Result<Vec<(SystemTime, u64)>, Missing> {
+        Err(SWEEP)
+    }
+
+    fn remove_postponed(&mut self, _: SystemTime, _: u64) -> Result<(), Missing> {
+        Err(SWEEP)
     }
 }

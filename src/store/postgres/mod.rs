@@ -44,7 +44,7 @@ use super::{
     Acquire, Acquired, Backlog, Cancel, Cancelled, Clock, DeadLetter, Decide, DecideById, Decided,
     DueDeliveries, EndpointState, EndpointTaken, Finish, Finished, List, MarkDeliveries, Marked,
     Page, Renew, Renewed, Resend, Resent, Resume, Resumed, Statistics, Store, StoreError, Submit,
-    Submitted, TakeEndpoint, Totals, Watch, Watchers, WriterStatistics,
+    Submitted, Sweep, Swept, TakeEndpoint, Totals, Watch, Watchers, WriterStatistics,
 };
 use crate::protocol::{Action, Event, EventKind, TenantId};
 
@@ -361,6 +361,12 @@ impl Store for PostgresStore {
         self.transact(request).await
     }
 
+    async fn sweep(&self, _: Sweep) -> Result<Swept, StoreError> {
+        Err(StoreError::unsupported(
+            "a PostgreSQL store keeps everything that is on record",
+        ))
+    }
+
     async fn list(&self, request: List) -> Result<Page, StoreError> {
         Box::pin(self.inner.page(&request)).await
     }
@@ -492,6 +498,7 @@ impl Store for PostgresStore {
     fn statistics(&self) -> Statistics {
         let state = &self.inner.state;
         Statistics {
+            removed: 0,
             events: state.events.read(),
             writer: Some(WriterStatistics {
                 is_ready: state.is_sure(),

@@ -289,6 +289,7 @@ impl Inner {
             actions: rows::count(row, "actions")?,
             decisions: rows::count(row, "decisions")?,
             events: rows::count(row, "events")?,
+            removed: 0,
         })
     }
 }
