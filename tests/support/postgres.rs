@@ -237,13 +237,15 @@ fn unprivileged() -> (u32, u32) {
 }
 
 /// A command that does not run as root.
-fn unprivileged_command(program: &Path) -> Command {
+pub fn unprivileged_command(program: &Path) -> Command {
     if !is_root() {
         return Command::new(program);
     }
     let (user, group) = unprivileged();
     let mut command = Command::new("setpriv");
     command.args([format!("--reuid={user}"), format!("--regid={group}")]);
-    command.args(["--clear-groups", "--"]).arg(program);
+    // It would be lost with the change of the user, if it were set before.
+    command.args(["--clear-groups", "--pdeathsig", "KILL", "--"]);
+    command.arg(program);
     command
 }

@@ -34,6 +34,7 @@ pub(crate) struct Serve {
     pub(crate) tls_cert: Option<PathBuf>,
     pub(crate) tls_key: Option<PathBuf>,
     pub(crate) store: Option<PathBuf>,
+    pub(crate) store_direct: Option<String>,
     pub(crate) no_migrate: Option<bool>,
     pub(crate) prefix: Option<String>,
     pub(crate) keys: Option<PathBuf>,

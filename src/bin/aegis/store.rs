@@ -18,15 +18,23 @@ pub(crate) enum Place {
 
 impl Place {
     /// Tells a URL from the path of a file.
-    pub(crate) fn new(path: PathBuf, no_migrate: bool) -> Result<Self, Failure> {
+    pub(crate) fn new(
+        path: PathBuf,
+        direct: Option<String>,
+        no_migrate: bool,
+    ) -> Result<Self, Failure> {
         let url = path.to_str().filter(|path| path.contains("://"));
         let Some(url) = url else {
             return Ok(Self::File(path));
         };
         match url.split("://").next() {
-            Some("postgres" | "postgresql") => Ok(Self::Postgres(
-                PostgresStore::builder(url).migrate(!no_migrate),
-            )),
+            Some("postgres" | "postgresql") => {
+                let builder = PostgresStore::builder(url).migrate(!no_migrate);
+                Ok(Self::Postgres(match direct {
+                    Some(direct) => builder.direct(direct),
+                    None => builder,
+                }))
+            }
             // The rest of a URL may hold a password.
             scheme => Err(Failure::usage(format!(
                 "the store is a URL ({}://…); allowed are the path of a database file and \
@@ -57,7 +65,7 @@ pub(crate) enum Records {
 impl Records {
     /// Opens the records that are there. Nothing is made or migrated.
     pub(crate) async fn open(path: PathBuf) -> Result<Self, Failure> {
-        Ok(match Place::new(path, true)? {
+        Ok(match Place::new(path, None, true)? {
             Place::File(path) => Self::File(path),
             Place::Postgres(builder) => Self::Postgres(connect(builder.connections(2)).await?),
         })

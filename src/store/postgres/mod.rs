@@ -96,6 +96,7 @@ struct Inner {
 #[derive(Debug, Clone)]
 pub struct PostgresBuilder {
     url: Url,
+    direct: Option<Url>,
     clock: Clock,
     connections: usize,
     migrate: bool,
@@ -112,6 +113,15 @@ impl fmt::Debug for Url {
 }
 
 impl PostgresBuilder {
+    /// Sets the URL of the same database without a pooler before it, such as pgbouncer, which runs each
+    /// transaction on another connection. Migrations use it, and the connection that listens for what
+    /// other servers record.
+    #[must_use]
+    pub fn direct(mut self, url: impl Into<String>) -> Self {
+        self.direct = Some(Url(url.into()));
+        self
+    }
+
     /// Takes another clock, which shifts that of the database, for a test.
     #[must_use]
     pub fn clock(mut self, clock: Clock) -> Self {
@@ -148,33 +158,22 @@ impl PostgresBuilder {
 
     async fn open(self) -> Result<PostgresStore, StoreError> {
         let address = Address::parse(&self.url.0)?;
+        let direct = match &self.direct {
+            Some(url) => Address::parse(&url.0)?,
+            None => address.clone(),
+        };
         let place = address.place();
         let state = Arc::new(State::new(self.clock));
-        let manager = Manager {
-            address: address.clone(),
-            state: state.clone(),
+        let pool = connected(&address, &state, self.connections).await?;
+        let migrating = match self.direct {
+            Some(_) => connected(&direct, &state, 1).await?,
+            None => pool.clone(),
         };
-        let pool = Pool::builder(manager)
-            .max_size(self.connections)
-            .runtime(Runtime::Tokio1)
-            .wait_timeout(Some(WAIT))
-            .create_timeout(Some(WAIT * 2))
-            .build()
-            .map_err(|error| {
-                StoreError::unavailable("the connections cannot be pooled").with_source(error)
-            })?;
-        match pool.get().await {
-            Ok(_) => {}
-            Err(PoolError::Backend(error)) => {
-                return Err(fault::of_connect(error, &place, address.user()));
-            }
-            Err(error) => return Err(Fault::from(error).into_error()),
-        }
         let settings = schema::check(&pool, &place)
             .await
             .map_err(Fault::into_error)?;
         state.set_commits_wait(settings.commits_wait);
-        schema::migrate(&pool, &place, self.migrate)
+        schema::migrate(&migrating, &place, self.migrate)
             .await
             .map_err(Fault::into_error)?;
         let inner = Arc::new(Inner {
@@ -197,9 +196,38 @@ impl PostgresBuilder {
             .await
             .map_err(Fault::into_error)?;
         inner.beat(session).await.map_err(Fault::into_error)?;
-        inner.start_tasks(address);
+        inner.start_tasks(direct);
         Ok(PostgresStore { inner })
     }
+}
+
+/// Makes a pool, and its first connection.
+async fn connected(
+    address: &Address,
+    state: &Arc<State>,
+    connections: usize,
+) -> Result<Pool, StoreError> {
+    let manager = Manager {
+        address: address.clone(),
+        state: state.clone(),
+    };
+    let pool = Pool::builder(manager)
+        .max_size(connections)
+        .runtime(Runtime::Tokio1)
+        .wait_timeout(Some(WAIT))
+        .create_timeout(Some(WAIT * 2))
+        .build()
+        .map_err(|error| {
+            StoreError::unavailable("the connections cannot be pooled").with_source(error)
+        })?;
+    match pool.get().await {
+        Ok(_) => {}
+        Err(PoolError::Backend(error)) => {
+            return Err(fault::of_connect(error, &address.place(), address.user()));
+        }
+        Err(error) => return Err(Fault::from(error).into_error()),
+    }
+    Ok(pool)
 }
 
 impl PostgresStore {
@@ -213,6 +241,7 @@ impl PostgresStore {
     pub fn builder(url: impl Into<String>) -> PostgresBuilder {
         PostgresBuilder {
             url: Url(url.into()),
+            direct: None,
             clock: Clock::new(),
             connections: CONNECTIONS,
             migrate: true,

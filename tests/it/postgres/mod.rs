@@ -1,6 +1,7 @@
 //! The PostgreSQL store.
 
 mod feed;
+mod pooler;
 mod proxy;
 mod refusals;
 mod unknown;

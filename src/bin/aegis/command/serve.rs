@@ -73,6 +73,16 @@ pub(crate) struct Serve {
     )]
     pub(crate) store: Option<PathBuf>,
 
+    /// The URL of the PostgreSQL database without the pooler (pgbouncer) of --store, for migrations and
+    /// for news of other servers [default: --store].
+    #[arg(
+        long,
+        env = "AEGIS_STORE_DIRECT",
+        value_name = "URL",
+        hide_env_values = true
+    )]
+    pub(crate) store_direct: Option<String>,
+
     /// Refuses to start if the schema of the PostgreSQL database is not that of this release, instead
     /// of making it.
     #[arg(
@@ -307,7 +317,11 @@ pub(crate) async fn run(args: Serve, context: Context) -> Result<(), Failure> {
     let scheme = if tls.is_some() { "https" } else { "http" };
     let reload = Reload::new(keys, certificate, filter);
 
-    let place = Place::new(path, args.no_migrate.or(config.no_migrate).unwrap_or(false))?;
+    let place = Place::new(
+        path,
+        args.store_direct.or(config.store_direct),
+        args.no_migrate.or(config.no_migrate).unwrap_or(false),
+    )?;
     if retention.is_some() && matches!(place, Place::Postgres(_)) {
         return Err(Failure::usage(
             "there is a retention (--retain), and the store is a PostgreSQL database, which keeps \
