@@ -90,9 +90,9 @@ impl Newcomer {
 }
 
 impl Queue {
-    /// Wakes the tasks, so that they see that the store is gone.
+    /// Wakes a task, so that it sees that the store is gone.
     pub(super) fn stop(&self) {
-        self.arrived.notify_waiters();
+        self.arrived.notify_one();
     }
 
     fn push(&self, newcomer: Newcomer) {
@@ -158,6 +158,8 @@ impl Inner {
                         store.record_all(batch).await;
                     }
                 }
+                // One wakes the next.
+                queue.stop();
             });
         }
     }

@@ -28,6 +28,7 @@ use std::time::Duration;
 
 use deadpool::Runtime;
 use deadpool::managed::PoolError;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use uuid::Uuid;
 
 use self::address::Address;
@@ -57,6 +58,12 @@ const WAIT: Duration = Duration::from_secs(5);
 /// The requests that may wait for the database.
 const QUEUE: u64 = 8192;
 
+/// The room for unanswered requests, in KiB. Each takes its payload and comment, and [`OVERHEAD`].
+const ROOM: usize = 64 * 1024;
+
+/// The most that a request takes beside its payload and comment, in bytes. Its names are bounded.
+const OVERHEAD: usize = 1024;
+
 /// A store in a PostgreSQL database, which any number of servers share.
 ///
 /// It needs PostgreSQL 14 or later, with the encoding UTF8. There is no leader: servers come and go,
@@ -84,6 +91,7 @@ struct Inner {
     /// The row of this store in the table of heartbeats.
     server: Uuid,
     state: Arc<State>,
+    room: Arc<Semaphore>,
     watchers: Watchers,
     repeats: Repeats<Key>,
     queue: Arc<batch::Queue>,
@@ -181,6 +189,7 @@ impl PostgresBuilder {
             place,
             server: Uuid::new_v4(),
             state,
+            room: Arc::new(Semaphore::new(ROOM)),
             watchers: Watchers::new(),
             repeats: Repeats::default(),
             queue: Arc::default(),
@@ -196,6 +205,8 @@ impl PostgresBuilder {
             .await
             .map_err(Fault::into_error)?;
         inner.beat(session).await.map_err(Fault::into_error)?;
+        let newest = inner.newest_position().await?;
+        inner.follower.begin_behind(newest);
         inner.start_tasks(direct);
         Ok(PostgresStore { inner })
     }
@@ -275,29 +286,30 @@ impl PostgresStore {
 
     /// Runs an operation that changes what is on record. It goes on if this future is dropped.
     async fn transact<O: Located>(&self, operation: O) -> Result<O::Outcome, StoreError> {
-        let inner = self.inner.clone();
-        self.spawn(Box::pin(async move {
-            inner.transact(&operation, Vec::new()).await
-        }))
+        let (inner, size) = (self.inner.clone(), operation.size());
+        self.spawn(
+            size,
+            Box::pin(async move { inner.transact(&operation, Vec::new()).await }),
+        )
         .await
     }
 
     /// Runs an operation that may record a new action.
     async fn record<O: Located>(&self, operation: O) -> Result<O::Outcome, StoreError> {
-        let inner = self.inner.clone();
-        self.spawn(Box::pin(async move { inner.record(&operation).await }))
-            .await
+        let (inner, size) = (self.inner.clone(), operation.size());
+        self.spawn(
+            size,
+            Box::pin(async move { inner.record(&operation).await }),
+        )
+        .await
     }
 
-    async fn spawn<T, F>(&self, run: F) -> Result<T, StoreError>
+    async fn spawn<T, F>(&self, size: usize, run: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
         F: Future<Output = Result<T, StoreError>> + Send + 'static,
     {
-        if self.inner.state.is_closing() {
-            return Err(StoreError::unavailable("the store is closed"));
-        }
-        let running = Running::begin(&self.inner.state)?;
+        let running = Running::begin(&self.inner, size)?;
         let ran = tokio::spawn(async move {
             let _running = running;
             run.await
@@ -309,12 +321,31 @@ impl PostgresStore {
 }
 
 /// A request that is not answered yet.
-struct Running(Arc<State>);
+struct Running {
+    state: Arc<State>,
+    _room: OwnedSemaphorePermit,
+}
 
 impl Running {
-    fn begin(state: &Arc<State>) -> Result<Self, StoreError> {
-        let running = Self(state.clone());
-        if state.running.fetch_add(1, Ordering::SeqCst) >= QUEUE {
+    fn begin(store: &Inner, size: usize) -> Result<Self, StoreError> {
+        if store.state.is_closing() {
+            return Err(StoreError::unavailable("the store is closed"));
+        }
+        // A request larger than all of the room is let in alone.
+        let room = (size + OVERHEAD).div_ceil(1024).min(ROOM) as u32;
+        let room = store.room.clone().try_acquire_many_owned(room);
+        let room = room.map_err(|_| {
+            StoreError::unavailable(format!(
+                "{} MiB of requests are waiting for the store already",
+                ROOM / 1024
+            ))
+        })?;
+        let waiting = store.state.running.fetch_add(1, Ordering::SeqCst);
+        let running = Self {
+            state: store.state.clone(),
+            _room: room,
+        };
+        if waiting >= QUEUE {
             return Err(StoreError::unavailable(format!(
                 "{QUEUE} requests are waiting for the store already"
             )));
@@ -325,7 +356,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.0.running.fetch_sub(1, Ordering::SeqCst);
+        self.state.running.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

@@ -8,6 +8,8 @@
 //! of those that were in progress then (`xip`). This is exact: nothing is missed or taken twice,
 //! a transaction that stays open for hours holds up only its own events, and one that is rolled back
 //! leaves no gap. Reading transactions, such as those of `pg_dump`, have no number and hold up nothing.
+//! A crash never makes a number below `xmax` new again: a transaction that a snapshot sees as ended
+//! has its end in the log before the commit of the pass, which is durable before a position is read.
 //!
 //! Within one pass events are in the order of the numbers of their transactions: if one request was
 //! answered before another was sent, its event comes first. Those of one action are in the order of
@@ -65,6 +67,11 @@ struct Own {
 }
 
 impl Follower {
+    /// Begins behind this position.
+    pub(super) fn begin_behind(&self, position: u64) {
+        self.seen.store(position, Ordering::SeqCst);
+    }
+
     /// Notes events that are about to be committed.
     pub(super) fn expect<'a>(&self, events: impl IntoIterator<Item = &'a Happened>) {
         let mut own = self.own();
@@ -134,18 +141,24 @@ impl Inner {
         // A table is never read as a whole for it, however few rows there are. That makes the rest
         // look expensive, which would be compiled at each pass.
         const PLAIN: &str = "SET LOCAL enable_seqscan = off; SET LOCAL jit = off";
-        // Again with the lock: another server may have had a pass since.
+        // Again with the lock: another server may have had a pass since. The row is locked first and
+        // read then, as a statement that waits for a lock goes on with what else it had read before.
         let (unsure, begun) = (self.state.doubts(), Instant::now());
-        let locked = format!("{LAST} FOR UPDATE OF p");
-        let (started, indexed, locked) = tokio::join!(
+        let (started, indexed, locked, last) = tokio::join!(
             biased;
             session.begin(),
             session.run(PLAIN),
-            session.query(&locked, &[]),
+            session.run("SELECT FROM publisher WHERE id = 1 FOR UPDATE"),
+            session.query(LAST, &[]),
         );
         started?;
         indexed?;
-        let last = Last::read(&locked?)?;
+        locked?;
+        let last = Last::read(&last?)?;
+        if !last.is_same {
+            session.roll_back().await;
+            return Err(Fault::again("the database was restored just now"));
+        }
         let [epoch, next, open] = last.values();
         let position = rows::number(last.position);
         session
@@ -233,7 +246,7 @@ impl Inner {
         if !is_watched {
             // Whoever comes now reads first, and sees all this.
             let newest = self.newest_position().await?;
-            self.follower.seen.store(newest, Ordering::SeqCst);
+            self.follower.begin_behind(newest);
             return Ok(());
         }
         loop {

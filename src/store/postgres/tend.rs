@@ -1,11 +1,10 @@
 //! What a store does by itself: it ends what is over, publishes events, and tells other servers.
 
 use std::future;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio_postgres::AsyncMessage;
 use tokio_postgres::types::Type;
 
@@ -41,19 +40,23 @@ pub(super) struct Bells {
     pub(super) recorded: Notify,
     /// Another server recorded something.
     pub(super) elsewhere: Notify,
-    closed: Notify,
-    is_closed: AtomicBool,
+    closed: watch::Sender<bool>,
 }
 
 impl Bells {
     /// Ends the tasks.
     pub(super) fn close(&self) {
-        self.is_closed.store(true, Ordering::SeqCst);
-        self.closed.notify_waiters();
+        self.closed.send_replace(true);
     }
 
     fn is_closed(&self) -> bool {
-        self.is_closed.load(Ordering::SeqCst)
+        *self.closed.borrow()
+    }
+
+    /// Completes when the store is closed.
+    async fn closed(&self) {
+        // The sender is in `self`, so this cannot fail.
+        let _ = self.closed.subscribe().wait_for(|closed| *closed).await;
     }
 }
 
@@ -109,7 +112,7 @@ impl Inner {
                 if let Some(bells) = bells.upgrade() {
                     tokio::select! {
                         () = bells.recorded.notified() => {}
-                        () = bells.closed.notified() => return Duration::ZERO,
+                        () = bells.closed() => return Duration::ZERO,
                     }
                 }
                 if let Some(store) = store.upgrade()
@@ -150,7 +153,7 @@ impl Inner {
                 let Some(bells) = bells.upgrade() else {
                     break;
                 };
-                let closed = bells.closed.notified();
+                let closed = bells.closed();
                 let _ = tokio::time::timeout(pause, closed).await;
             }
         });
@@ -241,7 +244,7 @@ async fn listen(address: &Address, bells: &Bells) -> Result<(), tokio_postgres::
                 Some(Err(error)) => return Err(error),
                 None => return Ok(()),
             },
-            () = bells.closed.notified() => return Ok(()),
+            () = bells.closed() => return Ok(()),
         }
     }
 }
