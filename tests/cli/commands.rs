@@ -336,9 +336,10 @@ fn usage_errors_exit_with_2_and_send_nothing() {
         (&["serve", "--listen", "localhost"], "--listen"),
         (&["serve", "--log", "aegis=loud"], "log filter"),
         (&["serve", "--prefix", "a b"], "prefix"),
+        (&["serve", "--store", "mysql://u:secret@h/d"], "mysql://…"),
         (
-            &["serve", "--store", "postgres://u:secret@h/d"],
-            "postgres://",
+            &["serve", "--store", "postgres://u:secret@h:p/d"],
+            "postgres://user@host:5432/database",
         ),
         (&["serve", "--keys", "/does/not/exist"], "/does/not/exist"),
     ];

@@ -68,7 +68,7 @@ async fn a_store_that_cannot_be_used_ends_the_start_without_its_password() {
         (
             "postgres://aegis:s3cret@host:0x1/aegis",
             false,
-            1,
+            2,
             "postgres://user@host:5432/database",
         ),
         (

@@ -30,10 +30,13 @@ impl Place {
         match url.split("://").next() {
             Some("postgres" | "postgresql") => {
                 let builder = PostgresStore::builder(url).migrate(!no_migrate);
-                Ok(Self::Postgres(match direct {
+                let builder = match direct {
                     Some(direct) => builder.direct(direct),
                     None => builder,
-                }))
+                };
+                let checked = builder.check();
+                checked.map_err(|error| Failure::usage("the store").because(error))?;
+                Ok(Self::Postgres(builder))
             }
             // The rest of a URL may hold a password.
             scheme => Err(Failure::usage(format!(

@@ -151,6 +151,19 @@ impl PostgresBuilder {
         self
     }
 
+    /// Checks the URLs, without a connection.
+    ///
+    /// # Errors
+    ///
+    /// If one of them is [wrong](StoreError::is_incompatible).
+    pub fn check(&self) -> Result<(), StoreError> {
+        Address::parse(&self.url.0)?;
+        if let Some(direct) = &self.direct {
+            Address::parse(&direct.0)?;
+        }
+        Ok(())
+    }
+
     /// Connects to the database.
     ///
     /// # Errors
