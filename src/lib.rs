@@ -25,7 +25,7 @@
 //! | `client` | `AegisService`, its builder, receipts and errors | `client` |
 //! | `server` | `HitlService`, a tower service, and `Server`, an accept loop | `server` |
 //! | `outbox` | webhooks and notifications: delivers what a store records | `server` |
-//! | `store` | the trait `Store` and the embedded store | `server` |
+//! | `store` | the trait `Store`, the embedded store and the PostgreSQL store | `server`, `postgres` |
 //! | `testing` | a scripted HTTP peer for tests | `test-util` |
 //!
 //! # Where to begin
@@ -96,6 +96,7 @@
 //! | `client` | yes | `AegisService` |
 //! | `tls` | yes | https for `AegisService`, with the platform's roots; with `server` also for `Server` and webhooks |
 //! | `server` | | `server`, `store` and `outbox` |
+//! | `postgres` | with `cli` | `PostgresStore` |
 //! | `cli` | | the binary `aegis` |
 //! | `hyper-util` | with `client` | what errors of hyper and hyper-util say about delivery |
 //! | `reqwest` | | reqwest's client under the layers |
