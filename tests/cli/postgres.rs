@@ -152,3 +152,31 @@ fn the_commands_of_the_scaling_page_run_as_written() {
         served.stop().expect(0);
     }
 }
+
+#[test]
+fn commands_for_files_refuse_a_database_and_do_not_show_its_url() {
+    let url = "postgres://aegis:s3cret@127.0.0.1:1/aegis";
+    for arguments in [
+        &["backup", "--store", url, "copy.db"][..],
+        &["check", url],
+        &["audit", "head", "--store", url],
+        &["audit", "export", "--store", url],
+        &["audit", "verify", "--store", url],
+        &[
+            "serve",
+            "--listen",
+            "127.0.0.1:0",
+            "--retain",
+            "30d",
+            "--store",
+            url,
+        ],
+    ] {
+        let ended = run(aegis(arguments)).expect(2);
+        assert!(!ended.stderr.contains("s3cret"), "{ended:?}");
+        assert!(
+            ended.stderr.contains("allowed") || ended.stderr.contains("alone"),
+            "{ended:?}"
+        );
+    }
+}

@@ -48,6 +48,17 @@ impl Place {
     }
 }
 
+/// The database file of a command that is for files alone. The URL of a database, which may hold a
+/// password, is refused and not shown.
+pub(crate) fn file(path: PathBuf) -> Result<PathBuf, Failure> {
+    if path.to_string_lossy().contains("://") {
+        return Err(Failure::usage(
+            "the store is a URL, and this command is for database files alone",
+        ));
+    }
+    Ok(path)
+}
+
 pub(crate) fn open(path: &Path) -> Result<SqliteStore, Failure> {
     let opened = SqliteStore::open(path);
     opened.map_err(|error| Failure::other("cannot open the store").because(error))

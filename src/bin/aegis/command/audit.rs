@@ -14,6 +14,7 @@ use super::Context;
 use crate::config;
 use crate::failure::Failure;
 use crate::print::{print, print_json};
+use crate::store;
 
 /// The most lines of an export that are read from the database at once.
 const PAGE: usize = 1024;
@@ -103,7 +104,7 @@ pub(crate) async fn run(command: Audit, context: Context) -> Result<(), Failure>
 impl Options {
     fn open(&self, context: Context) -> Result<AuditTrail, Failure> {
         let store = self.store.clone().or(context.config.serve.store);
-        let store = store.unwrap_or_else(|| PathBuf::from(config::STORE));
+        let store = store::file(store.unwrap_or_else(|| PathBuf::from(config::STORE)))?;
         AuditTrail::open(store).map_err(unread)
     }
 

@@ -9,6 +9,7 @@ use super::{Context, check};
 use crate::config;
 use crate::failure::Failure;
 use crate::print::{print, print_json};
+use crate::store;
 
 #[derive(Debug, Args)]
 pub(crate) struct Backup {
@@ -29,7 +30,7 @@ pub(crate) struct Backup {
 /// Copies the database into a new file, whether or not a server runs.
 pub(crate) async fn run(args: Backup, context: Context) -> Result<(), Failure> {
     let store = args.store.or(context.config.serve.store);
-    let store = store.unwrap_or_else(|| PathBuf::from(config::STORE));
+    let store = store::file(store.unwrap_or_else(|| PathBuf::from(config::STORE)))?;
     let verified = SqliteStore::back_up(&store, &args.to)
         .map_err(|error| Failure::other("no backup was made").because(error))?;
     if args.json {

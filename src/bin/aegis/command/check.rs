@@ -9,6 +9,7 @@ use serde_json::json;
 use super::Context;
 use crate::failure::Failure;
 use crate::print::{print, print_json};
+use crate::store;
 
 #[derive(Debug, Args)]
 pub(crate) struct Check {
@@ -23,8 +24,9 @@ pub(crate) struct Check {
 
 /// Reads a whole database, and says what is wrong with it.
 pub(crate) async fn run(args: Check, _: Context) -> Result<(), Failure> {
-    let file = args.file.display();
-    let verified = SqliteStore::verify(&args.file)
+    let path = store::file(args.file)?;
+    let file = path.display();
+    let verified = SqliteStore::verify(&path)
         .map_err(|error| Failure::other(format!("{file} was not checked")).because(error))?;
     if args.json {
         print_json(&json(&verified))?;
