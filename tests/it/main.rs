@@ -21,7 +21,7 @@ mod support;
 ))]
 mod adversary;
 mod architecture;
-#[cfg(feature = "server")]
+#[cfg(all(feature = "server", feature = "test-util"))]
 mod audit;
 #[cfg(all(feature = "client", feature = "server"))]
 mod bad_input;
