@@ -30,7 +30,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// Accepts connections until `shutdown` completes, and then starts the drain. Each is served by a
-/// service for the address of its peer, which a peer on a Unix socket does not have. Returns the connections still open.
+/// service for the address of its peer, which a peer on a Unix socket does not have. Returns the
+/// connections still open.
 pub(crate) async fn run<S, B>(
     listener: Listener,
     tls: Option<Acceptor>,
