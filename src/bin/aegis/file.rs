@@ -33,6 +33,25 @@ pub(crate) fn read(path: &Path, file: &File, most: u64) -> Result<Vec<u8>, Failu
     Ok(bytes)
 }
 
-pub(crate) fn unreadable(path: &Path, error: std::io::Error) -> Failure {
+/// Checks that a file belongs to the user that this process runs as, or to root, and returns its
+/// mode. The owner of a file can always change it. `danger` says what another one could do.
+#[cfg(unix)]
+pub(crate) fn own_mode(path: &Path, file: &File, danger: &str) -> Result<u32, Failure> {
+    use std::os::unix::fs::MetadataExt;
+
+    let metadata = file.metadata().map_err(|error| unreadable(path, error))?;
+    let owner = metadata.uid();
+    let user = rustix::process::geteuid().as_raw();
+    if owner != user && owner != 0 {
+        return Err(Failure::usage(format!(
+            "{} belongs to the user {owner}, who could {danger}; allowed is that it belongs to the \
+             user {user}, whom this server runs as, or to root (chown)",
+            path.display()
+        )));
+    }
+    Ok(metadata.mode() & 0o7777)
+}
+
+fn unreadable(path: &Path, error: std::io::Error) -> Failure {
     Failure::usage(format!("cannot read {}", path.display())).because(error)
 }

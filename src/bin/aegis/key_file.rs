@@ -36,23 +36,9 @@ pub(crate) fn read(path: &Path) -> Result<Keys, Failure> {
 /// secrets of containers and pods are often readable by all their processes (0444, 0640).
 #[cfg(unix)]
 fn check_writers(path: &Path, file: &File) -> Result<(), Failure> {
-    use std::os::unix::fs::MetadataExt;
-
     const READABLE: u32 = 0o044;
     const WRITABLE: u32 = 0o022;
-    let metadata = file
-        .metadata()
-        .map_err(|error| file::unreadable(path, error))?;
-    let owner = metadata.uid();
-    let user = rustix::process::geteuid().as_raw();
-    if owner != user && owner != 0 {
-        return Err(Failure::usage(format!(
-            "{} belongs to the user {owner}, who could let anyone in; allowed is that it belongs to \
-             the user {user}, whom this server runs as, or to root (chown)",
-            path.display()
-        )));
-    }
-    let mode = metadata.mode() & 0o7777;
+    let mode = file::own_mode(path, file, "let anyone in")?;
     if mode & WRITABLE != 0 {
         return Err(Failure::usage(format!(
             "{} can be written by others (mode {mode:04o}), who could let anyone in; allowed is \

@@ -67,22 +67,8 @@ impl TlsFiles {
 /// (0640), and with the processes of a pod (`fsGroup`).
 #[cfg(unix)]
 fn check_readers(path: &Path, file: &File) -> Result<(), Failure> {
-    use std::os::unix::fs::MetadataExt;
-
     const FORBIDDEN: u32 = 0o026;
-    let metadata = file
-        .metadata()
-        .map_err(|error| file::unreadable(path, error))?;
-    let owner = metadata.uid();
-    let user = rustix::process::geteuid().as_raw();
-    if owner != user && owner != 0 {
-        return Err(Failure::usage(format!(
-            "{} belongs to the user {owner}, who could pose as this server; allowed is that it \
-             belongs to the user {user}, whom this server runs as, or to root (chown)",
-            path.display()
-        )));
-    }
-    let mode = metadata.mode() & 0o7777;
+    let mode = file::own_mode(path, file, "pose as this server")?;
     if mode & FORBIDDEN != 0 {
         return Err(Failure::usage(format!(
             "{} can be read or written by others (mode {mode:04o}), who could pose as this server; \
