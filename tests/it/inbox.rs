@@ -130,6 +130,14 @@ pub fn html(reply: &Reply) -> String {
     String::from_utf8(reply.body.to_vec()).unwrap()
 }
 
+/// What a browser sends back of a payload that nobody has edited.
+pub fn editor(page: &str) -> String {
+    let text = page.split_once("<textarea id=\"payload\"").unwrap().1;
+    let text = text.split_once(">\n").unwrap().1;
+    let text = text.split_once("</textarea>").unwrap().0;
+    text.replace("&#34;", "\"").replace('\n', "\r\n")
+}
+
 /// The value of a hidden field.
 pub fn hidden(page: &str, name: &str) -> String {
     let field = format!("name=\"{name}\" value=\"");
@@ -523,10 +531,7 @@ async fn a_payload_that_is_sent_back_unchanged_is_no_edit() {
     let id = desk.submit("k", &body, ACME).await;
     let path = format!("/actions/{id}");
     let page = html(&desk.get(&path).header("Cookie", &cookie).send().await);
-    let text = page.split_once("<textarea id=\"payload\"").unwrap().1;
-    let text = text.split_once(">\n").unwrap().1;
-    let text = text.split_once("</textarea>").unwrap().0;
-    let text = text.replace("&#34;", "\"").replace('\n', "\r\n");
+    let text = editor(&page);
     let fields = [
         ("digest", &*hidden(&page, "digest")),
         ("call", "c"),

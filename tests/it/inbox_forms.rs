@@ -7,7 +7,9 @@ use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-use super::inbox::{ACME, AGENT, Desk, desk_with, follow, hidden, html, key_file, keyed, keyless};
+use super::inbox::{
+    ACME, AGENT, Desk, desk_with, editor, follow, hidden, html, key_file, keyed, keyless,
+};
 use super::support::{Call, Disk, Faulty, Mood, read_until};
 
 /// The action on record.
@@ -115,10 +117,7 @@ async fn a_payload_too_large_to_be_edited_is_still_decided_on() {
     let id = desk.submit("middle", &body, ACME).await;
     let path = format!("/actions/{id}");
     let page = html(&desk.get(&path).header("Cookie", &cookie).send().await);
-    let text = page.split_once("<textarea id=\"payload\"").unwrap().1;
-    let text = text.split_once(">\n").unwrap().1;
-    let text = text.split_once("</textarea>").unwrap().0;
-    let text = text.replace("&#34;", "\"").replace('\n', "\r\n");
+    let text = editor(&page);
     assert!(text.len() > 262_144);
     let fields = [
         ("digest", &*hidden(&page, "digest")),

@@ -50,6 +50,15 @@ async fn approve<St: Store>(store: &St, key: &str) -> Uuid {
     action.request_id.as_uuid().unwrap()
 }
 
+fn client_of(server: &Running) -> AegisService {
+    AegisService::builder()
+        .base_url(format!("http://{}", server.addr))
+        .tenant_id("t")
+        .thread_id("h")
+        .build()
+        .unwrap()
+}
+
 /// Puts a pending action on record, as the newest one always stays.
 async fn submit<St: Store>(store: &St) {
     let submit = Submit {
@@ -239,12 +248,7 @@ async fn table<St: Store>(store: St) {
 async fn a_client_takes_what_was_removed_for_a_confirmed_duplicate() {
     let store = MemoryStore::new();
     let server = start(store.clone()).await;
-    let aegis = AegisService::builder()
-        .base_url(format!("http://{}", server.addr))
-        .tenant_id("t")
-        .thread_id("h")
-        .build()
-        .unwrap();
+    let aegis = client_of(&server);
     let first = aegis.approve("k").await.unwrap();
     submit(&store).await;
     assert_eq!(sweep(&store, Duration::ZERO).await, 1);
@@ -500,12 +504,7 @@ async fn a_row_that_an_edit_has_spoilt_stays_and_keeps_nothing_else() {
 async fn an_agent_never_runs_again_what_was_removed() {
     let store = MemoryStore::new();
     let server = start(store.clone()).await;
-    let aegis = AegisService::builder()
-        .base_url(format!("http://{}", server.addr))
-        .tenant_id("t")
-        .thread_id("h")
-        .build()
-        .unwrap();
+    let aegis = client_of(&server);
     let ran = AtomicUsize::new(0);
     let run = |key: &'static str| {
         aegis.action(key).run_once(|_| async {
