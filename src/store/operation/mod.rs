@@ -68,6 +68,11 @@ pub(crate) trait Ledger {
     /// The current time, in the resolution in which times are kept.
     fn now(&self) -> SystemTime;
 
+    /// Whether other requests may wait for the end of this transaction.
+    fn others_wait(&self) -> bool {
+        true
+    }
+
     /// Finds the record of an identity.
     fn find(&self, identity: &Identity) -> Result<Option<Record>, Self::Error>;
 

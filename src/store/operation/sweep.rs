@@ -11,8 +11,8 @@ use crate::store::Identity;
 /// The longest time until an action that had to stay is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_secs(3600);
 
-/// How many times the limit of removals a step looks at events.
-const LOOKS: usize = 8;
+/// The events that are read at once. Most steps do not get further.
+const READ: usize = 32;
 
 /// The events that a step looks at, however long that takes, if it removes nothing.
 const LEAST_LOOKS: usize = 16;
@@ -20,8 +20,12 @@ const LEAST_LOOKS: usize = 16;
 /// The most bytes of what was written with the actions that a step removes, but for one action.
 const MAX_BYTES: usize = 1024 * 1024;
 
-/// How long a step goes on, but for one action. Decisions wait for as long.
+/// How long a step goes on while other requests wait, but for one action.
 const MAX_TIME: Duration = Duration::from_millis(1);
+
+/// How long a step goes on while nobody waits. A commit costs as much for one action as for ten, so
+/// long steps remove several times as many a second.
+const MAX_IDLE_TIME: Duration = Duration::from_millis(10);
 
 /// A request to remove some of the actions that have been over for a time.
 ///
@@ -147,12 +151,12 @@ struct Step {
     /// The number of events that were looked at.
     looks: usize,
     bytes: usize,
-    until: Instant,
+    begun: Instant,
 }
 
 impl Step {
     fn begin<L: Ledger>(sweep: &Sweep, ledger: &L) -> Result<Self, L::Error> {
-        let until = Instant::now() + MAX_TIME;
+        let begun = Instant::now();
         let now = ledger.now();
         let before = now.checked_sub(sweep.retention).unwrap_or(UNIX_EPOCH);
         let again = before + sweep.retention.min(LOOK_AGAIN);
@@ -176,57 +180,64 @@ impl Step {
             removed: 0,
             looks: 0,
             bytes: MAX_BYTES,
-            until,
+            begun,
         })
     }
 
     /// Whether decisions should not wait any longer. However slow the machine is, each step gets
     /// something done, or else it would not end.
-    fn is_over(&self) -> bool {
-        let has_worked = self.removed > 0 || self.looks >= LEAST_LOOKS;
-        self.removed >= self.limit || self.bytes == 0 || has_worked && self.until <= Instant::now()
+    fn is_over<L: Ledger>(&self, ledger: &L) -> bool {
+        if self.removed >= self.limit || self.bytes == 0 {
+            return true;
+        }
+        if self.removed == 0 && self.looks < LEAST_LOOKS {
+            return false;
+        }
+        let elapsed = self.begun.elapsed();
+        elapsed >= MAX_IDLE_TIME || elapsed >= MAX_TIME && ledger.others_wait()
     }
 
     /// Looks at events in order, from where the last step stopped. Returns whether there are more to
     /// look at now.
     fn go_on<L: Ledger>(&mut self, ledger: &mut L) -> Result<bool, L::Error> {
-        if self.start >= self.last {
-            return Ok(false);
-        }
-        let limit = self.limit.saturating_mul(LOOKS);
-        let events = ledger.events_between(self.start, self.last, limit)?;
-        let has_more = events.len() >= limit;
-        for (next, at) in events {
-            if at > self.before {
-                // A time to come means that the clock was wrong then, or is now. If newer events
-                // have present times, the event must not keep the others until then.
-                let is_ahead = at > self.now && self.newest_is_past(ledger)?;
-                if !is_ahead {
-                    return Ok(false);
+        while self.position < self.last {
+            let events = ledger.events_between(self.position, self.last, READ)?;
+            if events.is_empty() {
+                return Ok(false);
+            }
+            for (next, at) in events {
+                if at > self.before {
+                    // A time to come means that the clock was wrong then, or is now. If newer events
+                    // have present times, the event must not keep the others until then.
+                    let is_ahead = at > self.now && self.newest_is_past(ledger)?;
+                    if !is_ahead {
+                        return Ok(false);
+                    }
+                    ledger.postpone(next, at)?;
+                } else if self.is_chained(next, ledger)? {
+                    self.look(next, ledger)?;
+                } else {
+                    return Ok(true);
                 }
-                ledger.postpone(next, at)?;
-            } else if self.is_chained(next, ledger)? {
-                self.look(next, ledger)?;
-            } else {
-                return Ok(true);
-            }
-            self.position = next;
-            if self.is_over() {
-                return Ok(self.position < self.last);
+                self.position = next;
+                if self.is_over(ledger) {
+                    return Ok(self.position < self.last);
+                }
             }
         }
-        Ok(has_more)
+        Ok(false)
     }
 
     /// Looks again at what had to stay. Returns whether there is more to look at now.
     fn look_again<L: Ledger>(&mut self, ledger: &mut L) -> Result<bool, L::Error> {
-        if self.is_over() {
+        if self.is_over(ledger) {
             // The next step finds out.
             return Ok(true);
         }
-        let postponed = ledger.postponed(self.before, self.limit)?;
+        let most = self.limit.min(READ);
+        let postponed = ledger.postponed(self.before, most)?;
         let mut left = postponed.len();
-        let has_more = left >= self.limit;
+        let has_more = left >= most;
         for (until, position) in postponed {
             if !self.is_chained(position, ledger)? {
                 return Ok(true);
@@ -234,7 +245,7 @@ impl Step {
             left -= 1;
             ledger.remove_postponed(until, position)?;
             self.look(position, ledger)?;
-            if self.is_over() {
+            if self.is_over(ledger) {
                 return Ok(has_more || left > 0);
             }
         }

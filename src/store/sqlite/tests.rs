@@ -576,3 +576,19 @@ async fn a_check_finds_tombstones_that_are_wrong_or_missing() {
         drop(operator);
     }
 }
+
+#[test]
+fn others_wait_unless_a_transaction_is_alone_and_the_queue_is_empty() {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use crate::store::operation::Ledger;
+
+    let connection = Connection::open_in_memory().unwrap();
+    let (repeats, clock, queued) = (Repeats::default(), Clock::new(), AtomicU64::new(0));
+    let mut transaction = transaction::Transaction::begin(&connection, &repeats, &clock).unwrap();
+    assert!(transaction.others_wait());
+    transaction.set_alone(&queued);
+    assert!(!transaction.others_wait());
+    queued.store(1, Ordering::Relaxed);
+    assert!(transaction.others_wait());
+}

@@ -1,5 +1,6 @@
 //! A transaction of the writer: the ledger that operations change.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use rusqlite::{Connection, params};
@@ -34,6 +35,9 @@ pub(super) struct Transaction<'a> {
     counted: u64,
     /// Whether there is a tombstone, once that was looked for.
     has_tombstones: Option<bool>,
+    /// The number of requests in the writer's queue, if there is one and no other request shares
+    /// the transaction.
+    queued: Option<&'a AtomicU64>,
 }
 
 /// The actions that a transaction changed, and how.
@@ -97,7 +101,13 @@ impl<'a> Transaction<'a> {
             removed: 0,
             counted: 0,
             has_tombstones: None,
+            queued: None,
         })
+    }
+
+    /// Notes that this transaction has a single request, and how many others are in the queue.
+    pub(super) fn set_alone(&mut self, queued: &'a AtomicU64) {
+        self.queued = Some(queued);
     }
 
     pub(super) fn commit(self) -> rusqlite::Result<Written> {
@@ -181,6 +191,11 @@ impl Ledger for Transaction<'_> {
 
     fn now(&self) -> SystemTime {
         self.clock.now()
+    }
+
+    fn others_wait(&self) -> bool {
+        self.queued
+            .is_none_or(|queued| queued.load(Ordering::Relaxed) > 0)
     }
 
     fn find(&self, identity: &Identity) -> rusqlite::Result<Option<Record>> {

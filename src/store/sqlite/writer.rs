@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -260,7 +260,8 @@ impl Writer {
             return;
         };
         let begun = Instant::now();
-        let done = transact(connection, &repeats, &self.clock, batch);
+        let queued = &self.state.counters.queued;
+        let done = transact(connection, &repeats, &self.clock, queued, batch);
         // This check comes before any acknowledgement: the next start might not find the files that
         // the batch was written to.
         let done = done.and_then(|written| match self.look_around() {
@@ -515,9 +516,10 @@ fn transact(
     connection: &Connection,
     repeats: &Repeats,
     clock: &Clock,
+    queued: &AtomicU64,
     batch: &mut [Box<dyn Job>],
 ) -> Result<Written, Stop> {
-    let done = attempt(connection, repeats, clock, batch);
+    let done = attempt(connection, repeats, clock, queued, batch);
     if done.is_err() && !connection.is_autocommit() {
         let undone = connection.execute_batch("ROLLBACK");
         // After a fault the connection is dropped, which rolls back.
@@ -532,9 +534,13 @@ fn attempt(
     connection: &Connection,
     repeats: &Repeats,
     clock: &Clock,
+    queued: &AtomicU64,
     batch: &mut [Box<dyn Job>],
 ) -> Result<Written, Stop> {
     let mut transaction = Transaction::begin(connection, repeats, clock).map_err(Fault::of)?;
+    if batch.len() == 1 {
+        transaction.set_alone(queued);
+    }
     for job in batch {
         job.run(&mut transaction).map_err(|error| {
             if is_fatal(&error) {
