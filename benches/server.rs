@@ -3,6 +3,9 @@
 //! The server runs on the in-memory store, which sets the limit, and on the embedded store. It is a
 //! second process; this process generates the load on one thread. `--millions 1,10` adds stores
 //! that already hold that many million actions.
+//!
+//! `--against BINARY` compares something else: the embedded store of this build and of another one,
+//! whose bench `server` is that binary. They take turns, under the load of this process.
 
 #![allow(
     clippy::unwrap_used,
@@ -21,7 +24,7 @@ mod load;
 mod results;
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aegis_hitl::protocol::Payload;
 use aegis_hitl::server::{HitlService, Server};
@@ -200,6 +203,68 @@ fn millions() -> Vec<i64> {
         .collect()
 }
 
+/// The argument of `--against`: the bench of another build.
+fn other_build() -> Option<PathBuf> {
+    let mut arguments = std::env::args().skip_while(|argument| argument != "--against");
+    arguments.nth(1).map(PathBuf::from)
+}
+
+/// How a build did in one round.
+struct Turn {
+    sample: Sample,
+    /// Microseconds of processor time that the server took for a decision.
+    processor: f64,
+}
+
+async fn turn(binary: &Path, store: &PathBuf) -> Turn {
+    let peer = Peer::spawn_of(binary, &[store.to_str().unwrap()]);
+    load::run(peer.address, 64, Keys::New, WARM_UP).await;
+    let (before, begun) = (peer.processor_time(), Instant::now());
+    let sample = load::run(peer.address, 64, Keys::New, EACH).await;
+    let used = peer.processor_time() - before;
+    let decisions = sample.rate * begun.elapsed().as_secs_f64();
+    peer.stop();
+    Contender::clear(Some(store), true);
+    Turn {
+        sample,
+        processor: used.as_secs_f64() * 1e6 / decisions,
+    }
+}
+
+/// Compares this build with another one: in each round both take a turn, in changing order, and what
+/// counts is the median of the rounds' ratios.
+async fn compare(other: &Path) {
+    const PAIRS: usize = 21;
+    let this = std::env::current_exe().unwrap();
+    let store = results::folder().join("compared.db");
+    Contender::clear(Some(&store), true);
+    let (mut rates, mut processor) = (Vec::new(), Vec::new());
+    for round in 0..PAIRS {
+        let (ours, theirs);
+        if round % 2 == 0 {
+            ours = turn(&this, &store).await;
+            theirs = turn(other, &store).await;
+        } else {
+            theirs = turn(other, &store).await;
+            ours = turn(&this, &store).await;
+        }
+        println!(
+            "{:.0} decisions/s of {:.0}, {:.1} us of processor time of {:.1}",
+            ours.sample.rate, theirs.sample.rate, ours.processor, theirs.processor
+        );
+        rates.push(ours.sample.rate / theirs.sample.rate);
+        processor.push(ours.processor / theirs.processor);
+    }
+    for (name, mut ratios) in [("rate", rates), ("processor time", processor)] {
+        let median = results::median(&mut ratios);
+        println!(
+            "{name}: {median:.3} of the other build's, half of the rounds between {:.3} and {:.3}",
+            ratios[PAIRS / 4],
+            ratios[PAIRS - 1 - PAIRS / 4]
+        );
+    }
+}
+
 fn main() {
     let arguments: Vec<_> = std::env::args().collect();
     if let Some(at) = arguments
@@ -210,6 +275,13 @@ fn main() {
     }
     if !results::is_asked_for() {
         return;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    if let Some(other) = other_build() {
+        return runtime.block_on(compare(&other));
     }
     let folder = results::folder();
     let mut contenders = vec![
@@ -225,10 +297,6 @@ fn main() {
     }
     drop(filling);
 
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
     for contender in &contenders {
         Contender::clear(contender.path.as_ref(), contender.is_empty);
     }

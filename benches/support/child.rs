@@ -2,7 +2,9 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::time::Duration;
 
 /// The argument that makes this binary a server.
 pub(crate) const SERVE: &str = "--serve";
@@ -16,7 +18,12 @@ pub(crate) struct Peer {
 
 impl Peer {
     pub(crate) fn spawn(arguments: &[&str]) -> Self {
-        let mut child = Command::new(std::env::current_exe().unwrap())
+        Self::spawn_of(&std::env::current_exe().unwrap(), arguments)
+    }
+
+    /// Starts the server of a binary, which may be this bench of another build.
+    pub(crate) fn spawn_of(binary: &Path, arguments: &[&str]) -> Self {
+        let mut child = Command::new(binary)
             .arg(SERVE)
             .args(arguments)
             .stdin(Stdio::piped())
@@ -42,6 +49,18 @@ impl Peer {
         let line = status.lines().find(|line| line.starts_with("VmRSS:"));
         let kib = line.and_then(|line| line.split_whitespace().nth(1));
         kib.unwrap().parse::<u64>().unwrap() * 1024
+    }
+
+    /// The processor time that the server has used so far, its kernel's included.
+    #[allow(dead_code)]
+    pub(crate) fn processor_time(&self) -> Duration {
+        // The kernel counts in ticks of 10 ms on every platform that Linux tells programs about.
+        const TICK: Duration = Duration::from_millis(10);
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        // The name of the command may contain spaces. `utime` is the 12th field behind it.
+        let (_, fields) = stat.rsplit_once(')').unwrap();
+        let ticks = fields.split_whitespace().skip(11).take(2);
+        TICK * ticks.map(|ticks| ticks.parse::<u32>().unwrap()).sum()
     }
 
     /// Stops the server and waits for a clean exit.
