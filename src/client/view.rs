@@ -143,7 +143,7 @@ impl<'a> View<'a> {
                 let valid = &body[..error.valid_up_to()];
                 (str::from_utf8(valid).unwrap_or_default(), false)
             }
-            Err(_) => ("", false),
+            Err(error) => return (view, Err(serde::de::Error::custom(error))),
         };
         if body.is_empty() {
             return (view, Ok(()));
@@ -242,3 +242,57 @@ impl<'a> View<'a> {
 }
 
 const URN: &str = "urn:aegis:problem:";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_that_is_no_string_agrees_with_nothing_and_fails_no_other_member() {
+        for value in ["-1", "1", "1.5", "true", "[1, {}]", r#"{"a": [1]}"#] {
+            let json = format!(r#"{{"tenant_id": {value}, "decision": "reject"}}"#);
+            let view = View::of(json.as_bytes()).unwrap();
+            assert!(view.tenant_id.is_there(), "{value}");
+            assert!(!view.tenant_id.agrees(&"") && !view.tenant_id.agrees(&value));
+            assert!(view.decision.is("reject"), "{value}");
+        }
+        let view = View::of(br#"{"tenant_id": null}"#).unwrap();
+        assert!(view.tenant_id.agrees(&"acme"));
+    }
+
+    #[test]
+    fn of_an_action_that_cannot_be_read_the_id_the_status_and_the_decision_are_kept() {
+        let action = |json: &str| View::of(json.as_bytes()).unwrap().salvaged();
+        let kept = r#"{"request_id": "r-1", "status": "COMMITTED", "decision": "reject", "created_at": 5}"#;
+        let kept = action(kept).unwrap();
+        assert_eq!(kept.request_id.as_str(), "r-1");
+        assert_eq!(kept.status, Status::Committed);
+        assert_eq!(kept.decision, Some(crate::protocol::Decision::Reject));
+        let unknown = action(r#"{"request_id": "r-1", "status": 5}"#).unwrap();
+        assert_eq!(unknown.status, Status::Other);
+        assert!(action(r#"{"request_id": "r-1", "decision": "reject"}"#).is_none());
+        assert!(action(r#"{"status": "COMMITTED"}"#).is_none());
+    }
+
+    #[test]
+    fn an_answer_that_is_cut_off_in_a_character_has_the_members_before() {
+        let whole = "{\"decision\": \"reject\", \"title\": \"\u{e9}".as_bytes();
+        let cut_off = &whole[..whole.len() - 1];
+        let view = View::so_far(cut_off).unwrap();
+        assert!(view.decision.is("reject"));
+        assert!(View::of(cut_off).is_none());
+    }
+
+    #[test]
+    fn an_answer_that_is_not_utf_8_is_not_read_in_part_either() {
+        for body in [
+            &b"{\"decision\": \"reject\", \"title\": \"\xff"[..],
+            b"{\"title\": \"\xff\", \"decision\": \"reject\"",
+            b"\xff",
+            b"{}\xc3",
+        ] {
+            assert!(View::so_far(body).is_none());
+            assert!(View::of(body).is_none());
+        }
+    }
+}
