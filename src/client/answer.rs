@@ -352,10 +352,8 @@ pub(super) fn verified(
             on_record: action.into(),
             ..receipt
         }),
-        Some(decision) if decision == receipt.decision.opposite() => {
-            Err(opposite(Some(action), receipt.status, receipt.attempts))
-        }
-        _ => Err(Error::unverified(&receipt)),
+        Some(_) => Err(opposite(Some(action), receipt.status, receipt.attempts)),
+        None => Err(Error::unverified(&receipt)),
     }
 }
 

@@ -23,7 +23,7 @@ pub use self::outcome::{Approved, RunOutcome};
 use self::steps::{Held, Run};
 use super::Error;
 use super::answer::is_same;
-use super::operation::{Claimed, OperationCall, Settings, Submit, lease_in_seconds};
+use super::operation::{Claimed, OperationCall, Submit, lease_in_seconds};
 use super::wait::Wait;
 use crate::layer::after;
 use crate::protocol::{InvalidValue, TenantId, ThreadId};
@@ -188,11 +188,7 @@ where
         let submit = submit?;
         let mut run = Run {
             service,
-            // Each request has an id of its own.
-            settings: Settings {
-                call_id: None,
-                ..settings
-            },
+            settings,
             lease: self.lease,
         };
         let own = submit.payload.clone();

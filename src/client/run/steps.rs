@@ -34,6 +34,7 @@ const RENEWAL_PAUSE: Duration = Duration::from_secs(5);
 /// A run and the settings of its requests.
 pub(super) struct Run<S> {
     pub(super) service: AegisService<S>,
+    /// Without a call id: each request has one of its own.
     pub(super) settings: Settings,
     pub(super) lease: Duration,
 }
