@@ -113,15 +113,15 @@ thread_local! {
     static NEXT: Cell<Id> = const { Cell::new(0) };
 }
 
-/// Threads take ids in blocks, so that they do not contend for one counter.
-static BLOCKS: AtomicU64 = AtomicU64::new(0);
+/// Threads take ids in blocks, so that they do not contend for one counter. The first id of a block
+/// is skipped, so that no id is zero.
+static BLOCKS: AtomicU64 = AtomicU64::new(1);
 
 fn next_id() -> Id {
     const BLOCK: u64 = 1 << 32;
     let mut id = NEXT.get();
     if id.is_multiple_of(BLOCK) {
-        // The first id of a block is skipped, so that no id is zero.
-        id = BLOCKS.fetch_add(BLOCK, Ordering::Relaxed) + 1;
+        id = BLOCKS.fetch_add(BLOCK, Ordering::Relaxed);
     }
     NEXT.set(id + 1);
     id
@@ -495,32 +495,43 @@ mod tests {
                 .join()
                 .unwrap()
         };
-        let mut all = [ids(), ids(), ids()].concat();
+        let all = [ids(), ids(), ids()];
+        // One block serves a thread for long.
+        assert!(all.iter().all(|[first, second]| first + 1 == *second));
+        let mut all = all.concat();
         assert!(!all.contains(&0));
         all.sort_unstable();
         all.dedup();
         assert_eq!(all.len(), 6);
     }
 
-    #[test]
-    fn what_was_counted_before_does_not_count_again() {
-        let counted = |n| Tally {
+    fn counted(n: u32) -> Tally {
+        Tally {
             begun: n,
             never_sent: n,
             refused: n,
             permanent: n,
             attempts: 0,
-        };
-        let since = counted(5).since(counted(2));
-        assert_eq!(
-            [
-                since.begun,
-                since.never_sent,
-                since.refused,
-                since.permanent
-            ],
-            [3; 4]
-        );
+        }
+    }
+
+    fn counts(tally: Tally) -> [u32; 4] {
+        [
+            tally.begun,
+            tally.never_sent,
+            tally.refused,
+            tally.permanent,
+        ]
+    }
+
+    #[test]
+    fn what_was_counted_before_does_not_count_again() {
+        assert_eq!(counts(counted(5).since(counted(2))), [3; 4]);
+    }
+
+    #[test]
+    fn everything_counted_below_is_added_to_what_was_counted_above() {
+        assert_eq!(counts(counted(5).plus(counted(3))), [8; 4]);
     }
 
     fn judged(within: impl FnOnce()) -> Failure {

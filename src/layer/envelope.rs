@@ -217,3 +217,34 @@ impl Names {
         (1..all.len()).all(|at| !all[..at].contains(&all[at]))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::{IDEMPOTENCY_KEY, TENANT_ID, X_REQUEST_ID};
+
+    fn names() -> Names {
+        Names {
+            tenant: SetTenantLayer::from_extension(),
+            thread: SetThreadLayer::from_extension(),
+            key: SetIdempotencyKeyLayer::mint(),
+            request_id: SetRequestIdLayer::mint(),
+        }
+    }
+
+    #[test]
+    fn names_are_distinct_if_no_two_share_a_header() {
+        assert!(names().are_distinct());
+        let mut two = names();
+        two.thread = two.thread.header(TENANT_ID);
+        assert!(!two.are_distinct());
+        let mut last = names();
+        last.key = last.key.header(X_REQUEST_ID);
+        assert!(!last.are_distinct());
+        let mut all = names();
+        all.tenant = all.tenant.header(IDEMPOTENCY_KEY);
+        all.thread = all.thread.header(IDEMPOTENCY_KEY);
+        all.request_id = all.request_id.header(IDEMPOTENCY_KEY);
+        assert!(!all.are_distinct());
+    }
+}

@@ -517,6 +517,25 @@ mod tests {
                 .await
                 .is_empty()
         );
+        assert!(
+            sent(SetRequestIdLayer::from_extension(), Request::new(()))
+                .await
+                .is_empty()
+        );
+    }
+
+    #[tokio::test]
+    async fn only_a_minted_key_is_marked_as_minted() {
+        let mark = service_fn(|request: Request<()>| async move {
+            let is_marked = request.extensions().get::<MintedKey>().is_some();
+            Ok::<_, Infallible>(Response::new(is_marked))
+        });
+        let key = SetIdempotencyKeyLayer::mint().layer(mark);
+        let response = key.oneshot(Request::new(())).await.unwrap();
+        assert!(response.into_body());
+        let id = SetRequestIdLayer::mint().layer(mark);
+        let response = id.oneshot(Request::new(())).await.unwrap();
+        assert!(!response.into_body());
     }
 
     #[tokio::test]

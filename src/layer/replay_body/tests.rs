@@ -115,7 +115,8 @@ async fn an_attempt_that_still_sends_is_ended_by_a_later_one() {
     tokio::task::yield_now().await;
     let mut second = template.replay().unwrap();
     second.frame().await.unwrap().unwrap();
-    assert!(waiting.await.unwrap().unwrap().unwrap_err().is_superseded());
+    let error = waiting.await.unwrap().unwrap().unwrap_err();
+    assert!(error.is_superseded() && !error.is_too_long());
     sender.send(data("two")).unwrap();
     drop(sender);
     assert_eq!(second.collect().await.unwrap().to_bytes(), "two");
@@ -155,6 +156,43 @@ async fn a_body_known_to_be_too_long_is_not_kept() {
         5,
     );
     assert!(body.replay().is_none());
+}
+
+fn body_of_length(length: u64, chunks: &[&'static str]) -> ReplayBody<Chunks> {
+    let (sender, receiver) = mpsc::unbounded_channel();
+    for chunk in chunks {
+        sender.send(data(chunk)).unwrap();
+    }
+    let source = Chunks {
+        chunks: receiver,
+        length: Some(length),
+    };
+    ReplayBody::new(source, 100)
+}
+
+#[tokio::test]
+async fn a_body_that_is_not_as_long_as_it_says_fails() {
+    for chunks in [&["123"][..], &["123", "45", "6"]] {
+        let body = body_of_length(5, chunks);
+        let copy = body.replay().unwrap();
+        let error = body.collect().await.unwrap_err();
+        assert_eq!(error.source().unwrap().to_string(), OTHER_LENGTH);
+        assert!(copy.collect().await.is_err(), "{chunks:?}");
+    }
+    let body = body_of_length(5, &["123", "", "45"]);
+    let copy = body.replay().unwrap();
+    assert_eq!(body.collect().await.unwrap().to_bytes(), "12345");
+    assert_eq!(copy.collect().await.unwrap().to_bytes(), "12345");
+}
+
+#[tokio::test]
+async fn a_waiting_copy_does_not_wake_itself() {
+    let (_sender, first) = body(100);
+    let mut copy = tokio_test::task::spawn(first.replay().unwrap());
+    for _ in 0..2 {
+        assert!(copy.enter(|cx, copy| copy.poll_frame(cx)).is_pending());
+        assert!(!copy.is_woken());
+    }
 }
 
 #[tokio::test]
@@ -397,6 +435,11 @@ async fn size_and_end_are_known_as_far_as_the_source_knows_them() {
     let again = template.replay().unwrap();
     assert_eq!(again.size_hint().exact(), Some(5));
     assert!(!again.is_end_stream());
+    let (sender, mut begun) = body(100);
+    sender.send(data("hel")).unwrap();
+    begun.frame().await.unwrap().unwrap();
+    assert_eq!(begun.size_hint().lower(), 0);
+    assert_eq!(begun.replay().unwrap().size_hint().lower(), 3);
     let empty = ReplayBody::new(http_body_util::Empty::<Bytes>::new(), 100);
     assert!(empty.is_end_stream());
     assert_eq!(empty.size_hint().exact(), Some(0));

@@ -321,6 +321,30 @@ mod tests {
         }
     }
 
+    // The words for seed 0 that the authors of SplitMix64 publish.
+    #[test]
+    fn the_source_of_jitter_is_splitmix64() {
+        let random = Random::seeded(0);
+        let words = [random.next(), random.next(), random.next()];
+        assert_eq!(
+            words,
+            [
+                0xE220_A839_7B1D_CDAF,
+                0x6E78_9E6A_A1B9_65F4,
+                0x06C4_5D18_8009_454F
+            ]
+        );
+    }
+
+    #[test]
+    fn both_ends_of_a_range_occur() {
+        let random = Random::seeded(0);
+        let nano = Duration::from_nanos(1);
+        let drawn: Vec<Duration> = (0..64).map(|_| random.up_to(nano)).collect();
+        assert!(drawn.iter().all(|wait| *wait <= nano));
+        assert!(drawn.contains(&nano) && drawn.contains(&Duration::ZERO));
+    }
+
     #[test]
     fn none_waits_not_at_all() {
         assert_eq!(waits(&Backoff::none(), 1), millis(&[0; 6]));
