@@ -500,3 +500,52 @@ impl StdError for Error {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answered(code: Code, status: StatusCode) -> Error {
+        Error::status(Some(Problem::new(code, status.as_u16(), "", "")), status, 1)
+    }
+
+    #[test]
+    fn an_error_is_of_one_kind_alone() {
+        let all = [
+            Error::config("c"),
+            Error::request("r"),
+            Error::disconnected("d"),
+            Error::undecided(),
+            answered(Code::DecisionConflict, StatusCode::CONFLICT),
+            answered(Code::ActionClosed, StatusCode::CONFLICT),
+            answered(Code::NotApproved, StatusCode::CONFLICT),
+            Error::status(None, StatusCode::NOT_FOUND, 1),
+            Error::status(None, StatusCode::BAD_GATEWAY, 1),
+            Error::protocol("p", StatusCode::OK, 1),
+        ];
+        for (at, error) in all.iter().enumerate() {
+            let kinds = [
+                error.is_config(),
+                error.is_request(),
+                error.is_transport(),
+                error.is_timeout(),
+                error.is_conflict(),
+                error.is_closed(),
+                error.is_not_approved(),
+                error.is_refused(),
+                error.is_unavailable(),
+                error.is_protocol(),
+            ];
+            let mut expected = [false; 10];
+            expected[at] = true;
+            assert_eq!(kinds, expected, "{error:?}");
+        }
+    }
+
+    #[test]
+    fn the_cause_of_an_error_is_its_source() {
+        let caused = Error::disconnected("reset");
+        assert_eq!(caused.source().unwrap().to_string(), "reset");
+        assert!(Error::undecided().source().is_none());
+    }
+}

@@ -454,3 +454,53 @@ where
         Trouble::Final(error)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::{StreamExt, stream};
+    use http_body::Frame;
+    use http_body_util::StreamBody;
+
+    use super::*;
+
+    #[test]
+    fn a_cursor_is_1_to_255_visible_ascii_characters() {
+        let longest = "x".repeat(255);
+        for text in ["0", "!", "~", &longest] {
+            assert_eq!(text.parse::<EventCursor>().unwrap().as_str(), text);
+        }
+        let too_long = "x".repeat(256);
+        for text in ["", " ", "a b", "a\n", "\u{e9}", &too_long] {
+            let error = text.parse::<EventCursor>().unwrap_err();
+            assert!(error.to_string().contains("1 to 255 visible ASCII"));
+        }
+    }
+
+    async fn refused_with(pieces: Vec<String>) -> Error {
+        let frames = pieces.into_iter().map(|piece| {
+            let data = Bytes::from(piece);
+            Ok::<_, std::convert::Infallible>(Frame::data(data))
+        });
+        let response = Response::builder().status(404);
+        let body = StreamBody::new(stream::iter(frames).boxed());
+        match refused(response.body(body).unwrap()).await {
+            Trouble::Final(error) => error,
+            Trouble::Passing(error) => panic!("{error:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_refusal_is_read_up_to_64_kib() {
+        let problem = r#"{"code":"not-found"}"#;
+        let padded = |length: usize| problem.to_owned() + &" ".repeat(length - problem.len());
+        let whole = padded(65_536);
+        assert!(refused_with(vec![whole.clone()]).await.problem().is_some());
+        let (first, rest) = whole.split_at(1);
+        let halves = vec![first.to_owned(), rest.to_owned()];
+        assert!(refused_with(halves).await.problem().is_some());
+        let too_long = vec![padded(65_537)];
+        assert!(refused_with(too_long).await.problem().is_none());
+        let too_long = vec![whole, " ".to_owned()];
+        assert!(refused_with(too_long).await.problem().is_none());
+    }
+}

@@ -274,3 +274,36 @@ impl Write for RoutedStream {
         delegate!(mut self, io => Pin::new(io).poll_shutdown(cx))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_localhost_and_addresses_of_loopback_are_loopback() {
+        let is_loopback = |host: &str| is_loopback(&format!("http://{host}/").parse().unwrap());
+        for host in [
+            "localhost",
+            "LOCALHOST.",
+            "127.0.0.1",
+            "127.9.8.7:80",
+            "127.1",
+            "[::1]",
+            "[::ffff:127.0.0.1]",
+        ] {
+            assert!(is_loopback(host), "{host}");
+        }
+        for host in [
+            "localhost.example",
+            "10.0.0.1",
+            "10.1",
+            "127.example",
+            "127.0.0.1.example",
+            "127..1",
+            "128.0.0.1",
+            "[::2]",
+        ] {
+            assert!(!is_loopback(host), "{host}");
+        }
+    }
+}

@@ -386,3 +386,68 @@ where
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use futures_util::stream;
+    use http_body_util::StreamBody;
+
+    use super::*;
+
+    fn read_within(bounds: Bounds, frames: &[&str]) -> End {
+        let frames = frames.iter().map(|frame| {
+            let data = Bytes::copy_from_slice(frame.as_bytes());
+            Ok::<_, Infallible>(Frame::data(data))
+        });
+        let body = pin!(StreamBody::new(stream::iter(frames)));
+        let mut cx = Context::from_waker(Waker::noop());
+        match Read::default().poll(body, bounds, &mut cx) {
+            Poll::Ready(end) => end.unwrap(),
+            Poll::Pending => panic!("the body is all there"),
+        }
+    }
+
+    #[test]
+    fn a_body_is_read_up_to_its_limit() {
+        let bounds = Bounds {
+            bytes: 4,
+            announced: None,
+            patience: None,
+            is_optional: false,
+        };
+        assert_eq!(read_within(bounds, &["1234"]), End::Whole);
+        assert_eq!(read_within(bounds, &["12", "", "3"]), End::Whole);
+        assert_eq!(read_within(bounds, &["12345"]), End::TooLong);
+        assert_eq!(read_within(bounds, &["12", "345"]), End::TooLong);
+        // An empty frame counts as a byte.
+        assert_eq!(read_within(bounds, &["123", "", ""]), End::TooLong);
+    }
+
+    #[test]
+    fn an_answer_has_up_to_1_mib_and_one_that_is_asked_for_again_64_kib() {
+        for (status, limit) in [(200, 1_048_576), (409, 1_048_576), (503, 65_536)] {
+            let response = Response::builder().status(status).body(()).unwrap();
+            let bounds = Bounds::of(&response.into_parts().0, Duration::ZERO);
+            let text = "x".repeat(limit + 1);
+            assert_eq!(read_within(bounds, &[&text[1..]]), End::Whole, "{status}");
+            assert_eq!(read_within(bounds, &[&text]), End::TooLong, "{status}");
+        }
+    }
+
+    #[test]
+    fn an_answer_that_broke_off_is_shown_by_its_status_and_cause_alone() {
+        let broken = BrokenOff {
+            status: StatusCode::CONFLICT,
+            headers: HeaderMap::new(),
+            read: Bytes::from_static(b"secret"),
+            cause: "reset".into(),
+        };
+        assert_eq!(broken.to_string(), "the answer (409 Conflict) broke off");
+        assert_eq!(
+            format!("{broken:?}"),
+            r#"BrokenOff { status: 409, cause: "reset", .. }"#
+        );
+    }
+}

@@ -178,6 +178,16 @@ mod tests {
     }
 
     #[test]
+    fn an_event_may_have_nearly_1_mib() {
+        let data = "x".repeat(1_048_000);
+        let stream = format!("data: {data}\n\n");
+        assert_eq!(
+            parsed(&[stream.as_bytes()]),
+            Ok(vec![message("", "", &data)])
+        );
+    }
+
+    #[test]
     fn an_event_without_an_end_is_refused() {
         let line = vec![b'a'; MAX_EVENT + 1];
         assert_eq!(parsed(&[b"data: ", &line]), Err(TooLong));

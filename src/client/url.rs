@@ -66,3 +66,16 @@ pub(super) fn shown(url: &str) -> &str {
         "(malformed)"
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::shown;
+
+    #[test]
+    fn only_a_base_url_without_a_secret_is_shown() {
+        assert_eq!(shown("http://host:1/path"), "http://host:1/path");
+        for url in ["http://user:secret@host", "http://host?secret", "secret"] {
+            assert_eq!(shown(url), "(malformed)");
+        }
+    }
+}

@@ -230,3 +230,23 @@ impl Pauses {
         self.next().max(asked.min(LONGEST_RETRY_AFTER))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_up_to_15_seconds_with_up_to_half_on_top() {
+        let mut drawn = Vec::new();
+        for _ in 0..100 {
+            let mut pauses = Pauses::default();
+            for millis in [500, 1000, 2000, 4000, 8000, 15_000, 15_000] {
+                let (step, pause) = (Duration::from_millis(millis), pauses.next());
+                assert!((step..=step * 3 / 2).contains(&pause), "{step:?} {pause:?}");
+                drawn.push(pause.as_secs_f64() / step.as_secs_f64());
+            }
+        }
+        assert!(drawn.iter().any(|pause| *pause < 1.05));
+        assert!(drawn.iter().any(|pause| *pause > 1.45));
+    }
+}

@@ -1,8 +1,11 @@
 //! `AegisService` against scripted peers on real sockets, with requests counted at the peer.
 
 use std::convert::Infallible;
+use std::error::Error as _;
+use std::future::{Ready, poll_fn, ready};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use aegis_hitl::layer::{Backoff, Delivery, NotRetried};
@@ -12,9 +15,11 @@ use aegis_hitl::{
     TenantId,
 };
 use bytes::Bytes;
-use http_body::Frame;
+use http::Request;
+use http_body::{Body, Frame};
+use http_body_util::{BodyExt, Full};
 use serde_json::{Value, json};
-use tower::ServiceExt;
+use tower::{Service, ServiceExt};
 
 use crate::support::service::{action, answer, answer_after, answer_with, builder};
 use crate::support::{HANG, SHORT, ends};
@@ -814,6 +819,29 @@ async fn a_server_that_cannot_be_reached_was_never_sent_anything() {
         (error.attempts(), error.delivery()),
         (4, Delivery::NeverSent)
     );
+    let exchange = error.source().unwrap();
+    assert_eq!(exchange.to_string(), "no connection");
+    assert!(
+        exchange
+            .source()
+            .unwrap()
+            .is::<hyper_util::client::legacy::Error>()
+    );
+}
+
+#[tokio::test]
+async fn the_body_of_the_http_client_knows_its_length_and_its_end() {
+    let peer = Peer::start([answer(202).body("{}")]).await;
+    let mut client = service(&peer).into_inner();
+    let request = Request::get(peer.url()).body(Full::<Bytes>::default());
+    let mut response = client.call(request.unwrap()).await.unwrap();
+    let body = response.body_mut();
+    assert_eq!(
+        (body.size_hint().exact(), body.is_end_stream()),
+        (Some(2), false)
+    );
+    body.frame().await.unwrap().unwrap();
+    assert!(body.is_end_stream());
 }
 
 #[tokio::test]
@@ -902,6 +930,35 @@ async fn an_answer_that_breaks_off_is_asked_for_again() {
     let found = service(&peer).status("r-1").await.unwrap();
     assert_eq!(found.decision, Some(Decision::Approve));
     assert_eq!(peer.count(), 2);
+}
+
+#[tokio::test]
+async fn a_refusal_that_breaks_off_leaves_the_outcome_of_earlier_attempts_alone_unknown() {
+    for retries in [0, 1] {
+        let peer = Peer::start([answer(404).body("{").body_breaks_off()]).await;
+        let call = service(&peer).approve("k-1").max_retries(retries);
+        let error = call.await.unwrap_err();
+        assert!(error.is_not_found() && error.is_refused(), "{error:?}");
+        assert_eq!(error.attempts(), retries + 1);
+        assert_eq!(error.is_outcome_unknown(), retries > 0, "{error:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_duplicate_of_an_action_without_a_decision_is_told_as_such() {
+    let (error, _) = failure(answer_with(409, &changed("decision", Value::Null))).await;
+    assert!(error.is_protocol());
+    assert!(error.to_string().contains("has no decision"), "{error}");
+}
+
+#[tokio::test]
+async fn a_failed_answer_that_breaks_off_still_says_when_to_come_again() {
+    let late = answer_after(503, "31").body("{").body_breaks_off();
+    let (error, count) = failure(late).await;
+    assert!(error.is_unavailable(), "{error:?}");
+    assert_eq!(error.retry_after(), Some(Duration::from_secs(31)));
+    assert_eq!(error.not_retried(), Some(NotRetried::RetryAfter));
+    assert_eq!(count, 1);
 }
 
 #[tokio::test]
@@ -1060,6 +1117,47 @@ async fn it_is_a_tower_service_of_decision_requests() {
     let receipt = service.oneshot(request).await.unwrap();
     assert_eq!(receipt.outcome(), Outcome::Accepted);
     assert_eq!(peer.requests()[0].header("tenant-id"), Some("other"));
+}
+
+/// A client that is ready only if it was asked often enough.
+#[derive(Clone)]
+struct Hesitant {
+    asked: Arc<AtomicUsize>,
+    ready_at: usize,
+}
+
+impl Service<Request<Full<Bytes>>> for Hesitant {
+    type Response = http::Response<Full<Bytes>>;
+    type Error = Infallible;
+    type Future = Ready<Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        if self.asked.fetch_add(1, Ordering::SeqCst) + 1 < self.ready_at {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Request<Full<Bytes>>) -> Self::Future {
+        assert!(self.asked.load(Ordering::SeqCst) >= self.ready_at);
+        let response = http::Response::builder().status(202);
+        ready(Ok(response.body(Full::default()).unwrap()))
+    }
+}
+
+#[tokio::test]
+async fn it_is_ready_when_the_http_service_is() {
+    let client = Hesitant {
+        asked: Arc::default(),
+        ready_at: 3,
+    };
+    let mut service = builder("http://server.test").build_with(client).unwrap();
+    let polled = poll_fn(|cx| Poll::Ready(service.poll_ready(cx).is_ready())).await;
+    assert!(!polled);
+    service.approve("k-1").await.unwrap();
+    let polled = poll_fn(|cx| Poll::Ready(service.poll_ready(cx).is_ready())).await;
+    assert!(polled);
 }
 
 #[test]

@@ -94,14 +94,18 @@ async fn verify_waits_for_a_pending_action() {
 
 #[tokio::test]
 async fn what_cannot_be_verified_is_an_error_and_not_a_success() {
-    for script in [
-        vec![named(), status("PENDING", None)],
-        vec![named(), status("COMMITTED", None)],
-        vec![named(), answer(404)],
-        vec![named(), answer(503)],
-        vec![named(), answer(200)],
+    for (script, count) in [
+        (vec![named(), status("PENDING", None)], None),
+        (vec![named(), status("COMMITTED", None)], Some(2)),
+        (vec![named(), status("PENDING", Some("approve"))], Some(2)),
+        (vec![named(), answer(404)], Some(2)),
+        (vec![named(), answer(503)], None),
+        (vec![named(), answer(200)], Some(2)),
     ] {
-        let (result, _) = approve(OnDuplicate::Verify, script).await;
+        let (result, peer) = approve(OnDuplicate::Verify, script).await;
+        if let Some(count) = count {
+            assert_eq!(peer.count(), count);
+        }
         let error = result.unwrap_err();
         assert!(error.is_outcome_unknown(), "{error:?}");
         assert!(

@@ -212,11 +212,33 @@ async fn the_environments_proxy_is_taken_as_curl_takes_it() {
 #[tokio::test]
 async fn an_unusable_proxy_of_the_environment_is_not_passed_by() {
     // Whoever sets one may have to keep requests from going out directly.
-    let proxy = Peer::start([Act::answer(202)]).await;
-    let mut command = again(one_call_to_another_host);
-    command.env("HTTP_PROXY", format!("http://us er@{}", proxy.address()));
-    let said = passes(command).await;
-    assert!(said.contains("refused: "), "{said}");
+    let (http, https) = ("http://server.invalid", "https://server.invalid");
+    for (url, environment, refused) in [
+        (http, &[("HTTP_PROXY", "http://us er@host")][..], true),
+        (http, &[("HTTP_PROXY", "https://host:3128")], true),
+        (http, &[("HTTP_PROXY", "http://host:0")], true),
+        (https, &[("HTTPS_PROXY", "http://us er@host")], true),
+        (http, &[("HTTPS_PROXY", "http://us er@host")], false),
+        // A header of a CGI request.
+        (
+            http,
+            &[
+                ("HTTP_PROXY", "http://us er@host"),
+                ("REQUEST_METHOD", "GET"),
+            ],
+            false,
+        ),
+    ] {
+        let mut command = again(one_call_to_another_host);
+        command.env("ADVERSARY_URL", url);
+        command.envs(environment.iter().copied());
+        let said = passes(command).await;
+        assert_eq!(
+            said.contains("refused: "),
+            refused,
+            "{environment:?}: {said}"
+        );
+    }
 }
 
 #[tokio::test]

@@ -248,6 +248,13 @@ async fn a_decision_by_id_takes_an_answer_about_this_action_and_payload() {
 }
 
 #[tokio::test]
+async fn a_rejection_without_a_digest_takes_an_answer_with_one() {
+    let peer = Peer::start([answer_with(202, &rejected())]).await;
+    let receipt = service(&peer.url()).reject_action(ID).await.unwrap();
+    assert_eq!(receipt.action().unwrap().digest, Some(digest()));
+}
+
+#[tokio::test]
 async fn an_edit_is_confirmed_by_the_digest_of_what_was_edited() {
     let edited = json!({"n": 1});
     let act = |payload: &Value| {
@@ -295,7 +302,13 @@ async fn a_cancellation_takes_an_action_that_is_cancelled() {
         ),
         ("expired", answer_with(202, &expired), Unproven),
         ("rejected", answer_with(202, &rejected()), Unproven),
+        ("a bare 202", Act::answer(202), Done),
         ("a bare 409", Act::answer(409), Unproven),
+        (
+            "a 409 that tells the decision alone",
+            answer_with(409, &json!({"code": "duplicate", "decision": "reject"})),
+            Unproven,
+        ),
         ("decided", problem(422, "action-closed", approved()), Closed),
         (
             "not the submitter",

@@ -1,8 +1,17 @@
 //! Waiting for a decision.
 
-use aegis_hitl::Decision;
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
 use aegis_hitl::testing::{Act, ClosedPort, Peer};
-use serde_json::Value;
+use aegis_hitl::{Decision, Status};
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::Full;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+use tower::service_fn;
 
 use super::{ID, approved, pending, problem, rejected, service, with};
 use crate::support::service::{answer_with, builder};
@@ -98,4 +107,52 @@ async fn a_wait_that_cannot_succeed_fails_at_once() {
         assert!(!error.is_timeout(), "{error:?}");
         assert_eq!(peer.count(), 1);
     }
+}
+
+#[tokio::test]
+async fn an_action_that_is_no_longer_pending_is_not_waited_for() {
+    let closed = with(
+        &approved(),
+        json!({"status": "COMMITTED", "decision": null}),
+    );
+    let peer = Peer::start([answer_with(200, &closed)]).await;
+    let wait = service(&peer.url()).wait_for_decision(ID, HANG);
+    let action = ends(wait.into_future()).await.unwrap();
+    assert_eq!((action.status, action.decision), (Status::Committed, None));
+    assert_eq!(peer.count(), 1);
+}
+
+/// Waits for a server that answers this long after it was asked, the third time with a decision.
+/// Returns when it was asked.
+async fn asked_at(takes: Duration) -> Vec<Duration> {
+    let begun = Instant::now();
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let seen = asked.clone();
+    let double = service_fn(move |_: Request<Full<Bytes>>| {
+        let mut seen = seen.lock().unwrap();
+        seen.push(begun.elapsed());
+        let action = if seen.len() < 3 {
+            pending()
+        } else {
+            approved()
+        };
+        async move {
+            tokio::time::sleep(takes).await;
+            Ok::<_, Infallible>(Response::new(Full::<Bytes>::from(action.to_string())))
+        }
+    });
+    // The service's deadline is not for waits.
+    let aegis = builder("http://server.test").deadline(Duration::from_secs(1));
+    let aegis = aegis.build_with(double).unwrap();
+    let wait = aegis.wait_for_decision(ID, Duration::from_secs(3600));
+    assert!(wait.await.unwrap().decision.is_some());
+    asked.lock().unwrap().clone()
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_a_server_that_does_not_wait_is_asked_again_after_a_pause() {
+    let times = |millis: [u64; 3]| millis.map(Duration::from_millis).to_vec();
+    assert_eq!(asked_at(Duration::ZERO).await, times([0, 500, 1000]));
+    let waited = asked_at(Duration::from_secs(55)).await;
+    assert_eq!(waited, times([0, 55_000, 110_000]));
 }
