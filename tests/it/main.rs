@@ -57,6 +57,8 @@ mod human_loop_attacks;
 mod inbox;
 #[cfg(feature = "server")]
 mod inbox_forms;
+#[cfg(all(feature = "server", feature = "test-util"))]
+mod inbox_pages;
 #[cfg(all(feature = "client", feature = "test-util"))]
 mod layers;
 mod manual;

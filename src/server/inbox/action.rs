@@ -39,6 +39,12 @@ struct Form {
     error: Option<String>,
 }
 
+/// How the payload was edited.
+struct Diff {
+    html: Html,
+    is_whole: bool,
+}
+
 struct Fact {
     name: &'static str,
     value: Html,
@@ -64,7 +70,7 @@ struct ActionPage {
     verdict: Option<Verdict>,
     comment: Option<Html>,
     payload: Option<Html>,
-    diff: Option<Html>,
+    diff: Option<Diff>,
     form: Option<Form>,
     why_not: Option<&'static str>,
     result: Option<Html>,
@@ -83,59 +89,32 @@ impl<St: Store> Visit<'_, St> {
             let (text, class) = answer.notice(asked, &action)?;
             Some(Notice { text, class })
         });
-        Ok(self.show(&action, notice, Draft::default(), StatusCode::OK))
+        Ok(self
+            .show(action, notice, Draft::default(), StatusCode::OK)
+            .await)
     }
 
     /// Shows the form again, with what was typed and why it was not taken.
-    pub(super) fn show_draft(&self, action: &Action, draft: Draft) -> Response {
+    pub(super) async fn show_draft(&self, action: Action, draft: Draft) -> Response {
         self.show(action, None, draft, StatusCode::UNPROCESSABLE_ENTITY)
+            .await
     }
 
-    fn show(
+    async fn show(
         &self,
-        action: &Action,
+        action: Action,
         notice: Option<Notice>,
         draft: Draft,
         status: StatusCode,
     ) -> Response {
-        let json = |json: &crate::protocol::Payload| Html::json(json.as_str());
-        let edited = action.edited_payload.as_ref();
-        let payload = edited.or(action.payload.as_ref());
-        let diff = action.payload.as_ref().zip(edited);
-        let history = action.history.as_deref().unwrap_or_default();
-        let hidden_events = history.len().saturating_sub(EVENTS);
         let can_be_decided = matches!(action.status, Status::Pending | Status::Failed);
         let why_not = match () {
             () if !can_be_decided => None,
             () if !self.viewer.may_decide => Some("Your key does not allow to decide."),
-            () if self.is_own(action) => Some("You submitted this, so somebody else decides."),
+            () if self.is_own(&action) => Some("You submitted this, so somebody else decides."),
             () => None,
         };
-        let may_edit = action.allow_edit == Some(true);
-        let editable = payload
-            .filter(|_| may_edit && can_be_decided)
-            .map(|payload| {
-                let text = draft.payload;
-                text.unwrap_or_else(|| text::editable(payload.as_str()))
-            });
-        // A form that is too large to be sent could not even be rejected.
-        let limit = self.api.settings.body_limit;
-        let (editable, too_large) = match editable {
-            Some(text) if !text::fits_form(&text, 3 * limit) => (None, true),
-            editable => (editable, false),
-        };
-        let form = (can_be_decided && why_not.is_none()).then(|| Form {
-            is_too_large: too_large,
-            target: format!("/actions/{}", action.request_id),
-            digest: action
-                .digest
-                .map_or_else(String::new, |digest| digest.to_string()),
-            call: new_call(),
-            comment: draft.comment,
-            comment_len: MAX_COMMENT_LEN,
-            editable,
-            error: draft.error,
-        });
+        let has_form = can_be_decided && why_not.is_none();
         let tenant = action.tenant_id.as_ref();
         let scope = match self.viewer.tenant {
             Some(_) => "",
@@ -146,32 +125,21 @@ impl<St: Store> Visit<'_, St> {
             action.status,
             action.execution,
             action.decided_at,
-            history.len(),
-            form.is_some()
+            action.history.as_deref().map_or(0, <[_]>::len),
+            has_form
         );
-        let template = ActionPage {
+        let view = View {
             frame: Frame::of(&self.viewer, tenant).with_version(version),
             list: link("/", &[("tenant", scope)]),
-            plain: plain(name(action)),
-            title: Html::line(name(action)),
             notice,
-            standing: Standing::of(action),
-            verdict: verdict(action),
-            comment: action.comment.as_deref().map(Html::lines),
-            payload: payload.map(json),
-            diff: diff.map(|(old, new)| Html::diff(old.as_str(), new.as_str())),
-            form,
+            has_form,
             why_not,
-            result: action
-                .result
-                .as_ref()
-                .map(|result| Html::json(result.as_str())),
-            reason: action.reason.as_deref().map(Html::lines),
-            facts: facts(action),
-            history: history.iter().skip(hidden_events).map(happened).collect(),
-            hidden_events,
+            draft,
+            form_limit: 3 * self.api.settings.body_limit,
+            action,
         };
-        page(status, &template)
+        let press = &self.desk.press;
+        press.render(view.len(), move || view.page(status)).await
     }
 
     /// Whether the viewer submitted the action, and so may not decide on it. The store has the last
@@ -182,6 +150,87 @@ impl<St: Store> Visit<'_, St> {
         self.viewer.is_known
             && !self.api.settings.allow_self_approval
             && submitted.is_some_and(|event| event.actor == self.viewer.actor.as_str())
+    }
+}
+
+/// What a page shows, before it is rendered.
+struct View {
+    frame: Frame,
+    list: String,
+    notice: Option<Notice>,
+    has_form: bool,
+    why_not: Option<&'static str>,
+    draft: Draft,
+    /// The most bytes of a payload in a form. A form that is too large to be sent could not even be
+    /// rejected.
+    form_limit: usize,
+    action: Action,
+}
+
+impl View {
+    /// The length of all that may be long.
+    fn len(&self) -> usize {
+        let Self { action, draft, .. } = self;
+        let payloads = [&action.payload, &action.edited_payload];
+        let payloads = payloads.into_iter().flatten().map(|it| it.as_str());
+        let texts = [&action.comment, &action.reason, &draft.payload];
+        let texts = texts.into_iter().flatten().map(String::as_str);
+        let result = action.result.iter().map(|result| result.as_str());
+        payloads.chain(texts).chain(result).map(str::len).sum()
+    }
+
+    fn page(self, status: StatusCode) -> Response {
+        let Self { action, draft, .. } = self;
+        let edited = action.edited_payload.as_ref();
+        let payload = edited.or(action.payload.as_ref());
+        let diff = action.payload.as_ref().zip(edited);
+        let history = action.history.as_deref().unwrap_or_default();
+        let hidden_events = history.len().saturating_sub(EVENTS);
+        let editable = payload.filter(|_| action.allow_edit == Some(true));
+        let form = self.has_form.then(|| {
+            let text = editable.map(|payload| match draft.payload {
+                Some(text) => text::fits_form(&text, self.form_limit).then_some(text),
+                None => text::editable(payload.as_str(), self.form_limit),
+            });
+            Form {
+                target: format!("/actions/{}", action.request_id),
+                digest: action
+                    .digest
+                    .map_or_else(String::new, |digest| digest.to_string()),
+                call: new_call(),
+                comment: draft.comment,
+                comment_len: MAX_COMMENT_LEN,
+                is_too_large: matches!(text, Some(None)),
+                editable: text.flatten(),
+                error: draft.error,
+            }
+        });
+        let template = ActionPage {
+            frame: self.frame,
+            list: self.list,
+            plain: plain(name(&action)),
+            title: Html::line(name(&action)),
+            notice: self.notice,
+            standing: Standing::of(&action),
+            verdict: verdict(&action),
+            comment: action.comment.as_deref().map(Html::lines),
+            payload: payload.map(|payload| Html::json(payload.as_str())),
+            diff: diff.map(|(old, new)| {
+                let (html, is_whole) = Html::diff(old.as_str(), new.as_str());
+                Diff { html, is_whole }
+            }),
+            form,
+            why_not: self.why_not,
+            result: action
+                .result
+                .as_ref()
+                .map(|result| Html::json(result.as_str())),
+            reason: action.reason.as_deref().map(Html::lines),
+            facts: facts(&action),
+            history: history.iter().skip(hidden_events).map(happened).collect(),
+            hidden_events,
+        };
+        page(status, &template)
     }
 }
 

@@ -245,7 +245,7 @@ impl<St: Store> Visit<'_, St> {
             .is_some_and(|it| limited_comment(it).is_err())
         {
             let error = format!("The comment has more than {MAX_COMMENT_LEN} characters.");
-            return Ok(self.show_draft(&action, draft(error)));
+            return Ok(self.show_draft(action, draft(error)).await);
         }
         let limit = self.api.settings.body_limit;
         let edited = match text.map(|text| edited(&text, &action, limit)).transpose() {
@@ -255,7 +255,7 @@ impl<St: Store> Visit<'_, St> {
                     "The edited payload cannot be taken, so nothing was recorded: {}",
                     Escaped::line(&error)
                 );
-                return Ok(self.show_draft(&action, draft(error)));
+                return Ok(self.show_draft(action, draft(error)).await);
             }
         };
         let wanted = Wanted {

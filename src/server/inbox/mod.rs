@@ -8,6 +8,7 @@ mod decide;
 mod list;
 mod live;
 mod page;
+mod press;
 mod sign_in;
 mod text;
 mod viewer;
@@ -26,6 +27,7 @@ use super::http::{Arrival, HostGuard, Rejection, RequestBody, Response};
 use crate::store::Store;
 
 pub(super) use self::page::rejected;
+use self::press::Press;
 use self::viewer::{Cookie, Viewer};
 
 /// The settings of the inbox, the web page at `/` on which reviewers decide.
@@ -87,6 +89,7 @@ impl Inbox {
 pub(crate) struct Desk {
     settings: Inbox,
     sessions: Sessions,
+    press: Press,
     pub(crate) code: OneTimeCode,
 }
 
@@ -95,6 +98,7 @@ impl Desk {
         Self {
             settings,
             sessions: Sessions::default(),
+            press: Press::default(),
             code: OneTimeCode::default(),
         }
     }
@@ -150,6 +154,7 @@ impl<'a> Route<'a> {
 /// A request for a page, by somebody who may see it.
 struct Visit<'a, St> {
     api: &'a Arc<Api<St>>,
+    desk: &'a Desk,
     viewer: Viewer,
     query: &'a str,
 }
@@ -210,7 +215,12 @@ async fn answer<St: Store, B: Body>(
     else {
         return Ok(sign_in::required(parts));
     };
-    let visit = Visit { api, viewer, query };
+    let visit = Visit {
+        api,
+        desk,
+        viewer,
+        query,
+    };
     match (route, is_post) {
         (Route::List, false) => visit.list().await,
         (Route::List, true) => visit.decide_several(&parts.headers, body).await,

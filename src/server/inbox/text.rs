@@ -1,5 +1,6 @@
 //! What others wrote, as HTML: escaped, with deceptive characters visible and long texts folded.
 
+use std::fmt::Write;
 use std::time::{Duration, SystemTime};
 
 use similar::{ChangeTag, TextDiff};
@@ -19,7 +20,14 @@ const BEGINNING: usize = 120;
 /// The time after which a diff stops to look for a shorter one.
 const DIFF_TIME: Duration = Duration::from_millis(50);
 
-/// HTML that is safe to put into a page.
+/// The length of a diff, in bytes, after which no more changes are shown.
+const LONGEST_DIFF: usize = 256 * 1024;
+
+/// Deep nesting is not shown as such: it would make a page of many megabytes of a small payload.
+const DEEPEST: usize = 12;
+
+/// HTML that is safe to put into an element. It is no value of an attribute: quotes stay as they
+/// are, which halves the page of a payload with many short strings.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Html(String);
 
@@ -36,25 +44,29 @@ impl Html {
                 '&' => self.0.push_str("&amp;"),
                 '<' => self.0.push_str("&lt;"),
                 '>' => self.0.push_str("&gt;"),
-                '"' => self.0.push_str("&quot;"),
-                '\'' => self.0.push_str("&#39;"),
                 other => self.0.push(other),
             }
         }
     }
 
     fn push_escaped(&mut self, text: Escaped<'_>) {
+        // Neighbours share their markup.
+        let mut is_marked = false;
         let Ok(()) = text.try_for_each(|piece| {
-            match piece {
-                Piece::Kept(text) => self.push_text(text),
-                Piece::Escape(text) => {
-                    self.push("<mark>");
-                    self.push_text(text);
-                    self.push("</mark>");
-                }
+            let (text, is_escape) = match piece {
+                Piece::Kept(text) => (text, false),
+                Piece::Escape(text) => (text, true),
+            };
+            if is_escape != is_marked {
+                self.push(if is_escape { "<mark>" } else { "</mark>" });
+                is_marked = is_escape;
             }
+            self.push_text(text);
             Ok::<(), std::convert::Infallible>(())
         });
+        if is_marked {
+            self.push("</mark>");
+        }
     }
 
     /// Shows a text on one line.
@@ -91,39 +103,60 @@ impl Html {
         }
     }
 
-    /// Shows JSON, a member or an element on each line.
+    /// Shows JSON, a member or an element on each line, indented by tabs.
     pub(crate) fn json(json: &str) -> Self {
         let mut html = Self::default();
         // A block has its own lines, so that no punctuation follows it on the same one.
         let mut is_after_block = false;
+        // The elements of an array share their markup, with what is between them.
+        let mut is_literal = false;
+        let mut between = String::new();
         for token in Tokens::of(json) {
             match token {
                 Token::Mark(",") if is_after_block => continue,
+                Token::Mark(text) => between.push_str(text),
                 Token::Break(depth) => {
                     if !is_after_block {
-                        html.push("\n");
+                        between.push('\n');
                     }
-                    html.push(indent(depth));
-                }
-                Token::Mark(text) => html.push_text(text),
-                Token::Name(text) => {
-                    html.push("<span class=\"name\">");
-                    html.push_escaped(Escaped::line(&quoted(text)));
-                    html.push("</span>");
+                    between.extend(std::iter::repeat_n('\t', depth.min(DEEPEST)));
                 }
                 Token::Literal(text) => {
-                    html.push("<span class=\"literal\">");
+                    if !is_literal || between.contains(|it: char| !",\n\t".contains(it)) {
+                        html.close(&mut is_literal, &mut between);
+                        html.push("<b>");
+                        is_literal = true;
+                    }
+                    html.push(&between);
+                    between.clear();
                     html.push_escaped(Escaped::line(text));
-                    html.push("</span>");
+                }
+                Token::Name(text) => {
+                    html.close(&mut is_literal, &mut between);
+                    html.push("<i>");
+                    html.push_escaped(Escaped::line(&quoted(text)));
+                    html.push("</i>");
                 }
                 Token::String(text) => {
+                    html.close(&mut is_literal, &mut between);
                     is_after_block = html.push_string(text);
                     continue;
                 }
             }
             is_after_block = false;
         }
+        html.close(&mut is_literal, &mut between);
         html
+    }
+
+    /// Ends a run of literals, and writes what is between it and what follows.
+    fn close(&mut self, is_literal: &mut bool, between: &mut String) {
+        if std::mem::take(is_literal) {
+            self.push("</b>");
+        }
+        // Punctuation of our own, and white space.
+        self.push(between);
+        between.clear();
     }
 
     /// Shows a string. Returns whether it became a block.
@@ -131,38 +164,64 @@ impl Html {
         let text: String = serde_json::from_str(json).unwrap_or_else(|_| json.to_owned());
         let is_inline = !text.contains('\n') && text.chars().nth(INLINE).is_none();
         if is_inline {
-            self.push("<span class=\"string\">");
             self.push_escaped(Escaped::line(&quoted(json)));
-            self.push("</span>");
         } else {
-            self.push("<span class=\"string block\">");
+            self.push("<span class=\"block\">");
             self.push_lines(&text);
             self.push("</span>");
         }
         !is_inline
     }
 
-    /// Shows how one JSON text became another, line by line.
-    pub(crate) fn diff(old: &str, new: &str) -> Self {
-        let [old, new] = [old, new].map(pretty);
+    /// Shows how one JSON text became another, line by line. Returns whether all changes are shown.
+    pub(crate) fn diff(old: &str, new: &str) -> (Self, bool) {
+        let [old, new] = [old, new].map(|json| pretty(json, "\t"));
         let diff = TextDiff::configure()
             .timeout(DIFF_TIME)
             .diff_lines(&old, &new);
         let mut html = Self::default();
-        for hunk in diff.unified_diff().context_radius(2).iter_hunks() {
+        // Neighbours share their markup.
+        let mut tag = ChangeTag::Equal;
+        let mut turn_to = |html: &mut Self, next: ChangeTag| {
+            if tag != next {
+                html.push(match tag {
+                    ChangeTag::Delete => "</del>",
+                    ChangeTag::Insert => "</ins>",
+                    ChangeTag::Equal => "",
+                });
+                html.push(match next {
+                    ChangeTag::Delete => "<del>",
+                    ChangeTag::Insert => "<ins>",
+                    ChangeTag::Equal => "",
+                });
+                tag = next;
+            }
+        };
+        let mut is_whole = true;
+        let mut hunks = diff.unified_diff();
+        hunks.context_radius(2);
+        'shown: for hunk in hunks.iter_hunks() {
             for change in hunk.iter_changes() {
-                let (open, close) = match change.tag() {
-                    ChangeTag::Delete => ("<del>- ", "</del>\n"),
-                    ChangeTag::Insert => ("<ins>+ ", "</ins>\n"),
-                    ChangeTag::Equal => ("  ", "\n"),
-                };
-                html.push(open);
+                if html.0.len() > LONGEST_DIFF {
+                    is_whole = false;
+                    break 'shown;
+                }
+                turn_to(&mut html, change.tag());
+                html.push(match change.tag() {
+                    ChangeTag::Delete => "- ",
+                    ChangeTag::Insert => "+ ",
+                    ChangeTag::Equal => "  ",
+                });
                 let line = change.value();
-                html.push_escaped(Escaped::line(line.strip_suffix('\n').unwrap_or(line)));
-                html.push(close);
+                let line = line.strip_suffix('\n').unwrap_or(line);
+                let text = line.trim_start_matches('\t');
+                html.push(&line[..line.len() - text.len()]);
+                html.push_escaped(Escaped::line(text));
+                html.push("\n");
             }
         }
-        html
+        turn_to(&mut html, ChangeTag::Equal);
+        (html, is_whole)
     }
 }
 
@@ -179,7 +238,8 @@ impl askama::filters::HtmlSafe for Html {}
 pub(crate) fn beginning(json: &str) -> (Html, bool) {
     let mut text = String::new();
     for token in Tokens::of(json) {
-        text.push_str(token.compact());
+        // One character more tells that there is more.
+        text.extend(token.compact().chars().take(BEGINNING + 1));
         if text.len() > 4 * BEGINNING {
             break;
         }
@@ -198,10 +258,20 @@ pub(crate) fn compact(json: &str) -> String {
 }
 
 /// Formats JSON for people to edit. Deceptive characters are JSON escapes, which mean the same.
-pub(crate) fn editable(json: &str) -> String {
-    let lines = pretty(json);
-    let lines = lines.lines().map(|line| Escaped::json(line).to_string());
-    lines.collect::<Vec<_>>().join("\n")
+/// `None` if a form of at most so many bytes could not hold it.
+pub(crate) fn editable(json: &str, limit: usize) -> Option<String> {
+    let lines = pretty(json, "  ");
+    if lines.len() > limit {
+        return None;
+    }
+    let mut text = String::with_capacity(lines.len());
+    for (at, line) in lines.lines().enumerate() {
+        if at > 0 {
+            text.push('\n');
+        }
+        _ = write!(text, "{}", Escaped::json(line));
+    }
+    fits_form(&text, limit).then_some(text)
 }
 
 /// Whether a text takes at most so many bytes in a form as a browser sends it.
@@ -213,26 +283,20 @@ pub(crate) fn fits_form(text: &str, limit: usize) -> bool {
     len + 3 * breaks <= limit
 }
 
-/// Formats JSON with a member or an element on each line.
-fn pretty(json: &str) -> String {
+/// Formats JSON with a member or an element on each line, each indented by its depth.
+fn pretty(json: &str, indent: &str) -> String {
     let mut text = String::new();
     for token in Tokens::of(json) {
         match token {
             Token::Break(depth) => {
                 text.push('\n');
-                text.push_str(indent(depth));
+                text.extend(std::iter::repeat_n(indent, depth.min(DEEPEST)));
             }
             Token::Mark(part) | Token::Literal(part) => text.push_str(part),
             Token::Name(part) | Token::String(part) => text.push_str(&quoted(part)),
         }
     }
     text
-}
-
-/// Deep nesting is not shown as such: it would make a page of many megabytes of a small payload.
-fn indent(depth: usize) -> &'static str {
-    const DEEPEST: &str = "                        ";
-    DEEPEST.get(..2 * depth).unwrap_or(DEEPEST)
 }
 
 /// Writes a JSON string with the fewest escapes: two texts with the same digest look the same.
@@ -399,7 +463,7 @@ mod tests {
             Html::json(hostile),
             Html::line(hostile),
             Html::lines(hostile),
-            Html::diff(hostile, "{}"),
+            Html::diff(hostile, "{}").0,
             beginning(hostile).0,
         ] {
             let html = html.to_string();
@@ -421,7 +485,7 @@ mod tests {
             (Html::lines(text), 1),
             (Html::json(&json), 2),
             (Html::json(r#"{"x": "a\u202eb"}"#), 1),
-            (Html::diff(&json, "{}"), 2),
+            (Html::diff(&json, "{}").0, 2),
         ] {
             let html = html.to_string();
             assert_eq!(html.matches(shown).count(), times, "{html}");
@@ -434,12 +498,12 @@ mod tests {
         let json =
             r#" {"b":[1.0,-0,12345678901234567890123,true ,{}],"a" : "x\ty\u00e9", "c":[ ] } "#;
         assert_eq!(
-            pretty(json),
+            pretty(json, "  "),
             "{\n  \"b\": [\n    1.0,\n    -0,\n    12345678901234567890123,\n    true,\n    {}\n  ],\n  \
              \"a\": \"x\\ty\u{e9}\",\n  \"c\": []\n}"
         );
         for scalar in ["\"a\"", "1e9", "null"] {
-            assert_eq!(pretty(scalar), scalar);
+            assert_eq!(pretty(scalar, "  "), scalar);
         }
         assert_eq!(
             compact(json),
@@ -448,14 +512,14 @@ mod tests {
         let (shown, is_whole) = beginning(" [ 1, 2 ] ");
         assert_eq!((shown.to_string().as_str(), is_whole), ("[1,2]", true));
         let value: serde_json::Value = serde_json::from_str(json).unwrap();
-        let again: serde_json::Value = serde_json::from_str(&pretty(json)).unwrap();
+        let again: serde_json::Value = serde_json::from_str(&pretty(json, "\t")).unwrap();
         assert_eq!(value, again);
     }
 
     #[test]
     fn what_is_edited_has_no_deceptive_characters_and_means_the_same() {
         let json = "{\"a\u{202e}\":[\"b\u{200b}\\n\",\"\u{e9}\"]}";
-        let text = editable(json);
+        let text = editable(json, 1000).unwrap();
         assert_eq!(
             text,
             "{\n  \"a\\u202e\": [\n    \"b\\u200b\\n\",\n    \"\u{e9}\"\n  ]\n}"
@@ -465,22 +529,92 @@ mod tests {
         assert_eq!(one, other);
     }
 
+    /// Payloads of 200 KB that take the most markup, or the most space.
+    fn heavy() -> Vec<String> {
+        let array = |element: &str, depth: usize| {
+            let elements = vec![element; 200_000 / (element.len() + 1)].join(",");
+            format!("{}{elements}{}", "[".repeat(depth), "]".repeat(depth))
+        };
+        vec![
+            array("1", 1),
+            array("1", 100),
+            array("\"\"", 100),
+            array("1,\"\"", 100),
+            array("[]", 100),
+            array("[1]", 100),
+            array("{\"\":1}", 100),
+            array("\"\u{7f}\"", 100),
+            array(&format!("\"{}\"", "\u{7f}".repeat(190_000)), 1),
+            array(&format!("\"{}\"", "\u{7f}a".repeat(95_000)), 1),
+            array(&format!("\"{}\"", "\\\"'".repeat(60_000)), 1),
+        ]
+    }
+
     #[test]
     fn a_small_payload_does_not_make_a_huge_page() {
-        let deep = format!(
-            "{}{}1{}",
-            "[".repeat(100),
-            "1,".repeat(50_000),
-            "]".repeat(100)
+        for json in heavy() {
+            let html = Html::json(&json).to_string();
+            assert!(
+                html.len() < 13 * json.len(),
+                "{} {}",
+                html.len(),
+                &json[..120]
+            );
+            let (changes, _) = Html::diff(&json, &json.replace(['1', '\u{7f}'], "2"));
+            let len = changes.to_string().len();
+            assert!(
+                len < LONGEST_DIFF + 11 * json.len(),
+                "{len} {}",
+                &json[..120]
+            );
+        }
+    }
+
+    /// What a browser shows of HTML without blocks.
+    fn shown(html: &Html) -> String {
+        let html = html.to_string();
+        let mut text = String::new();
+        for part in html.split('<') {
+            text.push_str(part.split_once('>').map_or(part, |(_, text)| text));
+        }
+        text.replace("&lt;", "<")
+            .replace("&gt;", ">")
+            .replace("&amp;", "&")
+    }
+
+    #[test]
+    fn nothing_of_a_payload_is_lost_in_its_markup() {
+        let json =
+            r#"{"<b>":[1,2.50,null,[3,"&amp;",{}],-1e9,"x",true],"":{"a\"b":false,"c":[[]]}}"#;
+        assert_eq!(shown(&Html::json(json)), pretty(json, "\t"));
+        let elements = Html::json("[1,2,[3,4],{},5]").to_string();
+        assert_eq!(
+            elements,
+            "[\n\t<b>1,\n\t2</b>,\n\t[\n\t\t<b>3,\n\t\t4</b>\n\t],\n\t{},\n\t<b>5</b>\n]"
         );
-        let len = Html::json(&deep).to_string().len();
-        assert!(len < 8_000_000, "{len}");
+        for json in heavy().iter().filter(|json| json.contains('1')) {
+            assert_eq!(shown(&Html::json(json)), pretty(json, "\t"));
+        }
+        let marks = Html::line("a\u{200b}\u{200b}b\u{7f}").to_string();
+        assert_eq!(
+            marks,
+            "a<mark>\\u{200B}\\u{200B}</mark>b<mark>\\u{7F}</mark>"
+        );
+    }
+
+    #[test]
+    fn a_payload_that_no_form_holds_is_not_edited() {
+        let json = format!("[{}1]", "1,".repeat(1000));
+        let text = editable(&json, 100_000).unwrap();
+        assert!(fits_form(&text, 100_000));
+        assert_eq!(editable(&json, text.len()), None);
+        assert_eq!(editable(&json, text.len() - 1), None);
     }
 
     #[test]
     fn a_text_that_is_no_json_is_shown_whole() {
         for text in ["", "\"open", "{", "]]", "{\"a\"", "\"a\\", "nul: l", "é"] {
-            let shown: String = pretty(text).split_whitespace().collect();
+            let shown: String = pretty(text, "  ").split_whitespace().collect();
             let whole: String = text.split_whitespace().collect();
             assert_eq!(shown, whole);
             Html::json(text);
@@ -499,16 +633,63 @@ mod tests {
 
     #[test]
     fn a_diff_shows_what_was_taken_and_what_was_added() {
-        let html = Html::diff(r#"{"to":"a","amount":1}"#, r#"{"to":"a","amount":2}"#).to_string();
-        assert!(
-            html.contains("<del>-   &quot;amount&quot;: 1</del>"),
-            "{html}"
+        let (html, is_whole) = Html::diff(r#"{"to":"a","amount":1}"#, r#"{"to":"a","amount":2}"#);
+        assert_eq!(
+            html.to_string(),
+            "  {\n  \t\"to\": \"a\",\n<del>- \t\"amount\": 1\n</del><ins>+ \t\"amount\": 2\n</ins>  }\n"
         );
-        assert!(
-            html.contains("<ins>+   &quot;amount&quot;: 2</ins>"),
-            "{html}"
-        );
-        assert_eq!(Html::diff("{}", "{ }").to_string(), "");
+        assert!(is_whole);
+        assert_eq!(Html::diff("{}", "{ }"), (Html::default(), true));
+    }
+
+    #[test]
+    fn a_diff_says_when_there_is_more_of_it() {
+        let [old, new] = ["1", "2"].map(|element| format!("[{}]", vec![element; 90_000].join(",")));
+        let (html, is_whole) = Html::diff(&old, &new);
+        assert!(!is_whole);
+        let html = html.to_string();
+        assert!(html.len() < LONGEST_DIFF + 100 && html.ends_with("</del>"));
+    }
+
+    /// A value of an attribute would end at a quote.
+    #[test]
+    fn no_page_has_this_html_in_an_attribute() {
+        let sources = [
+            include_str!("action.rs"),
+            include_str!("decide.rs"),
+            include_str!("list.rs"),
+            include_str!("page.rs"),
+            include_str!("sign_in.rs"),
+        ];
+        let fields: Vec<&str> = sources
+            .iter()
+            .flat_map(|source| source.lines())
+            .filter_map(|line| line.trim().trim_end_matches(',').split_once(": "))
+            .filter(|(_, of)| ["Html", "Option<Html>", "Option<Diff>"].contains(of))
+            .map(|(name, _)| name.rsplit(' ').next().unwrap_or(name))
+            .collect();
+        assert!(fields.contains(&"payload") && fields.contains(&"title"));
+        let pages = [
+            include_str!("pages/action.html"),
+            include_str!("pages/again.html"),
+            include_str!("pages/base.html"),
+            include_str!("pages/decided.html"),
+            include_str!("pages/error.html"),
+            include_str!("pages/list.html"),
+            include_str!("pages/sign_in.html"),
+            include_str!("pages/tenants.html"),
+        ];
+        let mut values = 0;
+        for tag in pages.iter().flat_map(|page| page.split('<').skip(1)) {
+            let tag = tag.split_once('>').map_or(tag, |(tag, _)| tag);
+            for value in tag.split("{{ ").skip(1) {
+                let value = value.split_once(" }}").map_or(value, |(value, _)| value);
+                let name = value.rsplit('.').next().unwrap_or(value);
+                assert!(!fields.contains(&name), "{value}");
+                values += 1;
+            }
+        }
+        assert!(values > 20, "{values}");
     }
 
     #[test]

@@ -1,0 +1,199 @@
+//! Pages of the inbox that take long to render.
+
+use std::convert::Infallible;
+use std::sync::mpsc;
+
+use aegis_hitl::server::{HitlService, Inbox, ResponseBody, Server};
+use aegis_hitl::store::MemoryStore;
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt, Full};
+use serde_json::{Value, json};
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::oneshot;
+use tokio::task::{spawn_blocking, yield_now};
+use tokio_test::{assert_pending, assert_ready, task};
+use tower::Service;
+
+use super::inbox::{hidden, html};
+use super::support::{Call, Faulty, Mood, ends};
+
+/// One worker, and one thread for what blocks.
+fn one_thread_each() -> Runtime {
+    let mut builder = Builder::new_current_thread();
+    builder
+        .max_blocking_threads(1)
+        .enable_all()
+        .build()
+        .unwrap()
+}
+
+/// A service without connections. Its store answers at once.
+struct Local {
+    service: HitlService<MemoryStore>,
+    cookie: String,
+}
+
+type Answer = Result<Response<ResponseBody>, Infallible>;
+
+impl Local {
+    async fn new() -> Self {
+        let service = HitlService::builder(MemoryStore::new()).inbox(Inbox::new());
+        let service = service.build().unwrap();
+        let path = service.issue_sign_in_path().unwrap();
+        let mut local = Self {
+            service,
+            cookie: String::new(),
+        };
+        let code = path.split_once('?').unwrap().1.to_owned();
+        let signed_in = local.post("/sign-in", &code).await.unwrap();
+        let cookie = signed_in.headers()["set-cookie"].to_str().unwrap();
+        local.cookie = cookie.split(';').next().unwrap().to_owned();
+        local
+    }
+
+    fn send(
+        &self,
+        method: &str,
+        path: &str,
+        media_type: &str,
+        body: &str,
+    ) -> impl Future<Output = Answer> + use<> {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("Host", "localhost")
+            .header("Origin", "http://localhost")
+            .header("Cookie", &self.cookie)
+            .header("Tenant-Id", "acme")
+            .header("Thread-Id", "run-7")
+            .header("Idempotency-Key", uuid::Uuid::new_v4().to_string())
+            .header("Content-Type", media_type)
+            .body(Full::<Bytes>::from(body.to_owned()))
+            .unwrap();
+        self.service.clone().call(request)
+    }
+
+    fn get(&self, path: &str) -> impl Future<Output = Answer> + use<> {
+        self.send("GET", path, "text/plain", "")
+    }
+
+    fn post(&self, path: &str, form: &str) -> impl Future<Output = Answer> + use<> {
+        self.send("POST", path, "application/x-www-form-urlencoded", form)
+    }
+
+    /// Submits an action, and returns the path of its page.
+    async fn submit(&self, body: &Value) -> String {
+        let path = "/api/v1/hitl/actions";
+        let body = body.to_string();
+        let answer = self.send("POST", path, "application/json", &body).await;
+        let action: Value = serde_json::from_str(&text(answer).await).unwrap();
+        format!("/actions/{}", action["request_id"].as_str().unwrap())
+    }
+}
+
+async fn text(answer: Answer) -> String {
+    let body = answer.unwrap().into_body().collect().await.unwrap();
+    String::from_utf8(body.to_bytes().to_vec()).unwrap()
+}
+
+#[test]
+fn decisions_go_on_while_a_large_page_is_rendered() {
+    let runtime = one_thread_each();
+    runtime.block_on(async {
+        let local = Local::new().await;
+        let large = local.submit(&json!({"a": vec![7; 20_000]})).await;
+        let small = local.submit(&json!({"a": 7})).await;
+        // What is rendered beside the worker does not end before this does.
+        let (gate, opened) = mpsc::channel::<()>();
+        let other = spawn_blocking(move || opened.recv());
+        let mut page = task::spawn(local.get(&large));
+        assert_pending!(page.poll());
+
+        let answer = assert_ready!(task::spawn(local.get(&small)).poll());
+        let shown = text(answer).await;
+        let form = format!(
+            "decision=approve&call=c&digest={}",
+            hidden(&shown, "digest")
+        );
+        let decided = local.post(&small, &form).await.unwrap();
+        assert_eq!(decided.status(), 303);
+        let to = decided.headers()["location"].to_str().unwrap();
+        assert!(to.ends_with("=recorded"), "{to}");
+
+        assert_pending!(page.poll());
+        drop(gate);
+        let shown = text(ends(page).await).await;
+        assert_eq!(shown.matches("7,\n").count(), 19_999);
+        assert_eq!(hidden(&shown, "digest").len(), 64);
+        assert!(other.await.unwrap().is_err());
+    });
+    drop(runtime);
+}
+
+#[test]
+fn a_draft_and_a_result_that_are_large_are_rendered_beside_the_worker_too() {
+    let runtime = one_thread_each();
+    runtime.block_on(async {
+        let local = Local::new().await;
+        let path = local.submit(&json!({"aegis": {"allow_edit": true}})).await;
+        let (gate, opened) = mpsc::channel::<()>();
+        let other = spawn_blocking(move || opened.recv());
+        let payload = "x".repeat(20_000);
+        let form = format!("decision=approve&call=c&digest=&payload={payload}");
+        let mut draft = task::spawn(local.post(&path, &form));
+        assert_pending!(draft.poll());
+        drop(gate);
+        let answer = ends(draft).await;
+        assert_eq!(answer.as_ref().unwrap().status(), 422);
+        let shown = text(answer).await;
+        assert!(shown.contains("nothing was recorded"), "{shown}");
+        assert!(other.await.unwrap().is_err());
+    });
+    drop(runtime);
+}
+
+#[test]
+fn a_page_that_is_being_rendered_is_answered_before_the_server_stops() {
+    let runtime = one_thread_each();
+    runtime.block_on(async {
+        let store = Faulty::new(MemoryStore::new(), Mood::Well);
+        let service = HitlService::builder(store.clone()).inbox(Inbox::new());
+        let service = service.build().unwrap();
+        let server = Server::bind("127.0.0.1:0").await.unwrap();
+        let addr = server.local_addr().unwrap();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let link = service.issue_sign_in_path().unwrap();
+        let ended = tokio::spawn(server.serve(service, async move { _ = stopped.await }));
+        let code = link.split_once('?').unwrap().1.to_owned();
+        let signed_in = Call::new(addr, "POST", "/sign-in")
+            .body(code)
+            .header("Content-Type", "application/x-www-form-urlencoded");
+        let signed_in = signed_in.send().await;
+        let cookie = signed_in.header("set-cookie").unwrap().to_owned();
+        let cookie = cookie.split(';').next().unwrap();
+        let submitted =
+            Call::post(addr, "actions", "k").json(json!({"a": vec![7; 20_000]}).to_string());
+        let id = submitted.send().await.request_id();
+
+        let (gate, opened) = mpsc::channel::<()>();
+        let other = spawn_blocking(move || opened.recv());
+        let before = store.asked();
+        let page = Call::new(addr, "GET", format!("/actions/{id}")).header("Cookie", cookie);
+        let page = tokio::spawn(page.send());
+        // One looks for the tenant, and one for the action.
+        ends(async {
+            while store.asked() < before + 2 {
+                yield_now().await;
+            }
+        })
+        .await;
+        stop.send(()).unwrap();
+        drop(gate);
+        let page = html(&ends(page).await.unwrap());
+        assert_eq!(page.matches("7,\n").count(), 19_999);
+        assert!(ends(ended).await.unwrap().unwrap().is_drained());
+        assert!(other.await.unwrap().is_err());
+    });
+    drop(runtime);
+}
