@@ -1,9 +1,9 @@
-//! Pages of the inbox that take long to render.
+//! Pages of the inbox that take long to render, and approvals that are sent together.
 
 use std::convert::Infallible;
 use std::sync::mpsc;
 
-use aegis_hitl::server::{HitlService, Inbox, ResponseBody, Server};
+use aegis_hitl::server::{Auth, HitlService, Inbox, Keys, ResponseBody, Server};
 use aegis_hitl::store::MemoryStore;
 use bytes::Bytes;
 use http::{Request, Response};
@@ -15,8 +15,8 @@ use tokio::task::{spawn_blocking, yield_now};
 use tokio_test::{assert_pending, assert_ready, task};
 use tower::Service;
 
-use super::inbox::{hidden, html};
-use super::support::{Call, Faulty, Mood, ends};
+use super::inbox::{AGENT, desk_with, follow, hidden, html, key_file};
+use super::support::{Call, Disk, Faulty, Mood, ends};
 
 /// One worker, and one thread for what blocks.
 fn one_thread_each() -> Runtime {
@@ -196,4 +196,42 @@ fn a_page_that_is_being_rendered_is_answered_before_the_server_stops() {
         assert!(other.await.unwrap().is_err());
     });
     drop(runtime);
+}
+
+#[tokio::test]
+async fn several_approvals_reach_the_store_together_and_are_answered_in_their_order() {
+    let store = Faulty::new(Disk::default(), Mood::Well);
+    let desk = desk_with(store.clone(), |service| {
+        service.auth(Auth::keys(Keys::parse(&key_file()).unwrap()))
+    });
+    let desk = desk.await;
+    let mut ids = Vec::new();
+    for key in ["a", "b", "c", "d"] {
+        ids.push(desk.submit(key, &json!({}), AGENT).await);
+    }
+    ids.reverse();
+    let cookie = desk.sign_in("reviewer-key").await;
+    let picked: Vec<String> = ids.iter().map(|id| format!("{id}:")).collect();
+    let mut fields = vec![("call", "c")];
+    fields.extend(picked.iter().map(|action| ("action", action.as_str())));
+    store.set(Mood::Hangs);
+    let before = store.asked();
+    let several = desk.post("/", &fields).header("Cookie", &cookie);
+    let several = tokio::spawn(several.send());
+    ends(async {
+        while store.asked() < before + ids.len() {
+            yield_now().await;
+        }
+    })
+    .await;
+    store.set(Mood::Well);
+    for _ in &ids {
+        store.release();
+    }
+    let reply = ends(several).await.unwrap();
+    let answers: Vec<_> = ids.iter().map(|id| format!("a={id}.recorded")).collect();
+    let expected = format!("/decided?{}", answers.join("&"));
+    assert_eq!(reply.header("location"), Some(&*expected));
+    let told = follow(&desk, &reply, &cookie).await;
+    assert!(told.contains("4 of 4 recorded"), "{told}");
 }

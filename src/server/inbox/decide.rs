@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use askama::Template;
+use futures_util::future::join_all;
 use http::header::RETRY_AFTER;
 use http::{HeaderMap, HeaderValue, StatusCode};
 use http_body::Body;
@@ -312,8 +313,8 @@ impl<St: Store> Visit<'_, St> {
                 picked.len()
             )));
         }
-        let mut answers = Vec::with_capacity(picked.len());
-        for (id, digest) in picked {
+        // At once: the store makes durable together what it is given together.
+        let answers = join_all(picked.into_iter().map(|(id, digest)| {
             let wanted = Wanted {
                 decision: Decision::Approve,
                 digest,
@@ -321,10 +322,13 @@ impl<St: Store> Visit<'_, St> {
                 edited: None,
                 call_id: call_id.clone(),
             };
-            // What fails for one does not keep the others from their answers.
-            let answer = self.record(id, wanted).await.unwrap_or(Answer::Unknown);
-            answers.push(format!("{id}.{}", answer.word()));
-        }
+            async move {
+                // What fails for one does not keep the others from their answers.
+                let answer = self.record(id, wanted).await.unwrap_or(Answer::Unknown);
+                format!("{id}.{}", answer.word())
+            }
+        }))
+        .await;
         let query: Vec<_> = answers
             .iter()
             .map(|answer| ("a", answer.as_str()))
