@@ -1,4 +1,5 @@
-//! Pages of the inbox that take long to render, and approvals that are sent together.
+//! Pages of the inbox that take long to render, approvals that are sent together, and cookies that
+//! sign nobody in.
 
 use std::convert::Infallible;
 use std::sync::mpsc;
@@ -15,7 +16,7 @@ use tokio::task::{spawn_blocking, yield_now};
 use tokio_test::{assert_pending, assert_ready, task};
 use tower::Service;
 
-use super::inbox::{AGENT, desk_with, follow, hidden, html, key_file};
+use super::inbox::{AGENT, desk_with, follow, hidden, html, key_file, keyed, keyless};
 use super::support::{Call, Disk, Faulty, Mood, ends};
 
 /// One worker, and one thread for what blocks.
@@ -234,4 +235,88 @@ async fn several_approvals_reach_the_store_together_and_are_answered_in_their_or
     assert_eq!(reply.header("location"), Some(&*expected));
     let told = follow(&desk, &reply, &cookie).await;
     assert!(told.contains("4 of 4 recorded"), "{told}");
+}
+
+/// The cookies that an answer sets, each of which is expired.
+fn expired(reply: &super::support::Reply) -> Vec<String> {
+    let set = reply.headers.get_all("set-cookie").iter();
+    set.map(|cookie| cookie.to_str().unwrap().to_owned())
+        .inspect(|cookie| assert!(cookie.starts_with("aegis=; Max-Age=0; Path=/"), "{cookie}"))
+        .collect()
+}
+
+#[tokio::test]
+async fn who_is_signed_out_by_another_pages_cookie_is_told_and_rid_of_it() {
+    let (desk, _keys) = keyed().await;
+    let own = desk.sign_in("reviewer-key").await;
+    let others = desk.sign_in("reader-key").await;
+    let get = |path: &str, cookie: &str| {
+        let call = desk.get(path).host("aegis.team.example:8000");
+        call.header("Cookie", cookie)
+    };
+    let both = format!("{own}; {others}");
+    let reply = get("/actions/x", &both).send().await;
+    let to = reply.header("location").unwrap();
+    assert_eq!(
+        (reply.status, to),
+        (303, "/sign-in?next=%2Factions%2Fx&why=several")
+    );
+    let expired = expired(&reply);
+    for part in [
+        "Path=/; HttpOnly",
+        "Path=/actions",
+        "Path=/actions/x",
+        "Path=/; Domain=aegis.team.example",
+        "Path=/actions; Domain=team.example",
+    ] {
+        let is_there = expired.iter().any(|cookie| cookie.contains(part));
+        assert!(is_there, "{part} {expired:?}");
+    }
+    assert!(
+        !expired
+            .iter()
+            .any(|cookie| cookie.ends_with("Domain=example"))
+    );
+    let page = html(&desk.get(to).send().await);
+    assert!(page.contains("sent several session cookies"), "{page}");
+    // Who opens the page itself is told too.
+    let reply = get("/sign-in", &both).send().await;
+    assert!(html(&reply).contains("sent several session cookies"));
+    assert!(reply.headers.get_all("set-cookie").iter().count() > 1);
+    // One that stands alone may be of another domain, and would stand beside the new one.
+    let reply = desk.post("/sign-in", &[("key", "reviewer-key")]);
+    let reply = reply.header("Cookie", "aegis=00").send().await;
+    let mut set = reply.headers.get_all("set-cookie").iter();
+    let first = set.next().unwrap().to_str().unwrap();
+    assert!(first.starts_with("aegis=") && !first.contains("Max-Age=0"));
+    assert!(set.all(|cookie| {
+        cookie
+            .to_str()
+            .unwrap()
+            .starts_with("aegis=; Max-Age=0; Path=/sign-in")
+    }));
+}
+
+#[tokio::test]
+async fn who_has_a_session_that_is_over_is_told_and_nobody_else() {
+    let desk = keyless().await;
+    let get = |path: &str, cookie: &str| desk.get(path).header("Cookie", cookie);
+    let reply = get("/", "aegis=00").send().await;
+    let to = reply.header("location").unwrap();
+    assert_eq!(to, "/sign-in?next=%2F&why=over");
+    // It may be the session of a server on another port.
+    assert_eq!(reply.header("set-cookie"), None);
+    for told in [get(to, "a=b"), get("/sign-in", "aegis=00")] {
+        let page = html(&told.send().await);
+        assert!(page.contains("Your session is over"), "{page}");
+    }
+    let own = desk.open().await;
+    for cookie in [&*own, "a=b", "aegis="] {
+        let page = html(&get("/sign-in", cookie).send().await);
+        assert!(!page.contains("class=\"notice"), "{cookie} {page}");
+    }
+    let reply = get("/", "aegis=").send().await;
+    assert_eq!(reply.header("location"), Some("/sign-in?next=%2F"));
+    let page = html(&get("/sign-in?why=%3Cb%3E", "a=b").send().await);
+    assert!(!page.contains("class=\"notice"), "{page}");
 }

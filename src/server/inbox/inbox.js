@@ -45,7 +45,8 @@
     asked = performance.now();
     const response = await fetch(location.href, { cache: "no-store" }).catch(() => null);
     if (!response || !response.ok || sent) return;
-    if (response.redirected) return location.reload();
+    // Such as to the page to sign in, which says why.
+    if (response.redirected) return location.replace(response.url);
     const page = new DOMParser().parseFromString(await response.text(), "text/html");
     const next = page.getElementById("main");
     if (!next || sent) return;

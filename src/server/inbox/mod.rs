@@ -204,16 +204,16 @@ async fn answer<St: Store, B: Body>(
     let cookie = Cookie { is_secure };
     let query = parts.uri.query().unwrap_or_default();
     match (&route, is_post) {
-        (Route::SignIn, false) => return Ok(sign_in::form(api, query)),
+        (Route::SignIn, false) => return Ok(sign_in::form(api, desk, cookie, parts)),
         (Route::SignIn, true) => {
-            return sign_in::sign_in(api, desk, cookie, &parts.headers, body).await;
+            return sign_in::sign_in(api, desk, cookie, parts, body).await;
         }
         (Route::SignOut, _) => return Ok(sign_in::sign_out(desk, cookie, &parts.headers)),
         _ => {}
     }
     let Some(viewer) = desk.viewer(&api.settings.auth, cookie, &parts.headers, arrival.peer)?
     else {
-        return Ok(sign_in::required(parts));
+        return Ok(sign_in::required(cookie, parts));
     };
     let visit = Visit {
         api,

@@ -72,6 +72,13 @@ impl Desk {
         })
     }
 
+    /// What is the matter with the cookie of a browser. `None` if it has none, or is signed in.
+    pub(super) fn stray(&self, cookie: Cookie, headers: &HeaderMap) -> Option<Stray> {
+        let token = cookie.token(headers);
+        let holder = token.and_then(|token| self.sessions.holder(token));
+        cookie.stray(headers).filter(|_| holder.is_none())
+    }
+
     fn by_proxy(
         &self,
         headers: &HeaderMap,
@@ -141,16 +148,68 @@ impl Cookie {
     /// The session token that a browser sent. `None` if it sent several: a page on another port or
     /// below the same domain can add a cookie, and so have somebody act in a session of its own.
     pub(super) fn token(self, headers: &HeaderMap) -> Option<&str> {
-        let name = self.name();
-        let mut tokens = headers
+        let mut tokens = self.tokens(headers);
+        let token = tokens.next()?;
+        tokens.all(|other| other == token).then_some(token)
+    }
+
+    fn tokens(self, headers: &HeaderMap) -> impl Iterator<Item = &str> {
+        headers
             .get_all(COOKIE)
             .iter()
             .filter_map(|value| value.to_str().ok())
             .flat_map(|value| value.split(';'))
             .filter_map(|pair| pair.trim().split_once('='))
-            .filter(|(found, _)| *found == name)
-            .map(|(_, token)| token);
-        let token = tokens.next()?;
-        tokens.all(|other| other == token).then_some(token)
+            .filter(move |(found, _)| *found == self.name())
+            .map(|(_, token)| token)
+    }
+
+    /// What is the matter with the cookie of a browser that is not signed in. `None` if it has none.
+    pub(super) fn stray(self, headers: &HeaderMap) -> Option<Stray> {
+        match self.token(headers) {
+            Some("") => None,
+            Some(_) => Some(Stray::Over),
+            None => self.tokens(headers).next().map(|_| Stray::Several),
+        }
+    }
+}
+
+/// A session cookie that signs nobody in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stray {
+    /// It is of no session: of none any more, or of another server's.
+    Over,
+    /// There are several, so it is not known whose it is.
+    Several,
+}
+
+impl Stray {
+    const EACH: [Self; 2] = [Self::Over, Self::Several];
+
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Self::Over => "over",
+            Self::Several => "several",
+        }
+    }
+
+    pub(super) fn of(word: &str) -> Option<Self> {
+        Self::EACH.into_iter().find(|stray| stray.word() == word)
+    }
+
+    pub(super) fn says(self) -> &'static str {
+        match self {
+            Self::Over => {
+                "Your session is over: it ends after 12 hours, with its key, and when the server \
+                 stops. Another AEGIS server on this host, on whatever port, ends it too, as it \
+                 takes the place of the cookie. Sign in again."
+            }
+            Self::Several => {
+                "Your browser sent several session cookies, and it cannot be told which one is \
+                 yours, so none counts. Another page on this host or of this domain has set one. \
+                 They were removed as far as that is possible. Sign in again, and if that brings \
+                 you back here, delete the cookies of this site in your browser."
+            }
+        }
     }
 }
