@@ -302,6 +302,12 @@ impl Error {
         self.code() == Some(Code::ClaimLost)
     }
 
+    /// Whether the server says that it has no such action, rather than something in between that
+    /// it has no such path.
+    pub(super) fn is_unknown_action(&self) -> bool {
+        self.is_not_found() && self.code() == Some(Code::NotFound)
+    }
+
     fn code(&self) -> Option<Code> {
         self.inner.problem.as_ref().map(|problem| problem.code)
     }

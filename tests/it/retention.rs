@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use aegis_hitl::client::RunOutcome;
 use aegis_hitl::layer::Backoff;
 use aegis_hitl::outbox::{Endpoint, Outbox, Start};
 use aegis_hitl::server::Retention;
@@ -11,7 +12,7 @@ use aegis_hitl::store::{
     Actor, AuditTrail, AuditVerifier, Clock, Decide, Decided, Identity, MemoryStore, SqliteStore,
     Store, Submission, Submit, Sweep, Swept,
 };
-use aegis_hitl::{AegisService, Decision, Outcome};
+use aegis_hitl::{AegisService, Decision, Execution, Outcome};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::time::sleep;
@@ -521,13 +522,20 @@ async fn an_agent_never_runs_again_what_was_removed() {
     first.unwrap();
     assert_eq!(ran.load(Ordering::SeqCst), 1);
     approve(&store, "unclaimed").await;
+    assert_eq!(server.reject("rejected").send().await.status, 202);
     submit(&store).await;
-    assert_eq!(sweep(&store, Duration::ZERO).await, 2);
-    for key in ["completed", "unclaimed"] {
-        // By its id it is unknown.
-        assert!(ends(run(key)).await.is_err());
-        assert_eq!(ran.load(Ordering::SeqCst), 1, "{key} ran again");
-    }
+    assert_eq!(sweep(&store, Duration::ZERO).await, 3);
+    let RunOutcome::AlreadyRun(action) = ends(run("completed")).await.unwrap() else {
+        panic!("the completion is not known");
+    };
+    assert_eq!(action.execution, Some(Execution::Completed));
+    let RunOutcome::Removed(action) = ends(run("unclaimed")).await.unwrap() else {
+        panic!("the approval is not known");
+    };
+    assert_eq!(action.decision, Some(Decision::Approve));
+    let rejected = ends(run("rejected")).await.unwrap();
+    assert!(matches!(rejected, RunOutcome::Rejected(_)), "{rejected:?}");
+    assert_eq!(ran.load(Ordering::SeqCst), 1, "it ran again");
     assert!(server.stop().await.is_drained());
 }
 

@@ -45,7 +45,8 @@ const LEASE: Duration = Duration::from_secs(300);
 /// action on record, the claim finds the approval spent, and the outcome is
 /// [`RunOutcome::AlreadyRun`]. If the first process died while it ran, its lease ends, the
 /// execution is on record as `unknown`, and a human decides again. It runs again only after another
-/// approval.
+/// approval. An action that the server removed, as its retention was over, never runs again: it is
+/// `AlreadyRun` too, or [`RunOutcome::Removed`] if nobody had run it.
 ///
 /// If the claim is lost while the closure runs, the closure is dropped
 /// ([`RunOutcome::Interrupted`]). A machine that was suspended notices that late, at the next
@@ -192,13 +193,20 @@ where
             lease: self.lease,
         };
         let own = submit.payload.clone();
-        let submitted = run.perform(submit).await?;
-        let id = submitted.request_id;
+        let known = run.perform(submit).await?;
+        let id = known.request_id.clone();
         let wait = Wait {
             tenant: run.settings.tenant.clone(),
             limits: run.settings.limits,
         };
-        let decided = run.service.decided(&id, &wait, until).await?;
+        let decided = match run.service.decided(&id, &wait, until).await {
+            Ok(decided) => decided,
+            Err(error) if error.is_unknown_action() && known.decision.is_some() => {
+                // By its id it is unknown, by its key it is not: it was decided, and removed.
+                return Ok(RunOutcome::settled(known.into()).unwrap_or_else(RunOutcome::Removed));
+            }
+            Err(error) => return Err(error),
+        };
         if !is_same(&decided.request_id, &id) {
             let fault = "the status answer is about another action";
             return Err(Error::protocol(fault, StatusCode::OK, 1));

@@ -99,8 +99,13 @@ pub enum RunOutcome<T, E> {
     ///
     /// The action's [`execution`](Action::execution) tells how it stands: it may still run, or have
     /// completed with a [`result`](Action::result), or failed, or its outcome may be unknown. In
-    /// the latter two cases a human decides again.
+    /// the latter two cases a human decides again. An action that the server has removed since, as
+    /// its retention was over, has no result.
     AlreadyRun(Box<Action>),
+    /// The action was approved, nobody ran it, and the server removed it, as its retention was
+    /// over. Nothing was run, and nothing ever is under this key: what is still to be done takes
+    /// another key.
+    Removed(Box<Action>),
 }
 
 impl<T, E> RunOutcome<T, E> {
