@@ -1,6 +1,7 @@
 //! Coding agents: how each describes a tool call to its hooks, and how it reads the answer.
 
 use serde::Deserialize;
+use serde::de::Error as _;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
@@ -152,54 +153,49 @@ impl ToolCall {
     }
 }
 
-/// Claude Code's members, which Codex and Qwen Code use too.
+/// The members of every agent. The session and the error have a name of each agent's own.
+#[derive(Deserialize)]
+struct Members {
+    session_id: Option<String>,
+    conversation_id: Option<String>,
+    hook_event_name: String,
+    tool_name: String,
+    tool_input: Box<RawValue>,
+    tool_use_id: String,
+    cwd: Option<String>,
+    error: Option<Box<RawValue>>,
+    error_message: Option<Box<RawValue>>,
+}
+
+/// Claude Code's names, which Codex and Qwen Code use too.
 fn read_claude(input: &str) -> serde_json::Result<ToolCall> {
-    #[derive(Deserialize)]
-    struct Members {
-        session_id: String,
-        hook_event_name: String,
-        tool_name: String,
-        tool_input: Box<RawValue>,
-        tool_use_id: String,
-        #[serde(default)]
-        cwd: Option<String>,
-        #[serde(default)]
-        error: Option<Box<RawValue>>,
-    }
-    let members = serde_json::from_str::<Members>(input)?;
-    Ok(ToolCall {
-        session: members.session_id,
-        event: members.hook_event_name,
-        tool: members.tool_name,
-        input: members.tool_input,
-        id: members.tool_use_id,
-        cwd: members.cwd,
-        error: members.error,
+    read(input, "session_id", |it| {
+        (it.session_id.take(), it.error.take())
     })
 }
 
 fn read_cursor(input: &str) -> serde_json::Result<ToolCall> {
-    #[derive(Deserialize)]
-    struct Members {
-        conversation_id: String,
-        hook_event_name: String,
-        tool_name: String,
-        tool_input: Box<RawValue>,
-        tool_use_id: String,
-        #[serde(default)]
-        cwd: Option<String>,
-        #[serde(default)]
-        error_message: Option<Box<RawValue>>,
-    }
-    let members = serde_json::from_str::<Members>(input)?;
+    read(input, "conversation_id", |it| {
+        (it.conversation_id.take(), it.error_message.take())
+    })
+}
+
+/// Reads a tool call whose session is in the member of that name.
+fn read(
+    input: &str,
+    session: &'static str,
+    own: impl FnOnce(&mut Members) -> (Option<String>, Option<Box<RawValue>>),
+) -> serde_json::Result<ToolCall> {
+    let mut members = serde_json::from_str::<Members>(input)?;
+    let (own_session, error) = own(&mut members);
     Ok(ToolCall {
-        session: members.conversation_id,
+        session: own_session.ok_or_else(|| serde_json::Error::missing_field(session))?,
         event: members.hook_event_name,
         tool: members.tool_name,
         input: members.tool_input,
         id: members.tool_use_id,
         cwd: members.cwd,
-        error: members.error_message,
+        error,
     })
 }
 

@@ -46,7 +46,7 @@ impl<St: Store> Api<St> {
             actions: page.actions.into_iter().map(entry).collect(),
             next_cursor: page
                 .next
-                .map(|cursor| format!("{prefix}{:x}", cursor.position())),
+                .map(|cursor| format!("{prefix}{}", cursor.to_text())),
         };
         Ok(response::json(StatusCode::OK, &actions))
     }
@@ -108,12 +108,10 @@ fn parse(query: &str, tenant_id: crate::protocol::TenantId) -> Result<List, Reje
         seen.push(name);
     }
     if let Some(text) = cursor {
-        let position = text
-            .strip_prefix(cursor_prefix(&list))
-            .filter(|digits| digits.bytes().all(|digit| digit.is_ascii_hexdigit()))
-            .and_then(|digits| u128::from_str_radix(digits, 16).ok())
-            .ok_or_else(|| invalid("cursor", "allowed is the 'next_cursor' of the same list"))?;
-        list.after = Some(Cursor::new(position));
+        let position = text.strip_prefix(cursor_prefix(&list));
+        let after = position.and_then(Cursor::of_text);
+        let wrong = || invalid("cursor", "allowed is the 'next_cursor' of the same list");
+        list.after = Some(after.ok_or_else(wrong)?);
     }
     Ok(list)
 }

@@ -223,7 +223,8 @@ impl<St: Store> Visit<'_, St> {
         };
         let view = View::of(self.asked("view"));
         let mut list = view.list(tenant.clone(), LIMIT);
-        list.after = self.asked("cursor").as_deref().and_then(cursor);
+        // What is no position begins the list.
+        list.after = self.asked("cursor").as_deref().and_then(Cursor::of_text);
         let Page { actions, next } = self.page(list).await?;
         let mut tabs = Vec::with_capacity(View::EACH.len());
         for each in View::EACH {
@@ -239,7 +240,7 @@ impl<St: Store> Visit<'_, St> {
             });
         }
         let next = next.map(|cursor| {
-            let cursor = format!("{:x}", cursor.position());
+            let cursor = cursor.to_text();
             link(
                 "/",
                 &[
@@ -336,11 +337,4 @@ impl<St: Store> Visit<'_, St> {
         };
         Ok(page(StatusCode::OK, &template))
     }
-}
-
-/// A position in a list. What is none begins the list.
-fn cursor(text: &str) -> Option<Cursor> {
-    let is_hex = text.bytes().all(|digit| digit.is_ascii_hexdigit());
-    let position = is_hex.then(|| u128::from_str_radix(text, 16).ok())?;
-    position.map(Cursor::new)
 }

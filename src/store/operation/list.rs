@@ -49,6 +49,19 @@ impl Cursor {
     pub const fn position(self) -> u128 {
         self.0
     }
+
+    /// Writes the position into a link.
+    pub(crate) fn to_text(self) -> String {
+        format!("{:x}", self.0)
+    }
+
+    /// Reads a position of a link. `None` if it is none.
+    pub(crate) fn of_text(text: &str) -> Option<Self> {
+        // The parser would take a sign too.
+        let is_hex = text.bytes().all(|digit| digit.is_ascii_hexdigit());
+        let position = is_hex.then(|| u128::from_str_radix(text, 16).ok())?;
+        position.map(Self)
+    }
 }
 
 /// The direction of a list.

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use rusqlite::{Connection, OptionalExtension, Row, Rows, Transaction, params};
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 use uuid::Uuid;
 
 use super::rows::{self, from_micros, optional_text, text};
@@ -148,7 +148,7 @@ const HISTORY: &str = select!("action = ?1 ORDER BY seq");
 
 const ALL_EVENTS: &str = select!("seq > ?1 ORDER BY seq LIMIT ?2");
 
-const EVENTS: &str = select!("tenant_id = ?1 AND seq > ?2 ORDER BY seq LIMIT ?3");
+const EVENTS: &str = select!("tenant_id = ?3 AND seq > ?1 ORDER BY seq LIMIT ?2");
 
 fn event(row: &Row<'_>) -> rusqlite::Result<Event> {
     let id = RequestId::from(Uuid::from_bytes(row.get(1)?));
@@ -172,36 +172,21 @@ pub(super) fn with_history(
     Ok(Some(record.action))
 }
 
-/// Reads a tenant's events behind a position.
+/// Reads the events of a tenant, or of all tenants, behind a position.
 pub(super) fn events(
     connection: &Connection,
-    tenant: &TenantId,
+    tenant: Option<&TenantId>,
     after: u64,
     limit: usize,
 ) -> rusqlite::Result<Vec<(u64, Event)>> {
     let connection = &snapshot(connection)?;
     let after = i64::try_from(after).unwrap_or(i64::MAX);
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    let mut read = connection.prepare_cached(EVENTS)?;
-    let mut found = read.query(params![tenant.as_str(), after, limit])?;
-    collect(connection, &mut found)
-}
-
-/// Reads the events of all tenants behind a position.
-pub(super) fn all_events(
-    connection: &Connection,
-    after: u64,
-    limit: usize,
-) -> rusqlite::Result<Vec<(u64, Event)>> {
-    let connection = &snapshot(connection)?;
-    let after = i64::try_from(after).unwrap_or(i64::MAX);
-    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    let mut read = connection.prepare_cached(ALL_EVENTS)?;
-    let mut found = read.query([after, limit])?;
-    collect(connection, &mut found)
-}
-
-fn collect(connection: &Connection, found: &mut Rows<'_>) -> rusqlite::Result<Vec<(u64, Event)>> {
+    let mut read = connection.prepare_cached(tenant.map_or(ALL_EVENTS, |_| EVENTS))?;
+    let mut found = match tenant {
+        Some(tenant) => read.query(params![after, limit, tenant.as_str()])?,
+        None => read.query([after, limit])?,
+    };
     let mut events = Vec::new();
     while let Some(row) = found.next()? {
         let position = row.get::<_, i64>(0)?.unsigned_abs();

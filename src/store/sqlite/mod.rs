@@ -392,13 +392,15 @@ impl Store for SqliteStore {
         limit: usize,
     ) -> Result<Vec<(u64, Event)>, StoreError> {
         let tenant = tenant.clone();
-        let read = move |connection: &Connection| list::events(connection, &tenant, after, limit);
-        self.readers.read(read).await
+        self.readers
+            .read(move |connection| list::events(connection, Some(&tenant), after, limit))
+            .await
     }
 
     async fn all_events(&self, after: u64, limit: usize) -> Result<Vec<(u64, Event)>, StoreError> {
-        let read = move |connection: &Connection| list::all_events(connection, after, limit);
-        self.readers.read(read).await
+        self.readers
+            .read(move |connection| list::events(connection, None, after, limit))
+            .await
     }
 
     async fn take_endpoint(&self, request: TakeEndpoint) -> Result<EndpointTaken, StoreError> {
