@@ -17,7 +17,7 @@ use tokio_test::{assert_pending, assert_ready, task};
 use tower::Service;
 
 use super::inbox::{AGENT, desk_with, follow, hidden, html, key_file, keyed, keyless};
-use super::support::{Call, Disk, Faulty, Mood, ends};
+use super::support::{Call, Disk, Faulty, HANG, Mood, Reply, ends};
 
 /// One worker, and one thread for what blocks.
 fn one_thread_each() -> Runtime {
@@ -133,7 +133,7 @@ fn decisions_go_on_while_a_large_page_is_rendered() {
 }
 
 #[test]
-fn a_draft_and_a_result_that_are_large_are_rendered_beside_the_worker_too() {
+fn a_large_draft_is_rendered_beside_the_worker_too() {
     let runtime = one_thread_each();
     runtime.block_on(async {
         let local = Local::new().await;
@@ -203,7 +203,8 @@ fn a_page_that_is_being_rendered_is_answered_before_the_server_stops() {
 async fn several_approvals_reach_the_store_together_and_are_answered_in_their_order() {
     let store = Faulty::new(Disk::default(), Mood::Well);
     let desk = desk_with(store.clone(), |service| {
-        service.auth(Auth::keys(Keys::parse(&key_file()).unwrap()))
+        let keys = Keys::parse(&key_file()).unwrap();
+        service.auth(Auth::keys(keys)).store_timeout(HANG)
     });
     let desk = desk.await;
     let mut ids = Vec::new();
@@ -238,7 +239,7 @@ async fn several_approvals_reach_the_store_together_and_are_answered_in_their_or
 }
 
 /// The cookies that an answer sets, each of which is expired.
-fn expired(reply: &super::support::Reply) -> Vec<String> {
+fn expired(reply: &Reply) -> Vec<String> {
     let set = reply.headers.get_all("set-cookie").iter();
     set.map(|cookie| cookie.to_str().unwrap().to_owned())
         .inspect(|cookie| assert!(cookie.starts_with("aegis=; Max-Age=0; Path=/"), "{cookie}"))
