@@ -208,8 +208,9 @@ async fn several_approvals_reach_the_store_together_and_are_answered_in_their_or
     });
     let desk = desk.await;
     let mut ids = Vec::new();
-    for key in ["a", "b", "c", "d"] {
-        ids.push(desk.submit(key, &json!({}), AGENT).await);
+    for number in 0..20 {
+        let key = format!("k-{number}");
+        ids.push(desk.submit(&key, &json!({}), AGENT).await);
     }
     ids.reverse();
     let cookie = desk.sign_in("reviewer-key").await;
@@ -221,13 +222,13 @@ async fn several_approvals_reach_the_store_together_and_are_answered_in_their_or
     let several = desk.post("/", &fields).header("Cookie", &cookie);
     let several = tokio::spawn(several.send());
     ends(async {
-        while store.asked() < before + ids.len() {
+        while store.asked() < before + 16 {
             yield_now().await;
         }
     })
     .await;
     store.set(Mood::Well);
-    for _ in &ids {
+    for _ in 0..16 {
         store.release();
     }
     let reply = ends(several).await.unwrap();
@@ -235,7 +236,7 @@ async fn several_approvals_reach_the_store_together_and_are_answered_in_their_or
     let expected = format!("/decided?{}", answers.join("&"));
     assert_eq!(reply.header("location"), Some(&*expected));
     let told = follow(&desk, &reply, &cookie).await;
-    assert!(told.contains("4 of 4 recorded"), "{told}");
+    assert!(told.contains("20 of 20 recorded"), "{told}");
 }
 
 /// The cookies that an answer sets, each of which is expired.

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use askama::Template;
-use futures_util::future::join_all;
+use futures_util::stream::{self, StreamExt};
 use http::header::RETRY_AFTER;
 use http::{HeaderMap, HeaderValue, StatusCode};
 use http_body::Body;
@@ -22,6 +22,10 @@ use crate::store::{DecideById, Decided, Fingerprinted, Store};
 
 /// The most actions that are approved at once.
 const MOST: usize = 100;
+
+/// How many of them the store is given at a time. One reviewer does not take all of its connections
+/// for long.
+const TOGETHER: usize = 16;
 
 /// The fields of the form for one decision. Each is there once.
 const FIELDS: [&str; 5] = ["decision", "digest", "call", "comment", "payload"];
@@ -313,8 +317,8 @@ impl<St: Store> Visit<'_, St> {
                 picked.len()
             )));
         }
-        // At once: the store makes durable together what it is given together.
-        let answers = join_all(picked.into_iter().map(|(id, digest)| {
+        // The store makes durable together what it is given together.
+        let decisions = picked.into_iter().map(|(id, digest)| {
             let wanted = Wanted {
                 decision: Decision::Approve,
                 digest,
@@ -327,8 +331,8 @@ impl<St: Store> Visit<'_, St> {
                 let answer = self.record(id, wanted).await.unwrap_or(Answer::Unknown);
                 format!("{id}.{}", answer.word())
             }
-        }))
-        .await;
+        });
+        let answers: Vec<_> = stream::iter(decisions).buffered(TOGETHER).collect().await;
         let query: Vec<_> = answers
             .iter()
             .map(|answer| ("a", answer.as_str()))
