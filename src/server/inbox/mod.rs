@@ -11,6 +11,7 @@ mod page;
 mod press;
 mod sign_in;
 mod text;
+mod tokens;
 mod viewer;
 
 use std::net::IpAddr;
