@@ -481,3 +481,35 @@ pub(super) fn refusal(answer: Answer) -> Error {
     }
     Error::status(problem, status, attempts)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_answer_that_says_so_may_be_empty() {
+        for (json, length, expected) in [
+            (false, None, true),
+            (false, Some("5"), true),
+            (true, Some("0"), true),
+            (true, Some("5"), false),
+            (true, None, false),
+        ] {
+            let mut headers = HeaderMap::new();
+            if json {
+                let json = HeaderValue::from_static("application/json");
+                headers.insert(CONTENT_TYPE, json);
+            }
+            if let Some(length) = length {
+                headers.insert(CONTENT_LENGTH, HeaderValue::from_static(length));
+            }
+            assert_eq!(may_be_empty(&headers), expected, "{headers:?}");
+        }
+    }
+
+    #[test]
+    fn a_malformed_answer_is_shown_by_the_place_of_its_fault_alone() {
+        let error = serde_json::from_str::<Action>("{\n\"secret\": x}").unwrap_err();
+        assert_eq!(unreadable(&error), "line 2, column 11");
+    }
+}

@@ -462,6 +462,7 @@ mod tests {
     use http_body_util::StreamBody;
 
     use super::*;
+    use crate::protocol::Problem;
 
     #[test]
     fn a_cursor_is_1_to_255_visible_ascii_characters() {
@@ -476,16 +477,38 @@ mod tests {
         }
     }
 
-    async fn refused_with(pieces: Vec<String>) -> Error {
+    async fn refused_with(status: u16, pieces: Vec<String>) -> Trouble {
         let frames = pieces.into_iter().map(|piece| {
             let data = Bytes::from(piece);
             Ok::<_, std::convert::Infallible>(Frame::data(data))
         });
-        let response = Response::builder().status(404);
+        let response = Response::builder().status(status);
         let body = StreamBody::new(stream::iter(frames).boxed());
-        match refused(response.body(body).unwrap()).await {
-            Trouble::Final(error) => error,
-            Trouble::Passing(error) => panic!("{error:?}"),
+        refused(response.body(body).unwrap()).await
+    }
+
+    #[tokio::test]
+    async fn only_what_may_go_away_by_itself_is_waited_for() {
+        for (status, is_passing) in [
+            (401, false),
+            (404, false),
+            (408, true),
+            (429, true),
+            (500, true),
+            (503, true),
+        ] {
+            let trouble = refused_with(status, Vec::new()).await;
+            assert_eq!(
+                matches!(trouble, Trouble::Passing(_)),
+                is_passing,
+                "{status}"
+            );
+        }
+    }
+
+    async fn problem_in(pieces: Vec<String>) -> Option<Problem> {
+        match refused_with(404, pieces).await {
+            Trouble::Final(error) | Trouble::Passing(error) => error.problem().cloned(),
         }
     }
 
@@ -494,13 +517,13 @@ mod tests {
         let problem = r#"{"code":"not-found"}"#;
         let padded = |length: usize| problem.to_owned() + &" ".repeat(length - problem.len());
         let whole = padded(65_536);
-        assert!(refused_with(vec![whole.clone()]).await.problem().is_some());
+        assert!(problem_in(vec![whole.clone()]).await.is_some());
         let (first, rest) = whole.split_at(1);
         let halves = vec![first.to_owned(), rest.to_owned()];
-        assert!(refused_with(halves).await.problem().is_some());
+        assert!(problem_in(halves).await.is_some());
         let too_long = vec![padded(65_537)];
-        assert!(refused_with(too_long).await.problem().is_none());
+        assert!(problem_in(too_long).await.is_none());
         let too_long = vec![whole, " ".to_owned()];
-        assert!(refused_with(too_long).await.problem().is_none());
+        assert!(problem_in(too_long).await.is_none());
     }
 }

@@ -357,7 +357,10 @@ async fn a_claim_that_is_not_confirmed_runs_nothing() {
         vec![(0, json!({}))],
         vec![(409, json!({"code": "duplicate"}))],
     ] {
-        let far = FarEnd::new().answering("claim", script);
+        // What the status would say then may be this very claim.
+        let far = FarEnd::new()
+            .answering(ID, [(200, approved()), (200, executed("claimed"))])
+            .answering("claim", script);
         let (outcome, began) = far.run_with(SOON, Ok("")).await;
         let error = outcome.unwrap_err();
         assert!(error.is_outcome_unknown(), "{error:?}");
