@@ -15,9 +15,12 @@ const MOST: usize = if cfg!(test) { 8 } else { 1024 };
 /// How long the thread waits for further events before it chains them together.
 const GATHER: Duration = Duration::from_secs(1);
 
-/// The thread rests this many times as long as it has worked, so that decisions have the machine: an
-/// event takes it 2 to 4 us, a twentieth of what its decision takes the server.
-const REST: u32 = 39;
+/// The thread rests this many times as long as it has worked while requests wait, so that decisions
+/// have the machine: an event takes it 2 to 4 us, a twentieth of what its decision takes the server.
+const BUSY_REST: u32 = 99;
+
+/// The same while no request waits.
+const REST: u32 = 9;
 
 /// How often the writer looks for a result while the thread works.
 const LOOK: Duration = Duration::from_millis(10);
@@ -84,7 +87,7 @@ impl Chainer {
     }
 
     /// Takes the next step. Returns what the thread has computed for the writer to insert.
-    pub(super) fn step(&mut self) -> Option<Extension> {
+    pub(super) fn step(&mut self, is_busy: bool) -> Option<Extension> {
         match self.phase {
             Phase::Rests(until) => {
                 if self.is_behind && until <= Instant::now() {
@@ -108,6 +111,7 @@ impl Chainer {
                 // not be inserted after all.
                 self.is_behind |= extension.as_ref().is_none_or(|found| !found.is_empty());
                 let rest = match &extension {
+                    Some(found) if found.is_full && is_busy => took * BUSY_REST,
                     Some(found) if found.is_full => took * REST,
                     _ => GATHER,
                 };

@@ -169,7 +169,9 @@ impl Writer {
                     self.serve(&mut batch);
                 }
             }
-            if let Some(extension) = self.chainer.as_mut().and_then(Chainer::step) {
+            let is_busy = self.state.counters.queued.load(Ordering::Relaxed) > 0;
+            let chainer = self.chainer.as_mut();
+            if let Some(extension) = chainer.and_then(|chainer| chainer.step(is_busy)) {
                 // It shares a transaction with the requests that wait.
                 batch.push(Box::new(Extend(extension)));
                 self.fill(&mut batch);
