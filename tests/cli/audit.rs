@@ -237,6 +237,33 @@ for number in range(count):
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_was_deleted_by_hand_is_named_by_all_that_verify() {
+    let folder = TempDir::new().unwrap();
+    let (server, store) = told(&folder).await;
+    heads(&store, 5).await;
+    server.stop().expect(0);
+    let database = Connection::open(&store).unwrap();
+    database
+        .execute_batch("DELETE FROM event WHERE seq = 2")
+        .unwrap();
+    drop(database);
+    let ended = run(audit(&store, &["verify"])).expect(1);
+    let shown = "retention did not remove it";
+    assert!(
+        ended
+            .stdout
+            .starts_with("event 2: the audit chain has it as seq 2"),
+        "{ended:?}"
+    );
+    assert!(ended.stdout.contains(shown), "{ended:?}");
+    let all = export(&store, &["--tenant", "acme"]);
+    let ended = verify(&all, &[]).expect(1);
+    assert!(ended.stdout.contains(shown), "{ended:?}");
+    let ended = verify_in_python(all.as_bytes(), &[]).expect(1);
+    assert!(ended.stderr.contains(shown), "{ended:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_event_that_was_changed_in_the_database_is_named() {
     let folder = TempDir::new().unwrap();
     let (server, store) = told(&folder).await;

@@ -8,7 +8,7 @@ use aegis_hitl::protocol::JsonText;
 use aegis_hitl::store::{
     Acquire, Acquired, Actor, AuditTrail, AuditVerifier, Cancel, Clock, Decide, DecideById,
     Decided, Fingerprinted, Finish, Finished, Identity, Report, SqliteStore, Store, Submission,
-    Submit, Submitted, VerifiedChain,
+    Submit, Submitted, Sweep, VerifiedChain,
 };
 use aegis_hitl::{Action, Decision, Payload, RequestId, TenantId};
 use rusqlite::Connection;
@@ -395,11 +395,12 @@ async fn an_edit_of_any_column_by_hand_is_found_and_named() {
             found.iter().any(|fault| fault.starts_with(&name)),
             "{sql}: {found:?}"
         );
-        // Where the tenant was changed, the export takes the event for one that was removed.
-        if !sql.contains("SET tenant_id") {
-            let fault = verify(&export(&copy, "acme", 1, 100)).unwrap_err();
-            assert!(fault.contains("its hash is not that"), "{sql}: {fault}");
-        }
+        let shown = match sql.contains("SET tenant_id") {
+            true => "its event is missing",
+            false => "its hash is not that",
+        };
+        let fault = verify(&export(&copy, "acme", 1, 100)).unwrap_err();
+        assert!(fault.contains(shown), "{sql}: {fault}");
         let checked = SqliteStore::verify(&copy).unwrap().faults;
         assert!(
             checked.iter().any(|fault| fault.contains(&name)),
@@ -433,20 +434,26 @@ async fn an_edit_of_the_chain_itself_is_found() {
     }
 }
 
+/// Removes the action with seven events from the database.
+const BY_HAND: [&str; 3] = [
+    "DELETE FROM event WHERE action = (SELECT id FROM action WHERE idempotency_key = 'loop' AND tenant_id = 'acme')",
+    "DELETE FROM claim WHERE action = (SELECT id FROM action WHERE idempotency_key = 'loop' AND tenant_id = 'acme')",
+    "DELETE FROM action WHERE idempotency_key = 'loop' AND tenant_id = 'acme'",
+];
+
 #[tokio::test]
 async fn a_removed_action_leaves_its_leaves_and_an_added_event_is_found() {
     let (_folder, path) = told().await;
     let before = export(&path, "acme", 1, 100);
-    let of_loop = "SELECT id FROM action WHERE idempotency_key = 'loop' AND tenant_id = 'acme'";
+    // As a sweep does it.
     edit(
         &path,
-        &format!("DELETE FROM event WHERE action = ({of_loop})"),
+        "INSERT INTO swept SELECT event.seq FROM event JOIN action ON action.id = event.action \
+         WHERE idempotency_key = 'loop' AND event.tenant_id = 'acme'",
     );
-    edit(
-        &path,
-        &format!("DELETE FROM claim WHERE action = ({of_loop})"),
-    );
-    edit(&path, &format!("DELETE FROM action WHERE id = ({of_loop})"));
+    for sql in BY_HAND {
+        edit(&path, sql);
+    }
     let report = AuditTrail::open(&path).unwrap().verify(None).unwrap();
     assert_eq!((report.faults, report.removed), (Vec::new(), 7));
     assert_eq!(
@@ -475,6 +482,88 @@ async fn a_removed_action_leaves_its_leaves_and_an_added_event_is_found() {
         found,
         ["event 5: the audit chain of tenant other does not have it"]
     );
+}
+
+#[tokio::test]
+async fn what_was_deleted_by_hand_is_told_from_what_retention_removed() {
+    let (_folder, path) = told().await;
+    for sql in BY_HAND {
+        edit(&path, sql);
+    }
+    let report = AuditTrail::open(&path).unwrap().verify(None).unwrap();
+    assert_eq!((report.faults.len(), report.removed), (7, 0));
+    let (first, shown) = (&report.faults[0], "retention did not remove it");
+    assert!(
+        first.starts_with("event ") && first.contains(shown),
+        "{first}"
+    );
+    let checked = SqliteStore::verify(&path).unwrap().faults;
+    assert!(
+        checked.iter().any(|fault| fault.contains(shown)),
+        "{checked:?}"
+    );
+    let after = export(&path, "acme", 1, 100);
+    let fault = verify(&after).unwrap_err();
+    assert!(fault.contains(shown) && fault.contains("seq "), "{fault}");
+    let missing = after
+        .iter()
+        .filter(|line| line.contains("\"missing\":true"));
+    assert_eq!(missing.count(), 7);
+}
+
+#[tokio::test]
+async fn a_sweep_marks_what_it_removes() {
+    let (clock, folder) = (Clock::new(), TempDir::new().unwrap());
+    let path = folder.path().join("aegis.db");
+    let store = SqliteStore::open_with(&path, clock.clone()).unwrap();
+    let tenant: TenantId = "acme".parse().unwrap();
+    let teller = Teller {
+        store: store.clone(),
+        tenant,
+    };
+    for count in 1..=3 {
+        teller.decide(&format!("k-{count}"), None).await;
+    }
+    chained(&path, "acme", 3).await;
+    clock.advance(Duration::from_secs(7200));
+    let sweep = Sweep {
+        retention: Duration::from_secs(3600),
+        limit: 10,
+    };
+    while store.sweep(sweep.clone()).await.unwrap().has_more {}
+    assert_eq!(store.totals().await.unwrap().removed, 2);
+    store.close().await;
+    let report = AuditTrail::open(&path).unwrap().verify(None).unwrap();
+    assert_eq!((report.faults, report.removed), (Vec::new(), 2));
+    let lines = export(&path, "acme", 1, 10);
+    assert!(!lines.concat().contains("missing"), "{lines:?}");
+    assert_eq!(verify(&lines).unwrap().removed, 2);
+    assert_eq!(
+        SqliteStore::verify(&path).unwrap().faults,
+        Vec::<String>::new()
+    );
+
+    // The version before did not mark anything: what it may have removed counts as removed.
+    for sql in [
+        "DROP TABLE swept",
+        "ALTER TABLE sweep DROP COLUMN unmarked",
+        "DROP INDEX undelivered_dead",
+    ] {
+        edit(&path, sql);
+    }
+    let connection = Connection::open(&path).unwrap();
+    connection.pragma_update(None, "user_version", 7).unwrap();
+    drop(connection);
+    let store = SqliteStore::open_with(&path, clock).unwrap();
+    let report = AuditTrail::open(&path).unwrap().verify(None).unwrap();
+    assert_eq!((report.faults, report.removed), (Vec::new(), 2));
+    let teller = Teller { store, ..teller };
+    teller.decide("k-4", None).await;
+    teller.decide("k-5", None).await;
+    chained(&path, "acme", 5).await;
+    teller.store.close().await;
+    edit(&path, "DELETE FROM event WHERE seq = 4");
+    assert_eq!(faults(&path).len(), 1, "{:?}", faults(&path));
 }
 
 /// Waits until the server's own thread has chained all events of a tenant.
@@ -517,7 +606,13 @@ async fn a_database_of_the_version_before_is_chained_from_its_first_event() {
     let (_folder, path) = told().await;
     let before = export(&path, "acme", 1, 100);
     // What version 6 did not have.
-    for sql in ["DROP TABLE chain", "ALTER TABLE event DROP COLUMN digest"] {
+    for sql in [
+        "DROP INDEX undelivered_dead",
+        "DROP TABLE swept",
+        "ALTER TABLE sweep DROP COLUMN unmarked",
+        "DROP TABLE chain",
+        "ALTER TABLE event DROP COLUMN digest",
+    ] {
         edit(&path, sql);
     }
     let connection = Connection::open(&path).unwrap();

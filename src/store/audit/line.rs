@@ -23,6 +23,12 @@ pub(crate) fn removed(seq: u64, leaf: &Hash, hash: &Hash) -> String {
     format!(r#"{{"hash":"{hash}","leaf":"{leaf}","seq":{seq}}}"#)
 }
 
+/// The line of a link whose event is missing, though no sweep removed it.
+pub(crate) fn missing(seq: u64, leaf: &Hash, hash: &Hash) -> String {
+    let (leaf, hash) = (hex(leaf), hex(hash));
+    format!(r#"{{"hash":"{hash}","leaf":"{leaf}","missing":true,"seq":{seq}}}"#)
+}
+
 /// The line with which a tenant's part ends.
 pub(crate) fn head(head: &AuditHead) -> String {
     format!(

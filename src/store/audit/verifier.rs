@@ -157,6 +157,10 @@ impl AuditVerifier {
             ["from", "seq", "tenant_id"] => return self.begin(&item),
             ["head", "seq", "tenant_id", "unchained"] => true,
             ["event", "hash"] | ["hash", "leaf", "seq"] => false,
+            // Whatever its hash.
+            ["hash", "leaf", "missing", "seq"] => {
+                return Err("its event is missing, and retention did not remove it".to_owned());
+            }
             _ => return Err("it has not the members of a line of an export".to_owned()),
         };
         let Some(current) = &mut self.current else {

@@ -8,6 +8,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::chain;
 use super::list::snapshot;
+use super::sweep;
 use super::{StoreError, schema, verify};
 use crate::protocol::Escaped;
 use crate::store::AuditHead;
@@ -63,7 +64,7 @@ pub struct AuditPage {
 pub struct AuditReport {
     /// The ends of the chains.
     pub heads: Vec<AuditHead>,
-    /// The number of events of which only the leaves are left.
+    /// The number of events of which only the leaves are left, as retention removed them.
     pub removed: u64,
     /// The first 100 faults, in words. Empty if every event is the one that was chained.
     pub faults: Vec<String>,
@@ -159,7 +160,10 @@ impl AuditTrail {
                     page.seq = link.seq;
                     page.lines.push(match text.optional()? {
                         Some(text) => line::event(&text, &link.hash),
-                        None => line::removed(link.seq, &link.leaf, &link.hash),
+                        None if sweep::is_swept(connection, link.event)? => {
+                            line::removed(link.seq, &link.leaf, &link.hash)
+                        }
+                        None => line::missing(link.seq, &link.leaf, &link.hash),
                     });
                 }
                 Ok(true)
@@ -344,8 +348,8 @@ fn text_of(row: &Row<'_>, seq: u64) -> rusqlite::Result<String> {
     Ok(text)
 }
 
-/// Compares a tenant's links with its events. Both are read in order. Returns how many events were
-/// removed.
+/// Compares a tenant's links with its events. Both are read in order. Returns how many events sweeps
+/// have removed.
 fn verify_chain(
     connection: &Connection,
     tenant: &str,
@@ -390,7 +394,11 @@ fn verify_chain(
                     }
                     event = events.next()?;
                 }
-                _ => removed += 1,
+                _ if sweep::is_swept(connection, position)? => removed += 1,
+                _ => fault(format!(
+                    "event {position}: the audit chain has it as seq {seq} of tenant {tenant}, \
+                     and it is missing: retention did not remove it"
+                )),
             }
         }
         let stored: Hash = run.get(3)?;

@@ -309,6 +309,7 @@ mod tests {
             (deliveries::PARKED, "undelivered"),
             (sweep::BETWEEN, "INTEGER PRIMARY KEY"),
             (sweep::AGED, "event_action"),
+            (sweep::IS_SWEPT, "swept USING INTEGER PRIMARY KEY"),
             (sweep::POSTPONED, "PRIMARY KEY"),
             (sweep::NEWEST_ACTION, "SEARCH action"),
             (chain::NEXT, "event USING INTEGER PRIMARY KEY"),

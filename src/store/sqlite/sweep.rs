@@ -54,12 +54,13 @@ fn digest(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<Digest>> {
 
 /// The statements that remove the action in a row. What endpoints have not received goes with the
 /// events.
-pub(super) const REMOVE: [&str; 4] = [
+pub(super) const REMOVE: [&str; 5] = [
     "INSERT INTO tombstone (identity, request_id, decision, execution, closed, digest, \
      edited_digest, created_at, decided_at) \
      SELECT identity, request_id, decision, execution, closed, digest, edited_digest, created_at, \
      decided_at FROM action WHERE id = ?1",
     "DELETE FROM claim WHERE action = ?1",
+    "INSERT OR IGNORE INTO swept (event) SELECT seq FROM event WHERE action = ?1",
     "DELETE FROM event WHERE action = ?1",
     "DELETE FROM action WHERE id = ?1",
 ];
@@ -132,6 +133,14 @@ pub(super) fn swept(connection: &Connection) -> rusqlite::Result<u64> {
     let mut read = connection.prepare_cached("SELECT position FROM sweep WHERE id = 1")?;
     let position = read.query_row([], |row| row.get::<_, i64>(0)).optional()?;
     Ok(position.unwrap_or(0).unsigned_abs())
+}
+
+pub(super) const IS_SWEPT: &str = "SELECT 1 FROM swept WHERE event = ?1 \
+     UNION ALL SELECT 1 FROM sweep WHERE id = 1 AND unmarked >= ?1";
+
+/// Whether a sweep removed the event at a position, as far as is known.
+pub(super) fn is_swept(connection: &Connection, position: i64) -> rusqlite::Result<bool> {
+    connection.prepare_cached(IS_SWEPT)?.exists([position])
 }
 
 /// Writes how far sweeps have come, and that there are so many more tombstones.

@@ -411,7 +411,8 @@ async fn a_database_of_the_version_before_is_brought_up_to_date() {
             "DROP TABLE chain; ALTER TABLE event DROP COLUMN digest;
              DROP INDEX action_pending; DROP INDEX action_unclaimed;
              DROP TABLE undelivered; DROP TABLE endpoint;
-             DROP TABLE tombstone; DROP TABLE sweep; DROP TABLE postponed; PRAGMA user_version = 3;
+             DROP TABLE tombstone; DROP TABLE sweep; DROP TABLE postponed;
+             DROP TABLE swept; PRAGMA user_version = 3;
              PRAGMA wal_checkpoint(TRUNCATE);",
         )
         .unwrap();
@@ -566,6 +567,10 @@ async fn a_check_finds_tombstones_that_are_wrong_or_missing() {
         (
             "UPDATE sweep SET position = 4",
             "the sweeps have come further than the events",
+        ),
+        (
+            "INSERT INTO swept SELECT max(seq) FROM event",
+            "an event that a sweep removed is on record",
         ),
     ] {
         let operator = Connection::open(&path).unwrap();

@@ -5,7 +5,7 @@ use rusqlite::Connection;
 use super::Faults;
 
 /// Statements that find what must not be, each with what it is.
-const FAULTS: [(&str, &str); 5] = [
+const FAULTS: [(&str, &str); 6] = [
     (
         "SELECT hex(identity) FROM tombstone JOIN action USING (identity)",
         "its action is on record as well",
@@ -26,6 +26,10 @@ const FAULTS: [(&str, &str); 5] = [
     (
         "SELECT position FROM sweep WHERE position > (SELECT coalesce(max(seq), 0) FROM event)",
         "the sweeps have come further than the events",
+    ),
+    (
+        "SELECT seq FROM swept JOIN event ON event.seq = swept.event",
+        "an event that a sweep removed is on record",
     ),
 ];
 
