@@ -54,6 +54,13 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// How long nothing may fail before an endpoint counts as well again.
 const QUIET: Duration = Duration::from_secs(10);
 
+/// With the jitter, the longest wait by default is an hour.
+const LONGEST_WAIT: Duration = Duration::from_secs(3600);
+const LONGEST_STEP: Duration = Duration::from_secs(48 * 60);
+
+/// How far the clocks of those who share a store may be apart.
+const SKEW: Duration = Duration::from_secs(60);
+
 /// What all endpoints share.
 #[derive(Debug)]
 pub(super) struct Settings {
@@ -67,16 +74,22 @@ pub(super) struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        // With the jitter, the longest wait is an hour.
-        let longest = Duration::from_secs(48 * 60);
         Self {
             public_url: None,
-            backoff: Backoff::exponential(Duration::from_secs(5), longest).jitter_above(0.25),
+            backoff: Backoff::exponential(Duration::from_secs(5), LONGEST_STEP).jitter_above(0.25),
             give_up_after: Duration::from_secs(24 * 3600),
             poll_interval: Duration::from_secs(5),
             parked_limit: 10_000,
             random: Random::new(),
         }
+    }
+}
+
+impl Settings {
+    /// The longest wait until an attempt, whatever a receiver asks for. What would wait for longer
+    /// is due: the clock was set back.
+    fn longest_wait(&self) -> Duration {
+        self.backoff.longest().max(LONGEST_WAIT)
     }
 }
 
@@ -458,8 +471,9 @@ impl<'a, St: Store> Round<'a, St> {
     /// Reads which parked events are to be attempted.
     async fn read_due(&mut self) {
         let endpoint = &self.courier.endpoint;
-        let read = self.courier.store.due_deliveries(endpoint.name(), BATCH);
-        let due = match read.await {
+        let longest = self.courier.settings.longest_wait().saturating_add(SKEW);
+        let store = &self.courier.store;
+        let due = match store.due_deliveries(endpoint.name(), BATCH, longest).await {
             Ok(due) => due,
             Err(error) => {
                 self.store_failed(&error);
@@ -603,10 +617,12 @@ impl<'a, St: Store> Round<'a, St> {
         let random = &settings.random;
         let wait = settings.backoff.wait(attempts - 1, Duration::ZERO, random);
         match retry_after {
-            // A receiver that asks for ever must not keep the event from being given up.
-            Some(floor) => random.at_least(floor.min(settings.give_up_after), wait, Duration::MAX),
+            // A receiver that asks for ever must not keep the event from being given up. The limit
+            // leaves room for the spread, which keeps events from returning together.
+            Some(floor) => random.at_least(floor.min(LONGEST_STEP), wait, Duration::MAX),
             None => wait,
         }
+        .min(settings.longest_wait())
     }
 
     /// Records what happened, and holds the endpoint for another `lease`.

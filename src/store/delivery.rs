@@ -26,6 +26,10 @@ pub struct DueDelivery {
     pub attempts: u32,
 }
 
+/// The most parked events, and dead letters, that are counted. Whoever asks how an endpoint stands
+/// must not wait until all of them are.
+pub(crate) const COUNTED: usize = 10_000;
+
 /// The state of a webhook endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -34,12 +38,14 @@ pub struct EndpointState {
     pub name: String,
     /// The position up to which events are delivered, parked, or not the endpoint's.
     pub position: u64,
-    /// The number of events of all tenants behind that position, whether the endpoint wants them
-    /// or not.
+    /// The number of events of all tenants behind that position, whether the endpoint wants them or
+    /// not. Where nobody delivers to the endpoint, those that were removed since count as well.
     pub behind: u64,
-    /// The number of parked events.
+    /// The time of the oldest event behind that position, if there is one.
+    pub behind_since: Option<SystemTime>,
+    /// The number of parked events. No more than 10,000 are counted.
     pub parked: u64,
-    /// The number of dead letters.
+    /// The number of dead letters. No more than 10,000 are counted.
     pub dead: u64,
     /// When the endpoint was stopped, if it is.
     pub stopped_at: Option<SystemTime>,

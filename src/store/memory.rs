@@ -5,10 +5,11 @@ use std::convert::Infallible;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use uuid::Uuid;
 
+use super::delivery::COUNTED;
 use super::operation::{
     Aged, Endpoint, Inserted, Lease, Ledger, LeftIn, New, Operation, Order, Record, Standing,
     State, Tombstone, Transition, Undelivered, settle,
@@ -17,9 +18,10 @@ use super::rule::canonical_call;
 use super::statistics::{EventCounter, Statistics};
 use super::{
     Acquire, Acquired, Backlog, Cancel, Cancelled, Clock, Cursor, DeadLetter, Decide, DecideById,
-    Decided, DueDeliveries, DueDelivery, EndpointState, EndpointTaken, Finish, Finished, Identity,
-    List, MarkDeliveries, Marked, Page, Renew, Renewed, Resend, Resent, Resume, Resumed, Store,
-    StoreError, Submit, Submitted, Sweep, Swept, TakeEndpoint, Totals, Watch, Watchers,
+    Decided, DueDeliveries, DueDelivery, EndpointState, EndpointTaken, Finish, Finished, Forget,
+    Forgotten, Identity, List, MarkDeliveries, Marked, Page, Renew, Renewed, Resend, Resent,
+    Resume, Resumed, Store, StoreError, Submit, Submitted, Sweep, Swept, TakeEndpoint, Totals,
+    Watch, Watchers,
 };
 use crate::protocol::{Action, Event, EventKind, RequestId, Status, TenantId, uuid_v7};
 
@@ -233,8 +235,9 @@ impl Ledger for Records {
     }
 
     fn insert_endpoint(&mut self, name: &str, position: u64) -> Result<Endpoint, Infallible> {
+        let rows = self.endpoints.values().map(|endpoint| endpoint.row);
         let endpoint = Endpoint {
-            row: self.endpoints.len() as i64,
+            row: rows.max().map_or(0, |row| row + 1),
             position,
             held: None,
             stopped_at: None,
@@ -249,6 +252,12 @@ impl Ledger for Records {
         if let Some(known) = known.find(|known| known.row == endpoint.row) {
             *known = endpoint.clone();
         }
+        Ok(())
+    }
+
+    fn remove_endpoint(&mut self, endpoint: &Endpoint) -> Result<(), Infallible> {
+        self.undelivered.retain(|(row, _), _| *row != endpoint.row);
+        self.endpoints.retain(|_, known| known.row != endpoint.row);
         Ok(())
     }
 
@@ -648,9 +657,11 @@ impl Store for MemoryStore {
         &self,
         endpoint: &str,
         limit: usize,
+        longest_wait: Duration,
     ) -> Result<DueDeliveries, StoreError> {
         let records = self.records()?;
         let now = records.now();
+        let latest = now.checked_add(longest_wait);
         let parked = records.endpoints.get(endpoint).into_iter();
         let parked = parked.flat_map(|endpoint| records.undelivered_of(endpoint));
         let mut all: Vec<_> = parked
@@ -660,7 +671,7 @@ impl Store for MemoryStore {
             })
             .collect();
         all.sort_by_key(|(due, of_it)| (*due, of_it.position));
-        let is_over = |due: &SystemTime| *due <= now;
+        let is_over = |due: &SystemTime| *due <= now || latest.is_some_and(|latest| *due > latest);
         let next = all.iter().map(|(due, _)| *due).find(|due| !is_over(due));
         let due = all.iter().filter(|(due, _)| is_over(due)).take(limit);
         Ok(DueDeliveries {
@@ -689,6 +700,10 @@ impl Store for MemoryStore {
         self.run(&request)
     }
 
+    async fn forget_endpoint(&self, request: Forget) -> Result<Forgotten, StoreError> {
+        self.run(&request)
+    }
+
     async fn endpoints(&self) -> Result<Vec<EndpointState>, StoreError> {
         let records = self.records()?;
         let endpoints = records.endpoints.iter().map(|(name, endpoint)| {
@@ -697,9 +712,12 @@ impl Store for MemoryStore {
             EndpointState {
                 name: name.clone(),
                 position: endpoint.position,
-                behind: records.behind(endpoint.position).count() as u64,
-                parked: parked.len() as u64,
-                dead: dead.len() as u64,
+                behind: records.newest().saturating_sub(endpoint.position),
+                behind_since: records
+                    .behind(endpoint.position)
+                    .find_map(|(_, happened)| happened.event.at),
+                parked: parked.len().min(COUNTED) as u64,
+                dead: dead.len().min(COUNTED) as u64,
                 stopped_at: endpoint.stopped_at,
                 held_until: endpoint.held.map(|(_, until)| until),
             }
@@ -778,6 +796,8 @@ impl Store for MemoryStore {
         Ok(Backlog {
             pending: oldest(&mut pending.filter_map(|record| record.action.created_at)),
             unclaimed: oldest(&mut unclaimed.filter_map(|record| record.action.decided_at)),
+            unchained: None,
+            tombstones: Some(records.tombstones.len() as u64),
         })
     }
 

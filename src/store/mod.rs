@@ -37,9 +37,9 @@ pub use self::error::StoreError;
 pub use self::memory::MemoryStore;
 pub use self::operation::{
     Acquire, Acquired, Cancel, Cancelled, Cursor, Decide, DecideById, Decided, DeliveryResult,
-    EndpointTaken, Finish, Finished, List, MarkDeliveries, Marked, Page, Renew, Renewed, Report,
-    Resend, Resent, Resume, Resumed, Start, Submission, Submit, Submitted, Sweep, Swept,
-    TakeEndpoint,
+    EndpointTaken, Finish, Finished, Forget, Forgotten, List, MarkDeliveries, Marked, Page, Renew,
+    Renewed, Report, Resend, Resent, Resume, Resumed, Start, Submission, Submit, Submitted, Sweep,
+    Swept, TakeEndpoint,
 };
 #[cfg(feature = "postgres")]
 pub use self::postgres::{PostgresBuilder, PostgresStore};
@@ -145,7 +145,8 @@ pub struct Totals {
     pub removed: u64,
 }
 
-/// How long the oldest actions of all tenants have waited.
+/// What waits in a store: how long the oldest actions of all tenants have waited, and what stays of
+/// those that were removed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Backlog {
@@ -157,6 +158,10 @@ pub struct Backlog {
     /// An action that was decided without a submission does not count: its caller acts on the
     /// answer, and seldom claims it.
     pub unclaimed: Option<Duration>,
+    /// The number of events that are not in the audit chain yet, if the store has one.
+    pub unchained: Option<u64>,
+    /// The number of actions of which only a tombstone is left, if the store removes actions.
+    pub tombstones: Option<u64>,
 }
 
 /// Keeps actions, and records one decision for each.
@@ -322,6 +327,9 @@ pub trait Store: Clone + Send + Sync + 'static {
     /// Reads up to `limit` parked events of an endpoint that are to be attempted now, those that
     /// waited longest first.
     ///
+    /// No wait is longer than `longest_wait`. If an event would have to wait for longer than that,
+    /// the clock was set back since its last attempt, and it is to be attempted now as well.
+    ///
     /// # Errors
     ///
     /// If the store is unavailable.
@@ -329,6 +337,7 @@ pub trait Store: Clone + Send + Sync + 'static {
         &self,
         endpoint: &str,
         limit: usize,
+        longest_wait: Duration,
     ) -> impl Future<Output = Result<DueDeliveries, StoreError>> + Send;
 
     /// Records what became of deliveries, and extends the right to deliver.
@@ -355,7 +364,18 @@ pub trait Store: Clone + Send + Sync + 'static {
     /// If the store is unavailable.
     fn resume(&self, request: Resume) -> impl Future<Output = Result<Resumed, StoreError>> + Send;
 
-    /// Reads the state of every endpoint on record, by name.
+    /// Removes an endpoint from the record, unless a server delivers to it.
+    ///
+    /// # Errors
+    ///
+    /// If the store is unavailable.
+    fn forget_endpoint(
+        &self,
+        request: Forget,
+    ) -> impl Future<Output = Result<Forgotten, StoreError>> + Send;
+
+    /// Reads the state of every endpoint on record, by name. It must cost little however many events
+    /// an endpoint has not received.
     ///
     /// # Errors
     ///
@@ -419,8 +439,7 @@ pub trait Store: Clone + Send + Sync + 'static {
     /// If they cannot be recorded.
     fn check(&self) -> impl Future<Output = Result<(), StoreError>> + Send;
 
-    /// Reads how long the oldest actions of all tenants have waited. It must cost little however
-    /// many actions are on record.
+    /// Reads what waits. It must cost little however many actions are on record.
     ///
     /// # Errors
     ///

@@ -24,9 +24,10 @@ macro_rules! forward_deliveries {
             &$self,
             endpoint: &str,
             limit: usize,
+            longest_wait: std::time::Duration,
         ) -> Result<aegis_hitl::store::DueDeliveries, aegis_hitl::store::StoreError> {
             $first;
-            $store.due_deliveries(endpoint, limit).await
+            $store.due_deliveries(endpoint, limit, longest_wait).await
         }
 
         async fn mark_deliveries(
@@ -51,6 +52,14 @@ macro_rules! forward_deliveries {
         ) -> Result<aegis_hitl::store::Resumed, aegis_hitl::store::StoreError> {
             $first;
             $store.resume(request).await
+        }
+
+        async fn forget_endpoint(
+            &$self,
+            request: aegis_hitl::store::Forget,
+        ) -> Result<aegis_hitl::store::Forgotten, aegis_hitl::store::StoreError> {
+            $first;
+            $store.forget_endpoint(request).await
         }
 
         async fn endpoints(

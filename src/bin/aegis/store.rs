@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use aegis_hitl::store::{
-    DeadLetter, EndpointState, PostgresBuilder, PostgresStore, Resend, Resent, Resume, Resumed,
-    SqliteStore, Store, StoreError,
+    DeadLetter, EndpointState, Forget, Forgotten, PostgresBuilder, PostgresStore, Resend, Resent,
+    Resume, Resumed, SqliteStore, Store, StoreError,
 };
 
 use crate::failure::Failure;
@@ -119,6 +119,14 @@ impl Records {
             Self::Postgres(store) => store.resume(request).await,
         };
         resumed.map_err(unusable)
+    }
+
+    pub(crate) async fn forget(&self, request: Forget) -> Result<Forgotten, Failure> {
+        let forgotten = match self {
+            Self::File(path) => SqliteStore::forget_beside(path, &request),
+            Self::Postgres(store) => store.forget_endpoint(request).await,
+        };
+        forgotten.map_err(unusable)
     }
 }
 

@@ -121,6 +121,19 @@ impl Backoff {
         self
     }
 
+    /// Returns the longest wait that there can be.
+    #[cfg(feature = "server")]
+    pub(crate) fn longest(&self) -> Duration {
+        let step = match &self.schedule {
+            Schedule::Steps(steps) => steps.iter().copied().max().unwrap_or_default(),
+            Schedule::Exponential { max, .. } | Schedule::Decorrelated { max, .. } => *max,
+        };
+        match self.jitter {
+            Jitter::None | Jitter::Full | Jitter::Equal => step,
+            Jitter::Above(fraction) => step.saturating_add(part(step, fraction)),
+        }
+    }
+
     /// Returns the wait before retry number `retry` (0 is the first), given the previous wait.
     pub(crate) fn wait(&self, retry: u32, previous: Duration, random: &Random) -> Duration {
         let step = match &self.schedule {

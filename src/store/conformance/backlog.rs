@@ -10,7 +10,12 @@ use crate::store::{Backlog, Decide, Decided, Store, Submit, Submitted};
 impl<S: Store> Stores<S> {
     async fn backlog(&self, index: usize) -> Backlog {
         let backlog = self.at(index).backlog().await;
-        backlog.expect("the backlog was answered")
+        Backlog {
+            // Not every store has these.
+            unchained: None,
+            tombstones: None,
+            ..backlog.expect("the backlog was answered")
+        }
     }
 }
 

@@ -8,8 +8,8 @@ use super::{Stores, decision, id, identity, submission};
 use crate::protocol::Decision::Approve;
 use crate::protocol::EventKind;
 use crate::store::{
-    Decided, DeliveryResult, EndpointTaken, MarkDeliveries, Marked, Resend, Resent, Resume,
-    Resumed, Start, Store, Submit, Submitted, TakeEndpoint,
+    Decided, DeliveryResult, EndpointTaken, Forget, Forgotten, MarkDeliveries, Marked, Resend,
+    Resent, Resume, Resumed, Start, Store, Submit, Submitted, TakeEndpoint,
 };
 
 const NOTHING: [u64; 0] = [];
@@ -18,6 +18,9 @@ pub(super) const LEASE: Duration = Duration::from_secs(600);
 
 /// Longer than the suite takes.
 const LATER: Duration = Duration::from_secs(3600);
+
+/// The longest wait of those that deliver.
+const LONGEST: Duration = Duration::from_secs(2 * 3600);
 
 pub(super) fn take(endpoint: &str, holder: Uuid) -> TakeEndpoint {
     TakeEndpoint {
@@ -74,7 +77,11 @@ impl<S: Store> Stores<S> {
 
     /// The positions and attempts of what is due at an endpoint.
     async fn due(&self, index: usize, endpoint: &str) -> Vec<(u64, u32)> {
-        let due = self.at(index).due_deliveries(endpoint, 100).await.unwrap();
+        let due = self
+            .at(index)
+            .due_deliveries(endpoint, 100, LONGEST)
+            .await
+            .unwrap();
         let due = due.deliveries.into_iter();
         due.map(|due| (due.position, due.attempts)).collect()
     }
@@ -154,9 +161,10 @@ pub(super) async fn a_new_endpoint_begins_now_or_at_the_oldest_event<S: Store>(s
     let states = stores.at(1).endpoints().await.unwrap();
     let states = states.iter().map(|state| {
         assert!(state.held_until.is_some() && state.stopped_at.is_none());
-        (&*state.name, state.position, state.behind)
+        let since = state.behind_since.is_some();
+        (&*state.name, state.position, state.behind, since)
     });
-    assert!(states.eq([("a", 0, 4), ("new", newest, 0)]));
+    assert!(states.eq([("a", 0, 4, true), ("new", newest, 0, false)]));
 }
 
 pub(super) async fn one_holder_at_a_time_delivers<S: Store>(stores: &Stores<S>) {
@@ -211,14 +219,14 @@ pub(super) async fn what_fails_is_parked_and_its_successors_wait<S: Store>(store
     assert_eq!(position, last);
     assert_eq!(parked, [(submitted, action), (approved, action)]);
     // Nothing is due before the wait is over, and what is behind it never is.
-    let due = stores.at(2).due_deliveries("a", 10).await.unwrap();
+    let due = stores.at(2).due_deliveries("a", 10, LONGEST).await.unwrap();
     assert_eq!(due.deliveries, []);
     let next = due.next.expect("one is due later");
     assert!(next <= LATER && next > LATER / 2, "{next:?}");
     let results = vec![(submitted, failed(2, Duration::ZERO))];
     stores.marked(0, mark(holder, last, results)).await;
     assert_eq!(stores.due(1, "a").await, [(submitted, 2)]);
-    let due = stores.at(2).due_deliveries("a", 10).await.unwrap();
+    let due = stores.at(2).due_deliveries("a", 10, LONGEST).await.unwrap();
     let event = &due.deliveries[0].event;
     let events = stores.at(0).all_events(0, 100).await.unwrap();
     assert_eq!(*event, events[0].1, "it is the event as it was");
@@ -389,4 +397,88 @@ pub(super) async fn endpoints_do_not_meet<S: Store>(stores: &Stores<S>) {
     assert_eq!(stores.due(0, "unknown").await, []);
     assert_eq!(stores.taken(1, take("b", holder)).await, (0, vec![]));
     assert_eq!(stores.due(1, "a").await, [(submitted, 1)]);
+}
+
+pub(super) async fn what_would_wait_for_longer_than_any_wait_is_due<S: Store>(stores: &Stores<S>) {
+    let ([submitted, _], [other, last], _) = two_actions(stores).await;
+    let holder = Uuid::new_v4();
+    stores.taken(0, take("a", holder)).await;
+    let results = vec![
+        (submitted, failed(1, LONGEST + LATER)),
+        (other, failed(1, LATER)),
+    ];
+    stores.marked(0, mark(holder, last, results)).await;
+    assert_eq!(stores.due(1, "a").await, [(submitted, 1)]);
+    let due = stores.at(2).due_deliveries("a", 10, LONGEST).await.unwrap();
+    let next = due.next.expect("the other one is due later");
+    assert!(next <= LATER && next > LATER / 2, "{next:?}");
+    // A limit counts both kinds.
+    let none = stores.at(0).due_deliveries("a", 0, LONGEST).await.unwrap();
+    assert_eq!(none.deliveries, []);
+    let all = stores.at(0).due_deliveries("a", 10, Duration::MAX).await;
+    assert_eq!(all.unwrap().deliveries, []);
+}
+
+pub(super) async fn an_endpoint_is_forgotten_unless_it_is_held<S: Store>(stores: &Stores<S>) {
+    let ([submitted, approved], [other, last], _) = two_actions(stores).await;
+    let holder = Uuid::new_v4();
+    let results = || {
+        vec![
+            (submitted, failed(1, LATER)),
+            (approved, DeliveryResult::Behind),
+            (other, failed(1, LATER)),
+        ]
+    };
+    for endpoint in ["a", "b"] {
+        stores.taken(0, take(endpoint, holder)).await;
+        let mark = MarkDeliveries {
+            endpoint: endpoint.to_owned(),
+            ..mark(holder, last, results())
+        };
+        stores.marked(1, mark).await;
+    }
+    let dead = MarkDeliveries {
+        give_up_after: Duration::ZERO,
+        ..mark(holder, last, vec![(submitted, failed(2, LATER))])
+    };
+    assert_eq!(stores.marked(0, dead).await, [submitted]);
+    let forget = |endpoint: &str| Forget {
+        endpoint: endpoint.to_owned(),
+    };
+    let unknown = stores
+        .at(0)
+        .forget_endpoint(forget("unknown"))
+        .await
+        .unwrap();
+    assert_eq!(unknown, Forgotten::NotFound);
+    let held = stores.at(1).forget_endpoint(forget("a")).await.unwrap();
+    assert!(matches!(held, Forgotten::Held(_)), "{held:?}");
+    assert_eq!(stores.taken(2, take("a", holder)).await.1.len(), 2);
+    let release = MarkDeliveries {
+        lease: Duration::ZERO,
+        ..mark(holder, last, vec![])
+    };
+    stores.marked(0, release).await;
+    let forgotten = stores.at(1).forget_endpoint(forget("a")).await.unwrap();
+    assert_eq!(forgotten, Forgotten::Removed);
+    let again = stores.at(2).forget_endpoint(forget("a")).await.unwrap();
+    assert_eq!(again, Forgotten::NotFound);
+    let late = stores.at(0).mark_deliveries(mark(holder, last, results()));
+    assert_eq!(late.await.unwrap(), Marked::Lost);
+    // The other one has lost nothing, and a new one has nothing of the old one.
+    stores.taken(0, take("c", holder)).await;
+    assert_eq!(stores.taken(1, take("b", holder)).await.1.len(), 3);
+    assert_eq!(stores.taken(0, take("a", holder)).await, (0, vec![]));
+    let states = stores.at(2).endpoints().await.unwrap();
+    let states = states.iter();
+    let states = states.map(|state| (&*state.name, state.parked, state.dead));
+    assert!(states.eq([("a", 0, 0), ("b", 3, 0), ("c", 0, 0)]));
+    // A stopped one is held by nobody.
+    let stop = MarkDeliveries {
+        stop: true,
+        ..mark(holder, 0, vec![])
+    };
+    stores.marked(1, stop).await;
+    let forgotten = stores.at(0).forget_endpoint(forget("a")).await.unwrap();
+    assert_eq!(forgotten, Forgotten::Removed);
 }

@@ -143,6 +143,8 @@ where
         deliveries::a_mark_that_is_sent_again_changes_nothing_more,
         deliveries::what_is_given_up_is_a_dead_letter_until_it_is_resent,
         deliveries::a_stopped_endpoint_takes_nothing_until_it_is_resumed,
+        deliveries::what_would_wait_for_longer_than_any_wait_is_due,
+        deliveries::an_endpoint_is_forgotten_unless_it_is_held,
         deliveries::endpoints_do_not_meet,
         a_check_passes_and_leaves_nothing_on_record,
     );

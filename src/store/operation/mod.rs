@@ -9,6 +9,7 @@ mod cancel;
 mod decide;
 mod decide_by_id;
 mod finish;
+mod forget;
 mod list;
 mod mark_deliveries;
 mod renew;
@@ -34,6 +35,7 @@ pub use self::cancel::{Cancel, Cancelled};
 pub use self::decide::{Decide, Decided};
 pub use self::decide_by_id::DecideById;
 pub use self::finish::{Finish, Finished, Report};
+pub use self::forget::{Forget, Forgotten};
 pub(crate) use self::list::Order;
 #[cfg(feature = "test-util")]
 pub(crate) use self::list::State;
@@ -113,6 +115,9 @@ pub(crate) trait Ledger {
 
     /// Writes all of an endpoint except its name.
     fn update_endpoint(&mut self, endpoint: &Endpoint) -> Result<(), Self::Error>;
+
+    /// Removes an endpoint, and what it has not received.
+    fn remove_endpoint(&mut self, endpoint: &Endpoint) -> Result<(), Self::Error>;
 
     /// Finds the endpoint's parked events in order: their positions, and the ids of their actions.
     fn parked(&self, endpoint: &Endpoint) -> Result<Vec<(u64, Uuid)>, Self::Error>;

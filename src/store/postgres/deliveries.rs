@@ -1,6 +1,6 @@
 //! Webhook endpoints, and what they have not received, as they are read.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tokio_postgres::types::Type;
 
@@ -8,11 +8,15 @@ use super::Inner;
 use super::load;
 use super::read::events;
 use super::rows::{self, get};
+use crate::store::delivery::COUNTED;
 use crate::store::operation::Standing;
 use crate::store::{DeadLetter, DueDeliveries, DueDelivery, EndpointState, StoreError};
 
 /// What an event shows, beside its delivery.
 const UNDELIVERED: &str = "u.parked_at, u.attempts, u.due, u.given_up_at, u.failure";
+
+/// The longest wait that is told from longer ones: a century.
+const MAX_WAIT: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// Selects undelivered events.
 fn undelivered(rest: &str) -> String {
@@ -30,33 +34,47 @@ impl Inner {
         &self,
         endpoint: &str,
         limit: usize,
+        longest_wait: Duration,
     ) -> Result<DueDeliveries, StoreError> {
         const NEXT: &str = "SELECT clock_timestamp() AS now, (SELECT min(due) FROM undelivered \
-             WHERE endpoint = $1 AND due IS NOT NULL AND due > $2) AS next";
-        let (now, limit) = (self.state.now(), rows::number(limit));
-        let due = undelivered(
-            "u.endpoint = $1 AND u.due IS NOT NULL AND u.due <= $2 ORDER BY u.due, u.position LIMIT $3",
-        );
+             WHERE endpoint = $1 AND due IS NOT NULL AND due > $2 AND due <= $3) AS next";
+        let now = self.state.now();
+        // What is due later than any wait takes is due now. PostgreSQL keeps times up to the year
+        // 294276.
+        let latest = now + longest_wait.min(MAX_WAIT);
+        let mut deliveries = Vec::new();
+        for (is_due, time) in [("u.due <= $2", now), ("u.due > $2", latest)] {
+            let left = rows::number(limit - deliveries.len());
+            let due = undelivered(&format!(
+                "u.endpoint = $1 AND u.due IS NOT NULL AND {is_due} ORDER BY u.due, u.position LIMIT $3"
+            ));
+            let found = self
+                .read(
+                    &due,
+                    &[
+                        (&endpoint, Type::TEXT),
+                        (&time, Type::TIMESTAMPTZ),
+                        (&left, Type::INT8),
+                    ],
+                )
+                .await?;
+            for row in &found {
+                deliveries.push(DueDelivery {
+                    position: rows::count(row, "position")?,
+                    event: rows::shown_event(row)?,
+                    attempts: get::<i32>(row, "attempts")?.unsigned_abs(),
+                });
+            }
+        }
         let found = self
             .read(
-                &due,
+                NEXT,
                 &[
                     (&endpoint, Type::TEXT),
                     (&now, Type::TIMESTAMPTZ),
-                    (&limit, Type::INT8),
+                    (&latest, Type::TIMESTAMPTZ),
                 ],
             )
-            .await?;
-        let deliveries = found.iter().map(|row| {
-            Ok(DueDelivery {
-                position: rows::count(row, "position")?,
-                event: rows::shown_event(row)?,
-                attempts: get::<i32>(row, "attempts")?.unsigned_abs(),
-            })
-        });
-        let deliveries = deliveries.collect::<Result<_, StoreError>>()?;
-        let found = self
-            .read(NEXT, &[(&endpoint, Type::TEXT), (&now, Type::TIMESTAMPTZ)])
             .await?;
         let next: Option<SystemTime> = match found.first() {
             Some(row) => {
@@ -76,10 +94,13 @@ impl Inner {
         let found = self
             .read(
                 "SELECT n.name, n.position, n.stopped_at, n.held_until, greatest(p.position - n.position, 0) AS behind, \
-                 (SELECT count(*) FROM undelivered u WHERE u.endpoint = n.name AND u.given_up_at IS NULL) AS parked, \
-                 (SELECT count(u.given_up_at) FROM undelivered u WHERE u.endpoint = n.name) AS dead \
+                 (SELECT f.at FROM feed f WHERE f.position > n.position ORDER BY f.position LIMIT 1) AS behind_since, \
+                 (SELECT count(*) FROM (SELECT FROM undelivered u WHERE u.endpoint = n.name \
+                 AND u.given_up_at IS NULL LIMIT $1) AS counted) AS parked, \
+                 (SELECT count(*) FROM (SELECT FROM undelivered u WHERE u.endpoint = n.name \
+                 AND u.given_up_at IS NOT NULL LIMIT $1) AS counted) AS dead \
                  FROM endpoint n, publisher p ORDER BY n.name",
-                &[],
+                &[(&rows::number(COUNTED), Type::INT8)],
             )
             .await?;
         let states = found.iter().map(|row| {
@@ -89,6 +110,7 @@ impl Inner {
                 stopped_at: get(row, "stopped_at")?,
                 held_until: get(row, "held_until")?,
                 behind: rows::count(row, "behind")?,
+                behind_since: get(row, "behind_since")?,
                 parked: rows::count(row, "parked")?,
                 dead: rows::count(row, "dead")?,
             })

@@ -14,8 +14,8 @@ use super::state::State;
 use crate::protocol::TenantId;
 use crate::store::operation::{Endpoint, Operation, Standing, Undelivered};
 use crate::store::{
-    Acquire, Cancel, Decide, DecideById, Finish, Identity, MarkDeliveries, Renew, Resend, Resume,
-    StoreError, Submit, TakeEndpoint,
+    Acquire, Cancel, Decide, DecideById, Finish, Forget, Identity, MarkDeliveries, Renew, Resend,
+    Resume, StoreError, Submit, TakeEndpoint,
 };
 
 /// What an operation is about.
@@ -67,6 +67,7 @@ located! {
     MarkDeliveries: it => Subject::Endpoint(&it.endpoint, Extent::Of(&it.results));
     Resend: it => Subject::Endpoint(&it.endpoint, Extent::Dead(it.events.as_deref()));
     Resume: it => Subject::Endpoint(&it.endpoint, Extent::Alone);
+    Forget: it => Subject::Endpoint(&it.endpoint, Extent::Alone);
 }
 
 impl From<StoreError> for Fault {

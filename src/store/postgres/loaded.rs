@@ -71,6 +71,7 @@ pub(super) struct Delivery {
     pub(super) undelivered: BTreeMap<u64, Undelivered>,
     pub(super) is_new: bool,
     pub(super) is_changed: bool,
+    pub(super) is_removed: bool,
     /// What was set, or removed.
     pub(super) changes: BTreeMap<u64, Option<Undelivered>>,
 }
@@ -121,6 +122,7 @@ impl Loaded {
                 .iter()
                 .any(|action| action.is_changed || action.is_leased)
             || self.delivery.is_changed
+            || self.delivery.is_removed
             || !self.delivery.changes.is_empty()
     }
 
@@ -271,6 +273,12 @@ impl Ledger for Loaded {
     fn update_endpoint(&mut self, endpoint: &Endpoint) -> Result<(), Missing> {
         self.delivery.endpoint = Some(endpoint.clone());
         self.delivery.is_changed = true;
+        Ok(())
+    }
+
+    fn remove_endpoint(&mut self, _: &Endpoint) -> Result<(), Missing> {
+        self.delivery.endpoint = None;
+        self.delivery.is_removed = true;
         Ok(())
     }
 

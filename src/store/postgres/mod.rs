@@ -43,9 +43,10 @@ use super::operation::Start;
 use super::repeats::Repeats;
 use super::{
     Acquire, Acquired, Backlog, Cancel, Cancelled, Clock, DeadLetter, Decide, DecideById, Decided,
-    DueDeliveries, EndpointState, EndpointTaken, Finish, Finished, List, MarkDeliveries, Marked,
-    Page, Renew, Renewed, Resend, Resent, Resume, Resumed, Statistics, Store, StoreError, Submit,
-    Submitted, Sweep, Swept, TakeEndpoint, Totals, Watch, Watchers, WriterStatistics,
+    DueDeliveries, EndpointState, EndpointTaken, Finish, Finished, Forget, Forgotten, List,
+    MarkDeliveries, Marked, Page, Renew, Renewed, Resend, Resent, Resume, Resumed, Statistics,
+    Store, StoreError, Submit, Submitted, Sweep, Swept, TakeEndpoint, Totals, Watch, Watchers,
+    WriterStatistics,
 };
 use crate::protocol::{Action, Event, EventKind, TenantId};
 
@@ -481,8 +482,9 @@ impl Store for PostgresStore {
         &self,
         endpoint: &str,
         limit: usize,
+        longest_wait: Duration,
     ) -> Result<DueDeliveries, StoreError> {
-        Box::pin(self.inner.due(endpoint, limit)).await
+        Box::pin(self.inner.due(endpoint, limit, longest_wait)).await
     }
 
     async fn mark_deliveries(&self, request: MarkDeliveries) -> Result<Marked, StoreError> {
@@ -494,6 +496,10 @@ impl Store for PostgresStore {
     }
 
     async fn resume(&self, request: Resume) -> Result<Resumed, StoreError> {
+        self.transact(request).await
+    }
+
+    async fn forget_endpoint(&self, request: Forget) -> Result<Forgotten, StoreError> {
         self.transact(request).await
     }
 

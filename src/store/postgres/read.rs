@@ -275,6 +275,7 @@ impl Inner {
         Ok(Backlog {
             pending: age("pending")?,
             unclaimed: age("unclaimed")?,
+            ..Backlog::default()
         })
     }
 

@@ -199,16 +199,17 @@ pub(super) async fn write_and_commit(
         ));
     }
     let events = Events::of(&rest);
-    let (updated, leased, appended, delivered, removed, committed) = tokio::join!(
+    let (updated, leased, appended, delivered, removed, forgotten, committed) = tokio::join!(
         biased;
         update(&session, &loaded.actions),
         set_leases(&session, &loaded.actions),
         events.insert(&session),
         update_endpoint(&session, loaded, endpoint),
         change_undelivered(&session, loaded, endpoint),
+        remove_endpoint(&session, loaded, endpoint),
         session.commit(),
     );
-    for done in [updated, leased, appended, delivered, removed] {
+    for done in [updated, leased, appended, delivered, removed, forgotten] {
         match done {
             Ok(()) => {}
             // A statement that the server refused makes the commit a rollback. If no answer came,
@@ -371,6 +372,26 @@ async fn update_endpoint(
             ],
         )
         .await?;
+    Ok(())
+}
+
+/// Removes the endpoint, which is locked, and what it has not received.
+async fn remove_endpoint(
+    session: &Session,
+    loaded: &Loaded,
+    name: Option<&str>,
+) -> Result<(), Fault> {
+    let (Some(name), true) = (name, loaded.delivery.is_removed) else {
+        return Ok(());
+    };
+    let values: &Values<'_> = &[(&name, Type::TEXT)];
+    let (emptied, removed) = tokio::join!(
+        biased;
+        session.execute("DELETE FROM undelivered WHERE endpoint = $1", values),
+        session.execute("DELETE FROM endpoint WHERE name = $1", values),
+    );
+    emptied?;
+    removed?;
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! Webhook endpoints, and what they have not received.
 
 use std::path::Path;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use uuid::Uuid;
@@ -12,6 +12,7 @@ use super::repeats::Repeats;
 use super::rows::{from_micros, micros};
 use super::transaction::Transaction;
 use super::{connection, lock, verify};
+use crate::store::delivery::COUNTED;
 use crate::store::operation::{Endpoint, Operation, Standing, Undelivered};
 use crate::store::{Clock, DeadLetter, DueDeliveries, DueDelivery, EndpointState, StoreError};
 
@@ -92,6 +93,21 @@ pub(super) fn update_endpoint(
             endpoint.stopped_at.map(micros),
             endpoint.left_at.map(micros),
         ])?;
+    Ok(())
+}
+
+pub(super) fn remove_endpoint(
+    connection: &Connection,
+    endpoint: &Endpoint,
+) -> rusqlite::Result<()> {
+    for statement in [
+        "DELETE FROM undelivered WHERE endpoint = ?1",
+        "DELETE FROM endpoint WHERE id = ?1",
+    ] {
+        connection
+            .prepare_cached(statement)?
+            .execute([endpoint.row])?;
+    }
     Ok(())
 }
 
@@ -225,50 +241,65 @@ pub(super) const DUE: &str = "SELECT event, attempts FROM undelivered \
      WHERE endpoint = (SELECT id FROM endpoint WHERE name = ?1) AND due IS NOT NULL AND due <= ?2 \
      ORDER BY due LIMIT ?3";
 
-pub(super) const NEXT: &str = "SELECT due FROM undelivered \
+/// What is due later than any wait takes.
+pub(super) const TOO_LATE: &str = "SELECT event, attempts FROM undelivered \
      WHERE endpoint = (SELECT id FROM endpoint WHERE name = ?1) AND due IS NOT NULL AND due > ?2 \
-     ORDER BY due LIMIT 1";
+     ORDER BY due LIMIT ?3";
+
+pub(super) const NEXT: &str = "SELECT due FROM undelivered \
+     WHERE endpoint = (SELECT id FROM endpoint WHERE name = ?1) AND due IS NOT NULL \
+     AND due > ?2 AND due <= ?3 ORDER BY due LIMIT 1";
 
 /// Reads what is to be attempted now.
 pub(super) fn due(
     connection: &Connection,
     endpoint: &str,
     now: SystemTime,
+    longest_wait: Duration,
     limit: usize,
 ) -> rusqlite::Result<DueDeliveries> {
     let connection = &list::snapshot(connection)?;
-    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    let mut read = connection.prepare_cached(DUE)?;
-    let mut found = read.query(params![endpoint, micros(now), limit])?;
+    let latest = now.checked_add(longest_wait).map_or(i64::MAX, micros);
     let mut deliveries = Vec::new();
-    while let Some(row) = found.next()? {
-        let position = row.get::<_, i64>(0)?;
-        if let Some(event) = list::event_at(connection, position)? {
-            deliveries.push(DueDelivery {
-                position: position.unsigned_abs(),
-                event,
-                attempts: row.get(1)?,
-            });
+    for (sql, time) in [(DUE, micros(now)), (TOO_LATE, latest)] {
+        let limit = i64::try_from(limit - deliveries.len()).unwrap_or(i64::MAX);
+        let mut read = connection.prepare_cached(sql)?;
+        let mut found = read.query(params![endpoint, time, limit])?;
+        while let Some(row) = found.next()? {
+            let position = row.get::<_, i64>(0)?;
+            if let Some(event) = list::event_at(connection, position)? {
+                deliveries.push(DueDelivery {
+                    position: position.unsigned_abs(),
+                    event,
+                    attempts: row.get(1)?,
+                });
+            }
         }
     }
     let next = connection
         .prepare_cached(NEXT)?
-        .query_row(params![endpoint, micros(now)], |row| row.get(0))
+        .query_row(params![endpoint, micros(now), latest], |row| row.get(0))
         .optional()?;
     let next = next.and_then(|due| from_micros(due).duration_since(now).ok());
     Ok(DueDeliveries { deliveries, next })
 }
 
+/// Nothing is counted without a bound. The events behind a position have positions without a gap,
+/// unless some were removed.
+const STATES: &str = "SELECT name, position, stopped_at, held_until, \
+     max((SELECT coalesce(max(seq), 0) FROM event) - position, 0), \
+     (SELECT count(*) FROM (SELECT 1 FROM undelivered INDEXED BY undelivered_action \
+     WHERE endpoint = endpoint.id AND given_up_at IS NULL LIMIT ?1)), \
+     (SELECT count(*) FROM (SELECT 1 FROM undelivered INDEXED BY undelivered_dead \
+     WHERE endpoint = endpoint.id AND given_up_at IS NOT NULL LIMIT ?1)), \
+     (SELECT at FROM event WHERE seq > position ORDER BY seq LIMIT 1) \
+     FROM endpoint ORDER BY name";
+
 pub(super) fn endpoints(connection: &Connection) -> rusqlite::Result<Vec<EndpointState>> {
     let connection = &list::snapshot(connection)?;
-    let mut read = connection.prepare_cached(
-        "SELECT name, position, stopped_at, held_until, \
-         (SELECT count(*) FROM event WHERE seq > position), \
-         (SELECT count(*) FROM undelivered WHERE endpoint = endpoint.id AND given_up_at IS NULL), \
-         (SELECT count(given_up_at) FROM undelivered WHERE endpoint = endpoint.id) \
-         FROM endpoint ORDER BY name",
-    )?;
-    let found = read.query_map([], |row| {
+    let mut read = connection.prepare_cached(STATES)?;
+    let counted = i64::try_from(COUNTED).unwrap_or(i64::MAX);
+    let found = read.query_map([counted], |row| {
         let count = |column| row.get(column).map(i64::unsigned_abs);
         Ok(EndpointState {
             name: row.get(0)?,
@@ -278,6 +309,7 @@ pub(super) fn endpoints(connection: &Connection) -> rusqlite::Result<Vec<Endpoin
             behind: count(4)?,
             parked: count(5)?,
             dead: count(6)?,
+            behind_since: time(row, 7)?,
         })
     })?;
     found.collect()
@@ -361,4 +393,66 @@ fn run<O: Operation>(connection: &Connection, operation: &O) -> Result<O::Outcom
     let outcome = operation.apply(&mut transaction)?;
     transaction.commit()?;
     Ok(outcome)
+}
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::StatementStatus;
+
+    use super::*;
+    use crate::store::sqlite::schema;
+
+    /// How many steps it takes to read how endpoints stand, and how the first one does.
+    fn steps(connection: &Connection) -> (i32, EndpointState) {
+        let states = endpoints(connection).unwrap();
+        let mut read = connection.prepare(STATES).unwrap();
+        let mut rows = read.query([COUNTED as i64]).unwrap();
+        while rows.next().unwrap().is_some() {}
+        drop(rows);
+        let steps = read.get_status(StatementStatus::VmStep);
+        (steps, states.into_iter().next().unwrap())
+    }
+
+    #[test]
+    fn reading_how_an_endpoint_stands_costs_little_however_much_it_has_not_received() {
+        let connection = schema::built_in().unwrap();
+        connection
+            .execute_batch(
+                "PRAGMA foreign_keys = OFF;
+                 INSERT INTO endpoint (name, position) VALUES ('a', 0), ('b', 7);",
+            )
+            .unwrap();
+        let add = |from: i64, to: i64| {
+            let sql = "WITH RECURSIVE n (n) AS (SELECT ?1 UNION ALL SELECT n + 1 FROM n WHERE n < ?2) \
+                 INSERT INTO event (seq, event_id, at, actor, kind, tenant_id, action, to_status) \
+                 SELECT n, randomblob(16), n, 'alice', 'approved', 't', n, 'COMMITTED' FROM n";
+            connection.execute(sql, [from, to]).unwrap();
+        };
+        let park = |from: i64, to: i64, given_up_at: Option<i64>| {
+            let sql = "INSERT INTO undelivered (endpoint, event, action, parked_at, attempts, given_up_at) \
+                 SELECT 1, seq, action, 1, 1, ?3 FROM event WHERE seq BETWEEN ?1 AND ?2";
+            connection
+                .execute(sql, params![from, to, given_up_at])
+                .unwrap();
+        };
+        add(1, 100);
+        let (few, state) = steps(&connection);
+        assert_eq!((state.behind, state.parked, state.dead), (100, 0, 0));
+        assert_eq!(state.behind_since, Some(from_micros(1)));
+        add(101, 50_000);
+        let (many, state) = steps(&connection);
+        assert_eq!(state.behind, 50_000);
+        assert!(many <= few, "{many} {few}");
+
+        park(1, 9_000, None);
+        park(9_001, 19_000, Some(1));
+        let (most, state) = steps(&connection);
+        assert_eq!((state.parked, state.dead), (9_000, 10_000));
+        park(19_001, 30_000, None);
+        park(30_001, 50_000, Some(1));
+        let (more, state) = steps(&connection);
+        assert_eq!((state.parked, state.dead), (10_000, 10_000));
+        // Each of the 1,000 that are counted in addition takes a few.
+        assert!(more - most < 20_000, "{more} {most}");
+    }
 }

@@ -5,7 +5,9 @@ use std::time::{Duration, SystemTime};
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 use uuid::Uuid;
 
+use super::deliveries::seq;
 use super::rows::{self, from_micros, optional_text, text};
+use super::{chain, sweep};
 use crate::protocol::{Action, Event, RequestId, TenantId, ThreadId};
 use crate::store::Backlog;
 use crate::store::operation::{Cursor, LeftIn, List, Order, Page};
@@ -259,9 +261,12 @@ pub(super) fn backlog(connection: &Connection, now: SystemTime) -> rusqlite::Res
             .query_row([], |row| row.get(0))?;
         Ok(begun.map(|at| now.duration_since(from_micros(at)).unwrap_or_default()))
     };
+    let unchained = seq(newest_event(connection)?) - chain::reached(connection)?;
     Ok(Backlog {
         pending: age(OLDEST_PENDING)?,
         unclaimed: age(OLDEST_UNCLAIMED)?,
+        unchained: Some(unchained.max(0).unsigned_abs()),
+        tombstones: Some(sweep::tombstones(connection)?),
     })
 }
 
@@ -271,7 +276,7 @@ mod tests {
 
     use super::*;
     use crate::store::SqliteStore;
-    use crate::store::sqlite::{audit, chain, deliveries, sweep};
+    use crate::store::sqlite::{audit, deliveries};
 
     /// The plan of a statement, one line for each table that it reads.
     fn plan(connection: &Connection, sql: &str) -> Vec<String> {
@@ -304,6 +309,7 @@ mod tests {
             (OLDEST_PENDING, "action_pending"),
             (OLDEST_UNCLAIMED, "action_unclaimed"),
             (deliveries::DUE, "undelivered_due"),
+            (deliveries::TOO_LATE, "undelivered_due"),
             (deliveries::NEXT, "undelivered_due"),
             (deliveries::FIRST_PARKED, "undelivered_action"),
             (deliveries::PARKED, "undelivered"),

@@ -29,6 +29,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, SyncSender, TrySendError};
 use std::thread;
+use std::time::Duration;
 
 use rusqlite::Connection;
 use tokio::sync::{Semaphore, oneshot};
@@ -48,9 +49,10 @@ use super::operation::Operation;
 use super::repeats;
 use super::{
     Acquire, Acquired, Backlog, Cancel, Cancelled, Clock, DeadLetter, Decide, DecideById, Decided,
-    DueDeliveries, EndpointState, EndpointTaken, Finish, Finished, List, MarkDeliveries, Marked,
-    Page, Renew, Renewed, Resend, Resent, Resume, Resumed, Statistics, Store, StoreError, Submit,
-    Submitted, Sweep, Swept, TakeEndpoint, Totals, Watch, Watchers, WriterStatistics,
+    DueDeliveries, EndpointState, EndpointTaken, Finish, Finished, Forget, Forgotten, List,
+    MarkDeliveries, Marked, Page, Renew, Renewed, Resend, Resent, Resume, Resumed, Statistics,
+    Store, StoreError, Submit, Submitted, Sweep, Swept, TakeEndpoint, Totals, Watch, Watchers,
+    WriterStatistics,
 };
 use crate::protocol::{Action, Event, TenantId};
 
@@ -271,6 +273,19 @@ impl SqliteStore {
         deliveries::run_beside(database.as_ref(), request)
     }
 
+    /// Runs [`forget`](Store::forget_endpoint) on the database at `database`, as
+    /// [`resend_beside`](Self::resend_beside) does.
+    ///
+    /// # Errors
+    ///
+    /// As [`resend_beside`](Self::resend_beside).
+    pub fn forget_beside(
+        database: impl AsRef<Path>,
+        request: &Forget,
+    ) -> Result<Forgotten, StoreError> {
+        deliveries::run_beside(database.as_ref(), request)
+    }
+
     /// Closes the store for all of its handles. Returns when every request sent before is durable
     /// and the lock is released. Later requests are refused as unavailable.
     pub async fn close(&self) {
@@ -411,10 +426,12 @@ impl Store for SqliteStore {
         &self,
         endpoint: &str,
         limit: usize,
+        longest_wait: Duration,
     ) -> Result<DueDeliveries, StoreError> {
         let (endpoint, now) = (endpoint.to_owned(), self.clock.now());
-        let read =
-            move |connection: &Connection| deliveries::due(connection, &endpoint, now, limit);
+        let read = move |connection: &Connection| {
+            deliveries::due(connection, &endpoint, now, longest_wait, limit)
+        };
         self.readers.read(read).await
     }
 
@@ -427,6 +444,10 @@ impl Store for SqliteStore {
     }
 
     async fn resume(&self, request: Resume) -> Result<Resumed, StoreError> {
+        self.run(request).await
+    }
+
+    async fn forget_endpoint(&self, request: Forget) -> Result<Forgotten, StoreError> {
         self.run(request).await
     }
 

@@ -143,6 +143,13 @@ pub(super) fn is_swept(connection: &Connection, position: i64) -> rusqlite::Resu
     connection.prepare_cached(IS_SWEPT)?.exists([position])
 }
 
+/// The number of tombstones, as sweeps count them.
+pub(super) fn tombstones(connection: &Connection) -> rusqlite::Result<u64> {
+    let mut read = connection.prepare_cached("SELECT tombstones FROM sweep WHERE id = 1")?;
+    let tombstones = read.query_row([], |row| row.get::<_, i64>(0)).optional()?;
+    Ok(tombstones.unwrap_or(0).unsigned_abs())
+}
+
 /// Writes how far sweeps have come, and that there are so many more tombstones.
 pub(super) fn set_swept(
     connection: &Connection,

@@ -475,7 +475,10 @@ async fn an_operator_resends_beside_a_server_and_without_one() {
     let resent = SqliteStore::resend_beside(&path, &resend).unwrap();
     assert_eq!(resent, Resent::Parked(1));
     // The server sees it, and goes on writing.
-    let due = store.due_deliveries("a", 10).await.unwrap();
+    let due = store
+        .due_deliveries("a", 10, Duration::from_secs(3600))
+        .await
+        .unwrap();
     assert_eq!(due.deliveries.len(), 1);
     store.mark_deliveries(failed(1)).await.unwrap();
     store.decide(approval(None)).await.unwrap();

@@ -374,6 +374,10 @@ impl Ledger for Transaction<'_> {
         deliveries::update_endpoint(self.connection, endpoint)
     }
 
+    fn remove_endpoint(&mut self, endpoint: &Endpoint) -> rusqlite::Result<()> {
+        deliveries::remove_endpoint(self.connection, endpoint)
+    }
+
     fn parked(&self, endpoint: &Endpoint) -> rusqlite::Result<Vec<(u64, Uuid)>> {
         deliveries::parked(self.connection, endpoint)
     }

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::time::SystemTime;
 
 use aegis_hitl::protocol::Escaped;
-use aegis_hitl::store::{DeadLetter, EndpointState, Resend, Resent, Resume, Resumed};
+use aegis_hitl::store::{
+    DeadLetter, EndpointState, Forget, Forgotten, Resend, Resent, Resume, Resumed,
+};
 use clap::{Args, Subcommand};
 use comfy_table::{Table, presets};
 use serde_json::{Value, json};
@@ -27,6 +29,11 @@ pub(crate) enum Webhooks {
     Resend(ResendDead),
     /// Delivers again to an endpoint that was stopped because it answered 410.
     Resume(ResumeEndpoint),
+    /// Removes an endpoint that is not in the configuration file any more: how far it came, and what
+    /// it has not received. Retention no longer waits for it.
+    ///
+    /// Refused while a server delivers to it. An endpoint that is still in the file begins anew.
+    Forget(ForgetEndpoint),
 }
 
 #[derive(Debug, Args)]
@@ -93,12 +100,23 @@ pub(crate) struct ResumeEndpoint {
     pub(crate) options: Options,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct ForgetEndpoint {
+    /// The endpoint's name.
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
+
+    #[command(flatten)]
+    pub(crate) options: Options,
+}
+
 pub(crate) async fn run(command: Webhooks, context: Context) -> Result<(), Failure> {
     match command {
         Webhooks::State(args) => state(&args, context).await,
         Webhooks::List(args) => list(&args, context).await,
         Webhooks::Resend(args) => resend(args, context).await,
         Webhooks::Resume(args) => resume(args, context).await,
+        Webhooks::Forget(args) => forget(args, context).await,
     }
 }
 
@@ -150,6 +168,7 @@ fn state_json(endpoint: &EndpointState) -> Value {
         "parked": endpoint.parked,
         "dead": endpoint.dead,
         "stopped_at": endpoint.stopped_at.map(view::time),
+        "behind_since": endpoint.behind_since.map(view::time),
         "held_until": endpoint.held_until.map(view::time),
     })
 }
@@ -238,6 +257,27 @@ async fn resume(args: ResumeEndpoint, context: Context) -> Result<(), Failure> {
         (true, _) => print_json(&json!({ "resumed": resumed })),
         (false, true) => print(&format!("'{name}' is delivered to again\n")),
         (false, false) => print(&format!("'{name}' was not stopped\n")),
+    }
+}
+
+async fn forget(args: ForgetEndpoint, context: Context) -> Result<(), Failure> {
+    let records = args.options.records(context).await?;
+    let request = Forget {
+        endpoint: args.name.clone(),
+    };
+    let name = Escaped::line(&args.name);
+    match records.forget(request).await? {
+        Forgotten::NotFound => Err(unknown(&args.name)),
+        Forgotten::Held(until) => Err(Failure::with_code(
+            3,
+            format!(
+                "a server delivers to '{name}', until {} if it is gone; take the endpoint out of its \
+             configuration file and send it SIGHUP, or stop it",
+                view::time(until)
+            ),
+        )),
+        Forgotten::Removed if args.options.json => print_json(&json!({ "forgotten": true })),
+        Forgotten::Removed => print(&format!("'{name}' is forgotten\n")),
     }
 }
 
