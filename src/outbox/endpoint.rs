@@ -2,8 +2,6 @@
 
 use std::error::Error as StdError;
 use std::fmt;
-#[cfg(feature = "tls")]
-use std::sync::Arc;
 
 use http::Uri;
 #[cfg(feature = "tls")]
@@ -21,7 +19,7 @@ const MAX_NAME: usize = 64;
 /// Where events are delivered, which ones, and in which form.
 ///
 /// The name is the identity of an endpoint: with it goes what was delivered so far.
-#[derive(Clone)]
+#[derive(Clone, PartialEq)]
 pub struct Endpoint {
     name: String,
     pub(super) url: Uri,
@@ -30,13 +28,13 @@ pub struct Endpoint {
     /// `None` is all.
     events: Option<Vec<EventKind>>,
     pub(super) start: Start,
-    /// The roots to trust. `None` is those of the platform.
+    /// The roots to trust besides those of the platform.
     #[cfg(feature = "tls")]
-    pub(super) roots: Option<Arc<RootCertStore>>,
+    pub(super) roots: Vec<CertificateDer<'static>>,
 }
 
 /// The form of what is delivered.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) enum Form {
     /// Standard Webhooks, signed with each of the secrets.
     Standard(Vec<Secret>),
@@ -117,7 +115,7 @@ impl Endpoint {
             events,
             start: Start::Now,
             #[cfg(feature = "tls")]
-            roots: None,
+            roots: Vec::new(),
         })
     }
 
@@ -142,8 +140,8 @@ impl Endpoint {
         self
     }
 
-    /// Trusts the certificates in this PEM, and those that they issued, instead of what the platform
-    /// trusts: for a receiver with a private CA.
+    /// Trusts the certificates in this PEM, and those that they issued, in addition to what the
+    /// platform trusts: for a receiver with a private CA.
     ///
     /// # Errors
     ///
@@ -155,20 +153,23 @@ impl Endpoint {
                 "has roots to trust, and a URL without TLS; allowed is https://",
             ));
         }
-        let mut roots = RootCertStore::empty();
+        // What cannot be a root is found here, and not at the first delivery.
+        let mut checked = RootCertStore::empty();
+        let mut roots = Vec::new();
         for certificate in CertificateDer::pem_slice_iter(pem) {
             let certificate = certificate
                 .map_err(|_| InvalidEndpoint("has roots to trust that are not valid PEM"))?;
-            roots.add(certificate).map_err(|_| {
+            checked.add(certificate.clone()).map_err(|_| {
                 InvalidEndpoint("has a root to trust that is no valid certificate (X.509)")
             })?;
+            roots.push(certificate);
         }
         if roots.is_empty() {
             return Err(InvalidEndpoint(
                 "has no certificate among its roots to trust; allowed is PEM with at least one",
             ));
         }
-        self.roots = Some(Arc::new(roots));
+        self.roots = roots;
         Ok(self)
     }
 

@@ -162,25 +162,26 @@ mod tls {
     use std::sync::Arc;
 
     use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-    use rustls::{ClientConfig, RootCertStore};
-    use rustls_platform_verifier::BuilderVerifierExt;
+    use rustls::ClientConfig;
+    use rustls::pki_types::CertificateDer;
+    use rustls_platform_verifier::Verifier;
 
     use super::{HttpConnector, OutboxError};
 
-    /// Trusts these roots, or what the platform trusts.
+    /// Trusts what the platform trusts, and these roots.
     pub(super) fn connector(
         mut http: HttpConnector,
-        roots: Option<Arc<RootCertStore>>,
+        roots: Vec<CertificateDer<'static>>,
     ) -> Result<HttpsConnector<HttpConnector>, OutboxError> {
         http.enforce_http(false);
         let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let verifier = Verifier::new_with_extra_roots(roots, provider.clone());
+        let verifier = verifier.map_err(OutboxError::tls)?;
         let config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
-            .and_then(|builder| match roots {
-                Some(roots) => Ok(builder.with_root_certificates(roots)),
-                None => builder.with_platform_verifier(),
-            })
             .map_err(OutboxError::tls)?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(verifier))
             .with_no_client_auth();
         Ok(HttpsConnectorBuilder::new()
             .with_tls_config(config)

@@ -877,7 +877,7 @@ async fn a_receiver_without_tls_gets_nothing_by_https() {
 
 #[cfg(feature = "tls")]
 #[tokio::test]
-async fn a_receiver_with_a_private_ca_is_trusted_by_that_ca_alone() {
+async fn a_receiver_with_a_private_ca_is_trusted_once_that_ca_is() {
     let (identity, other) = (Certified::new(), Certified::new());
     let both = format!("{}{}", other.certificate, identity.certificate);
     for (roots, accepted) in [
