@@ -12,6 +12,7 @@ use uuid::Uuid;
 use super::endpoint::{Endpoint, PublicUrl};
 use super::http::{Answer, HttpClient};
 use super::message::message;
+use super::tally::Counters;
 use super::window::Window;
 use crate::layer::{Backoff, Random};
 use crate::protocol::{Event, entry};
@@ -107,12 +108,17 @@ pub(super) struct Courier<St> {
     pub(super) holder: Uuid,
     pub(super) stop: Stop,
     /// Counts the endpoints that were not taken yet, until this one was.
-    pub(super) untaken: Option<Arc<watch::Sender<usize>>>,
+    pub(super) untaken: Untaken,
+    pub(super) counters: Arc<Counters>,
 }
 
+/// The number of endpoints that were not taken yet, for one that was not.
+pub(super) type Untaken = Option<Arc<watch::Sender<usize>>>;
+
 impl<St: Store> Courier<St> {
-    /// Delivers until the outbox stops. `taken` is the outcome of taking the endpoint.
-    pub(super) async fn run(mut self, taken: Result<EndpointTaken, StoreError>) {
+    /// Delivers until it is told to stop. `taken` is the outcome of taking the endpoint. Returns the
+    /// count of those that were not taken if the endpoint still is one of them.
+    pub(super) async fn run(mut self, taken: Result<EndpointTaken, StoreError>) -> Untaken {
         let mut stop = self.stop.clone();
         let mut was_stopped = false;
         let (mut begun, mut taken) = (Instant::now(), taken);
@@ -141,7 +147,7 @@ impl<St: Store> Courier<St> {
             }
             tokio::select! {
                 () = sleep(self.settings.poll_interval) => {}
-                _ = stop.wait_for(Option::is_some) => return,
+                _ = stop.wait_for(Option::is_some) => return self.untaken,
             }
             begun = Instant::now();
             taken = self.take().await;
@@ -576,6 +582,7 @@ impl<'a, St: Store> Round<'a, St> {
         }
         let attempts = flight.attempts.saturating_add(1);
         self.is_up = matches!(answer, Answer::Accepted(_));
+        self.courier.counters.attempted(self.is_up);
         self.log(&answer, attempts);
         let line = self.lines.entry(flight.action).or_default();
         line.is_busy = false;
@@ -660,6 +667,7 @@ impl<'a, St: Store> Round<'a, St> {
                 }
                 for position in dead {
                     self.due_at = now;
+                    courier.counters.gave_up();
                     self.unpark(position);
                     tracing::warn!(
                         endpoint = courier.endpoint.name(),

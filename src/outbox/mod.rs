@@ -39,15 +39,19 @@
 //   http       sends one request, and judges the answer
 //   courier    one task for each endpoint: what is sent when, and what becomes of it
 //   window     how far it came
+//   fleet      the couriers of all endpoints, which come and go
+//   tally      what was delivered, for metrics
 
 mod courier;
 mod endpoint;
+mod fleet;
 mod http;
 mod message;
 mod sign;
+mod tally;
 mod window;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::error::Error as StdError;
 use std::fmt;
 use std::future::Future;
@@ -57,16 +61,17 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
-use uuid::Uuid;
 
-use self::courier::{Courier, Settings};
-use self::http::HttpClient;
+use self::courier::Settings;
+use self::fleet::Fleet;
 use crate::layer::Backoff;
 use crate::protocol::BoxError;
 use crate::store::Store;
 
 pub use self::endpoint::{Endpoint, InvalidEndpoint, InvalidPublicUrl, PublicUrl};
 pub use self::sign::{InvalidSecret, Secret};
+pub(crate) use self::tally::Counters;
+pub use self::tally::Tally;
 pub use crate::store::Start;
 
 /// Delivers the events of a store to endpoints.
@@ -75,20 +80,37 @@ pub use crate::store::Start;
 #[derive(Debug)]
 #[must_use]
 pub struct Outbox {
-    endpoints: Vec<Endpoint>,
+    endpoints: watch::Receiver<Vec<Endpoint>>,
     settings: Settings,
     request_timeout: Duration,
+    tally: Tally,
 }
 
 impl Outbox {
     /// Makes an outbox. An endpoint that a store knows and that is not among these keeps its state,
     /// and receives nothing.
     pub fn new(endpoints: Vec<Endpoint>) -> Self {
+        Self::watched(watch::channel(endpoints).1)
+    }
+
+    /// Takes the endpoints from a channel, so that they can be replaced while the outbox delivers. A
+    /// new one begins, one that is gone ends, and one that was changed goes on where it was with its
+    /// next delivery. Requests in flight may end first.
+    ///
+    /// If those that were sent fail the [`check`](Self::check), an error is logged, and the ones
+    /// before stay in force.
+    pub fn watched(endpoints: watch::Receiver<Vec<Endpoint>>) -> Self {
         Self {
             endpoints,
             settings: Settings::default(),
             request_timeout: Duration::from_secs(10),
+            tally: Tally::default(),
         }
+    }
+
+    /// Returns the numbers of what is delivered, for metrics.
+    pub fn tally(&self) -> Tally {
+        self.tally.clone()
     }
 
     /// Sets the URL under which people reach the server's pages. Notifications need one.
@@ -99,6 +121,9 @@ impl Outbox {
 
     /// Sets the waits before an event is attempted again. The default is 5 s, doubled each time,
     /// with up to a quarter on top, up to an hour.
+    ///
+    /// A receiver can ask for longer ones (`Retry-After`), up to an hour. What the store says is due
+    /// later than the longest of all waits is attempted at once: the clock was set back.
     pub fn backoff(mut self, backoff: Backoff) -> Self {
         self.settings.backoff = backoff;
         self
@@ -133,18 +158,8 @@ impl Outbox {
     /// - If two endpoints have one name.
     /// - If there is an endpoint for notifications, and no [public URL](Self::public_url).
     pub fn check(&self) -> Result<(), OutboxError> {
-        let mut names = HashSet::new();
-        for endpoint in &self.endpoints {
-            let name = endpoint.name();
-            if !names.insert(name) {
-                return Err(OutboxError::of(name, "has the name of another one"));
-            }
-            if endpoint.has_link() && self.settings.public_url.is_none() {
-                let fault = "is for notifications, whose links need the server's public URL";
-                return Err(OutboxError::of(name, fault));
-            }
-        }
-        Ok(())
+        let endpoints = self.endpoints.borrow();
+        check(&endpoints, self.settings.public_url.is_some())
     }
 
     /// Sets how many events of an endpoint may be parked while none is accepted. With more, the
@@ -161,32 +176,49 @@ impl Outbox {
     ///
     /// As [`check`](Self::check), or if TLS cannot be set up.
     pub async fn start<St: Store>(self, store: St) -> Result<Deliveries, OutboxError> {
-        self.check()?;
+        let mut endpoints = self.endpoints;
+        let first = endpoints.borrow_and_update().clone();
+        check(&first, self.settings.public_url.is_some())?;
         let (stop, stopped) = watch::channel(None);
-        let (untaken, taken) = watch::channel(self.endpoints.len());
+        let (untaken, taken) = watch::channel(first.len());
         let untaken = Arc::new(untaken);
-        let mut couriers = JoinSet::new();
-        let settings = Arc::new(self.settings);
-        for endpoint in self.endpoints {
-            let courier = Courier {
-                store: store.clone(),
-                client: HttpClient::new(&endpoint, self.request_timeout)?,
-                endpoint: Arc::new(endpoint),
-                settings: settings.clone(),
-                holder: Uuid::new_v4(),
-                stop: stopped.clone(),
-                untaken: Some(untaken.clone()),
-            };
-            // Before it returns, so that no event of the caller's comes before the beginning.
-            let taken = courier.take().await;
-            couriers.spawn(courier.run(taken));
+        let mut fleet = Fleet {
+            store,
+            settings: Arc::new(self.settings),
+            request_timeout: self.request_timeout,
+            tally: self.tally,
+            endpoints,
+            stop: stopped,
+            berths: HashMap::new(),
+            couriers: JoinSet::new(),
+        };
+        for endpoint in first {
+            fleet.launch(endpoint, Some(untaken.clone())).await?;
         }
+        let mut running = JoinSet::new();
+        running.spawn(fleet.run());
         Ok(Deliveries {
             stop,
             taken,
-            couriers,
+            running,
         })
     }
+}
+
+/// Checks endpoints with each other and with the public URL.
+fn check(endpoints: &[Endpoint], has_public_url: bool) -> Result<(), OutboxError> {
+    let mut names = HashSet::new();
+    for endpoint in endpoints {
+        let name = endpoint.name();
+        if !names.insert(name) {
+            return Err(OutboxError::of(name, "has the name of another one"));
+        }
+        if endpoint.has_link() && !has_public_url {
+            let fault = "is for notifications, whose links need the server's public URL";
+            return Err(OutboxError::of(name, fault));
+        }
+    }
+    Ok(())
 }
 
 /// Deliveries that go on. Dropping them abandons the requests in flight, whose events are then
@@ -197,7 +229,8 @@ pub struct Deliveries {
     stop: watch::Sender<Option<Instant>>,
     /// The number of endpoints that were not taken yet.
     taken: watch::Receiver<usize>,
-    couriers: JoinSet<()>,
+    /// One task, which runs all others.
+    running: JoinSet<()>,
 }
 
 impl Deliveries {
@@ -221,7 +254,7 @@ impl Deliveries {
             return;
         };
         self.stop.send_replace(Some(deadline));
-        let ended = async { while self.couriers.join_next().await.is_some() {} };
+        let ended = async { while self.running.join_next().await.is_some() {} };
         if timeout(within, ended).await.is_err() {
             tracing::warn!("webhook requests in flight were abandoned, and will be sent again");
         }

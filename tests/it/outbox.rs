@@ -564,6 +564,143 @@ async fn gone_stops_the_endpoint_until_it_is_resumed() {
 }
 
 #[tokio::test]
+async fn a_clock_that_was_set_back_delays_no_attempt_by_more_than_the_longest_wait() {
+    let is_bad = Arc::new(AtomicBool::new(true));
+    let bad = is_bad.clone();
+    let receiver = Receiver::start(move |_| match bad.swap(false, Ordering::SeqCst) {
+        true => Reply::Status(500),
+        false => Reply::Status(200),
+    })
+    .await;
+    let (clock, folder) = (Clock::new(), TempDir::new().unwrap());
+    let path = folder.path().join("aegis.db");
+    let store = SqliteStore::open_with(&path, clock.clone()).unwrap();
+    clock.advance(30 * DAY);
+    let outbox = outbox(endpoint(&receiver)).backoff(Backoff::constant(DAY));
+    let deliveries = outbox.start(store.clone()).await.unwrap();
+    submit(&store, "k").await;
+    until(&store, |state| state.parked == 1).await;
+    sleep(Duration::from_millis(300)).await;
+    assert_eq!(receiver.received().len(), 1, "it is due in a day");
+    clock.set_back(30 * DAY);
+    receiver.until_accepted(1).await;
+    until_all_marked(&store).await;
+    stop(deliveries).await;
+}
+
+#[tokio::test]
+async fn endpoints_that_are_replaced_begin_end_and_go_on() {
+    let [old, new, other] = [
+        Receiver::accepting().await,
+        Receiver::accepting().await,
+        Receiver::accepting().await,
+    ];
+    let named = |name: &str, receiver: &Receiver, text: &str| {
+        let made = Endpoint::standard(name, &receiver.url(), vec![secret(text)]);
+        made.unwrap().start(Start::Oldest)
+    };
+    let store = MemoryStore::new();
+    let (sender, endpoints) = tokio::sync::watch::channel(vec![named("a", &old, SECRET)]);
+    let outbox = Outbox::watched(endpoints).poll_interval(Duration::from_millis(50));
+    let deliveries = outbox.start(store.clone()).await.unwrap();
+    submit(&store, "k-1").await;
+    old.until_accepted(1).await;
+    until_all_marked(&store).await;
+
+    // Another URL and another secret, and a new endpoint.
+    sender.send_replace(vec![
+        named("a", &new, OTHER_SECRET),
+        named("b", &other, SECRET),
+    ]);
+    other.until_accepted(1).await;
+    until(&store, |state| state.name == "b" && state.behind == 0).await;
+    submit(&store, "k-2").await;
+    new.until_accepted(1).await;
+    other.until_accepted(2).await;
+    let message = &new.received()[0];
+    assert_eq!(message.key(), "k-2", "it goes on where it was");
+    let verifier = Webhook::new(OTHER_SECRET).unwrap();
+    verifier
+        .verify(message.body.as_bytes(), &message.headers)
+        .unwrap();
+
+    // One that is gone is left to others.
+    sender.send_replace(vec![named("b", &other, SECRET)]);
+    let begun = Instant::now();
+    while store.endpoints().await.unwrap()[0].held_until.is_some() {
+        assert!(begun.elapsed() < HANG);
+        sleep(Duration::from_millis(10)).await;
+    }
+    submit(&store, "k-3").await;
+    other.until_accepted(3).await;
+    assert_eq!((old.received().len(), new.received().len()), (1, 1));
+    // It goes on where it was.
+    sender.send_replace(vec![named("a", &new, SECRET), named("b", &other, SECRET)]);
+    new.until_accepted(2).await;
+    assert_eq!(new.received()[1].key(), "k-3");
+    // The last sender is gone, and deliveries go on.
+    drop(sender);
+    submit(&store, "k-4").await;
+    new.until_accepted(3).await;
+    other.until_accepted(4).await;
+    stop(deliveries).await;
+    let held = store.endpoints().await.unwrap();
+    assert!(held.iter().all(|state| state.held_until.is_none()));
+}
+
+#[tokio::test]
+async fn endpoints_that_cannot_be_leave_those_before_in_force() {
+    let log = Log::capture(tracing::Level::ERROR);
+    let receiver = Receiver::accepting().await;
+    let store = MemoryStore::new();
+    let (sender, endpoints) = tokio::sync::watch::channel(vec![endpoint(&receiver)]);
+    let outbox = Outbox::watched(endpoints).poll_interval(Duration::from_millis(50));
+    let deliveries = outbox.start(store.clone()).await.unwrap();
+    let twice = vec![endpoint(&receiver), endpoint(&receiver)];
+    let chat = Endpoint::slack("chat", "http://127.0.0.1:9/token").unwrap();
+    for (wrong, shown) in [
+        (twice, "has the name of another one"),
+        (vec![chat], "need the server's public URL"),
+    ] {
+        let before = receiver.received().len();
+        sender.send_replace(wrong);
+        let begun = Instant::now();
+        while !log.text().contains(shown) {
+            assert!(begun.elapsed() < HANG, "{}", log.text());
+            sleep(Duration::from_millis(10)).await;
+        }
+        submit(&store, &format!("k-{before}")).await;
+        receiver.until_accepted(before + 1).await;
+    }
+    assert!(log.text().contains("stay in force"), "{}", log.text());
+    assert!(!log.text().contains("token"), "{}", log.text());
+    stop(deliveries).await;
+}
+
+#[tokio::test]
+async fn an_endpoint_that_is_replaced_ends_its_requests_first() {
+    let receiver = Receiver::start(|_| Reply::Hang).await;
+    let next = Receiver::accepting().await;
+    let store = MemoryStore::new();
+    let (sender, endpoints) = tokio::sync::watch::channel(vec![endpoint(&receiver)]);
+    let outbox = Outbox::watched(endpoints)
+        .backoff(Backoff::constant(Duration::from_millis(30)))
+        .poll_interval(Duration::from_millis(50))
+        .request_timeout(Duration::from_secs(1));
+    let deliveries = outbox.start(store.clone()).await.unwrap();
+    submit(&store, "k").await;
+    receiver.until(|received| received.len() == 1).await;
+    // Of two changes in a row, the last one counts.
+    sender.send_replace(vec![]);
+    sender.send_replace(vec![endpoint(&next)]);
+    next.until_accepted(1).await;
+    assert_eq!(receiver.received()[0].id(), next.received()[0].id());
+    let waited = next.received()[0].at - receiver.received()[0].at;
+    assert!(waited >= Duration::from_secs(1), "{waited:?}");
+    stop(deliveries).await;
+}
+
+#[tokio::test]
 async fn after_a_day_an_event_is_a_dead_letter_and_can_be_resent() {
     let is_bad = Arc::new(AtomicBool::new(true));
     let bad = is_bad.clone();
