@@ -6,7 +6,9 @@ use super::api::Settings;
 use super::auth::Auth;
 use super::http::{Host, Rate};
 use super::inbox::Inbox;
+use super::reloads::Reloads;
 use super::service::HitlService;
+use crate::outbox::Tally;
 use crate::protocol::{InvalidPrefix, Prefix};
 use crate::store::Store;
 
@@ -84,6 +86,19 @@ impl<St: Store> HitlServiceBuilder<St> {
     /// none.
     pub fn inbox(mut self, inbox: Inbox) -> Self {
         self.inbox = Some(inbox);
+        self
+    }
+
+    /// Shows the endpoints of an [outbox](crate::outbox::Outbox) in the metrics. The default is to
+    /// show none.
+    pub fn webhooks(mut self, tally: Tally) -> Self {
+        self.settings.webhooks = Some(tally);
+        self
+    }
+
+    /// Shows in the metrics what became of reloads. The default is not to.
+    pub fn reloads(mut self, reloads: Reloads) -> Self {
+        self.settings.reloads = Some(reloads);
         self
     }
 

@@ -33,6 +33,7 @@
 //   inbox            the web page on which reviewers decide
 //   auth             authenticates the caller by an API key or the tenant header
 //   http             checks heads, headers and hosts; reads bodies; writes responses
+//   reloads          counts reloads, for metrics
 //   retention        removes actions that are over, beside everything else
 //   drain            the signal that the server is shutting down
 //
@@ -48,6 +49,7 @@ mod http;
 mod inbox;
 mod net;
 mod ops;
+mod reloads;
 mod retention;
 mod serve;
 mod service;
@@ -58,6 +60,7 @@ pub use self::{
     drain::Shutdown,
     http::{Host, InvalidHost, InvalidRate, Rate, ResponseBody},
     inbox::Inbox,
+    reloads::Reloads,
     retention::{InvalidRetention, Retention},
     serve::{ServeError, Server},
     service::{HitlService, ResponseFuture},

@@ -255,6 +255,15 @@ impl Server {
         let count = Arc::clone(&metrics.connections);
         let places = Places::new(self.limits, room.saturating_sub(aside), count);
         let (stop, stopped) = oneshot::channel::<()>();
+        let watching = {
+            let tls = self.tls.clone();
+            async {
+                match tls {
+                    Some(tls) => tls.watch_expiry(metrics).await,
+                    None => std::future::pending().await,
+                }
+            }
+        };
         let serving = async {
             let service_for = |peer| service.for_peer(peer);
             let left = accept::run(
@@ -269,6 +278,14 @@ impl Server {
             .await;
             drop(stop);
             left.drain(drain_timeout).await
+        };
+        let serving = async {
+            tokio::select! {
+                // First, so that no scrape comes before the end of the certificate is known.
+                biased;
+                never = watching => match never {},
+                shutdown = serving => shutdown,
+            }
         };
         let Some(listener) = self.metrics else {
             return Ok(serving.await);

@@ -16,20 +16,31 @@ const ROOMS: [(&str, &[&str]); 8] = [
 ];
 
 /// The same within the server: folders and files, from the innermost outwards.
-const SERVER: [(&str, &[&str]); 15] = [
+const SERVER: [(&str, &[&str]); 16] = [
     ("drain", &[]),
     ("ops/outage", &[]),
-    ("ops/metrics", &[]),
+    ("reloads", &[]),
+    ("ops/metrics", &["reloads"]),
     ("http", &[]),
     ("auth", &["http"]),
-    ("net", &["drain", "http", "ops/outage"]),
+    ("net", &["drain", "http", "ops/outage", "ops/metrics"]),
     (
         "api",
-        &["drain", "http", "auth", "ops/outage", "ops/metrics"],
+        &[
+            "drain",
+            "http",
+            "auth",
+            "ops/outage",
+            "ops/metrics",
+            "reloads",
+        ],
     ),
     // It describes the endpoints, so it reads their limits; the service alone serves it.
     ("ops/openapi", &["http", "auth", "api"]),
-    ("builder", &["http", "auth", "api", "inbox", "service"]),
+    (
+        "builder",
+        &["http", "auth", "api", "inbox", "reloads", "service"],
+    ),
     (
         "service",
         &["http", "auth", "api", "inbox", "ops/openapi", "builder"],

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rcgen::{CertifiedKey, generate_simple_self_signed};
+use rcgen::{CertificateParams, CertifiedKey, KeyPair, generate_simple_self_signed};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
@@ -27,6 +27,28 @@ impl Certified {
         Self {
             certificate: cert.pem(),
             key: signing_key.serialize_pem(),
+        }
+    }
+
+    /// A certificate that ends at the beginning of a day.
+    pub fn until(year: i32, month: u8, day: u8) -> Self {
+        let mut params = CertificateParams::new(["localhost".to_owned()]).unwrap();
+        params.not_after = rcgen::date_time_ymd(year, month, day);
+        Self::signed(&params)
+    }
+
+    /// A certificate that ends then.
+    pub fn until_time(end: std::time::SystemTime) -> Self {
+        let mut params = CertificateParams::new(["localhost".to_owned()]).unwrap();
+        params.not_after = end.into();
+        Self::signed(&params)
+    }
+
+    fn signed(params: &CertificateParams) -> Self {
+        let key = KeyPair::generate().unwrap();
+        Self {
+            certificate: params.self_signed(&key).unwrap().pem(),
+            key: key.serialize_pem(),
         }
     }
 

@@ -25,6 +25,7 @@ use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 use uuid::Uuid;
 
+use crate::outbox::Tally;
 use crate::protocol::{
     Action, Body as JsonBody, Code, ErrorChain, Escaped, IDEMPOTENCY_REPLAYED, Prefix, RequestId,
     TenantId,
@@ -39,6 +40,7 @@ use crate::server::http::{
 };
 use crate::server::ops::metrics::Metrics;
 use crate::server::ops::outage::Outage;
+use crate::server::reloads::Reloads;
 use crate::store::{Actor, Identity, Store, StoreError};
 
 pub(crate) use self::claim::{LEASE, MAX_LEASE, MAX_REASON};
@@ -72,6 +74,9 @@ pub(crate) struct Settings {
     pub(crate) poll_interval: Duration,
     pub(crate) max_rate_per_peer: Option<Rate>,
     pub(crate) max_rate_per_tenant: Option<Rate>,
+    /// What the metrics show besides the server and its store.
+    pub(crate) webhooks: Option<Tally>,
+    pub(crate) reloads: Option<Reloads>,
 }
 
 impl Default for Settings {
@@ -88,6 +93,8 @@ impl Default for Settings {
             poll_interval: Duration::from_secs(3),
             max_rate_per_peer: None,
             max_rate_per_tenant: None,
+            webhooks: None,
+            reloads: None,
         }
     }
 }

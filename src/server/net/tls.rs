@@ -1,8 +1,10 @@
 //! TLS: the certificate of a server, and the handshake of a connection.
 
 mod certificate;
+mod expiry;
 mod stream;
 
+use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
 
@@ -15,6 +17,7 @@ use super::activity::Activity;
 use super::socket::Socket;
 use super::stream::Stream;
 use crate::protocol::{Code, Problem};
+use crate::server::ops::metrics::Metrics;
 
 pub use self::certificate::{InvalidTls, Tls};
 pub(super) use self::stream::TlsStream;
@@ -32,6 +35,11 @@ pub(crate) struct Acceptor(watch::Receiver<Tls>);
 impl Acceptor {
     pub(crate) fn new(tls: watch::Receiver<Tls>) -> Self {
         Self(tls)
+    }
+
+    /// Watches when the certificate ends, for as long as it is polled.
+    pub(crate) async fn watch_expiry(self, metrics: Arc<Metrics>) -> Infallible {
+        expiry::watch(self.0, &metrics).await
     }
 
     /// Waits for the handshake of a client. Whoever speaks plain HTTP is told so.

@@ -4,6 +4,7 @@
 //! webhook, which the operator chose. None comes from a request.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -17,7 +18,9 @@ use prometheus_client::encoding::{
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
+use crate::outbox::Counters;
 use crate::protocol::EventKind;
+use crate::server::reloads::Reloads;
 use crate::store::{Backlog, DurationCounter, Durations, EndpointState, Statistics};
 
 /// The media type of the text.
@@ -38,6 +41,8 @@ pub(crate) struct Metrics {
     endpoints: [OnceLock<Box<Endpoint>>; ENDPOINTS],
     /// The number of open connections.
     pub(crate) connections: Arc<AtomicUsize>,
+    /// When the certificate ends, in seconds since 1970; 0 if there is none.
+    certificate_end: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -62,7 +67,15 @@ impl Metrics {
         Self {
             endpoints: [const { OnceLock::new() }; ENDPOINTS],
             connections: Arc::default(),
+            certificate_end: AtomicU64::new(0),
         }
+    }
+
+    /// Sets when the certificate ends that new connections get, in seconds since 1970; 0 if that is
+    /// not known.
+    #[cfg(feature = "tls")]
+    pub(crate) fn set_certificate_end(&self, end: u64) {
+        self.certificate_end.store(end, Ordering::Relaxed);
     }
 
     /// Counts a request that was answered.
@@ -109,6 +122,9 @@ pub(crate) struct Reading {
     pub(crate) backlog: Option<Backlog>,
     /// `None` if the store cannot be read.
     pub(crate) webhooks: Option<Vec<EndpointState>>,
+    /// The endpoints that this server delivers to. Those of others are not shown.
+    pub(crate) tally: Option<BTreeMap<String, Arc<Counters>>>,
+    pub(crate) reloads: Option<Reloads>,
 }
 
 #[derive(Debug)]
@@ -156,6 +172,7 @@ impl<'a> Family<'a> {
 impl Collector for Scrape {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         self.server(&mut encoder)?;
+        self.settings(&mut encoder)?;
         self.events(&mut encoder)?;
         self.store(&mut encoder)?;
         self.webhooks(&mut encoder)
@@ -193,6 +210,28 @@ impl Scrape {
         for endpoint in self.metrics.endpoints() {
             let labels = [("endpoint", endpoint.name.into())];
             durations.histogram(&labels, &endpoint.durations.read())?;
+        }
+        Ok(())
+    }
+
+    /// What a reload replaces.
+    fn settings(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        use MetricType::{Counter, Gauge};
+
+        let end = self.metrics.certificate_end.load(Ordering::Relaxed);
+        if end > 0 {
+            let help = "When the certificate ends that new connections get, since 1970";
+            let name = "aegis_tls_certificate_expiry_timestamp_seconds";
+            Family::new(encoder, Gauge, name, help)?.gauge(&[], end)?;
+        }
+        if let Some(reloads) = &self.reading.reloads {
+            let help = "Reloads of which a part is not in force";
+            let failures = Family::new(encoder, Counter, "aegis_reload_failures", help);
+            failures?.counter(&[], reloads.failures())?;
+            let help = "When all settings were last read and put in force, since 1970";
+            let name = "aegis_reload_last_success_timestamp_seconds";
+            let success = Family::new(encoder, Gauge, name, help);
+            success?.gauge(&[], reloads.last_success())?;
         }
         Ok(())
     }
@@ -262,41 +301,81 @@ impl Scrape {
                         to be claimed, or 0";
             let unclaimed = Family::new(encoder, Gauge, "aegis_oldest_unclaimed_seconds", help);
             unclaimed?.gauge(&[], seconds(backlog.unclaimed))?;
+            let counts = [
+                (
+                    "aegis_tombstones",
+                    "Removed actions whose keys stay decided",
+                    backlog.tombstones,
+                ),
+                (
+                    "aegis_audit_unchained_events",
+                    "Events that are not in the audit chain yet",
+                    backlog.unchained,
+                ),
+            ];
+            for (name, help, count) in counts {
+                if let Some(count) = count {
+                    Family::new(encoder, Gauge, name, help)?.gauge(&[], count)?;
+                }
+            }
         }
         Ok(())
     }
 
     fn webhooks(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        type Value = fn(&EndpointState) -> u64;
+        type Value = fn(&EndpointState) -> f64;
+
+        let Some(tally) = &self.reading.tally else {
+            return Ok(());
+        };
+        let help =
+            "Attempts to deliver that were accepted or failed, and events that were given up";
+        let kind = MetricType::Counter;
+        let mut deliveries = Family::new(encoder, kind, "aegis_webhook_deliveries", help)?;
+        for (name, counters) in tally {
+            for (outcome, count) in counters.outcomes() {
+                let labels = [("webhook", (&**name).into()), ("outcome", outcome.into())];
+                deliveries.counter(&labels, count)?;
+            }
+        }
 
         let Some(webhooks) = &self.reading.webhooks else {
             return Ok(());
         };
-        let families: [(&str, &str, Value); 4] = [
+        let families: [(&str, &str, Value); 5] = [
             (
                 "aegis_webhook_behind_events",
                 "Events of all tenants that a webhook has not come to",
-                |state| state.behind,
+                |state| state.behind as f64,
+            ),
+            (
+                "aegis_webhook_behind_seconds",
+                "The age of the oldest event that a webhook has not come to, or 0",
+                |state| {
+                    let age = state.behind_since.map(|since| since.elapsed());
+                    age.map_or(0.0, |age| age.unwrap_or_default().as_secs_f64())
+                },
             ),
             (
                 "aegis_webhook_parked_events",
-                "Events that wait for another attempt, or behind one that does",
-                |state| state.parked,
+                "Events that wait for another attempt, or behind one that does; at most 10000",
+                |state| state.parked as f64,
             ),
             (
                 "aegis_webhook_dead_events",
-                "Events that were given up",
-                |state| state.dead,
+                "Events that were given up; at most 10000",
+                |state| state.dead as f64,
             ),
             (
                 "aegis_webhook_stopped",
                 "Whether a webhook is stopped: 1, or 0",
-                |state| u64::from(state.stopped_at.is_some()),
+                |state| f64::from(u8::from(state.stopped_at.is_some())),
             ),
         ];
+        let is_shown = |state: &&EndpointState| tally.contains_key(&state.name);
         for (name, help, value) in families {
             let mut family = Family::new(encoder, MetricType::Gauge, name, help)?;
-            for state in webhooks {
+            for state in webhooks.iter().filter(is_shown) {
                 family.gauge(&[("webhook", (&*state.name).into())], value(state))?;
             }
         }

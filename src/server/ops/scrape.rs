@@ -7,6 +7,7 @@ use tokio::sync::Mutex;
 use tokio::time::timeout;
 
 use super::metrics::{CONTENT_TYPE, Reading};
+use crate::outbox::Tally;
 use crate::server::api::Api;
 use crate::server::http::response;
 use crate::server::http::{Arrival, Rejection, Response};
@@ -36,7 +37,13 @@ impl Scraper {
         }
         let read = async {
             let _turn = self.turn.lock().await;
-            (api.store.backlog().await, api.store.endpoints().await)
+            let endpoints = async {
+                match api.settings.webhooks {
+                    Some(_) => api.store.endpoints().await,
+                    None => Ok(Vec::new()),
+                }
+            };
+            (api.store.backlog().await, endpoints.await)
         };
         let (backlog, webhooks) = match timeout(READ_TIMEOUT, read).await {
             Ok((backlog, webhooks)) => (backlog.ok(), webhooks.ok()),
@@ -46,6 +53,8 @@ impl Scraper {
             statistics: api.store.statistics(),
             backlog,
             webhooks,
+            tally: api.settings.webhooks.as_ref().map(Tally::read),
+            reloads: api.settings.reloads.clone(),
         };
         let text = api.metrics.text(reading);
         let text = text.map_err(|_| Rejection::unavailable("the metrics cannot be shown"))?;

@@ -3,10 +3,13 @@
 use std::error::Error as StdError;
 use std::fmt;
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustls::ServerConfig;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use x509_cert::Certificate;
+use x509_cert::der::Decode;
 
 /// The protocols that the server offers (ALPN).
 const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
@@ -24,7 +27,10 @@ const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
 /// # }
 /// ```
 #[derive(Clone)]
-pub struct Tls(Arc<ServerConfig>);
+pub struct Tls {
+    config: Arc<ServerConfig>,
+    end: Option<SystemTime>,
+}
 
 impl Tls {
     /// Takes a certificate chain, the server's own certificate first, and the private key of that
@@ -48,6 +54,8 @@ impl Tls {
                 error => Kind::Key(error),
             })
         })?;
+        let ends = chain.iter().filter_map(end);
+        let end = ends.min();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         // Checked by itself, so that the error names the key.
         (provider.key_provider)
@@ -63,7 +71,10 @@ impl Tls {
                     error => Kind::Unusable(error),
                 })
             })?;
-        Ok(Self::from_config(config))
+        Ok(Self {
+            end,
+            ..Self::from_config(config)
+        })
     }
 
     /// Takes a configuration of one's own, such as one that asks for certificates of clients. The
@@ -72,12 +83,28 @@ impl Tls {
     pub fn from_config(mut config: ServerConfig) -> Self {
         config.alpn_protocols = PROTOCOLS.map(<[u8]>::to_vec).to_vec();
         config.max_early_data_size = 0;
-        Self(Arc::new(config))
+        Self {
+            config: Arc::new(config),
+            end: None,
+        }
+    }
+
+    /// Returns when the chain ends: its certificate that ends first. `None` if that is not known, as
+    /// for [a configuration of one's own](Self::from_config).
+    pub fn expires_at(&self) -> Option<SystemTime> {
+        self.end
     }
 
     pub(super) fn config(&self) -> Arc<ServerConfig> {
-        Arc::clone(&self.0)
+        Arc::clone(&self.config)
     }
+}
+
+/// When a certificate ends. `None` if it cannot be parsed, which is up to rustls to refuse.
+fn end(certificate: &CertificateDer<'_>) -> Option<SystemTime> {
+    let certificate = Certificate::from_der(certificate).ok()?;
+    let end = certificate.tbs_certificate.validity.not_after;
+    UNIX_EPOCH.checked_add(end.to_unix_duration())
 }
 
 impl fmt::Debug for Tls {
