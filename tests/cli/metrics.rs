@@ -96,11 +96,17 @@ async fn prometheus_reads_every_line() {
         ("aegis_webhook_dead_events", "gauge"),
         ("aegis_webhook_stopped", "gauge"),
         ("aegis_removed_actions", "counter"),
+        ("aegis_webhook_behind_seconds", "gauge"),
+        ("aegis_webhook_deliveries", "counter"),
+        ("aegis_tombstones", "gauge"),
+        ("aegis_audit_unchained_events", "gauge"),
+        ("aegis_reload_failures", "counter"),
+        ("aegis_reload_last_success_timestamp_seconds", "gauge"),
     ] {
         assert_eq!(types[name], kind, "{name}");
         assert_ne!(read["helps"][name], "", "{name}");
     }
-    assert_eq!(types.len(), 18, "{types:?}");
+    assert_eq!(types.len(), 24, "{types:?}");
     let samples = read["samples"].as_array().unwrap();
     for expected in [
         serde_json::json!(["aegis_decisions_total", {"decision": "approve"}, 1.0]),
@@ -114,7 +120,7 @@ async fn prometheus_reads_every_line() {
         .collect();
     for label in labels {
         let known = [
-            "decision", "endpoint", "event", "le", "status", "version", "webhook",
+            "decision", "endpoint", "event", "le", "outcome", "status", "version", "webhook",
         ];
         assert!(known.contains(&label.as_str()), "{label}");
     }

@@ -173,14 +173,14 @@ fn a_hangup_reads_the_log_filter_again() {
     ] {
         fs::write(&config, text).unwrap();
         server.signal("HUP");
-        let said = server.line("aegis.toml").unwrap();
+        let said = server.line("the log filter").unwrap();
         assert!(said.contains("ERROR") && said.contains(what), "{said}");
         make_noise(server.addr);
     }
     assert!(!server.stderr().contains("DEBUG"), "{}", server.stderr());
     fs::write(&config, "[serve]\nlog = \"aegis_hitl=debug\"\n").unwrap();
     server.signal("HUP");
-    let said = server.line("aegis.toml").unwrap();
+    let said = server.line("the log filter").unwrap();
     assert!(said.contains("INFO"), "{said}");
     make_noise(server.addr);
     assert!(server.line("DEBUG").is_some());

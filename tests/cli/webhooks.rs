@@ -315,6 +315,148 @@ async fn a_server_delivers_to_a_receiver_with_a_private_ca() {
     server.stop().expect(0);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_private_ca_is_trusted_in_addition_to_the_platform() {
+    let (identity, other) = (Certified::new(), Certified::new());
+    let receiver = Receiver::accepting_by_tls(&identity).await;
+    let place = Place::new();
+    let (platform, _) = identity.write(place.folder.path());
+    let private = place.folder.path().join("private.pem");
+    fs::write(&private, &other.certificate).unwrap();
+    let url = receiver.https_url();
+    let mut command = place.serve(&format!(
+        "[[webhook]]\nname = \"billing\"\nurl = \"{url}\"\nsecret = \"{SECRET}\"\n\
+         from = \"oldest\"\nca = {private:?}\n"
+    ));
+    command.env("SSL_CERT_FILE", platform);
+    let server = Served::start(command);
+    approve(&server, "k").await;
+    receiver.until_accepted(1).await;
+    server.stop().expect(0);
+}
+
+/// The value of a line of the metrics.
+async fn metric(server: &Served, series: &str) -> f64 {
+    let text = Call::new(server.addr, "GET", "/metrics").send().await;
+    let text = String::from_utf8(text.body.to_vec()).unwrap();
+    let mut lines = text.lines().filter_map(|line| line.rsplit_once(' '));
+    let found = lines.find(|(name, _)| *name == series);
+    found
+        .unwrap_or_else(|| panic!("no {series}: {text}"))
+        .1
+        .parse()
+        .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hangup_reads_the_webhooks_again() {
+    let [old, new] = [Receiver::accepting().await, Receiver::accepting().await];
+    let place = Place::new();
+    let file = place.folder.path().join("aegis.toml");
+    let server = Served::start(place.serve(&config(&old)));
+    approve(&server, "k-1").await;
+    old.until_accepted(1).await;
+
+    fs::write(&file, config(&new)).unwrap();
+    server.signal("HUP");
+    let said = server.line("the webhooks were read again").unwrap();
+    assert!(
+        said.contains("INFO") && said.contains("1 endpoint"),
+        "{said}"
+    );
+    server.line("the log filter was read again").unwrap();
+    // The change takes effect a moment later.
+    let mut sent = 1;
+    while new.accepted().is_empty() {
+        sent += 1;
+        approve(&server, &format!("k-{sent}")).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    place.until(|state| state["behind"] == 0);
+    assert_eq!(old.accepted().len() + new.accepted().len(), sent);
+    let before = old.accepted().len();
+
+    for (wrong, shown) in [
+        (config(&old).repeat(2), "'billing' has the name of another"),
+        (
+            config(&old).replace("whsec_", "token"),
+            "the secret is malformed",
+        ),
+        ("[[webhook]]\n".to_owned(), "missing field `name`"),
+    ] {
+        let before = metric(&server, "aegis_reload_failures_total").await;
+        fs::write(&file, wrong).unwrap();
+        server.signal("HUP");
+        let said = server
+            .line("the webhooks read before stay in force")
+            .unwrap();
+        assert!(said.contains("ERROR") && said.contains(shown), "{said}");
+        let begun = Instant::now();
+        while metric(&server, "aegis_reload_failures_total").await == before {
+            assert!(begun.elapsed() < HANG);
+        }
+        let accepted = new.accepted().len();
+        approve(
+            &server,
+            &format!("k-{shown}").replace([' ', '`', '\''], "-"),
+        )
+        .await;
+        new.until_accepted(accepted + 1).await;
+    }
+    assert_eq!(old.accepted().len(), before);
+
+    // Without an endpoint, nothing is delivered, and the metrics show none.
+    fs::write(&file, "").unwrap();
+    server.signal("HUP");
+    let said = server.line("the webhooks were read again").unwrap();
+    assert!(said.contains("0 endpoints"), "{said}");
+    place.until(|state| state["held_until"].is_null());
+    approve(&server, "k-last").await;
+    let text = Call::new(server.addr, "GET", "/metrics").send().await;
+    let text = String::from_utf8(text.body.to_vec()).unwrap();
+    assert!(!text.contains("billing"), "{text}");
+    assert_eq!(place.state()["behind"], 1);
+    let ended = server.stop().expect(0);
+    assert!(!ended.stderr.contains("MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endpoint_that_left_the_file_is_forgotten_by_a_command() {
+    let receiver = Receiver::accepting().await;
+    let place = Place::new();
+    let server = Served::start(place.serve(&config(&receiver)));
+    approve(&server, "k").await;
+    receiver.until_accepted(1).await;
+    place.webhooks(&["forget", "typo"]).expect(2);
+    let refused = place.webhooks(&["forget", "billing"]).expect(3);
+    assert!(
+        refused.stderr.contains("a server delivers to 'billing'"),
+        "{refused:?}"
+    );
+    assert_eq!(place.state()["name"], "billing");
+
+    fs::write(place.folder.path().join("aegis.toml"), "").unwrap();
+    server.signal("HUP");
+    place.until(|state| state["held_until"].is_null());
+    let forgotten = place.webhooks(&["forget", "billing"]).expect(0);
+    assert_eq!(forgotten.stdout, "'billing' is forgotten\n");
+    assert!(place.state().is_null());
+    server.stop().expect(0);
+
+    // Without a server, as one that was killed leaves it.
+    dead_letters(&place, 2).await;
+    assert_eq!(place.state()["dead"], 2);
+    let forgotten = place.webhooks(&["forget", "billing", "--json"]).expect(0);
+    assert_eq!(forgotten.json()["forgotten"], true);
+    assert!(place.state().is_null());
+    run({
+        let mut check = aegis(&["check"]);
+        check.arg(place.store());
+        check
+    })
+    .expect(0);
+}
+
 #[test]
 fn a_wrong_endpoint_is_named_without_its_secrets() {
     let place = Place::new();

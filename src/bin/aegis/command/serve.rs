@@ -22,7 +22,7 @@ use crate::key_file;
 use crate::listen::{Bound, Listen, Mode};
 use crate::log::{Format, Log};
 use crate::print::say;
-use crate::reload::Reload;
+use crate::reload::{self, Reload, Webhooks};
 use crate::signals::{Signal, Signals};
 use crate::store::{self, Kept, Place};
 use crate::tls_files::TlsFiles;
@@ -279,11 +279,8 @@ pub(crate) async fn run(args: Serve, context: Context) -> Result<(), Failure> {
         ));
     }
     let inbox = inbox(public_url.as_ref(), user_header, proxies)?;
-    let outbox = Outbox::new(webhook::endpoints(webhooks)?);
-    let outbox = match public_url.clone() {
-        Some(url) => outbox.public_url(url),
-        None => outbox,
-    };
+    let (sender, endpoints) = watch::channel(webhook::endpoints(webhooks)?);
+    let outbox = reload::outbox(endpoints, public_url.clone());
     outbox
         .check()
         .map_err(|error| Failure::usage("webhooks").because(error))?;
@@ -306,6 +303,10 @@ pub(crate) async fn run(args: Serve, context: Context) -> Result<(), Failure> {
         }
         None => (Auth::tenant_header(), None),
     };
+    let webhooks = file.clone().map(|file| {
+        let public_url = public_url.clone();
+        (file, Webhooks { sender, public_url })
+    });
     let filter = file.filter(|_| !filter_is_given).map(|file| (file, log));
     let (tls, certificate) = match tls {
         Some((tls, files)) => {
@@ -315,7 +316,13 @@ pub(crate) async fn run(args: Serve, context: Context) -> Result<(), Failure> {
         None => (None, None),
     };
     let scheme = if tls.is_some() { "https" } else { "http" };
-    let reload = Reload::new(keys, certificate, filter);
+    let reload = Arc::new(Reload {
+        keys,
+        tls: certificate,
+        webhooks,
+        filter,
+        ..Reload::default()
+    });
 
     let place = Place::new(
         path,
@@ -478,7 +485,9 @@ impl Prepared {
             .auth(auth)
             .require_submission(require_submission)
             .allow_self_approval(allow_self_approval)
-            .inbox(inbox);
+            .inbox(inbox)
+            .webhooks(outbox.tally())
+            .reloads(reload.reloads.clone());
         let service = match max_rate_per_peer {
             Some(rate) => service.max_rate_per_peer(rate),
             None => service,
