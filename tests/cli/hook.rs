@@ -322,15 +322,40 @@ fn an_edited_tool_call_passes_as_it_was_edited() {
             .expect(0);
         let shown = place.json(&["show", &id]);
         assert_eq!(shown["execution"], "completed", "{shown}");
-        let other = r#"{"tool":"Other","input":{"file_path":"/x"}}"#;
-        let before = agent.call(agent.before, "toolu_2", &json!({ "command": "ls" }));
-        let (blocked, _) = agent.asked(&place, &before, &["approve", "--edit", other]);
-        assert!(
-            blocked
-                .expect(2)
-                .stderr
-                .contains("not that of the same tool")
-        );
+    }
+}
+
+#[test]
+fn an_edit_of_anything_but_the_input_blocks_the_call() {
+    for agent in AGENTS.into_iter().filter(|agent| agent.takes_edits) {
+        let place = Place::new();
+        let command = json!({ "command": "ls" });
+        let sound = json!({ "tool": agent.tool, "input": command, "cwd": "/work" });
+        for (number, (member, value)) in [
+            ("tool", Some(json!("Other"))),
+            ("cwd", Some(json!("/staging"))),
+            ("cwd", Some(Value::Null)),
+            ("cwd", None),
+            ("dry_run", Some(json!(true))),
+            ("input", Some(json!("ls"))),
+            ("input", None),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let mut edit = sound.clone();
+            match &value {
+                Some(value) => edit[member] = value.clone(),
+                None => drop(edit.as_object_mut().unwrap().remove(member)),
+            }
+            let before = agent.call(agent.before, &format!("toolu_{number}"), &command);
+            let edit = edit.to_string();
+            let (blocked, _) = agent.asked(&place, &before, &["approve", "--edit", &edit]);
+            let blocked = blocked.expect(2);
+            assert_eq!(blocked.stdout, "");
+            let named = format!("'{member}'");
+            assert!(blocked.stderr.contains(&named), "{edit}: {blocked:?}");
+        }
     }
 }
 

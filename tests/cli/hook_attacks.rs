@@ -118,16 +118,75 @@ async fn whatever_answers_in_place_of_the_server_lets_nothing_pass() {
     }
 }
 
+/// The payload of `call`, as a server has it on record.
+fn digest(agent: Agent) -> String {
+    let shown = json!({ "tool": agent.tool, "input": { "command": "rm -r /" }, "cwd": "/work" });
+    let payload = Payload::new(&shown).unwrap();
+    Digest::of(&payload).unwrap().to_string()
+}
+
+/// The scripts below are refused for their faults: without one the call passes.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_server_answers_lets_the_call_pass() {
+    for agent in AGENTS {
+        let digest = digest(agent);
+        let approved = json!({ "status": "COMMITTED", "decision": "approve", "digest": digest });
+        let claimed = with(
+            &with(&pending(), &approved),
+            &json!({"execution": "claimed"}),
+        );
+        let script = [
+            submitted(),
+            Act::answer(200).body(with(&pending(), &approved).to_string()),
+            Act::answer(200).body(
+                json!({ "action": claimed, "claim": { "token": "t", "fence": 1 } }).to_string(),
+            ),
+        ];
+        let peer = Peer::start(script).await;
+        let hook = hook(agent, &peer.url(), &["--for", "2", "--retries", "0"]);
+        run_with_input(hook, &call(agent).to_string()).expect(0);
+    }
+}
+
+/// An action with other members.
+fn with(action: &Value, more: &Value) -> Value {
+    let mut action = action.clone();
+    for (name, value) in more.as_object().unwrap() {
+        action[name] = value.clone();
+    }
+    action
+}
+
+/// A server that is none may have no digest on record, and agree with everything.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_whose_digest_cannot_be_computed_is_not_even_submitted() {
+    for agent in AGENTS {
+        let deep = format!("{}{}", "[".repeat(200), "]".repeat(200));
+        for hostile in ["\"ls\",\"command\":\"rm\"", "\"\\ud800\"", "1e999", &deep] {
+            let text = call(agent).to_string().replace("\"rm -r /\"", hostile);
+            let decided = json!({ "status": "COMMITTED", "decision": "approve" });
+            let decided = with(&pending(), &decided);
+            let claimed = with(&decided, &json!({ "execution": "claimed" }));
+            let claim = json!({ "action": claimed, "claim": { "token": "t", "fence": 1 } });
+            let peer = Peer::start([
+                submitted(),
+                Act::answer(200).body(decided.to_string()),
+                Act::answer(200).body(claim.to_string()),
+            ])
+            .await;
+            let hook = hook(agent, &peer.url(), &["--for", "2", "--retries", "0"]);
+            let ended = assert_blocks(run_with_input(hook, &text));
+            assert!(ended.stderr.contains("the tool call"), "{ended:?}");
+            assert_eq!(peer.count(), 0, "{agent:?} {hostile}");
+        }
+    }
+}
+
 /// What a server would not answer.
 fn scripts(agent: Agent) -> Vec<Vec<Act>> {
     let approved = |more: Value| {
-        let mut action = pending();
-        action["status"] = json!("COMMITTED");
-        action["decision"] = json!("approve");
-        for (name, value) in more.as_object().unwrap() {
-            action[name] = value.clone();
-        }
-        action
+        let decided = json!({ "status": "COMMITTED", "decision": "approve" });
+        with(&with(&pending(), &decided), &more)
     };
     let other = "f".repeat(64);
     let claimed = |action: Value, claim: Value| {
@@ -203,6 +262,32 @@ fn scripts(agent: Agent) -> Vec<Vec<Act>> {
             claimed(approved(json!({"execution": "claimed"})), token.clone()),
         ],
     ];
+    // The decision is of another action, or is no known word, and the rest is sound.
+    let digest = digest(agent);
+    let sound = approved(json!({ "digest": digest }));
+    let other = json!({ "request_id": "01890a5d-ac96-774b-bcce-b302099a8058" });
+    let rejected = json!({ "decision": "reject" });
+    for (decided, about) in [
+        (with(&sound, &other), with(&sound, &other)),
+        (with(&sound, &other), sound.clone()),
+        (with(&with(&sound, &other), &rejected), sound.clone()),
+        (with(&sound, &json!({ "decision": null })), sound.clone()),
+        (
+            with(&sound, &json!({ "decision": "escalate" })),
+            sound.clone(),
+        ),
+        (
+            with(&sound, &json!({ "status": "QUEUED", "decision": null })),
+            sound.clone(),
+        ),
+    ] {
+        let claim = claimed(
+            with(&about, &json!({ "execution": "claimed" })),
+            token.clone(),
+        );
+        let decided = Act::answer(200).body(decided.to_string());
+        scripts.push(vec![submitted(), decided, claim]);
+    }
     // An edit of what cannot be edited, and otherwise sound.
     if !agent.takes_edits {
         let edited = json!({ "tool": agent.tool, "input": { "command": "ls" }, "cwd": "/work" });

@@ -9,8 +9,8 @@ use aegis_hitl::protocol::{Closed, Digest};
 use aegis_hitl::{Action, AegisService, Decision, IdempotencyKey, Payload, RequestId, ThreadId};
 use clap::{Args, Subcommand};
 use serde::Serialize;
-use serde_json::Value;
 use serde_json::value::RawValue;
+use serde_json::{Map, Value};
 use sha2::Digest as _;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -200,11 +200,16 @@ impl Gated {
         title.chars().take(MAX_TITLE).collect()
     }
 
-    async fn submit(&self, service: &AegisService, limit: Duration) -> Result<Action, Failure> {
+    async fn submit(
+        &self,
+        service: &AegisService,
+        payload: &Payload,
+        limit: Duration,
+    ) -> Result<Action, Failure> {
         service
             .submit(self.key()?)
             .thread_id(self.thread()?)
-            .payload(&self.payload()?)
+            .payload(payload)
             .title(self.title())
             .expires_at(SystemTime::now() + limit + MARGIN)
             .allow_edit(self.agent.takes_edits)
@@ -231,11 +236,15 @@ impl Gated {
 
 /// Before the tool call: lets it pass once, if it is approved.
 async fn before(args: Settings, call: &Gated, context: Context) -> Result<(), Failure> {
+    let payload = call.payload()?;
+    // Without a digest nothing tells what was approved from what runs.
+    let digest = Digest::of(&payload);
+    let digest = digest.map_err(|error| Failure::blocked("the tool call").because(error))?;
     let limit = args.limit;
     let until = Instant::now() + limit;
     let service = args.connect.service(&context.config.client);
     let service = service.map_err(Failure::blocks)?;
-    let action = call.submit(&service, limit).await?;
+    let action = call.submit(&service, &payload, limit).await?;
     let left = until.saturating_duration_since(Instant::now());
     let wait = service.wait_for_decision(&action.request_id, left);
     let waited = tokio::time::timeout_at(until, wait).await;
@@ -246,17 +255,30 @@ async fn before(args: Settings, call: &Gated, context: Context) -> Result<(), Fa
         Ok(Err(error)) if !error.is_timeout() => return Err(Failure::blocking(error)),
         _ => return Err(undecided()),
     };
+    if !is_same(&decided.request_id, id) {
+        return Err(Failure::blocked(format!(
+            "the answer to the wait for {id} is about another action"
+        )));
+    }
     let by = decided.decided_by.clone();
     let by = by.unwrap_or_else(|| "a reviewer".to_owned());
     let comment = decided.comment.clone().map(|text| format!(": {text}"));
     let comment = comment.unwrap_or_default();
-    if decided.decision != Some(Decision::Approve) {
-        let reason = match decided.closed {
-            Some(Closed::Expired) => "nobody decided in time".to_owned(),
-            Some(Closed::Cancelled) => "the action was cancelled".to_owned(),
-            _ => format!("rejected by {by}{comment}"),
-        };
-        return answer(call.agent, Answer::Deny { reason: &reason });
+    match decided.decision {
+        Some(Decision::Approve) => {}
+        Some(Decision::Reject) => {
+            let reason = match decided.closed {
+                Some(Closed::Expired) => "nobody decided in time".to_owned(),
+                Some(Closed::Cancelled) => "the action was cancelled".to_owned(),
+                _ => format!("rejected by {by}{comment}"),
+            };
+            return answer(call.agent, Answer::Deny { reason: &reason });
+        }
+        None => {
+            return Err(Failure::blocked(format!(
+                "the server names no decision on {id} that is known here"
+            )));
+        }
     }
     let claimed = call.claim(&service, &decided, args.lease).await;
     let claimed = claimed.map_err(Failure::blocking)?;
@@ -276,14 +298,15 @@ async fn before(args: Settings, call: &Gated, context: Context) -> Result<(), Fa
                 call.agent.name
             )));
         }
-        Some(edited) => Some(edited_input(call, edited)?),
+        Some(edited) => Some(edited_input(&payload, edited)?),
     };
     // What passes is what was approved: the digest of the claim is of this very payload.
     let passes = match edited {
-        Some(edited) => Digest::of(edited),
-        None => Digest::of(&call.payload()?),
+        Some(edited) => Digest::of(edited)
+            .map_err(|error| Failure::blocked("the edited payload").because(error))?,
+        None => digest,
     };
-    if passes.ok() != claimed.action.digest {
+    if claimed.action.digest != Some(passes) {
         return Err(Failure::blocked(format!(
             "what was approved as {id} is not this tool call"
         )));
@@ -293,16 +316,31 @@ async fn before(args: Settings, call: &Gated, context: Context) -> Result<(), Fa
     answer(call.agent, Answer::Allow { reason, input })
 }
 
-/// The tool's input as the reviewer edited it. The tool itself stays.
-fn edited_input(call: &Gated, edited: &Payload) -> Result<Value, Failure> {
-    let refused = || Failure::blocked("the edited payload is not that of the same tool");
-    let edited: Value = edited.parse().map_err(|_| refused())?;
-    if edited.get("tool").and_then(Value::as_str) != Some(&*call.call.tool) {
-        return Err(refused());
-    }
-    match edited.get("input") {
-        Some(input @ Value::Object(_)) => Ok(input.clone()),
-        _ => Err(refused()),
+/// Whether two ids name one action, however they are spelled.
+fn is_same(one: &RequestId, other: &RequestId) -> bool {
+    one == other || (one.as_uuid().is_some() && one.as_uuid() == other.as_uuid())
+}
+
+/// The tool's input as the reviewer edited it. The agent takes no other change, so a change of
+/// anything else would be lost.
+fn edited_input(submitted: &Payload, edited: &Payload) -> Result<Value, Failure> {
+    let members = |payload: &Payload| {
+        let members = payload.parse::<Map<String, Value>>();
+        members.map_err(|error| Failure::blocked("the edited payload").because(error))
+    };
+    let (mut submitted, mut edited) = (members(submitted)?, members(edited)?);
+    submitted.remove("input");
+    let Some(input @ Value::Object(_)) = edited.remove("input") else {
+        return Err(Failure::blocked(
+            "the edited payload has no JSON object as 'input'",
+        ));
+    };
+    let mut names = submitted.keys().chain(edited.keys());
+    match names.find(|name| submitted.get(*name) != edited.get(*name)) {
+        None => Ok(input),
+        Some(name) => Err(Failure::blocked(format!(
+            "the edited payload has another '{name}'; only 'input' can be edited"
+        ))),
     }
 }
 
