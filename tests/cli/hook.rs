@@ -290,6 +290,19 @@ fn a_tool_call_that_failed_is_for_a_person_again() {
 }
 
 #[test]
+fn an_outcome_with_a_large_output_is_on_record() {
+    let (place, agent) = (Place::new(), CLAUDE);
+    let input = json!({ "command": "cat" });
+    let before = agent.call(agent.before, "toolu_1", &input);
+    let (passed, id) = agent.asked(&place, &before, &["approve"]);
+    passed.expect(0);
+    let mut after = agent.call(agent.after, "toolu_1", &input);
+    after["tool_response"] = json!("x".repeat(3 << 20));
+    agent.hook(&place, &[], &after).expect(0);
+    assert_eq!(place.json(&["show", &id])["execution"], "completed");
+}
+
+#[test]
 fn a_failure_that_is_told_in_half_a_character_is_on_record() {
     for agent in AGENTS {
         let Some(event) = agent.failed else { continue };

@@ -81,6 +81,21 @@ async fn a_hook_that_is_told_to_end_while_it_waits_blocks_the_call() {
     }
 }
 
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn no_signal_that_can_be_handled_lets_a_call_pass() {
+    // The last two are the first and the last that programs can give a meaning of their own.
+    for signal in [
+        "-QUIT", "-ABRT", "-USR1", "-USR2", "-ALRM", "-VTALRM", "-PROF", "-XCPU", "-XFSZ", "-IO",
+        "-PWR", "-STKFLT", "-34", "-64",
+    ] {
+        let peer = Peer::start([submitted(), Act::hang()]).await;
+        let mut hook = waiting(CLAUDE, &peer);
+        kill(&hook, signal);
+        assert_eq!(hook.wait().unwrap().code(), Some(2), "{signal}");
+    }
+}
+
 #[test]
 fn a_hook_that_is_told_to_end_before_it_has_its_input_blocks_the_call() {
     let mut command = bound(&hook(CLAUDE, "http://127.0.0.1:1", &[]));
@@ -179,6 +194,19 @@ async fn a_call_whose_digest_cannot_be_computed_is_not_even_submitted() {
             assert!(ended.stderr.contains("the tool call"), "{ended:?}");
             assert_eq!(peer.count(), 0, "{agent:?} {hostile}");
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_of_more_than_a_mebibyte_blocks_and_so_does_input_without_end() {
+    for (size, named) in [(1 << 20, "1 MiB"), (17 << 20, "16 MiB")] {
+        let peer = Peer::start([submitted()]).await;
+        let mut large = call(CLAUDE);
+        large["tool_input"]["command"] = json!("x".repeat(size));
+        let hook = hook(CLAUDE, &peer.url(), &["--for", "2"]);
+        let ended = assert_blocks(run_with_input(hook, &large.to_string()));
+        assert!(ended.stderr.contains(named), "{ended:?}");
+        assert_eq!(peer.count(), 0);
     }
 }
 

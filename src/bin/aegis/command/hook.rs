@@ -22,7 +22,7 @@ use crate::args::seconds;
 use crate::connect::Connect;
 use crate::failure::Failure;
 use crate::print::print_json;
-use crate::signals::Signals;
+use crate::signals::Endings;
 
 /// What every agent here reads as "the call is blocked". Any other code but 0 lets the call pass.
 ///
@@ -34,6 +34,12 @@ const MARGIN: Duration = Duration::from_secs(2);
 
 /// How long the claim may take after the decision.
 const CLAIM_WITHIN: Duration = Duration::from_secs(10);
+
+/// The largest input, in bytes. That after a call has all that the tool gave.
+const MAX_INPUT: usize = 16 << 20;
+
+/// The largest input before a call, in bytes.
+const MAX_CALL: usize = 1 << 20;
 
 /// The most characters of a title.
 const MAX_TITLE: usize = 200;
@@ -84,11 +90,11 @@ pub(crate) async fn run(command: Hook, context: Context) -> Result<(), Failure> 
         Hook::Cursor(args) => (&CURSOR, args),
         Hook::Qwen(args) => (&QWEN, args),
     };
-    let mut signals = Signals::new().map_err(Failure::blocks)?;
+    let mut endings = Endings::new().map_err(Failure::blocks)?;
     tokio::select! {
         ended = gate(agent, args, context) => ended,
         // A process that a signal ends lets the call pass.
-        _ = signals.next() => Err(Failure::blocked("it was told to end before it was done")),
+        () = endings.next() => Err(Failure::blocked("it was told to end before it was done")),
     }
 }
 
@@ -115,6 +121,9 @@ async fn gate(agent: &'static Agent, args: Settings, context: Context) -> Result
     }
     let call = Gated { agent, call };
     match moment {
+        Moment::Before if input.len() > MAX_CALL => Err(Failure::blocked(
+            "standard input is longer than a tool call may be, which is 1 MiB",
+        )),
         Moment::Before => before(args, &call, context).await,
         // The call has run. The code that blocks would hide its result from the agent.
         Moment::After(outcome) => after(args, &call, outcome, context)
@@ -129,13 +138,18 @@ async fn input() -> Result<String, Failure> {
     let (sender, read) = oneshot::channel();
     thread::Builder::new()
         .spawn(move || {
-            let mut input = String::new();
-            let read = io::stdin().read_to_string(&mut input);
+            let mut input = Vec::new();
+            let mut stdin = io::stdin().take(MAX_INPUT as u64 + 1);
+            let read = stdin.read_to_end(&mut input);
             drop(sender.send(read.map(|_| input)));
         })
         .map_err(|error| unread().because(error))?;
     let read = read.await.map_err(|error| unread().because(error))?;
-    read.map_err(|error| unread().because(error))
+    let input = read.map_err(|error| unread().because(error))?;
+    if input.len() > MAX_INPUT {
+        return Err(Failure::blocked("standard input has more than 16 MiB"));
+    }
+    String::from_utf8(input).map_err(|error| unread().because(error.utf8_error()))
 }
 
 /// What a person approves.
