@@ -108,6 +108,11 @@ impl Error {
         Self::new(Kind::Timeout, "the action was not decided in time")
     }
 
+    /// No question of a wait has been answered. It is the source of [`Self::undecided`].
+    pub(super) fn unanswered() -> Self {
+        Self::new(Kind::Timeout, "the server did not answer in time")
+    }
+
     /// The lease ended, as far as this side can tell, before it could be renewed.
     pub(super) fn lease_ended() -> Self {
         let mut this = Self::new(Kind::Timeout, "the claim could not be renewed in time");

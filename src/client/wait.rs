@@ -40,7 +40,7 @@ const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(300);
 /// # Errors
 ///
 /// If nobody decides in time ([`Error::is_timeout`]): the action stays as it is, and may be waited
-/// for again. If the server does not know the action, or refuses the request.
+/// for again. If the server did not answer at the end, the source of the error tells why. If the server does not know the action, or refuses the request.
 ///
 /// ```no_run
 /// # async fn run(aegis: aegis_hitl::AegisService, id: aegis_hitl::RequestId)
@@ -148,7 +148,7 @@ where
         wait: &Wait,
         until: Option<Instant>,
     ) -> Result<Action, Error> {
-        let mut last = None;
+        let mut last = Some(Error::unanswered());
         let waiting = self.decided_some_day(id, wait, until, &mut last);
         let decided = match until {
             None => Ok(waiting.await),
@@ -156,7 +156,7 @@ where
         };
         decided.unwrap_or_else(|_| {
             let undecided = Error::undecided();
-            // The last failure says why, if there was one.
+            // What went wrong last says why nobody could be asked, if nobody could.
             Err(last.into_iter().fold(undecided, Error::with_source))
         })
     }
@@ -172,9 +172,16 @@ where
         let mut pauses = Pauses::default();
         loop {
             let begun = Instant::now();
-            // Whole seconds, so that the last answer comes before the end.
-            let asked = left().map_or(MAX_WAIT, |left| left.min(MAX_WAIT).max(PAUSE * 2));
+            // Whole seconds, so that the last answer comes before the end. Where there is no answer
+            // yet, less than a second is for one that comes at once.
+            let least = if last.is_some() {
+                Duration::ZERO
+            } else {
+                PAUSE * 2
+            };
+            let asked = left().map_or(MAX_WAIT, |left| left.min(MAX_WAIT).max(least));
             let asked = Duration::from_secs(asked.as_secs());
+            let outlives = left().is_some_and(|left| left < asked);
             let question = Question {
                 tenant: wait.tenant.clone(),
                 wait: Some(asked),
@@ -195,6 +202,10 @@ where
                     if begun.elapsed() < asked / 2 {
                         tokio::time::sleep(PAUSE).await;
                     }
+                }
+                // The end of the wait cuts the question off. The one before was answered.
+                Err(error) if error.is_timeout() && outlives && last.is_none() => {
+                    tokio::time::sleep(PAUSE).await;
                 }
                 Err(error) if error.is_transient() => {
                     let pause = pauses.next_after(&error);

@@ -427,6 +427,25 @@ async fn an_unknown_outcome_exits_with_4_and_tells_how_to_ask_again() {
     ask(&["status", "k-1", "--retries", "0"]).expect(1);
 }
 
+/// A question leaves no outcome unknown, but that nobody answered is not that nobody decided.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wait_that_no_server_answers_says_so() {
+    let silent = Peer::start(std::iter::repeat_with(Act::hang).take(20)).await;
+    let away = Peer::start([Act::answer(503)]).await;
+    let id = "5b7f5d0a-9c1c-4f0e-9d39-2f6b0d6c7a11";
+    for (url, cause) in [
+        (silent.url(), "did not answer"),
+        (away.url(), "unavailable"),
+        ("http://127.0.0.1:1".to_owned(), "could not be sent"),
+    ] {
+        let mut command = aegis(&["wait", id, "--for", "1.2", "--retries", "0"]);
+        command.env("AEGIS_URL", url).env("AEGIS_TENANT", "acme");
+        let ended = run(command).expect(1);
+        assert!(ended.stderr.contains(cause), "{ended:?}");
+        assert!(!ended.stderr.contains("nobody has decided"), "{ended:?}");
+    }
+}
+
 /// A peer that takes everything.
 async fn agreeable() -> Peer {
     let action = json!({"request_id": "5b7f5d0a-9c1c-4f0e-9d39-2f6b0d6c7a11", "status": "COMMITTED",

@@ -122,7 +122,7 @@ fn an_action_goes_the_whole_way_by_commands() {
     let cancelled = place.json(&["show", &id]);
     assert_eq!(cancelled["closed"], "cancelled");
     let late = place
-        .run(&["wait", &place.submitted("k-3").0, "--for", "0.2"])
+        .run(&["wait", &place.submitted("k-3").0, "--for", "1"])
         .expect(1);
     assert!(late.stderr.contains("nobody has decided"), "{late:?}");
     let short = place.json(&["submit", "k-4", "--expires", "1s"]);

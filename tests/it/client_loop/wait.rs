@@ -74,14 +74,22 @@ async fn a_wait_without_a_decision_is_a_timeout_that_changes_nothing() {
     let undecided = Peer::start([answer_with(200, &pending())]).await;
     let away = Peer::start([Act::answer(503)]).await;
     let closed = ClosedPort::new();
-    for url in [hanging.url(), undecided.url(), away.url(), closed.url()] {
-        let wait = service(&url).wait_for_decision(ID, SHORT);
+    for (url, limit, is_answered) in [
+        (hanging.url(), SHORT, false),
+        (undecided.url(), SHORT * 10, true),
+        (away.url(), SHORT, false),
+        (closed.url(), SHORT, false),
+    ] {
+        let wait = service(&url).wait_for_decision(ID, limit);
         let error = ends(wait.into_future()).await.unwrap_err();
         assert!(
             error.is_timeout() && !error.is_outcome_unknown(),
             "{error:?}"
         );
         assert_eq!(error.to_string(), "the action was not decided in time");
+        // The source tells why the server could not be asked.
+        let source = std::error::Error::source(&error);
+        assert_eq!(source.is_none(), is_answered, "{error:?}");
     }
     for peer in [hanging, undecided, away] {
         assert!(

@@ -1,5 +1,6 @@
 //! `aegis wait`.
 
+use std::error::Error as _;
 use std::time::Duration;
 
 use aegis_hitl::RequestId;
@@ -34,7 +35,8 @@ pub(crate) async fn run(args: Wait, context: Context) -> Result<(), Failure> {
     let decided = service.wait_for_decision(args.id, args.limit).await;
     progress.finish_and_clear();
     let action = decided.map_err(|error| {
-        if error.is_timeout() {
+        // A source tells why the server could not be asked. Somebody may have decided.
+        if error.is_timeout() && error.source().is_none() {
             let limit = args.limit.as_secs_f64();
             Failure::other(format!("nobody has decided within {limit} s"))
         } else {
