@@ -804,6 +804,12 @@ fn a_token_is_never_shown() {
     let config = place.file("aegis.toml", &format!("[client]\ntoken = \"{bad}\"\n"));
     let misplaced = place.file("misplaced.toml", &format!("token = \"{good}\"\n"));
     let broken = place.file("broken.toml", &format!("[client]\ntoken = \"{good}\n"));
+    let bare = place.file("bare.toml", &format!("[client]\ntoken = {good}\n"));
+    let number = place.file("number.toml", "[client]\ntoken = 8675309\n");
+    let float = place.file("float.toml", "[client]\ntoken = 0.8675309\n");
+    let table = place.file("table.toml", &format!("client = \"{good}\"\n"));
+    let secret = "[[webhook]]\nname = \"a\"\nurl = 8675309\n";
+    let secret = place.file("secret.toml", secret);
     let thread = ["--thread", "run-7"];
     for (token, args, code) in [
         (Some(good), &["--help"][..], 0),
@@ -817,6 +823,11 @@ fn a_token_is_never_shown() {
         (None, &["approve", "k-1", "--config", &config], 2),
         (None, &["approve", "k-1", "--config", &misplaced], 2),
         (None, &["approve", "k-1", "--config", &broken], 2),
+        (None, &["approve", "k-1", "--config", &bare], 2),
+        (None, &["approve", "k-1", "--config", &number], 2),
+        (None, &["approve", "k-1", "--config", &float], 2),
+        (None, &["approve", "k-1", "--config", &table], 2),
+        (None, &["approve", "k-1", "--config", &secret], 2),
     ] {
         let mut command = place.command(args);
         command.env_remove("AEGIS_TENANT").env("AEGIS_LOG", "trace");
@@ -827,7 +838,9 @@ fn a_token_is_never_shown() {
             command.env("AEGIS_TOKEN", token);
         }
         let ended = run(command).expect(code);
-        assert!(!ended.text().contains("5ecret"), "{args:?}: {ended:?}");
+        for secret in ["5ecret", "8675309"] {
+            assert!(!ended.text().contains(secret), "{args:?}: {ended:?}");
+        }
     }
 }
 

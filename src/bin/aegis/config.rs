@@ -1,5 +1,6 @@
 //! The configuration file: TOML, with the names of the flags.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
@@ -151,8 +152,51 @@ impl Config {
             Failure::usage(format!(
                 "{}, line {line}: {}",
                 path.display(),
-                error.message()
+                without_value(error.message())
             ))
         })
+    }
+}
+
+/// Takes the value out of a message about a value of the wrong type, which may be a token: serde
+/// writes "invalid type: integer `5`, expected a string".
+fn without_value(message: &str) -> Cow<'_, str> {
+    let parts = || {
+        let (found, expected) = message
+            .strip_prefix("invalid type: ")?
+            .rsplit_once(", expected ")?;
+        let kind = found.split(['`', '"']).next()?.trim_end();
+        Some(format!("invalid type: {kind}, expected {expected}"))
+    };
+    parts().map_or(Cow::Borrowed(message), Cow::Owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_keeps_the_types_and_loses_the_value() {
+        for (message, kept) in [
+            (
+                "invalid type: integer `5`, expected a string",
+                "invalid type: integer, expected a string",
+            ),
+            (
+                "invalid type: string \"a, expected b\", expected struct Client",
+                "invalid type: string, expected struct Client",
+            ),
+            (
+                "invalid type: floating point `0.5`, expected u32",
+                "invalid type: floating point, expected u32",
+            ),
+            (
+                "invalid type: map, expected a string",
+                "invalid type: map, expected a string",
+            ),
+            ("unknown field `tenannt`", "unknown field `tenannt`"),
+        ] {
+            assert_eq!(without_value(message), kept);
+        }
     }
 }
