@@ -903,31 +903,87 @@ fn help_names_every_environment_variable() {
     }
 }
 
+/// Runs a command whose output finds no room.
+fn run_unprinted(mut command: Command) -> (Option<i32>, String) {
+    let full = fs::OpenOptions::new().write(true).open("/dev/full");
+    command
+        .stdin(Stdio::null())
+        .stdout(full.unwrap())
+        .stderr(Stdio::piped());
+    let ended = command.output().unwrap();
+    (
+        ended.status.code(),
+        String::from_utf8(ended.stderr).unwrap(),
+    )
+}
+
 #[test]
 fn an_answer_that_cannot_be_printed_is_a_failure_and_no_panic() {
     let place = Place::new();
     for args in [
-        &["approve", "k-1"][..],
-        &["approve", "k-1", "--json"],
-        &["keys", "new", "--name", "a", "--scope", "read"],
+        &["keys", "new", "--name", "a", "--scope", "read"][..],
+        &["list"],
+        &["list", "--json"],
     ] {
-        let mut command = place.command(args);
-        let full = fs::OpenOptions::new()
-            .write(true)
-            .open("/dev/full")
-            .unwrap();
-        command
-            .stdin(Stdio::null())
-            .stdout(full)
-            .stderr(Stdio::piped());
-        let ended = command.output().unwrap();
-        let stderr = String::from_utf8(ended.stderr).unwrap();
-        assert_eq!(ended.status.code(), Some(1), "{stderr}");
+        let (code, stderr) = run_unprinted(place.command(args));
+        assert_eq!(code, Some(1), "{stderr}");
         assert!(
             stderr.starts_with("aegis: cannot print the answer"),
             "{stderr}"
         );
     }
+}
+
+#[test]
+fn what_is_on_record_and_cannot_be_printed_is_told_to_be_on_record() {
+    let place = Place::new();
+    let submitted = |key: &str| {
+        let action = place.run(&["submit", key, "--json"]).expect(0).json();
+        action["request_id"].as_str().unwrap().to_owned()
+    };
+    let claimed = |key: &str| {
+        let approved = place.run(&["approve", key, "--json"]).expect(0).json();
+        let id = approved["request_id"].as_str().unwrap().to_owned();
+        let claimed = place.run(&["claim", &id, "--json"]).expect(0).json();
+        (id, claimed["claim"]["token"].as_str().unwrap().to_owned())
+    };
+    let cancelled = submitted("k-2");
+    let (one, one_token) = claimed("k-3");
+    let (other, other_token) = claimed("k-4");
+    for args in [
+        &["approve", "k-1"][..],
+        &["approve", "k-1", "--json"],
+        &["submit", "k-0"],
+        &["cancel", &cancelled],
+        &["renew", &one, "--claim", &one_token],
+        &["complete", &one, "--claim", &one_token],
+        &["fail", &other, "--claim", &other_token],
+    ] {
+        let (code, stderr) = run_unprinted(place.command(args));
+        assert_eq!(code, Some(1), "{stderr}");
+        assert!(
+            stderr.starts_with("aegis: on record; cannot print the answer"),
+            "{args:?}: {stderr}"
+        );
+    }
+    let shown = place.run(&["show", &one, "--json"]).expect(0).json();
+    assert_eq!(shown["execution"], "completed");
+}
+
+#[test]
+fn a_claim_that_cannot_be_printed_can_be_repeated() {
+    let place = Place::new();
+    let approved = place.run(&["approve", "k-1", "--json"]).expect(0).json();
+    let id = approved["request_id"].as_str().unwrap();
+    let (code, stderr) = run_unprinted(place.command(&["claim", id]));
+    assert_eq!(code, Some(4), "{stderr}");
+    let (_, call_id) = stderr.split_once("--call-id ").unwrap();
+    let call_id = call_id.split_whitespace().next().unwrap();
+    place.run(&["claim", id]).expect(3);
+    let claimed = place.run(&["claim", id, "--call-id", call_id, "--json"]);
+    let claimed = claimed.expect(0).json();
+    let token = claimed["claim"]["token"].as_str().unwrap();
+    place.run(&["complete", id, "--claim", token]).expect(0);
 }
 
 #[test]

@@ -41,6 +41,12 @@ impl Failure {
         self
     }
 
+    /// The same failure, of what came after a call that did what it was for.
+    pub(crate) fn on_record(mut self) -> Self {
+        self.message.insert_str(0, "on record; ");
+        self
+    }
+
     pub(crate) fn code(&self) -> ExitCode {
         ExitCode::from(self.code)
     }

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use aegis_hitl::RequestId;
-use aegis_hitl::protocol::{ClaimToken, Digest, Escaped};
+use aegis_hitl::protocol::{self, ClaimToken, Digest, Escaped};
 use clap::Args;
 use serde_json::json;
 
 use super::Context;
-use super::decide::unknown;
+use super::decide::{print_changed, unknown};
 use crate::args::seconds;
 use crate::connect::{Connect, Secret};
 use crate::failure::Failure;
@@ -115,17 +115,31 @@ pub(crate) async fn claim(args: Claim, context: Context) -> Result<(), Failure> 
     let call = service.claim(args.id).digest(digest).lease(args.lease);
     let claimed = call.call_id(&call_id).await;
     let claimed = claimed.map_err(|error| unknown(error, &call_id))?;
-    if json {
-        return print_json(&json!({ "action": claimed.action, "claim": claimed.claim }));
-    }
     let claim = &claimed.claim;
-    let end = claim.expires_at.map_or_else(|| "-".to_owned(), view::time);
-    print(&format!(
-        "claim: {}\nfence: {}\nlease ends: {end}\n{}",
-        Escaped::line(claim.token.as_str()),
-        claim.fence,
-        view::action(&claimed.action)
-    ))
+    let printed = if json {
+        print_json(&json!({ "action": claimed.action, "claim": claim }))
+    } else {
+        print(&format!(
+            "claim: {}\nfence: {}\nlease ends: {}\n{}",
+            Escaped::line(claim.token.as_str()),
+            claim.fence,
+            end(claim),
+            view::action(&claimed.action)
+        ))
+    };
+    // The token is lost with the output. The same call gets it again while the lease lasts.
+    printed.map_err(|failure| {
+        let message = failure.message();
+        Failure::with_code(
+            4,
+            format!("claimed; {message}; claim again with --call-id {call_id} to get the token"),
+        )
+    })
+}
+
+/// Shows when a lease ends.
+fn end(claim: &protocol::Claim) -> String {
+    claim.expires_at.map_or_else(|| "-".to_owned(), view::time)
 }
 
 /// Extends a claim and prints its new end.
@@ -137,11 +151,12 @@ pub(crate) async fn renew(args: Renew, context: Context) -> Result<(), Failure> 
         .renew(args.held.id, &token)
         .lease(args.lease)
         .await?;
-    if json {
-        return print_json(&json!({ "claim": claim }));
-    }
-    let end = claim.expires_at.map_or_else(|| "-".to_owned(), view::time);
-    print(&format!("lease ends: {end}\n"))
+    let printed = if json {
+        print_json(&json!({ "claim": claim }))
+    } else {
+        print(&format!("lease ends: {}\n", end(&claim)))
+    };
+    printed.map_err(Failure::on_record)
 }
 
 /// Reports success and prints the action.
@@ -154,11 +169,7 @@ pub(crate) async fn complete(args: Complete, context: Context) -> Result<(), Fai
     if let Some(result) = &result {
         call = call.result(result);
     }
-    let action = call.await?;
-    if json {
-        return print_json(&action);
-    }
-    print(&view::action(&action))
+    print_changed(&call.await?, json)
 }
 
 /// Reports failure and prints the action.
@@ -170,9 +181,5 @@ pub(crate) async fn fail(args: Fail, context: Context) -> Result<(), Failure> {
     if let Some(reason) = args.reason {
         call = call.reason(reason);
     }
-    let action = call.await?;
-    if json {
-        return print_json(&action);
-    }
-    print(&view::action(&action))
+    print_changed(&call.await?, json)
 }

@@ -4,7 +4,8 @@ use std::io::{self, IsTerminal};
 
 use aegis_hitl::protocol::Digest;
 use aegis_hitl::{
-    AegisService, Decision, DecisionRequest, IdempotencyKey, Outcome, Receipt, RequestId, ThreadId,
+    Action, AegisService, Decision, DecisionRequest, IdempotencyKey, Outcome, Receipt, RequestId,
+    ThreadId,
 };
 use clap::Args;
 use serde_json::json;
@@ -181,7 +182,7 @@ pub(super) fn print_receipt(receipt: &Receipt, json: bool) -> Result<(), Failure
         Outcome::Duplicate => "duplicate",
     };
     if json {
-        return print_json(&json!({
+        let printed = print_json(&json!({
             "outcome": outcome,
             "decision": receipt.decision(),
             "request_id": receipt.request_id(),
@@ -190,11 +191,22 @@ pub(super) fn print_receipt(receipt: &Receipt, json: bool) -> Result<(), Failure
             "status_code": receipt.status_code().as_u16(),
             "action": receipt.action(),
         }));
+        return printed.map_err(Failure::on_record);
     }
     let mut text = format!("on record: {} ({outcome})\n", receipt.decision());
     if let Some(id) = receipt.request_id() {
         text.push_str(&format!("request id: {id}\n"));
     }
     text.push_str(&format!("attempts: {}\n", receipt.attempts()));
-    print(&text)
+    print(&text).map_err(Failure::on_record)
+}
+
+/// Prints an action that a call has changed.
+pub(super) fn print_changed(action: &Action, json: bool) -> Result<(), Failure> {
+    let printed = if json {
+        print_json(action)
+    } else {
+        print(&view::action(action))
+    };
+    printed.map_err(Failure::on_record)
 }

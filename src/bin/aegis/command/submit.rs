@@ -6,13 +6,11 @@ use aegis_hitl::{IdempotencyKey, RequestId, ThreadId};
 use clap::Args;
 
 use super::Context;
-use super::decide::unknown;
+use super::decide::{print_changed, unknown};
 use crate::args::lasting;
 use crate::connect::Connect;
 use crate::failure::Failure;
 use crate::input::payload_of;
-use crate::print::{print, print_json};
-use crate::view;
 
 #[derive(Debug, Args)]
 pub(crate) struct Submit {
@@ -78,8 +76,5 @@ pub(crate) async fn run(args: Submit, context: Context) -> Result<(), Failure> {
         call = call.allow_edit(true);
     }
     let action = call.await.map_err(|error| unknown(error, &call_id))?;
-    if json {
-        return print_json(&action);
-    }
-    print(&view::action(&action))
+    print_changed(&action, json)
 }
