@@ -987,6 +987,63 @@ fn a_claim_that_cannot_be_printed_can_be_repeated() {
 }
 
 #[test]
+fn an_action_without_a_payload_is_not_decided_unseen() {
+    let place = Place::new();
+    let action = place.run(&["submit", "k-1", "--title", "delete all", "--json"]);
+    let action = action.expect(0).json();
+    let id = action["request_id"].as_str().unwrap();
+    for decision in ["approve", "reject"] {
+        let blind = place.run(&[decision, "--id", id]).expect(2);
+        assert!(blind.stderr.contains("--digest none"), "{blind:?}");
+    }
+    let wrong = place.run(&["approve", "--id", id, "--digest", "nothing"]);
+    assert!(wrong.expect(2).stderr.contains("or 'none'"));
+    let url = place.server.url();
+    let on_a_terminal = |answer: &[u8]| {
+        let command = aegis(&["approve", "--id", id, "--tenant", "acme", "--url", &url]);
+        let mut command = on_a_terminal(&command, true);
+        let shown = read_to(command.stdout.as_mut().unwrap(), "[y/N] ");
+        assert!(shown.contains("delete all"), "{shown}");
+        let mut keyboard = command.stdin.take().unwrap();
+        keyboard.write_all(answer).unwrap();
+        let mut rest = String::new();
+        let stdout = command.stdout.as_mut().unwrap();
+        stdout.read_to_string(&mut rest).unwrap();
+        (command.wait().unwrap().code(), rest)
+    };
+    let (code, rest) = on_a_terminal(b"n\n");
+    assert_eq!(code, Some(1), "{rest}");
+    let shown = place.run(&["show", id, "--json"]).expect(0).json();
+    assert_eq!(shown["status"], "PENDING");
+    let (code, rest) = on_a_terminal(b"y\n");
+    assert_eq!(code, Some(0), "{rest}");
+    let again = place.run(&["approve", "--id", id, "--digest", "none"]);
+    assert!(again.expect(0).stdout.contains("duplicate"));
+    // What has a payload is decided on its digest alone.
+    let action = place.run(&["submit", "k-2", "--payload", r#"{"n":1}"#, "--json"]);
+    let action = action.expect(0).json();
+    let id = action["request_id"].as_str().unwrap();
+    place
+        .run(&["approve", "--id", id, "--digest", "none"])
+        .expect(1);
+}
+
+/// A server that is none may show a payload, and nothing that ties a decision to it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_payload_that_is_shown_without_a_digest_is_not_decided_on() {
+    let id = "5b7f5d0a-9c1c-4f0e-9d39-2f6b0d6c7a11";
+    let action = json!({"request_id": id, "status": "PENDING", "payload": {"n": 1}});
+    let peer = Peer::start([Act::answer(200).body(action.to_string())]).await;
+    let mut command = aegis(&["approve", "--id", id]);
+    command
+        .env("AEGIS_URL", peer.url())
+        .env("AEGIS_TENANT", "acme");
+    let ended = run(command).expect(1);
+    assert!(ended.stderr.contains("no digest"), "{ended:?}");
+    assert_eq!(peer.count(), 1);
+}
+
+#[test]
 fn a_second_server_on_the_same_file_is_refused() {
     let place = Place::new();
     let ended = run(serve(&place.store())).expect(1);

@@ -1,6 +1,7 @@
 //! `aegis approve` and `aegis reject`.
 
 use std::io::{self, IsTerminal};
+use std::str::FromStr;
 
 use aegis_hitl::protocol::Digest;
 use aegis_hitl::{
@@ -29,10 +30,10 @@ pub(crate) struct Decide {
     #[arg(long, value_name = "ID")]
     pub(crate) id: Option<RequestId>,
 
-    /// With --id: the digest of what was seen; see `aegis show`. Without it, the action is shown
-    /// and has to be confirmed on a terminal.
-    #[arg(long, requires = "id", value_name = "DIGEST")]
-    pub(crate) digest: Option<Digest>,
+    /// With --id: the digest of what was seen; see `aegis show`. It is 'none' for an action without
+    /// a payload. Without it, the action is shown and has to be confirmed on a terminal.
+    #[arg(long, requires = "id", value_name = "DIGEST|none")]
+    pub(crate) digest: Option<Seen>,
 
     /// With --id: approves this payload in place of the one that was submitted, if the submission
     /// allows it: a JSON object, @FILE, or - for standard input.
@@ -58,6 +59,27 @@ pub(crate) struct Decide {
 
     #[command(flatten)]
     pub(crate) connect: Connect,
+}
+
+/// What the reviewer has seen.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Seen {
+    Payload(Digest),
+    NoPayload,
+}
+
+impl FromStr for Seen {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "none" {
+            return Ok(Self::NoPayload);
+        }
+        let digest = text.parse::<Digest>();
+        digest
+            .map(Self::Payload)
+            .map_err(|error| format!("{error}, or 'none' where there is no payload"))
+    }
 }
 
 pub(crate) async fn approve(args: Decide, context: Context) -> Result<(), Failure> {
@@ -119,7 +141,8 @@ async fn by_id(decision: Decision, args: Decide, config: &config::Client) -> Res
     }
     let service = args.connect.service(config)?;
     let digest = match args.digest {
-        Some(digest) => Some(digest),
+        Some(Seen::Payload(digest)) => Some(digest),
+        Some(Seen::NoPayload) => None,
         None => confirmed(&service, &id, decision, json).await?,
     };
     let call_id = args.call_id.unwrap_or_else(RequestId::mint);
@@ -146,12 +169,21 @@ async fn confirmed(
     json: bool,
 ) -> Result<Option<Digest>, Failure> {
     let action = service.look(id).await.map_err(Failure::of_reading)?;
-    if action.digest.is_none() {
-        return Ok(None);
+    let shown = action.edited_payload.as_ref().or(action.payload.as_ref());
+    let has_payload = action.digest.is_some();
+    // Without a digest, what is decided could be another payload than the one that was seen.
+    if !has_payload && shown.is_some() {
+        return Err(Failure::other(format!(
+            "the server shows a payload of {id} and no digest, so that no decision can be bound to it"
+        )));
     }
     if json || !io::stdin().is_terminal() {
+        let (has, digest) = match has_payload {
+            true => ("a payload", "its --digest"),
+            false => ("no payload", "--digest none"),
+        };
         return Err(Failure::usage(format!(
-            "the action has a payload; look at it with 'aegis show {id}' and pass its --digest"
+            "the action has {has}; look at it with 'aegis show {id}' and pass {digest}"
         )));
     }
     print(&view::action(&action))?;
