@@ -1044,6 +1044,46 @@ async fn a_payload_that_is_shown_without_a_digest_is_not_decided_on() {
 }
 
 #[test]
+fn an_empty_payload_is_claimed_as_it_is_on_record() {
+    let place = Place::new();
+    let id = |ended: Ended| {
+        ended.expect(0).json()["request_id"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    };
+    let empty = id(place.run(&["submit", "k-1", "--payload", "{}", "--json"]));
+    place
+        .run(&["approve", "--id", &empty, "--digest", "none"])
+        .expect(0);
+    place
+        .run(&["claim", &empty, "--payload", " { } "])
+        .expect(0);
+    // An edit to nothing is a payload of its own.
+    let submit = [
+        "submit",
+        "k-2",
+        "--payload",
+        r#"{"n":1}"#,
+        "--allow-edit",
+        "--json",
+    ];
+    let submitted = place.run(&submit).expect(0).json();
+    let edited = submitted["request_id"].as_str().unwrap();
+    let digest = submitted["digest"].as_str().unwrap();
+    place
+        .run(&[
+            "approve", "--id", edited, "--digest", digest, "--edit", "{}",
+        ])
+        .expect(0);
+    place.run(&["claim", edited, "--payload", "{}"]).expect(0);
+    // And what has a payload is not claimed as if it had none.
+    let full = place.run(&["approve", "k-3", "--payload", r#"{"n":1}"#, "--json"]);
+    let refused = place.run(&["claim", &id(full), "--payload", "{}"]);
+    refused.expect(3);
+}
+
+#[test]
 fn a_second_server_on_the_same_file_is_refused() {
     let place = Place::new();
     let ended = run(serve(&place.store())).expect(1);

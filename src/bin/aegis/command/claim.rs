@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use aegis_hitl::RequestId;
 use aegis_hitl::protocol::{self, ClaimToken, Digest, Escaped};
+use aegis_hitl::{AegisService, Payload, RequestId};
 use clap::Args;
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 use super::Context;
 use super::decide::{print_changed, unknown};
@@ -102,15 +102,12 @@ pub(crate) struct Fail {
 /// Claims an approved action, and prints the claim and what is to be run.
 pub(crate) async fn claim(args: Claim, context: Context) -> Result<(), Failure> {
     let json = args.connect.json;
-    let digest = match (&args.digest, &args.payload) {
-        (Some(digest), _) => Some(*digest),
-        (None, Some(payload)) => Some(
-            Digest::of(&payload_of(payload)?)
-                .map_err(|error| Failure::usage("the payload").because(error))?,
-        ),
-        (None, None) => None,
-    };
+    let payload = args.payload.as_deref().map(payload_of).transpose()?;
     let service = args.connect.service(&context.config.client)?;
+    let digest = match &payload {
+        Some(payload) => digest_of(payload, &service, &args.id).await?,
+        None => args.digest,
+    };
     let call_id = args.call_id.unwrap_or_else(RequestId::mint);
     let call = service.claim(args.id).digest(digest).lease(args.lease);
     let claimed = call.call_id(&call_id).await;
@@ -135,6 +132,23 @@ pub(crate) async fn claim(args: Claim, context: Context) -> Result<(), Failure> 
             format!("claimed; {message}; claim again with --call-id {call_id} to get the token"),
         )
     })
+}
+
+/// The digest that is on record for a payload. `{}` is no payload, and has none, unless a reviewer
+/// has edited another payload to it.
+async fn digest_of(
+    payload: &Payload,
+    service: &AegisService,
+    id: &RequestId,
+) -> Result<Option<Digest>, Failure> {
+    let digest = Digest::of(payload);
+    let digest = digest.map_err(|error| Failure::usage("the payload").because(error))?;
+    let members = payload.parse::<Map<String, Value>>();
+    if !members.is_ok_and(|members| members.is_empty()) {
+        return Ok(Some(digest));
+    }
+    let action = service.status(id).await.map_err(Failure::of_reading)?;
+    Ok(action.digest.map(|_| digest))
 }
 
 /// Shows when a lease ends.
