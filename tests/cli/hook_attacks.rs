@@ -163,6 +163,30 @@ async fn what_a_server_answers_lets_the_call_pass() {
     }
 }
 
+/// Nothing tells the claim of this hook from that of an earlier one, whose call may have passed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hook_whose_claim_is_on_record_already_blocks_the_call() {
+    let approved =
+        json!({ "status": "COMMITTED", "decision": "approve", "digest": digest(CLAUDE) });
+    let approved = with(&pending(), &approved);
+    let claimed = with(
+        &approved,
+        &json!({ "execution": "claimed", "replayed": true }),
+    );
+    let claim = json!({ "action": claimed, "claim": { "token": "t", "fence": 1 } });
+    let peer = Peer::start([
+        submitted(),
+        Act::answer(200).body(approved.to_string()),
+        Act::lose_reply(),
+        Act::answer(200).body(claim.to_string()),
+    ])
+    .await;
+    let hook = hook(CLAUDE, &peer.url(), &["--for", "5"]);
+    let ended = assert_blocks(run_with_input(hook, &call(CLAUDE).to_string()));
+    assert!(ended.stderr.contains("was lost"), "{ended:?}");
+    assert_eq!(peer.count(), 4);
+}
+
 /// An action with other members.
 fn with(action: &Value, more: &Value) -> Value {
     let mut action = action.clone();

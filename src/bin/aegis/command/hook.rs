@@ -296,10 +296,13 @@ async fn before(args: Settings, call: &Gated, context: Context) -> Result<(), Fa
     }
     let claimed = call.claim(&service, &decided, args.lease).await;
     let claimed = claimed.map_err(Failure::blocking)?;
-    // The claim's own retry: this hook has been here before, and the call may have passed.
+    // The claim's own retry. Most likely a hook has been here before, and the call may have passed.
+    // It may also be this one, whose first answer was lost: the id of the claim cannot tell, as the
+    // hook after the call derives it too.
     if claimed.action.replayed {
         return Err(Failure::blocked(format!(
-            "the approval of {id} was claimed for this tool call before"
+            "the approval of {id} was claimed for this tool call before, or the answer to the claim \
+             was lost; a person decides again when the lease ends"
         )));
     }
     let edited = claimed.action.edited_payload.as_ref();
