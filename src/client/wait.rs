@@ -40,7 +40,9 @@ const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(300);
 /// # Errors
 ///
 /// If nobody decides in time ([`Error::is_timeout`]): the action stays as it is, and may be waited
-/// for again. If the server did not answer at the end, the source of the error tells why. If the server does not know the action, or refuses the request.
+/// for again. If the server did not answer at the end, the source of the error tells why.
+///
+/// If the server does not know the action, or refuses the request.
 ///
 /// ```no_run
 /// # async fn run(aegis: aegis_hitl::AegisService, id: aegis_hitl::RequestId)
