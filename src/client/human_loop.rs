@@ -104,7 +104,8 @@ impl<S: Clone> AegisService<S> {
         OperationCall::about(self.clone(), id, Look::new)
     }
 
-    /// Waits until an action is decided, for `limit` at the most. See [`WaitCall`].
+    /// Waits until an action is decided, for `limit` at the most. `id` is the server's. See
+    /// [`WaitCall`].
     pub fn wait_for_decision<T>(&self, id: T, limit: Duration) -> WaitCall<S>
     where
         T: TryInto<RequestId, Error: Into<InvalidValue>>,

@@ -6,13 +6,14 @@ use std::future::IntoFuture;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use http_body::Body;
 use http_body_util::Full;
 use tokio::time::Instant;
 use tower_service::Service;
 use uuid::Uuid;
 
+use super::answer::is_same;
 use super::endpoints::MAX_WAIT;
 use super::operation::checked;
 use super::request::{BoxFuture, Limits, Question};
@@ -35,14 +36,15 @@ const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(300);
 ///
 /// It asks for the status, and the server answers when the action is decided, or after 55 seconds.
 /// It goes on, over lost connections and unavailable servers, until the action is decided or the
-/// limit is over.
+/// limit is over. The id is the server's.
 ///
 /// # Errors
 ///
 /// If nobody decides in time ([`Error::is_timeout`]): the action stays as it is, and may be waited
 /// for again. If the server did not answer at the end, the source of the error tells why.
 ///
-/// If the server does not know the action, or refuses the request.
+/// If the server does not know the action, or refuses the request. If its answer is about another
+/// action, or names no decision that this version knows ([`Error::is_protocol`]).
 ///
 /// ```no_run
 /// # async fn run(aegis: aegis_hitl::AegisService, id: aegis_hitl::RequestId)
@@ -194,8 +196,17 @@ where
                 },
             };
             match self.ask(id.clone(), question).await {
-                Ok(action) if action.status != Status::Pending || action.decision.is_some() => {
+                Ok(action) if !is_same(&action.request_id, id) => {
+                    return Err(fault("it is about another action than was asked for"));
+                }
+                Ok(action) if action.status != Status::Pending && action.decision.is_some() => {
                     return Ok(action);
+                }
+                Ok(Action {
+                    status: Status::Committed | Status::Failed,
+                    ..
+                }) => {
+                    return Err(fault("it is decided and names no decision of the protocol"));
                 }
                 Ok(_) => {
                     *last = None;
@@ -218,6 +229,12 @@ where
             }
         }
     }
+}
+
+/// The error of a status answer that contradicts itself or the question.
+fn fault(what: &str) -> Error {
+    let detail = format!("the answer is not of the protocol: {what}");
+    Error::protocol(detail, StatusCode::OK, 1)
 }
 
 /// The pauses after failures in a row: twice as long each time, with jitter.

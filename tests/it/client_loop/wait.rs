@@ -118,16 +118,38 @@ async fn a_wait_that_cannot_succeed_fails_at_once() {
 }
 
 #[tokio::test]
-async fn an_action_that_is_no_longer_pending_is_not_waited_for() {
-    let closed = with(
-        &approved(),
+async fn a_status_without_a_decision_or_of_another_action_ends_no_wait_well() {
+    let other = "0190a1b2-0000-7000-8000-000000000002";
+    for members in [
         json!({"status": "COMMITTED", "decision": null}),
+        json!({"status": "COMMITTED", "decision": "escalate"}),
+        json!({"status": "FAILED", "decision": null}),
+        json!({ "request_id": other }),
+    ] {
+        let peer = Peer::start([answer_with(200, &with(&approved(), members.clone()))]).await;
+        let wait = service(&peer.url()).wait_for_decision(ID, HANG);
+        let error = ends(wait.into_future()).await.unwrap_err();
+        assert!(error.is_protocol(), "{members}: {error:?}");
+        assert_eq!(peer.count(), 1, "{members}");
+    }
+}
+
+#[tokio::test]
+async fn a_state_that_this_version_does_not_know_is_waited_out() {
+    let queued = with(&pending(), json!({"status": "QUEUED"}));
+    let contradictory = with(&pending(), json!({"decision": "approve"}));
+    let sealed = with(
+        &approved(),
+        json!({"status": "SEALED", "request_id": ID.to_uppercase()}),
     );
-    let peer = Peer::start([answer_with(200, &closed)]).await;
+    let script = [queued, contradictory, sealed].map(|action| answer_with(200, &action));
+    let peer = Peer::start(script).await;
     let wait = service(&peer.url()).wait_for_decision(ID, HANG);
     let action = ends(wait.into_future()).await.unwrap();
-    assert_eq!((action.status, action.decision), (Status::Committed, None));
-    assert_eq!(peer.count(), 1);
+    assert_eq!(
+        (action.status, action.decision, peer.count()),
+        (Status::Other, Some(Decision::Approve), 3)
+    );
 }
 
 /// Waits for a server that answers this long after it was asked, the third time with a decision.
