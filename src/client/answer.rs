@@ -11,15 +11,21 @@ use serde::Deserialize;
 use serde::de::value::{self, StrDeserializer};
 use serde::de::{DeserializeOwned, IntoDeserializer};
 
+use super::error::tells_the_state;
 use super::read::{AnswerBody, BrokenOff, End};
 use super::receipt::OnRecord;
 use super::view::{View, Word};
 use super::{Error, Outcome, Receipt};
-use crate::layer::{Attempts, Confirmation, Delivery, NotRetried, ResponseHead, RetryError};
-use crate::protocol::{
-    Action, BoxError, Code, Decision, IdempotencyKey, Problem, RequestId, Status, TenantId,
-    ThreadId,
+use crate::layer::{
+    Attempts, Confirmation, Delivery, Failure, NotRetried, ResponseHead, RetryError, judge_hyper,
 };
+use crate::protocol::{
+    Action, BoxError, Code, Decision, Digest, Fingerprint, IdempotencyKey, Problem, RequestId,
+    Status, TenantId, ThreadId,
+};
+
+/// What is wrong with an answer that does not agree with the names in the request.
+const ANOTHER: &str = "it is about another action, tenant, thread or key";
 
 /// An answer with its body, as far as the body could be read.
 pub(super) struct Answer {
@@ -30,6 +36,8 @@ pub(super) struct Answer {
     body: AnswerBody,
     /// Why the body broke off, if the head alone does not say enough.
     cause: Option<BoxError>,
+    /// Whether the stream of the answer was reset as one that was never processed.
+    is_disowned: bool,
     pub(super) told: Told,
 }
 
@@ -64,6 +72,7 @@ impl Answer {
                     end: End::BrokenOff,
                 },
                 cause: Some(broken.cause.to_string().into()),
+                is_disowned: judge_hyper(&*broken.cause) == Failure::Refused,
                 told: Told {
                     // Any attempt before it may have been acted upon.
                     earlier: match error.attempts() {
@@ -96,7 +105,13 @@ impl Answer {
             is_duplicate,
             body,
             cause: None,
+            is_disowned: false,
         }
+    }
+
+    /// Whether the body arrived whole.
+    pub(super) fn is_whole(&self) -> bool {
+        self.body.end == End::Whole
     }
 
     /// Returns the body if it arrived whole, or else why it did not.
@@ -159,6 +174,33 @@ pub(super) fn is_same(one: &RequestId, other: &RequestId) -> bool {
 pub(super) struct Expected<'a> {
     pub(super) subject: Subject<'a>,
     pub(super) decision: Decision,
+    pub(super) payload: Decided<'a>,
+}
+
+/// The payload that was decided on.
+pub(super) enum Decided<'a> {
+    /// The request named it by its digest, if at all.
+    Digest(Option<Digest>),
+    /// The request's body has it. Its digest is computed once an answer has one too.
+    Body(&'a [u8]),
+}
+
+impl Decided<'_> {
+    /// Whether a digest that an answer has is the one of this payload. Without either it is.
+    fn agrees(&self, told: &Word<'_>) -> bool {
+        if !told.is_there() {
+            return true;
+        }
+        let sent = match self {
+            Self::Digest(digest) => *digest,
+            Self::Body(body) => match Fingerprint::in_body(body) {
+                Ok(fingerprint) => fingerprint.map(|fingerprint| Digest::from(fingerprint.0)),
+                // A digest that cannot be checked confirms nothing.
+                Err(_) => return false,
+            },
+        };
+        sent.is_none_or(|sent| told.text().and_then(|text| text.parse().ok()) == Some(sent))
+    }
 }
 
 /// Parses the whole action, or else keeps what there is of it.
@@ -182,6 +224,13 @@ fn problem_in(body: &[u8], status: StatusCode) -> Option<Problem> {
         .and_then(|action| action_in(action.get().as_bytes()))
         .map(Box::new);
     Some(problem)
+}
+
+/// The same, unless its action is another than the request named.
+fn problem_about(body: &[u8], status: StatusCode, subject: &Subject<'_>) -> Option<Problem> {
+    let nested = View::of(body)?.nested();
+    let is_about = nested.is_none_or(|action| subject.is_named(&action));
+    problem_in(body, status).filter(|_| is_about)
 }
 
 fn code_of(word: &str) -> Code {
@@ -252,7 +301,7 @@ pub(super) fn receipt(
     let outcome = match status {
         _ if answer.is_duplicate => Outcome::Duplicate,
         StatusCode::ACCEPTED => Outcome::Accepted,
-        _ => return Err(refusal(answer)),
+        _ => return Err(refusal(answer, &expected.subject)),
     };
     let fault = |what: &str| {
         Error::protocol(
@@ -263,6 +312,9 @@ pub(super) fn receipt(
     };
     if let Some(foreign) = foreign(&answer.headers) {
         return Err(fault(foreign));
+    }
+    if answer.is_disowned {
+        return Err(fault("its stream was refused"));
     }
     let end = answer.body.end;
     let body = match (outcome, end) {
@@ -276,20 +328,33 @@ pub(super) fn receipt(
             return Err(cause.into_iter().fold(fault, Error::with_source));
         }
     };
-    // A connection that closes after such a head looks the same.
-    if outcome == Outcome::Duplicate && body.is_empty() && !may_be_empty(&answer.headers) {
-        return Err(fault("it is declared as JSON and is empty"));
+    if outcome == Outcome::Duplicate && body.trim_ascii().is_empty() {
+        // White space is the beginning of an answer that was cut off.
+        if !body.is_empty() {
+            return Err(fault("it is blank"));
+        }
+        // A connection that closes after such a head looks the same.
+        if !may_be_empty(&answer.headers) {
+            return Err(fault("it is declared as JSON and is empty"));
+        }
     }
     let view = match end {
         End::Whole => View::of(&body),
         _ => View::so_far(&body),
     };
     let view = view.ok_or_else(|| fault("it is not a JSON object"))?;
+    if view.is_cut_off {
+        return Err(fault(
+            "it broke off in a member that tells what is on record",
+        ));
+    }
     match view.code() {
         // Without one of our codes the status decides: the Python SDK's server says no more.
         None | Some("duplicate") => {}
         Some("decision-conflict" | "payload-mismatch") => {
-            return Err(Error::status(problem_in(&body, status), status, attempts));
+            let problem = problem_about(&body, status, &expected.subject);
+            let problem = problem.ok_or_else(|| fault(ANOTHER))?;
+            return Err(Error::status(Some(problem), status, attempts));
         }
         Some(_) => return Err(fault("it has another code than 'duplicate'")),
     }
@@ -300,7 +365,7 @@ pub(super) fn receipt(
     let mut is_told = false;
     for view in [Some(&view), nested.as_ref()].into_iter().flatten() {
         if !expected.subject.is_named(view) {
-            return Err(fault("it is about another action, tenant, thread or key"));
+            return Err(fault(ANOTHER));
         }
         match &view.decision {
             Word::Absent => {}
@@ -315,9 +380,12 @@ pub(super) fn receipt(
         if view.status.is(Status::Pending.as_str()) {
             return Err(fault("the action is still pending"));
         }
+        if !expected.payload.agrees(&view.digest) {
+            return Err(fault("it is about another payload"));
+        }
     }
     // A problem with a foreign type may come from a gateway, which knows nothing about the
-    // decision.
+    // decision. `about:blank` says no more than the status (RFC 9457), as a bare body does.
     let is_foreign = view.code().is_none() && view.kind.is_there() && !view.kind.is("about:blank");
     if outcome == Outcome::Duplicate && is_foreign && !is_told {
         return Err(fault("it is a problem of another kind"));
@@ -344,7 +412,12 @@ pub(super) fn verified(
     let is_asked_for = receipt
         .request_id()
         .is_none_or(|id| *id == action.request_id);
-    if !is_asked_for || !expected.subject.is_of(&action) || action.status == Status::Pending {
+    let digest = action.digest.map(|digest| digest.to_string().into());
+    let agrees = expected.subject.is_of(&action)
+        && expected
+            .payload
+            .agrees(&digest.map_or(Word::Absent, Word::Text));
+    if !is_asked_for || !agrees || action.status == Status::Pending {
         return Err(Error::unverified(&receipt));
     }
     match action.decision {
@@ -368,7 +441,11 @@ fn opposite(action: Option<Action>, status: StatusCode, attempts: u32) -> Error 
 /// Turns the answer to a status request into the action or an error. `tenant` is the one that was
 /// sent.
 pub(super) fn action(answer: Answer, tenant: Option<&TenantId>) -> Result<Action, Error> {
-    let Object(action, told) = object::<Action>(answer, &[StatusCode::OK])?;
+    let subject = Subject {
+        tenant,
+        ..Subject::default()
+    };
+    let Object(action, told) = object::<Action>(answer, &[StatusCode::OK], &subject)?;
     match (tenant, &action.tenant_id) {
         (Some(asked), Some(named)) if asked != named => {
             Err(told.fault("it is about another tenant"))
@@ -404,17 +481,18 @@ impl Head {
 }
 
 /// Reads an answer that has one of these statuses and is a JSON object, whole. Any other answer is
-/// an error.
+/// an error. A refusal has to be about `subject`.
 pub(super) fn object<T: DeserializeOwned>(
     answer: Answer,
     statuses: &[StatusCode],
+    subject: &Subject<'_>,
 ) -> Result<Object<T>, Error> {
     let head = Head {
         status: answer.status,
         attempts: answer.attempts,
     };
     if !statuses.contains(&head.status) {
-        return Err(refusal(answer));
+        return Err(refusal(answer, subject));
     }
     if let Some(foreign) = foreign(&answer.headers) {
         return Err(head.fault(foreign));
@@ -436,9 +514,9 @@ pub(super) fn action_of(
     statuses: &[StatusCode],
     subject: &Subject<'_>,
 ) -> Result<Object<Action>, Error> {
-    let Object(action, head) = object::<Action>(answer, statuses)?;
+    let Object(action, head) = object::<Action>(answer, statuses, subject)?;
     if !subject.is_of(&action) {
-        return Err(head.fault("it is about another action, tenant, thread or key"));
+        return Err(head.fault(ANOTHER));
     }
     Ok(Object(action, head))
 }
@@ -469,11 +547,22 @@ fn unreadable(error: &serde_json::Error) -> String {
     format!("line {}, column {}", error.line(), error.column())
 }
 
-pub(super) fn refusal(answer: Answer) -> Error {
+/// Turns any other answer than the one that was asked for into an error.
+pub(super) fn refusal(answer: Answer, subject: &Subject<'_>) -> Error {
     let (status, attempts) = (answer.status, answer.attempts);
     let is_in_flight = answer.headers.contains_key(RETRY_AFTER);
-    let body = answer.whole().ok();
-    let problem = body.and_then(|body| problem_in(&body, status));
+    let is_foreign = foreign(&answer.headers).is_some();
+    let body = answer.whole().ok().filter(|_| !is_foreign);
+    let problem = body
+        .as_ref()
+        .and_then(|body| problem_about(body, status, subject));
+    if problem.is_none()
+        && let Some(body) = body
+        && let Some(problem) = problem_in(&body, status)
+        && tells_the_state(problem.code, status)
+    {
+        return Head { status, attempts }.fault(ANOTHER);
+    }
     let code = problem.as_ref().map(|problem| problem.code);
     if status == StatusCode::CONFLICT && !is_in_flight && code != Some(Code::AlreadyClaimed) {
         let head = Head { status, attempts };

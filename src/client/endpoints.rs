@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri};
 use http_body_util::Full;
 use tokio::time::Instant;
 
-use super::answer::{Expected, Subject};
+use super::answer::{Decided, Expected, Subject};
 use super::operation::{Settings, Wire};
 use super::request::{DecisionRequest, Limits, Question};
 use super::{Error, EventCursor};
@@ -57,6 +57,7 @@ impl Endpoints {
     pub(super) fn expected<'a>(
         &'a self,
         request: &'a DecisionRequest,
+        body: &'a [u8],
     ) -> Result<Expected<'a>, Error> {
         Ok(Expected {
             subject: Subject {
@@ -66,6 +67,7 @@ impl Endpoints {
                 id: None,
             },
             decision: request.decision,
+            payload: Decided::Body(body),
         })
     }
 
@@ -75,20 +77,20 @@ impl Endpoints {
             .ok_or_else(|| Error::request("no thread id; set one on the builder or on the call"))
     }
 
-    /// Makes the request for a decision. Its body is taken.
+    /// Makes the request for a decision. Its body is taken, and returned too.
     pub(super) fn decision(
         &self,
         request: &mut DecisionRequest,
         call_id: &RequestId,
         deadline: Option<Instant>,
-    ) -> Result<Request<Full<Bytes>>, Error> {
+    ) -> Result<(Request<Full<Bytes>>, Bytes), Error> {
         let body = request.take_body()?;
         let thread = self.thread(request.thread.as_ref())?;
         let uri = match request.decision {
             Decision::Approve => &self.approve,
             Decision::Reject => &self.reject,
         };
-        let mut http = Request::new(Full::new(body));
+        let mut http = Request::new(Full::new(body.clone()));
         *http.method_mut() = Method::POST;
         *http.uri_mut() = uri.clone();
         *http.headers_mut() = HeaderMap::with_capacity(HEADERS);
@@ -99,7 +101,7 @@ impl Endpoints {
         headers.insert(IDEMPOTENCY_KEY, request.key.header_value());
         headers.insert(X_REQUEST_ID, call_id.header_value());
         limit(&mut http, request.limits, deadline);
-        Ok(http)
+        Ok((http, body))
     }
 
     pub(super) fn question(

@@ -207,17 +207,16 @@ impl Error {
 
     /// The server answered with an error status.
     pub(super) fn status(problem: Option<Problem>, status: StatusCode, attempts: u32) -> Self {
-        if let Some(Problem {
-            code: Code::DecisionConflict | Code::PayloadMismatch,
-            ..
-        }) = &problem
+        let code = problem
+            .as_ref()
+            .map(|problem| problem.code)
+            .filter(|code| tells_the_state(*code, status))
+            .unwrap_or(Code::Unknown);
+        if let Code::DecisionConflict | Code::PayloadMismatch = code
             && let Some(problem) = problem
         {
             return Self::conflict(problem, status, attempts);
         }
-        let code = problem
-            .as_ref()
-            .map_or(Code::Unknown, |problem| problem.code);
         let (kind, what) = match status {
             _ if code == Code::ActionClosed => (Kind::Closed, "the action is closed"),
             _ if code == Code::AlreadyClaimed => (Kind::Claim, "another call claimed the action"),
@@ -286,25 +285,25 @@ impl Error {
     /// Whether the action is on record with another payload than the one that was sent, seen, or
     /// about to be run. Such an error [is a conflict](Self::is_conflict) too.
     pub fn is_payload_mismatch(&self) -> bool {
-        self.code() == Some(Code::PayloadMismatch)
+        self.is_conflict() && self.code() == Some(Code::PayloadMismatch)
     }
 
     /// Whether another call spent the approval; [`recorded`](Self::recorded) tells what became of
     /// it. It is never a success: the action was not claimed by this call.
     pub fn is_already_claimed(&self) -> bool {
-        self.code() == Some(Code::AlreadyClaimed)
+        self.inner.kind == Kind::Claim && self.code() == Some(Code::AlreadyClaimed)
     }
 
     /// Whether the action cannot be claimed, because it is pending or rejected, or because its
     /// execution failed and nobody has decided again.
     pub fn is_not_approved(&self) -> bool {
-        self.code() == Some(Code::NotApproved)
+        self.inner.kind == Kind::Claim && self.code() == Some(Code::NotApproved)
     }
 
     /// Whether the token is not that of a live claim: the lease has ended, or another outcome is on
     /// record.
     pub fn is_claim_lost(&self) -> bool {
-        self.code() == Some(Code::ClaimLost)
+        self.inner.kind == Kind::Claim && self.code() == Some(Code::ClaimLost)
     }
 
     /// Whether the server says that it has no such action, rather than something in between that
@@ -374,11 +373,12 @@ impl Error {
     /// same key settles it, and for calls by id with the same [`call_id`](Self::call_id).
     pub fn is_outcome_unknown(&self) -> bool {
         match self.inner.kind {
-            Kind::Config | Kind::Request | Kind::Conflict | Kind::Closed | Kind::Claim => false,
+            Kind::Config | Kind::Request | Kind::Conflict | Kind::Closed => false,
             Kind::Transport | Kind::Timeout => self.inner.delivery != Delivery::NeverSent,
             Kind::Unavailable | Kind::Protocol => true,
-            // The refusal covers its own attempt only. What became of an earlier one is unknown.
-            Kind::Refused => self.inner.earlier != Delivery::NeverSent,
+            // The refusal covers its own attempt only. What became of an earlier one is unknown: it
+            // may have been granted the very claim that this one was refused.
+            Kind::Refused | Kind::Claim => self.inner.earlier != Delivery::NeverSent,
         }
     }
 
@@ -429,6 +429,26 @@ impl Error {
     /// Returns the action on record, if the server sent it.
     pub fn recorded(&self) -> Option<&Action> {
         self.problem()?.action.as_deref()
+    }
+}
+
+/// Whether a code tells the state of the action: the protocol has it, and with this status. Of a
+/// gateway's 502 or a proxy's 407 it is no code of the server's. Some servers answer 409 with a code
+/// that ours has with 422.
+pub(super) fn tells_the_state(code: Code, status: StatusCode) -> bool {
+    match code {
+        Code::DecisionConflict
+        | Code::PayloadMismatch
+        | Code::ActionClosed
+        | Code::NotApproved
+        | Code::ClaimLost => {
+            matches!(
+                status,
+                StatusCode::UNPROCESSABLE_ENTITY | StatusCode::CONFLICT
+            )
+        }
+        Code::AlreadyClaimed => status == StatusCode::CONFLICT,
+        _ => false,
     }
 }
 

@@ -447,7 +447,7 @@ where
     };
     let answer = Answer::read(Response::from_parts(head, body));
     let told = answer.told;
-    let error = refusal(answer).told(told);
+    let error = refusal(answer, &Subject::default()).told(told);
     if is_passing {
         Trouble::Passing(error)
     } else {

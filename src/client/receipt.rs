@@ -82,6 +82,12 @@ pub enum Outcome {
 }
 
 /// Proof that a decision is on record.
+///
+/// A whole answer says so, and agrees with the request in identity, decision and payload as far as
+/// it names them. A 202 whose body breaks off is asked for again. If no attempt gets a whole answer,
+/// the head of the last 202 counts, unless what arrived contradicts it or ends within a value that
+/// might, or its stream was reset as never processed. A 202 whose body is late is not asked for
+/// again, and otherwise counts alike. A cancellation takes a whole answer.
 #[derive(Debug, Clone)]
 pub struct Receipt {
     pub(super) outcome: Outcome,

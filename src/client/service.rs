@@ -164,18 +164,19 @@ where
             let deadline = self.endpoints.deadline(request.limits);
             self.ready(deadline).await?;
             let call_id = request.call_id.take().unwrap_or_else(RequestId::mint);
-            let sent = self.endpoints.decision(&mut request, &call_id, deadline)?;
+            let (sent, body) = self.endpoints.decision(&mut request, &call_id, deadline)?;
             let key = &request.key;
             let named = |error: Error| error.named(Some(key), Some(&call_id));
             let answer = Answer::of(self.stack.call(sent).await).map_err(named)?;
             let told = answer.told;
-            let expected = self.endpoints.expected(&request)?;
+            let expected = self.endpoints.expected(&request, &body)?;
             let (receipt, is_told) = answer::receipt(answer, &expected, call_id.clone())
                 .map_err(|error| named(error.told(told)))?;
             match self.on_duplicate {
                 // Boxed, because this rare case would make the future of every call larger.
                 OnDuplicate::Verify if receipt.is_duplicate() && !is_told => {
-                    let verified = Box::pin(self.verify(receipt, &request, deadline)).await;
+                    let verifying = self.verify(receipt, &request, &body, deadline);
+                    let verified = Box::pin(verifying).await;
                     verified.map_err(|error| named(error.told(told)))
                 }
                 _ => Ok(receipt),
@@ -204,6 +205,7 @@ where
         &mut self,
         receipt: Receipt,
         request: &DecisionRequest,
+        body: &[u8],
         deadline: Option<Instant>,
     ) -> Result<Receipt, Error> {
         let limits = request.limits;
@@ -237,7 +239,9 @@ where
             None => pending.await,
         };
         match action {
-            Ok(action) => answer::verified(receipt, &self.endpoints.expected(request)?, action),
+            Ok(action) => {
+                answer::verified(receipt, &self.endpoints.expected(request, body)?, action)
+            }
             Err(error) => Err(Error::unverified(&receipt).with_source(error)),
         }
     }

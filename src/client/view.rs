@@ -110,7 +110,11 @@ pub(super) struct View<'a> {
     pub(super) decision: Word<'a>,
     pub(super) code: Word<'a>,
     pub(super) kind: Word<'a>,
+    pub(super) digest: Word<'a>,
     pub(super) action: Option<&'a RawValue>,
+    /// Whether an incomplete body ends within the value of one of these members. What it would have
+    /// told is unknown, and not absent.
+    pub(super) is_cut_off: bool,
 }
 
 impl<'a> View<'a> {
@@ -151,10 +155,24 @@ impl<'a> View<'a> {
         let mut json = serde_json::Deserializer::from_str(text);
         let read = json.deserialize_map(Members(&mut view));
         let read = read.and_then(|()| json.end());
+        // Before its first character a value says nothing.
+        view.is_cut_off &= !text.trim_ascii_end().ends_with(':');
         match read {
             Ok(()) if !is_text => (view, Err(serde::de::Error::custom("it is not UTF-8"))),
             read => (view, read),
         }
+    }
+
+    /// Reads the value of a member that matters.
+    fn read_value<T, A>(&mut self, map: &mut A) -> Result<T, A::Error>
+    where
+        T: Deserialize<'a>,
+        A: MapAccess<'a>,
+    {
+        self.is_cut_off = true;
+        let value = map.next_value()?;
+        self.is_cut_off = false;
+        Ok(value)
     }
 
     /// Returns the place of a member that matters.
@@ -168,6 +186,7 @@ impl<'a> View<'a> {
             "decision" => &mut self.decision,
             "code" => &mut self.code,
             "type" => &mut self.kind,
+            "digest" => &mut self.digest,
             _ => return None,
         })
     }
@@ -191,12 +210,15 @@ impl<'de> Visitor<'de> for Members<'_, 'de> {
                 if self.0.action.is_some() {
                     return Err(twice());
                 }
-                self.0.action = map.next_value()?;
+                self.0.action = self.0.read_value(&mut map)?;
             } else if let Some(word) = self.0.word(member) {
                 if !matches!(word, Word::Absent) {
                     return Err(twice());
                 }
-                *word = map.next_value()?;
+                let told = self.0.read_value(&mut map)?;
+                if let Some(word) = self.0.word(member) {
+                    *word = told;
+                }
             } else {
                 map.next_value::<IgnoredAny>()?;
             }
@@ -237,6 +259,7 @@ impl<'a> View<'a> {
             .decision
             .text()
             .and_then(|decision| decision.parse().ok());
+        action.digest = self.digest.text().and_then(|digest| digest.parse().ok());
         Some(action)
     }
 }
@@ -270,6 +293,9 @@ mod tests {
         assert_eq!(kept.decision, Some(crate::protocol::Decision::Reject));
         let unknown = action(r#"{"request_id": "r-1", "status": 5}"#).unwrap();
         assert_eq!(unknown.status, Status::Other);
+        let digest = "0".repeat(64);
+        let json = format!(r#"{{"request_id": "r", "status": "x", "digest": "{digest}"}}"#);
+        assert_eq!(action(&json).unwrap().digest, digest.parse().ok());
         assert!(action(r#"{"request_id": "r-1", "decision": "reject"}"#).is_none());
         assert!(action(r#"{"status": "COMMITTED"}"#).is_none());
     }

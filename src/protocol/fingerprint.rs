@@ -22,6 +22,20 @@ impl Fingerprint {
         serde_json::from_str(payload.as_str()).map(|json| Self::of(&json))
     }
 
+    /// Computes the digest of the payload in a request's body, without the reserved member. `None`
+    /// if nothing else is there.
+    #[cfg(feature = "client")]
+    pub(crate) fn in_body(body: &[u8]) -> Result<Option<Self>, serde_json::Error> {
+        let mut json: Json = serde_json::from_slice(body)?;
+        if let Json::Object(members) = &mut json {
+            members.retain(|(name, _)| name != "aegis");
+            if members.is_empty() {
+                return Ok(None);
+            }
+        }
+        Ok(Some(Self::of(&json)))
+    }
+
     pub(super) fn of(json: &Json) -> Self {
         let mut text = String::new();
         json.write(&mut text);

@@ -525,6 +525,14 @@ async fn a_receipt_takes_an_answer_that_agrees_with_what_was_asked() {
             Unconfirmed,
         ),
         ("409 JSON as text", typed("text/plain"), Unconfirmed),
+        ("blank 409", answer(409).body(" "), Unconfirmed),
+        (
+            "blank 409 problem",
+            answer(409)
+                .body("\r\n")
+                .header("content-type", "application/problem+json"),
+            Unconfirmed,
+        ),
         (
             "409 in gzip",
             problem(409, duplicate_of(action("approve"))).header("content-encoding", "gzip"),
@@ -914,6 +922,107 @@ async fn an_answer_that_breaks_off_is_read_by_its_head() {
     // A 409 confirms only with its body, which may tell of the opposite.
     let (error, _) = failure(answer(409).body("{\"request_id\":").body_breaks_off()).await;
     assert!(error.is_protocol() && error.is_outcome_unknown());
+}
+
+#[tokio::test]
+async fn the_head_of_a_202_confirms_nothing_that_the_rest_contradicts() {
+    for cut in [
+        r#"{"title":"x","decision":"rejec"#,
+        r#"{"decision":"#,
+        r#"{"status":"PENDING","deci"#,
+        r#"{"status":"PEND"#,
+        r#"{"idempotency_key":"k-"#,
+        r#"{"action":{"decision":"reject"}"#,
+        r#"{"action":{"decision":"reject""#,
+        r#"{"decision":"approve","digest":"00"#,
+    ] {
+        let says_nothing = cut == r#"{"decision":"#;
+        for act in [
+            answer(202).body(cut.to_owned()).body_breaks_off(),
+            answer(202).body(cut.to_owned()).body_never_ends(),
+        ] {
+            let peer = Peer::start([act]).await;
+            let call = service(&peer).approve("k-1").deadline(HANG / 4);
+            let result = ends(call.into_future()).await;
+            match result {
+                Ok(receipt) => assert!(says_nothing, "{cut}: {receipt:?}"),
+                Err(error) if error.is_conflict() => assert!(cut.contains("reject"), "{cut}"),
+                Err(error) => {
+                    assert!(!says_nothing, "{cut}: {error:?}");
+                    assert!(error.is_protocol() && error.is_outcome_unknown(), "{cut}");
+                }
+            }
+        }
+    }
+    // What is asked again and then answered whole decides.
+    let cut = answer(202).body(r#"{"deci"#).body_breaks_off();
+    let peer = Peer::start([cut, answer_with(202, &action("reject"))]).await;
+    let error = service(&peer).approve("k-1").await.unwrap_err();
+    assert!(error.is_conflict(), "{error:?}");
+    assert_eq!(peer.count(), 2);
+}
+
+#[tokio::test]
+async fn a_decision_is_not_confirmed_by_an_answer_about_another_payload() {
+    use aegis_hitl::Payload;
+    use aegis_hitl::protocol::Digest;
+
+    let payload = json!({"to": "a@b.c"});
+    let own = Digest::of(&Payload::new(&payload).unwrap()).unwrap();
+    for status in [202, 409] {
+        for (digest, is_confirmed) in [
+            (json!(own), true),
+            (Value::Null, true),
+            (json!("0".repeat(64)), false),
+            (json!("0".repeat(63)), false),
+            (json!(5), false),
+        ] {
+            let peer = Peer::start([answer_with(status, &changed("digest", digest.clone()))]).await;
+            for comment in [None, Some("ok")] {
+                let mut call = service(&peer).approve("k-1").payload(&payload);
+                if let Some(comment) = comment {
+                    call = call.comment(comment);
+                }
+                match call.await {
+                    Ok(receipt) => assert!(is_confirmed, "{digest}: {receipt:?}"),
+                    Err(error) => {
+                        assert!(!is_confirmed && error.is_protocol(), "{digest}: {error:?}");
+                        assert!(error.is_outcome_unknown());
+                    }
+                }
+            }
+            // Without a payload there is nothing to compare.
+            service(&peer).approve("k-1").comment("ok").await.unwrap();
+            service(&peer)
+                .approve("k-1")
+                .payload(&json!({}))
+                .await
+                .unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_code_counts_with_its_status_and_about_this_action_alone() {
+    for code in ["decision-conflict", "payload-mismatch", "action-closed"] {
+        for status in [502, 503, 407, 200] {
+            let (error, _) = failure(problem(status, code, "reject")).await;
+            assert!(!error.is_conflict() && !error.is_closed(), "{error:?}");
+            assert!(!error.is_payload_mismatch(), "{error:?}");
+            assert_eq!(error.is_outcome_unknown(), status != 407, "{error:?}");
+        }
+        for status in [409, 422] {
+            let page = problem(status, code, "reject").header("content-type", "text/html");
+            let (error, _) = failure(page).await;
+            assert!(!error.is_conflict() && !error.is_closed(), "{error:?}");
+            let other = json!({"code": code, "action": changed("idempotency_key", "k-2")});
+            let (error, _) = failure(answer_with(status, &other)).await;
+            assert!(
+                error.is_protocol() && error.is_outcome_unknown(),
+                "{code} {status}: {error:?}"
+            );
+        }
+    }
 }
 
 #[tokio::test]

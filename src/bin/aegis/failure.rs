@@ -84,7 +84,7 @@ impl From<aegis_hitl::Error> for Failure {
     fn from(error: aegis_hitl::Error) -> Self {
         let code = if error.is_config() || error.is_request() {
             2
-        } else if is_refused(&error) {
+        } else if is_refused(&error) && !error.is_outcome_unknown() {
             3
         } else if error.is_outcome_unknown() {
             4

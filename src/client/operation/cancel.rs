@@ -1,7 +1,7 @@
 //! Withdrawing an action that nobody has decided.
 
 use super::{Operation, Sent, Wire, path};
-use crate::client::answer::{Answer, Expected, receipt_by_id};
+use crate::client::answer::{Answer, Decided, Expected, receipt_by_id};
 use crate::client::endpoints::Endpoints;
 use crate::client::{Error, Receipt};
 use crate::protocol::{Closed, Decision, RequestId};
@@ -29,11 +29,14 @@ impl Operation for Cancel {
         let expected = Expected {
             subject: sent.about(&self.id),
             decision: Decision::Reject,
+            payload: Decided::Digest(None),
         };
+        let is_whole = answer.is_whole();
         let (receipt, head) = receipt_by_id(answer, &expected, sent.call_id.clone())?;
         let is_cancelled = match receipt.action() {
             Some(action) => action.closed == Some(Closed::Cancelled),
-            None => !receipt.is_duplicate(),
+            // A body that was cut off may have said that it expired.
+            None => is_whole && !receipt.is_duplicate(),
         };
         if !is_cancelled {
             return Err(head.fault("the action on record is not cancelled"));

@@ -117,13 +117,15 @@ impl Operation for Claim {
     }
 
     fn read(self, answer: Answer, sent: Sent) -> Result<Claimed, Error> {
-        let Object(claimed, head) = object::<Claimed>(answer, &[StatusCode::OK])?;
+        let subject = sent.about(&self.id);
+        let Object(claimed, head) = object::<Claimed>(answer, &[StatusCode::OK], &subject)?;
         let action = &claimed.action;
-        if !sent.about(&self.id).is_of(action) {
+        if !subject.is_of(action) {
             return Err(head.fault("it is about another action or tenant"));
         }
         let is_approved = action.decision == Some(Decision::Approve)
             && action.status == Status::Committed
+            && action.closed.is_none()
             && action.execution == Some(Execution::Claimed);
         if !is_approved {
             return Err(head.fault("its action is not approved and claimed"));
@@ -143,6 +145,8 @@ pub struct Renew {
     id: RequestId,
     token: ClaimToken,
     lease: Option<Duration>,
+    /// What the answer has to be about, if the caller knows it.
+    fence: Option<u64>,
 }
 
 impl Renew {
@@ -151,12 +155,17 @@ impl Renew {
             id,
             token,
             lease: None,
+            fence: None,
         }
     }
 
-    pub(in crate::client) fn with_lease(mut self, lease: Duration) -> Self {
-        self.lease = Some(lease);
-        self
+    /// The renewal of a claim that was granted for `lease`.
+    pub(in crate::client) fn of(id: RequestId, claim: &protocol::Claim, lease: Duration) -> Self {
+        Self {
+            lease: Some(lease),
+            fence: Some(claim.fence),
+            ..Self::new(id, claim.token.clone())
+        }
     }
 }
 
@@ -193,9 +202,11 @@ impl Operation for Renew {
         Wire::post(path(&self.id, "renew"), &body)
     }
 
-    fn read(self, answer: Answer, _: Sent) -> Result<protocol::Claim, Error> {
-        let Object(Renewed { claim }, head) = object(answer, &[StatusCode::OK])?;
-        if claim.token != self.token {
+    fn read(self, answer: Answer, sent: Sent) -> Result<protocol::Claim, Error> {
+        let subject = sent.about(&self.id);
+        let Object(Renewed { claim }, head) = object(answer, &[StatusCode::OK], &subject)?;
+        let is_same_claim = self.fence.is_none_or(|fence| fence == claim.fence);
+        if claim.token != self.token || !is_same_claim {
             return Err(head.fault("it is about another claim"));
         }
         Ok(claim)

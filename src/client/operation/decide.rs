@@ -5,7 +5,7 @@ use std::fmt;
 use serde::Serialize;
 
 use super::{Operation, OperationCall, Sent, Wire, digest_of_edit, path, payload_of};
-use crate::client::answer::{Answer, Expected, receipt_by_id};
+use crate::client::answer::{Answer, Decided, Expected, receipt_by_id};
 use crate::client::endpoints::Endpoints;
 use crate::client::request::has_reserved_member;
 use crate::client::{Error, Receipt};
@@ -102,19 +102,16 @@ impl Operation for DecideById {
     }
 
     fn read(self, answer: Answer, sent: Sent) -> Result<Receipt, Error> {
-        let expected = Expected {
-            subject: sent.about(&self.id),
-            decision: self.decision,
-        };
-        let (receipt, head) = receipt_by_id(answer, &expected, sent.call_id.clone())?;
-        let decided = match &self.payload {
+        let digest = match &self.payload {
             Some(payload) => Some(digest_of_edit(payload)?),
             None => self.digest,
         };
-        let recorded = receipt.action().and_then(|action| action.digest);
-        if decided.is_some() && recorded.is_some() && decided != recorded {
-            return Err(head.fault("it is about another payload"));
-        }
+        let expected = Expected {
+            subject: sent.about(&self.id),
+            decision: self.decision,
+            payload: Decided::Digest(digest),
+        };
+        let (receipt, _) = receipt_by_id(answer, &expected, sent.call_id.clone())?;
         Ok(receipt)
     }
 }

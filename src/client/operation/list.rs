@@ -97,7 +97,8 @@ impl Operation for List {
     }
 
     fn read(self, answer: Answer, sent: Sent) -> Result<ActionPage, Error> {
-        let Object(page, head) = object::<ActionPage>(answer, &[StatusCode::OK])?;
+        let Object(page, head) =
+            object::<ActionPage>(answer, &[StatusCode::OK], &Subject::default())?;
         let subject = Subject {
             tenant: sent.tenant.as_ref(),
             thread: self.thread.as_ref(),

@@ -9,7 +9,7 @@ use super::{Operation, OperationCall, Sent, Wire, path};
 use crate::client::Error;
 use crate::client::answer::{Answer, Object, action_of};
 use crate::client::endpoints::Endpoints;
-use crate::protocol::{Action, ClaimToken, Execution, JsonText, RequestId};
+use crate::protocol::{Action, ClaimToken, Decision, Execution, JsonText, RequestId, Status};
 
 /// The report of a success; see [`AegisService::complete`](crate::AegisService::complete).
 #[derive(Debug, Clone)]
@@ -127,6 +127,12 @@ fn recorded(
     let Object(action, head) = action_of(answer, &[StatusCode::OK], &sent.about(id))?;
     if action.execution != Some(execution) {
         return Err(head.fault("another outcome is on record"));
+    }
+    let was_approved = action.status != Status::Pending
+        && action.decision != Some(Decision::Reject)
+        && action.closed.is_none();
+    if !was_approved {
+        return Err(head.fault("its action was not approved"));
     }
     Ok(action)
 }

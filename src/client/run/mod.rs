@@ -11,7 +11,7 @@ use std::task::Poll;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode};
+use http::{Request, Response};
 use http_body::Body;
 use http_body_util::Full;
 use serde::Serialize;
@@ -22,7 +22,6 @@ pub use self::outcome::{Approved, RunOutcome};
 
 use self::steps::{Held, Run};
 use super::Error;
-use super::answer::is_same;
 use super::operation::{Claimed, OperationCall, Submit, lease_in_seconds};
 use super::wait::Wait;
 use crate::layer::after;
@@ -207,10 +206,6 @@ where
             }
             Err(error) => return Err(error),
         };
-        if !is_same(&decided.request_id, &id) {
-            let fault = "the status answer is about another action";
-            return Err(Error::protocol(fault, StatusCode::OK, 1));
-        }
         let decided = match RunOutcome::settled(decided.into()) {
             Ok(outcome) => return Ok(outcome),
             Err(decided) => decided,
@@ -226,7 +221,7 @@ where
         };
         let mut held = Held {
             id,
-            token: claim.token.clone(),
+            claim: claim.clone(),
             begun,
         };
         let approved = Approved {

@@ -20,7 +20,7 @@ use crate::client::operation::{
 use crate::client::request::{Limits, Question};
 use crate::client::wait::Pauses;
 use crate::client::{AegisService, Error};
-use crate::protocol::{Action, ClaimToken, Digest, JsonText, Payload, RequestId, check_json};
+use crate::protocol::{self, Action, Digest, JsonText, Payload, RequestId, check_json};
 
 /// The largest result that servers keep, in bytes.
 const MAX_RESULT: usize = 64 * 1024;
@@ -42,7 +42,7 @@ pub(super) struct Run<S> {
 /// A claim that is held.
 pub(super) struct Held {
     pub(super) id: RequestId,
-    pub(super) token: ClaimToken,
+    pub(super) claim: protocol::Claim,
     /// When the request began that granted or renewed the claim last. The lease is counted from
     /// here, so that it never ends later on this side than on the server's.
     pub(super) begun: Instant,
@@ -132,7 +132,7 @@ where
             let end = held.begun + self.lease;
             sleep_until(next.min(end)).await;
             let begun = Instant::now();
-            let renew = Renew::new(held.id.clone(), held.token.clone()).with_lease(self.lease);
+            let renew = Renew::of(held.id.clone(), &held.claim, self.lease);
             let mut settings = self.within(end.saturating_duration_since(begun));
             // A lost answer leaves time for another attempt.
             let limit = settings.limits.timeout.unwrap_or(third).min(third);
@@ -163,7 +163,7 @@ where
         T: Serialize,
         E: fmt::Display,
     {
-        let (id, token) = (held.id.clone(), held.token.clone());
+        let (id, token) = (held.id.clone(), held.claim.token.clone());
         let reported = match &outcome {
             Ok(value) => {
                 let mut complete = Complete::new(id, token);

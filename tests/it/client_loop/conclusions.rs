@@ -213,6 +213,39 @@ async fn a_decision_by_id_takes_an_answer_about_this_action_and_payload() {
             answer_with(202, &with(&approved(), json!({"tenant_id": "x"}))),
             Unproven,
         ),
+        (
+            "another payload in an action that cannot be parsed",
+            problem(
+                409,
+                "duplicate",
+                with(&approved(), json!({"digest": "0".repeat(64), "title": 5})),
+            ),
+            Unproven,
+        ),
+        (
+            "a digest that is none",
+            answer_with(202, &with(&approved(), json!({"digest": "0".repeat(63)}))),
+            Unproven,
+        ),
+        (
+            "a digest that is a number",
+            problem(409, "duplicate", with(&approved(), json!({"digest": 5}))),
+            Unproven,
+        ),
+        (
+            "no digest",
+            answer_with(202, &with(&approved(), json!({"digest": null}))),
+            Done,
+        ),
+        (
+            "another action's conflict",
+            problem(
+                422,
+                "decision-conflict",
+                with(&rejected(), json!({"request_id": "x"})),
+            ),
+            Unproven,
+        ),
         ("pending", answer_with(202, &pending()), Unproven),
         ("the opposite", answer_with(202, &rejected()), Conflict),
         (
@@ -321,6 +354,36 @@ async fn a_cancellation_takes_an_action_that_is_cancelled() {
 }
 
 #[tokio::test]
+async fn a_cancellation_that_is_cut_off_is_not_confirmed_by_its_head() {
+    let expired = with(&rejected(), json!({"closed": "expired"})).to_string();
+    let cut = Act::answer(202).body(expired[..expired.len() - 1].to_owned());
+    let cancelled = with(&rejected(), json!({"closed": "cancelled"}));
+    for act in [cut.clone().body_breaks_off(), cut.clone().body_never_ends()] {
+        let peer = Peer::start([act]).await;
+        let error = service(&peer.url()).cancel(ID).await.unwrap_err();
+        assert!(is_no_proof(&error), "{error:?}");
+    }
+    let peer = Peer::start([cut.body_breaks_off(), answer_with(202, &cancelled)]).await;
+    service(&peer.url()).cancel(ID).await.unwrap();
+    assert_eq!(peer.count(), 2);
+}
+
+#[tokio::test]
+async fn a_claim_that_is_refused_after_a_lost_reply_may_have_been_granted() {
+    for act in [
+        problem(409, "already-claimed", executed("claimed")),
+        problem(422, "not-approved", executed("unknown")),
+    ] {
+        let peer = Peer::start([Act::lose_reply(), act]).await;
+        let claim = service(&peer.url()).claim(ID).digest(digest());
+        let error = claim.await.unwrap_err();
+        assert!(error.is_already_claimed() || error.is_not_approved());
+        assert!(error.is_outcome_unknown(), "{error:?}");
+        assert_eq!(peer.count(), 2);
+    }
+}
+
+#[tokio::test]
 async fn a_claim_is_granted_for_what_is_about_to_be_run_or_not_at_all() {
     use Conclusion::{AlreadyClaimed, Done, Mismatch, NotApproved, Refused, Unproven};
     let other = json!({"digest": "0".repeat(64)});
@@ -360,6 +423,20 @@ async fn a_claim_is_granted_for_what_is_about_to_be_run_or_not_at_all() {
             Unproven,
         ),
         ("rejected", changed(json!({"decision": "reject"})), Unproven),
+        (
+            "cancelled",
+            changed(json!({"closed": "cancelled"})),
+            Unproven,
+        ),
+        (
+            "another action is spent",
+            problem(
+                409,
+                "already-claimed",
+                with(&executed("claimed"), json!({"request_id": "x"})),
+            ),
+            Unproven,
+        ),
         ("failed", changed(json!({"status": "FAILED"})), Unproven),
         ("not claimed", changed(json!({"execution": null})), Unproven),
         (
@@ -465,6 +542,21 @@ async fn a_report_takes_an_action_with_this_outcome() {
                 Unproven,
             ),
             ("unknown", answer_with(200, &executed("unknown")), Unproven),
+            (
+                "pending",
+                answer_with(200, &with(&own, json!({"status": "PENDING"}))),
+                Unproven,
+            ),
+            (
+                "rejected",
+                answer_with(200, &with(&own, json!({"decision": "reject"}))),
+                Unproven,
+            ),
+            (
+                "cancelled",
+                answer_with(200, &with(&own, json!({"closed": "cancelled"}))),
+                Unproven,
+            ),
             ("nothing", answer_with(200, &approved()), Unproven),
             (
                 "another action",
