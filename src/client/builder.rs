@@ -221,7 +221,9 @@ impl Builder {
     /// a port, and optionally user and password.
     ///
     /// By default `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` name the proxy, as for
-    /// curl, except for servers on `localhost` and loopback addresses. To an `https` server the
+    /// curl, except for servers on `localhost` and loopback addresses. The lower-case form of a
+    /// variable comes first, an empty one counts as not set, and one that cannot be used is an
+    /// error. To an `https` server the
     /// proxy opens a tunnel (`CONNECT`); requests to an `http` server it reads. This configures the
     /// built-in HTTP client, and has no effect on [`build_with`](Self::build_with).
     #[must_use]

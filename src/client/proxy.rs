@@ -1,5 +1,6 @@
 //! Whether connections go directly to the server, through a proxy, or to a Unix socket.
 
+use std::ffi::OsString;
 use std::future::Future;
 use std::io;
 use std::net::IpAddr;
@@ -12,7 +13,7 @@ use std::task::{Context, Poll};
 
 use http::{HeaderValue, Uri};
 use hyper::rt::{Read, ReadBufCursor, Write};
-use hyper_util::client::proxy::matcher::Matcher;
+use hyper_util::client::proxy::matcher::{Intercept, Matcher};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 #[cfg(unix)]
@@ -46,11 +47,7 @@ impl ProxySetting {
             Self::Never => return Ok(None),
             // As in Go: a proxy's `localhost` is another machine.
             Self::Environment if is_loopback(base) => return Ok(None),
-            Self::Environment => match Matcher::from_env().intercept(base) {
-                // Whoever configures a proxy may have to keep requests from going out directly.
-                None if names_unusable(base) => {
-                    return Err(unusable("in the environment is malformed"));
-                }
+            Self::Environment => match named_by(|name| std::env::var_os(name), base)? {
                 None => return Ok(None),
                 found => found,
             },
@@ -72,29 +69,59 @@ impl ProxySetting {
     }
 }
 
-/// Whether the environment names an invalid proxy for `base`. The matcher ignores it silently.
-fn names_unusable(base: &Uri) -> bool {
-    let value = |name: &str| {
-        let lower = name.to_ascii_lowercase();
-        let value = std::env::var(lower).or_else(|_| std::env::var(name));
-        value.ok().filter(|value| !value.trim().is_empty())
+/// Returns the proxy that the environment names for `base`, read as curl reads it: the lower-case
+/// form of a variable comes first, and an empty one counts as not set.
+///
+/// Whoever configures a proxy may have to keep requests from going out directly. So a value that
+/// cannot be used is an error.
+fn named_by(
+    variable: impl Fn(&str) -> Option<OsString>,
+    base: &Uri,
+) -> Result<Option<Intercept>, Error> {
+    let value = |name: &str| match variable(name).map(OsString::into_string) {
+        None => Ok(None),
+        Some(Ok(value)) => Ok(Some(value).filter(|value| !value.trim().is_empty())),
+        Some(Err(_)) => Err(Error::config(format!(
+            "the environment variable '{name}' is not UTF-8"
+        ))),
     };
-    let is_proxied = |proxy: String| {
-        let matcher = Matcher::builder()
-            .all(proxy)
-            .no(value("NO_PROXY").unwrap_or_default());
-        matcher.build().intercept(base).is_some()
+    let either = |name: &str| match value(&name.to_ascii_lowercase())? {
+        None => value(name),
+        lower => Ok::<_, Error>(lower),
     };
     let of_scheme = match base.scheme_str() {
-        Some("https") => value("HTTPS_PROXY"),
-        // In a CGI program the variable is a header of the request.
-        _ if std::env::var_os("REQUEST_METHOD").is_some() => None,
-        _ => value("HTTP_PROXY"),
+        Some("https") => either("HTTPS_PROXY")?,
+        // In a CGI program the upper-case variable is a header of the request. On Windows the two
+        // are the same one.
+        _ if variable("REQUEST_METHOD").is_some() => match cfg!(windows) {
+            true => None,
+            false => value("http_proxy")?,
+        },
+        _ => either("HTTP_PROXY")?,
     };
-    is_proxied("http://proxy.invalid".to_owned())
-        && of_scheme
-            .or_else(|| value("ALL_PROXY"))
-            .is_some_and(|proxy| !is_proxied(proxy))
+    let proxy = match of_scheme {
+        None => either("ALL_PROXY")?,
+        of_scheme => of_scheme,
+    };
+    let Some(proxy) = proxy else {
+        return Ok(None);
+    };
+    let spared = either("NO_PROXY")?.unwrap_or_default();
+    // The matcher takes the asterisk for names alone.
+    if spared.split(',').any(|entry| entry.trim() == "*") {
+        return Ok(None);
+    }
+    let proxied_by = |proxy: &str| {
+        let matcher = Matcher::builder().all(proxy).no(spared.as_str());
+        matcher.build().intercept(base)
+    };
+    if proxied_by("http://proxy.invalid").is_none() {
+        return Ok(None);
+    }
+    match proxied_by(&proxy) {
+        None => Err(unusable("in the environment is malformed")),
+        found => Ok(found),
+    }
 }
 
 /// The URL may contain a password, so the message does not repeat it.
@@ -278,6 +305,116 @@ impl Write for RoutedStream {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The proxy for a server under an environment: its URL, or `-` for none, or `!` for an error.
+    fn named(environment: &[(&str, &str)], url: &str) -> String {
+        let variable = |name: &str| {
+            let (_, value) = environment.iter().find(|(set, _)| *set == name)?;
+            Some(value.into())
+        };
+        match named_by(variable, &url.parse().unwrap()) {
+            Ok(Some(proxy)) => proxy.uri().to_string(),
+            Ok(None) => "-".to_owned(),
+            Err(error) => {
+                assert!(error.is_config(), "{error:?}");
+                assert!(!error.to_string().contains("secret"), "{error}");
+                "!".to_owned()
+            }
+        }
+    }
+
+    #[test]
+    fn an_empty_variable_hides_no_other_and_the_lower_case_one_comes_first() {
+        let (one, other) = ("http://one:1", "http://other:2");
+        for (environment, expected) in [
+            (&[][..], "-"),
+            (&[("HTTP_PROXY", ""), ("http_proxy", one)], "http://one:1/"),
+            (&[("HTTP_PROXY", one), ("http_proxy", "")], "http://one:1/"),
+            (&[("HTTP_PROXY", "  "), ("ALL_PROXY", one)], "http://one:1/"),
+            (&[("ALL_PROXY", ""), ("all_proxy", one)], "http://one:1/"),
+            (
+                &[("HTTP_PROXY", other), ("http_proxy", one)],
+                "http://one:1/",
+            ),
+            (
+                &[("http_proxy", one), ("NO_PROXY", ""), ("no_proxy", "*")],
+                "-",
+            ),
+            (&[("HTTPS_PROXY", one)], "-"),
+            // A header of a CGI request, and what cannot be one.
+            (&[("HTTP_PROXY", one), ("REQUEST_METHOD", "GET")], "-"),
+            #[cfg(not(windows))]
+            (
+                &[("http_proxy", one), ("REQUEST_METHOD", "GET")],
+                "http://one:1/",
+            ),
+        ] {
+            let named = named(environment, "http://server.invalid");
+            assert_eq!(named, expected, "{environment:?}");
+        }
+    }
+
+    #[test]
+    fn a_proxy_that_cannot_be_used_is_an_error_wherever_another_one_would_be_found() {
+        let bad = "http://us er:secret@host";
+        for (environment, expected) in [
+            (&[("HTTP_PROXY", bad), ("http_proxy", "")][..], "!"),
+            (&[("HTTP_PROXY", bad), ("ALL_PROXY", "http://one:1")], "!"),
+            (
+                &[("http_proxy", "::::"), ("HTTP_PROXY", "http://one:1")],
+                "!",
+            ),
+            (&[("ALL_PROXY", bad), ("all_proxy", "")], "!"),
+            (&[("HTTP_PROXY", bad), ("NO_PROXY", "*")], "-"),
+            (&[("HTTPS_PROXY", bad)], "-"),
+        ] {
+            let named = named(environment, "http://server.invalid");
+            assert_eq!(named, expected, "{environment:?}");
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_variable_that_is_not_utf_8_is_an_error_that_names_it() {
+        use std::os::unix::ffi::OsStringExt;
+
+        for set in ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "no_proxy"] {
+            let variable = |name: &str| match name {
+                name if name == set => Some(OsString::from_vec(b"http://secret\xff".to_vec())),
+                "all_proxy" => Some("http://one:1".into()),
+                _ => None,
+            };
+            let base = "http://server.invalid".parse().unwrap();
+            let named = named_by(variable, &base).map(|found| found.is_some());
+            if set == "ALL_PROXY" {
+                // Its lower-case form comes first.
+                assert!(named.unwrap());
+                continue;
+            }
+            let error = named.unwrap_err();
+            assert!(
+                error.is_config() && error.to_string().contains(set),
+                "{error}"
+            );
+            assert!(!error.to_string().contains("secret"), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_asterisk_spares_addresses_too() {
+        for (spared, expected) in [
+            ("*", "-"),
+            ("a, *", "-"),
+            ("192.0.2.2", "-"),
+            ("192.0.2.0/24", "-"),
+            ("192.0.2.3", "http://one:1/"),
+            (",,", "http://one:1/"),
+        ] {
+            let environment = [("http_proxy", "http://one:1"), ("no_proxy", spared)];
+            let named = named(&environment, "http://192.0.2.2:8000");
+            assert_eq!(named, expected, "{spared}");
+        }
+    }
 
     #[test]
     fn only_localhost_and_addresses_of_loopback_are_loopback() {
