@@ -246,6 +246,7 @@ impl Server {
             Arrival {
                 listening: address.map(|address| address.ip()),
                 peer: None,
+                connection: None,
                 is_tls: self.tls.is_some(),
             },
         );

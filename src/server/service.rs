@@ -169,12 +169,12 @@ impl<St: Store> HitlService<St> {
         let target = self.target(&parts);
         let endpoint = target.as_ref().map_or("none", Target::name);
         let body = pin!(body);
-        let mut body = RequestBody::new(body, &parts.headers);
+        let mut body = RequestBody::new(body, &parts.headers, arrival.holder());
         let mut response = self
             .dispatch(target, &parts, &mut body, arrival)
             .await
             .unwrap_or_else(Rejection::into_response);
-        response = response::within(&self.api.room, response);
+        response = response::within(&self.api.leaving, arrival.holder(), response);
         // HTTP/2 resets the stream; HTTP/1 has only the connection to close.
         if !body.discard().await && parts.version < Version::HTTP_2 {
             response::close_after(&mut response);

@@ -7,12 +7,14 @@ use aegis_hitl::store::MemoryStore;
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt};
 use http_body_util::{BodyExt, Full, StreamBody};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use serde_json::json;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 use tower_service::Service;
 
 use crate::support::h2::{self, H2};
-use crate::support::{Disk, Faulty, HANG, Mood, Running, SHORT, start_with};
+use crate::support::{Call, Disk, Faulty, HANG, Mood, Running, SHORT, start_with};
 
 /// A server that closes no connection because it is idle, as long as a test lasts.
 async fn patient(
@@ -209,4 +211,67 @@ async fn large_answers_that_nobody_reads_share_64_mib() {
     assert_eq!(ask().await.unwrap().status(), 503);
     drop(bytes);
     assert_eq!(ask().await.unwrap().status(), 200);
+}
+
+#[tokio::test]
+async fn a_text_that_is_there_for_all_takes_no_room() {
+    let mut service = HitlService::new(MemoryStore::new());
+    let mut unread = Vec::new();
+    let mut bytes = 0;
+    while bytes < 80 * 1024 * 1024 {
+        let request = http::Request::get("/openapi.json").header("host", "localhost");
+        let request = request.body(Full::<Bytes>::default()).unwrap();
+        let answer = service.call(request).await.unwrap();
+        assert_eq!(answer.status(), 200);
+        let len = http_body::Body::size_hint(answer.body()).exact().unwrap();
+        assert!(len > 8 * 1024, "{len}");
+        bytes += len;
+        unread.push(answer);
+    }
+}
+
+#[tokio::test]
+async fn connections_that_read_nothing_keep_no_other_from_reading_or_sending() {
+    let server = patient(MemoryStore::new(), |server| server).await;
+    let call = |method: &str, path: &str| {
+        let call = Call::new(server.addr, method, path).header("Tenant-Id", "t");
+        call.header("Thread-Id", "h")
+            .header("Idempotency-Key", "large")
+    };
+    let body = json!({ "a": "x".repeat(250_000) }).to_string();
+    let submit = call("POST", "/api/v1/hitl/actions").json(body);
+    let large = submit.send().await;
+    assert_eq!(large.status, 201);
+    let path = format!("/api/v1/hitl/status/{}", large.request_id());
+    let mut unread = Vec::new();
+    let mut refused = 0;
+    for _ in 0..3 {
+        let stream = TcpStream::connect(server.addr).await.unwrap();
+        let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+        builder.initial_stream_window_size(0);
+        let (sender, connection) = builder.handshake(TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        for _ in 0..100 {
+            let uri = format!("http://{}{path}", server.addr);
+            let request = http::Request::get(uri).header("Tenant-Id", "t");
+            let request = request.body(Full::<Bytes>::default()).unwrap();
+            let answer = sender.clone().send_request(request).await.unwrap();
+            if answer.status() == 200 {
+                unread.push(answer);
+            } else {
+                assert_eq!(answer.status(), 503);
+                refused += 1;
+            }
+        }
+    }
+    // Each connection holds a quarter of the room.
+    assert!(refused > 50, "{refused}");
+    let read = call("GET", &path).send().await;
+    assert_eq!(read.status, 200);
+    let body = json!({ "a": "x".repeat(100_000) }).to_string();
+    let submit = Call::new(server.addr, "POST", "/api/v1/hitl/actions").header("Tenant-Id", "t");
+    let submit = submit
+        .header("Thread-Id", "h")
+        .header("Idempotency-Key", "other");
+    assert_eq!(submit.json(body).send().await.status, 201);
 }

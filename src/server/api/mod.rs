@@ -36,7 +36,8 @@ use crate::server::http::headers;
 use crate::server::http::response;
 use crate::server::http::room::Room;
 use crate::server::http::{
-    Arrival, Held, Host, HostGuard, Peer, Rate, RateLimiter, Rejection, RequestBody, Response,
+    Arrival, HeldBytes, HeldText, Host, HostGuard, Peer, Rate, RateLimiter, Rejection, RequestBody,
+    Response,
 };
 use crate::server::ops::metrics::Metrics;
 use crate::server::ops::outage::Outage;
@@ -58,7 +59,7 @@ const BODY_LIMIT: usize = 256 * 1024;
 /// The limit of a form, beyond what it holds of a body, in bytes.
 const FORM_LIMIT: usize = 64 * 1024;
 
-/// The room for all large bodies, in bytes.
+/// The room for all large bodies that arrive, and the room for all that are sent, in bytes.
 const ROOM: usize = 64 * 1024 * 1024;
 
 #[derive(Debug, Clone)]
@@ -103,8 +104,10 @@ pub(crate) struct Api<St> {
     pub(crate) store: St,
     pub(crate) settings: Settings,
     pub(crate) drain: Drain,
-    /// For the large bodies of requests and responses.
-    pub(crate) room: Room,
+    /// For the large bodies of requests.
+    arriving: Room,
+    /// For those of responses. Who reads slowly keeps nobody from sending.
+    pub(crate) leaving: Room,
     pub(crate) metrics: Arc<Metrics>,
     peers: Option<RateLimiter<Peer>>,
     tenants: Option<RateLimiter<TenantId>>,
@@ -114,10 +117,12 @@ pub(crate) struct Api<St> {
 
 impl<St: Store> Api<St> {
     pub(crate) fn new(store: St, settings: Settings) -> Self {
+        // The largest body finds room at least alone.
+        let room = || Room::new(ROOM.max(3 * settings.body_limit + FORM_LIMIT));
         Self {
             store,
-            // The largest body finds room at least alone.
-            room: Room::new(ROOM.max(3 * settings.body_limit + FORM_LIMIT)),
+            arriving: room(),
+            leaving: room(),
             peers: settings.max_rate_per_peer.map(RateLimiter::new),
             tenants: settings.max_rate_per_tenant.map(RateLimiter::new),
             settings,
@@ -252,7 +257,7 @@ impl<St: Store> Api<St> {
         &self,
         headers: &http::HeaderMap,
         body: &mut RequestBody<'_, B>,
-    ) -> Result<Held, Rejection> {
+    ) -> Result<HeldBytes, Rejection> {
         let bytes = self
             .read_up_to(self.settings.body_limit, headers, body)
             .await?;
@@ -268,27 +273,37 @@ impl<St: Store> Api<St> {
         limit: usize,
         headers: &http::HeaderMap,
         body: &mut RequestBody<'_, B>,
-    ) -> Result<Held, Rejection> {
+    ) -> Result<HeldBytes, Rejection> {
         headers::reject_encoded(headers)?;
         tokio::select! {
             biased;
-            bytes = body.read(limit, self.settings.body_timeout, &self.room) => bytes,
+            bytes = body.read(limit, self.settings.body_timeout, &self.arriving) => bytes,
             () = self.drain.grace_is_over() => Err(shutting_down()),
         }
     }
 
-    /// Reads a form of a web page.
+    /// Reads a form of a web page with a payload.
     pub(crate) async fn read_form<B: Body>(
         &self,
         headers: &http::HeaderMap,
         body: &mut RequestBody<'_, B>,
-    ) -> Result<String, Rejection> {
-        headers::reject_other_than_form(headers)?;
+    ) -> Result<HeldText, Rejection> {
         // In a form each byte may take three.
         let limit = 3 * self.settings.body_limit + FORM_LIMIT;
+        self.read_form_up_to(limit, headers, body).await
+    }
+
+    /// Reads a form of at most `limit` bytes.
+    pub(crate) async fn read_form_up_to<B: Body>(
+        &self,
+        limit: usize,
+        headers: &http::HeaderMap,
+        body: &mut RequestBody<'_, B>,
+    ) -> Result<HeldText, Rejection> {
+        headers::reject_other_than_form(headers)?;
         let bytes = self.read_up_to(limit, headers, body).await?;
-        let text = std::str::from_utf8(&bytes);
-        text.map(str::to_owned)
+        bytes
+            .into_text()
             .map_err(|_| Rejection::invalid("the form is not UTF-8"))
     }
 

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 
+use super::room::Holder;
+
 /// Where a request came from, as far as that is known.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Arrival {
@@ -10,8 +12,21 @@ pub(crate) struct Arrival {
     pub(crate) listening: Option<IpAddr>,
     /// The address of the client, or of the last proxy.
     pub(crate) peer: Option<IpAddr>,
+    /// The number of the connection, which no other one has.
+    pub(crate) connection: Option<u64>,
     /// Whether it came by TLS of this server's own.
     pub(crate) is_tls: bool,
+}
+
+impl Arrival {
+    /// Who holds the bodies of a request. A peer on loopback is a proxy that speaks for many.
+    pub(crate) fn holder(self) -> Holder {
+        let peer = self.peer.map(Peer::of);
+        Holder {
+            connection: self.connection,
+            peer: peer.filter(|peer| !peer.is_loopback()),
+        }
+    }
 }
 
 /// The origin of a connection: an IPv4 address, or an IPv6 `/64` network, which one host can have

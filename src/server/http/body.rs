@@ -11,7 +11,7 @@ use http_body_util::BodyExt;
 use tokio::time::timeout;
 
 use super::response::Rejection;
-use super::room::{FREE, Held, Room};
+use super::room::{FREE, HeldBytes, Holder, Room};
 use crate::protocol::Code;
 
 /// The number of bytes of an unwanted body to read and discard. A client that is still sending
@@ -27,6 +27,7 @@ pub(crate) struct RequestBody<'a, B> {
     /// Whether the client waits for `100 Continue` and has not been sent it yet.
     withheld: bool,
     state: BodyState,
+    holder: Holder,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,7 +38,7 @@ enum BodyState {
 }
 
 impl<'a, B: Body> RequestBody<'a, B> {
-    pub(crate) fn new(body: Pin<&'a mut B>, headers: &HeaderMap) -> Self {
+    pub(crate) fn new(body: Pin<&'a mut B>, headers: &HeaderMap, holder: Holder) -> Self {
         let ended = body.is_end_stream();
         Self {
             body,
@@ -47,6 +48,7 @@ impl<'a, B: Body> RequestBody<'a, B> {
             } else {
                 BodyState::Open
             },
+            holder,
         }
     }
 
@@ -56,7 +58,7 @@ impl<'a, B: Body> RequestBody<'a, B> {
         limit: usize,
         within: Duration,
         room: &Room,
-    ) -> Result<Held, Rejection> {
+    ) -> Result<HeldBytes, Rejection> {
         let too_large = || {
             Rejection::new(
                 Code::PayloadTooLarge,
@@ -79,7 +81,7 @@ impl<'a, B: Body> RequestBody<'a, B> {
         let most = if announced > 0 { announced } else { limit };
         // A declared length may be false, so memory is reserved for what has arrived.
         let mut bytes = Vec::with_capacity(announced.min(FREE));
-        let mut share = room.share();
+        let mut share = room.share(self.holder);
         let read = async {
             while let Some(frame) = self.next_data().await? {
                 let Some(data) = frame else { continue };

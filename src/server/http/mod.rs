@@ -19,4 +19,4 @@ pub(crate) use self::body::RequestBody;
 pub(crate) use self::host::HostGuard;
 pub(crate) use self::rate::RateLimiter;
 pub(crate) use self::response::{Rejection, Response};
-pub(crate) use self::room::Held;
+pub(crate) use self::room::{HeldBytes, HeldText, Holder};

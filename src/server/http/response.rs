@@ -18,7 +18,7 @@ use http_body::{Body, Frame, SizeHint};
 use serde::Serialize;
 
 use super::rate::Rate;
-use super::room::{FREE, Room};
+use super::room::{FREE, Holder, Room};
 use crate::protocol::{Action, Code, Problem};
 
 /// The body of a response: a JSON text that is complete from the start, or a stream of events.
@@ -288,13 +288,16 @@ fn whole(status: StatusCode, media_type: HeaderValue, text: impl Into<Bytes>) ->
     response
 }
 
-/// Holds the body in the room for bodies until it is sent. If there is no room, the response is 503.
-pub(crate) fn within(room: &Room, mut response: Response) -> Response {
+/// Holds the body in the room for answers until it is sent. If there is no room, the response is
+/// 503.
+pub(crate) fn within(room: &Room, holder: Holder, mut response: Response) -> Response {
+    // A text that is there for all, such as a style sheet, takes no memory for one of them.
     if let Content::Whole(body) = &mut response.body_mut().0
         && body.len() > FREE
+        && body.is_unique()
     {
         // Nothing else refers to the text, so this copies nothing.
-        match room.hold(std::mem::take(body).into()) {
+        match room.hold(holder, std::mem::take(body).into()) {
             Some(held) => *body = held,
             None => {
                 return Rejection::unavailable(

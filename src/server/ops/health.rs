@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ use crate::protocol::X_REQUEST_ID;
 use crate::server::api::shutting_down;
 use crate::server::http::headers;
 use crate::server::http::response;
-use crate::server::http::{Arrival, Rejection, RequestBody, Response, head};
+use crate::server::http::{Arrival, Holder, Rejection, RequestBody, Response, head};
 use crate::server::ops::scrape::Scraper;
 use crate::server::service::{HitlService, ResponseFuture};
 use crate::store::Store;
@@ -52,6 +53,8 @@ pub(crate) struct WithHealth<St> {
 #[derive(Debug, Default)]
 struct Shared {
     last_success: Mutex<Option<Instant>>,
+    /// The number of connections so far.
+    connections: AtomicU64,
     scraper: Scraper,
 }
 
@@ -78,6 +81,8 @@ impl<St: Store> WithHealth<St> {
     pub(crate) fn for_peer(&self, peer: Option<IpAddr>) -> Self {
         let mut this = self.clone();
         this.arrival.peer = peer;
+        let number = self.shared.connections.fetch_add(1, Ordering::Relaxed);
+        this.arrival.connection = Some(number);
         this
     }
 }
@@ -171,7 +176,9 @@ impl<St: Store> WithHealth<St> {
 /// request.
 async fn reject<B: Body>(rejection: Rejection, parts: &Parts, body: B) -> Response {
     let body = pin!(body);
-    RequestBody::new(body, &parts.headers).discard().await;
+    RequestBody::new(body, &parts.headers, Holder::default())
+        .discard()
+        .await;
     let mut response = rejection.into_response();
     // HTTP/2 frames each stream, so other requests on the connection are intact.
     if parts.version < Version::HTTP_2 {
