@@ -17,6 +17,9 @@ use crate::server::auth::{Holder, LIFETIME};
 use crate::server::http::{Rejection, RequestBody, Response};
 use crate::store::Store;
 
+/// The most bytes of the form. A key or a code and a path need far less, and strangers send it.
+const MOST_BYTES: usize = 8 * 1024;
+
 /// The most domains of a host whose cookies are expired.
 const MOST_DOMAINS: usize = 5;
 
@@ -65,7 +68,7 @@ pub(super) async fn sign_in<St: Store, B: Body>(
     body: &mut RequestBody<'_, B>,
 ) -> Result<Response, Rejection> {
     let headers = &parts.headers;
-    let form = api.read_form(headers, body).await?;
+    let form = api.read_form_up_to(MOST_BYTES, headers, body).await?;
     let field = |name: &str| value_of(&form, name);
     let takes_keys = !api.settings.auth.trusts_tenant_header();
     let next = next(field("next"));
