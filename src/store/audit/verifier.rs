@@ -278,8 +278,10 @@ fn number(item: &Map<String, Value>, name: &str) -> Result<u64, String> {
 }
 
 fn hash(item: &Map<String, Value>, name: &str) -> Result<Hash, String> {
-    unhex(text(item, name)?)
-        .ok_or_else(|| format!("its '{name}' is not a hash of 64 hexadecimal digits"))
+    let text = text(item, name)?;
+    // A hash has one spelling.
+    let hash = unhex(text).filter(|hash| hex(hash) == text);
+    hash.ok_or_else(|| format!("its '{name}' is not a hash of 64 lower-case hexadecimal digits"))
 }
 
 #[cfg(test)]

@@ -39,7 +39,7 @@ pub(crate) struct Options {
     #[arg(long, env = "AEGIS_STORE", value_name = "FILE")]
     pub(crate) store: Option<PathBuf>,
 
-    /// The tenant [default: all, one after another]. An export must have it.
+    /// The tenant [default: all, one after another]. What is verified must have it.
     #[arg(long, env = "AEGIS_TENANT", value_name = "TENANT")]
     pub(crate) tenant: Option<TenantId>,
 }
@@ -199,18 +199,23 @@ fn verify_export(args: &Verify, mut export: impl BufRead) -> Result<(), Failure>
         verifier = verifier.noted(*head.as_bytes());
     }
     let mut line = Vec::new();
+    let mut lines = 0_u64;
     let verified = loop {
         line.clear();
         let mut limited = (&mut export).take(MAX_LINE);
         if limited.read_until(b'\n', &mut line).map_err(unread)? == 0 {
-            break verifier.finish();
+            break verifier.finish().map_err(|fault| fault.to_string());
         }
-        let text = line.strip_suffix(b"\n").unwrap_or(&line);
+        lines += 1;
+        let Some(text) = line.strip_suffix(b"\n") else {
+            break Err(format!(
+                "line {lines}: it has no line feed at its end, or more than {MAX_LINE} bytes"
+            ));
+        };
         if let Err(fault) = verifier.line(text) {
-            break Err(fault);
+            break Err(fault.to_string());
         }
     };
-    let verified = verified.map_err(|fault| fault.to_string());
     let verified = verified.and_then(|chains| match &args.options.tenant {
         Some(tenant)
             if chains
@@ -244,6 +249,17 @@ fn verify_store(args: &Verify, context: Context) -> Result<(), Failure> {
     }
     if !report.faults.is_empty() {
         return unsound("the audit trail", &report.faults, args.json);
+    }
+    // A name that is misspelled must not look verified.
+    if let Some(tenant) = tenant
+        && report
+            .heads
+            .iter()
+            .all(|head| head.seq + head.unchained == 0)
+    {
+        return Err(Failure::other(format!(
+            "nothing was verified: tenant {tenant} has no events"
+        )));
     }
     if args.json {
         let chains: Vec<_> = report.heads.iter().map(head_json).collect();

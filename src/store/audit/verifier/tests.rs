@@ -217,3 +217,15 @@ fn what_is_no_line_of_an_export_is_refused() {
     let huge = line::from("acme", u64::MAX, &[0; 32]);
     assert!(AuditVerifier::new().line(huge).is_err());
 }
+
+#[test]
+fn a_hash_in_capitals_is_refused() {
+    let lines = export("acme");
+    for (at, name) in [(0, "from"), (1, "hash"), (lines.len() - 1, "head")] {
+        let line: Value = serde_json::from_str(&lines[at]).unwrap();
+        let hash = line[name].as_str().unwrap();
+        let mut lines = lines.clone();
+        lines[at] = lines[at].replace(hash, &hash.to_uppercase());
+        refused(&lines, &format!("its '{name}' is not a hash"));
+    }
+}
