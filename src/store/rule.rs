@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use super::Actor;
 use super::operation::Record;
 use crate::protocol::{Decision, RequestId, Status};
 
@@ -80,13 +81,24 @@ pub(crate) fn rule(recorded: Recorded<'_>, asked: Asked<'_>) -> Ruling {
     }
 }
 
-/// Whether this decision and this call are the ones on record, so that the request is the call's
-/// own retry.
-pub(crate) fn is_replay(record: &Record, decision: Decision, call_id: Option<&RequestId>) -> bool {
+/// Whether this decision, this call and this actor are the ones on record, so that the request is
+/// the call's own retry.
+pub(crate) fn is_replay(
+    record: &Record,
+    decision: Decision,
+    call_id: Option<&RequestId>,
+    actor: &Actor,
+) -> bool {
+    record.action.decision == Some(decision) && is_same_call(record, call_id, actor)
+}
+
+/// Whether this call of this actor made the decision on record. A call id is the caller's to
+/// choose, so another actor's call is another one, whatever its id.
+pub(crate) fn is_same_call(record: &Record, call_id: Option<&RequestId>, actor: &Actor) -> bool {
     let call_id = call_id.map(canonical_call);
-    record.action.decision == Some(decision)
-        && call_id.is_some()
+    call_id.is_some()
         && call_id.as_deref() == record.call_id.as_deref()
+        && record.action.decided_by.as_deref() == Some(actor.as_str())
 }
 
 /// Whether two payloads differ. A missing payload matches any: a caller that sends only the key

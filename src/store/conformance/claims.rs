@@ -49,7 +49,7 @@ fn success() -> Report {
     Report::Completed(Some(JsonText::from_json(r#"{"sent": [1, null]}"#).unwrap()))
 }
 
-fn failure() -> Report {
+pub(super) fn failure() -> Report {
     Report::Failed(Some("the mail server refused it".to_owned()))
 }
 

@@ -114,6 +114,7 @@ where
         decisions::of_many_calls_one_is_recorded,
         reviews::what_was_seen_is_decided,
         reviews::what_the_reviewer_edited_is_what_is_run,
+        reviews::a_call_is_retried_by_its_own_actor_and_edit_alone,
         reviews::who_submitted_does_not_decide,
         reviews::a_pending_action_is_cancelled,
         claims::an_approval_is_spent_once,

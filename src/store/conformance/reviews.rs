@@ -1,12 +1,12 @@
 //! Decisions by id, on what the reviewer saw, and cancellations.
 
-use super::claims::claim;
+use super::claims::{claim, failure, report};
 use super::{Stores, decision, digest, id, payload, submission};
 use crate::protocol::Decision::{self, Approve, Reject};
 use crate::protocol::{Action, Closed, RequestId, Status};
 use crate::store::{
-    Acquire, Acquired, Actor, Cancel, Cancelled, Decide, DecideById, Decided, Store, Submission,
-    Submit, Submitted,
+    Acquire, Acquired, Actor, Cancel, Cancelled, Decide, DecideById, Decided, Finished, Store,
+    Submission, Submit, Submitted,
 };
 
 pub(super) fn review(action: &Action, decision: Decision) -> DecideById {
@@ -107,7 +107,35 @@ pub(super) async fn what_the_reviewer_edited_is_what_is_run<S: Store>(stores: &S
     let text = recorded.edited_payload.as_ref().unwrap().as_str();
     assert_eq!(text, r#"{"n": 2}"#);
     assert_eq!(stores.find(0, id(&pending)).await, Some(recorded.clone()));
-    unwrap_variant!(stores.decide_by_id(1, edited).await, Decided::Replayed);
+    unwrap_variant!(
+        stores.decide_by_id(1, edited.clone()).await,
+        Decided::Replayed
+    );
+    let unedited = DecideById {
+        edited: None,
+        ..edited.clone()
+    };
+    let otherwise = DecideById {
+        edited: payload(r#"{"n": 3}"#),
+        ..edited
+    };
+    // The same call with another edit is no retry of it.
+    for other in [unedited, otherwise] {
+        for digest in [other.digest, recorded.digest] {
+            let other = DecideById {
+                digest,
+                ..other.clone()
+            };
+            // Without an edit, and with the digest on record, it asks for what is there.
+            let is_there = other.edited.is_none() && digest == recorded.digest;
+            let answered = stores.decide_by_id(2, other).await;
+            let answered = match is_there {
+                true => unwrap_variant!(answered, Decided::Replayed),
+                false => unwrap_variant!(answered, Decided::PayloadMismatch),
+            };
+            assert_eq!(answered.edited_payload, recorded.edited_payload);
+        }
+    }
 
     // Decisions are compared with what is on record, submissions with what was submitted.
     for (n, is_on_record) in [(1, false), (2, true)] {
@@ -148,6 +176,58 @@ pub(super) async fn what_the_reviewer_edited_is_what_is_run<S: Store>(stores: &S
     };
     unwrap_variant!(stores.acquire(2, original).await, Acquired::PayloadMismatch);
     stores.claimed(0, claim(&recorded)).await;
+}
+
+pub(super) async fn a_call_is_retried_by_its_own_actor_and_edit_alone<S: Store>(
+    stores: &Stores<S>,
+) {
+    let submit = Submit {
+        payload: payload(r#"{"n": 1}"#),
+        submission: Submission {
+            allow_edit: true,
+            ..Submission::default()
+        },
+        ..submission("k-1")
+    };
+    let pending = stores.submit(0, submit).await;
+    let pending = unwrap_variant!(pending, Submitted::Recorded);
+    let approval = review(&pending, Approve);
+    let recorded = stores.decide_by_id(1, approval.clone()).await;
+    let recorded = unwrap_variant!(recorded, Decided::Recorded);
+    let by_another = DecideById {
+        actor: Actor::new("another reviewer"),
+        ..approval.clone()
+    };
+    let answered = stores.decide_by_id(2, by_another).await;
+    assert_eq!(unwrap_variant!(answered, Decided::Duplicate), recorded);
+    let edited = DecideById {
+        edited: payload(r#"{"n": 2}"#),
+        ..approval.clone()
+    };
+    let answered = stores.decide_by_id(0, edited.clone()).await;
+    unwrap_variant!(answered, Decided::PayloadMismatch);
+
+    let by_key = decision("k-2", Approve);
+    let first = stores.decide(1, by_key.clone()).await;
+    unwrap_variant!(first, Decided::Recorded);
+    let by_another = Decide {
+        actor: Actor::new("another reviewer"),
+        ..by_key
+    };
+    let answered = stores.decide(2, by_another).await;
+    unwrap_variant!(answered, Decided::Duplicate);
+
+    // The form of before the failure, with an edit: it neither counts as recorded nor decides anew.
+    let (_, held) = stores.claimed(0, claim(&recorded)).await;
+    let report = report(&recorded, &held, failure());
+    unwrap_variant!(stores.finish(1, report).await, Finished::Recorded);
+    let answered = stores.decide_by_id(2, edited).await;
+    let failed = unwrap_variant!(answered, Decided::PayloadMismatch);
+    assert_eq!(failed.status, Status::Failed);
+    let answered = stores.decide_by_id(0, approval).await;
+    let failed = unwrap_variant!(answered, Decided::Replayed);
+    assert_eq!(failed.status, Status::Failed);
+    assert_eq!(failed.edited_payload, None);
 }
 
 pub(super) async fn who_submitted_does_not_decide<S: Store>(stores: &Stores<S>) {

@@ -70,7 +70,12 @@ impl Operation for Cancel {
         }
         Ok(if record.action.closed != Some(Closed::Cancelled) {
             Cancelled::Decided(record.action)
-        } else if is_replay(&record, Decision::Reject, self.call_id.as_ref()) {
+        } else if is_replay(
+            &record,
+            Decision::Reject,
+            self.call_id.as_ref(),
+            &self.actor,
+        ) {
             record.action.replayed = true;
             Cancelled::Replayed(record.action)
         } else {

@@ -4,7 +4,7 @@ use super::{
     Inserted, Ledger, New, Operation, Origin, Record, Tombstone, Transition, Verdict, settle,
 };
 use crate::protocol::{Action, Decision, Digest, RequestId, Status};
-use crate::store::rule::{Asked, Recorded, Ruling, canonical_call, rule};
+use crate::store::rule::{Asked, Recorded, Ruling, canonical_call, is_same_call, rule};
 use crate::store::{Actor, Fingerprinted, Identity};
 
 /// A request for a decision on an action.
@@ -171,7 +171,8 @@ pub(super) fn decide_again<L: Ledger>(
     ledger: &mut L,
     amend: impl FnOnce(&mut Record),
 ) -> Result<Decided, L::Error> {
-    let call_id = request.call_id.map(canonical_call);
+    let is_same_call = is_same_call(&record, request.call_id, request.actor);
+    let call_id = request.call_id.filter(|_| is_same_call).map(canonical_call);
     let ruling = rule(
         Recorded {
             status: record.action.status,

@@ -4,7 +4,7 @@ use uuid::Uuid;
 
 use super::decide::{Request, decide_again};
 use super::{Decided, Ledger, Operation, settle};
-use crate::protocol::{Decision, Digest, RequestId, TenantId};
+use crate::protocol::{Action, Decision, Digest, RequestId, TenantId};
 use crate::store::rule::is_replay;
 use crate::store::{Actor, Fingerprinted};
 
@@ -45,9 +45,12 @@ impl Operation for DecideById {
             return Ok(Decided::NotFound);
         };
         let mut record = settle(record, ledger)?;
-        // A call's own retry is answered whatever it saw: its edit may have changed the digest.
-        let is_own = is_replay(&record, self.decision, self.call_id.as_ref());
+        let is_own = is_replay(&record, self.decision, self.call_id.as_ref(), &self.actor);
         if is_own && record.action.closed.is_none() {
+            // The form that is sent a second time with another edit asks for something else.
+            if !self.asks_for(&record.action) {
+                return Ok(Decided::PayloadMismatch(record.action));
+            }
             record.action.replayed = true;
             return Ok(Decided::Replayed(record.action));
         }
@@ -76,11 +79,30 @@ impl Operation for DecideById {
             actor: &self.actor,
             allow_self_approval: self.allow_self_approval,
         };
-        decide_again(record, request, ledger, |record| {
+        let decided = decide_again(record, request, ledger, |record| {
             if let Some(edited) = &self.edited {
                 record.action.digest = Some(Digest::from(*edited.digest()));
                 record.action.edited_payload = Some(edited.payload().clone());
             }
+        })?;
+        Ok(match decided {
+            // A call of an earlier round.
+            Decided::Replayed(mut action) if !self.asks_for(&action) => {
+                action.replayed = false;
+                Decided::PayloadMismatch(action)
+            }
+            decided => decided,
         })
+    }
+}
+
+impl DecideById {
+    /// Whether the payload on record is the one that this request decides on. A call's own retry
+    /// may have seen any digest, as its edit changed it.
+    fn asks_for(&self, action: &Action) -> bool {
+        match &self.edited {
+            Some(edited) => action.digest == Some(Digest::from(*edited.digest())),
+            None => action.edited_payload.is_none() || action.digest == self.digest,
+        }
     }
 }

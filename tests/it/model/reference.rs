@@ -211,8 +211,11 @@ impl Item {
         self.shown.execution == Some(Execution::Claimed)
     }
 
-    fn is_retry(&self, decision: Decision, call: Option<usize>) -> bool {
-        call.is_some() && call == self.decided_by_call && self.shown.decision == Some(decision)
+    fn is_retry(&self, decision: Decision, call: Option<usize>, by: usize) -> bool {
+        call.is_some()
+            && call == self.decided_by_call
+            && self.shown.decision == Some(decision)
+            && self.shown.decided_by.as_deref() == Some(&*actor(by))
     }
 
     fn replayed(&self) -> Answer {
@@ -435,8 +438,15 @@ impl Reference {
                 let Some(item) = self.target(to) else {
                     return not_found();
                 };
-                if item.is_retry(decision, call) && item.shown.closed.is_none() {
-                    return item.replayed();
+                let asks_for_this = match edited {
+                    Some(_) => edited == item.content(),
+                    None => item.shown.edited.is_none() || digest == item.content(),
+                };
+                if item.is_retry(decision, call, by) && item.shown.closed.is_none() {
+                    return match asks_for_this {
+                        true => item.replayed(),
+                        false => answer("payload mismatch", item.shown.clone()),
+                    };
                 }
                 if digest != item.content() {
                     let word = match digest {
@@ -454,7 +464,12 @@ impl Reference {
                 if asks_for_another && is_decided_so {
                     return answer("payload mismatch", item.shown.clone());
                 }
+                let shown = item.shown.clone();
                 let judged = self.judge(to.slot, decision, call, by, self_approval);
+                let judged = judged.map(|judged| match judged.word {
+                    "replayed" if !asks_for_this => answer("payload mismatch", shown),
+                    _ => judged,
+                });
                 judged.unwrap_or_else(|| {
                     let shown = &mut self.items.get_mut(&to.slot).unwrap().shown;
                     shown.edited = edited.or(shown.edited);
@@ -489,7 +504,7 @@ impl Reference {
                 if shown.closed != Some(Closed::Cancelled) {
                     return answer("decided", shown);
                 }
-                if item.is_retry(Decision::Reject, call) {
+                if item.is_retry(Decision::Reject, call, by) {
                     return item.replayed();
                 }
                 self.repeat(to.slot, call);
@@ -615,7 +630,7 @@ impl Reference {
     ) -> Option<Answer> {
         let item = &self.items[&slot];
         let shown = item.shown.clone();
-        if item.is_retry(decision, call) && shown.closed.is_none() {
+        if item.is_retry(decision, call, by) && shown.closed.is_none() {
             return Some(item.replayed());
         }
         if shown.status != Status::Committed {
