@@ -575,6 +575,62 @@ async fn a_decision_of_unknown_outcome_can_be_sent_again() {
 }
 
 #[tokio::test]
+async fn a_form_that_is_sent_again_with_another_edit_is_not_told_that_it_is_on_record() {
+    let desk = keyless().await;
+    let cookie = desk.open().await;
+    let body = json!({"n": 1, "aegis": {"allow_edit": true}});
+    let id = desk.submit("k", &body, ACME).await;
+    let path = format!("/actions/{id}");
+    let page = html(&desk.get(&path).header("Cookie", &cookie).send().await);
+    let send = async |payload: &str| {
+        let fields = [
+            ("digest", &*hidden(&page, "digest")),
+            ("call", &*hidden(&page, "call")),
+            ("payload", payload),
+            ("decision", "approve"),
+        ];
+        let call = desk.post(&path, &fields).header("Cookie", &cookie);
+        follow(&desk, &call.send().await, &cookie).await
+    };
+    let act = async |verb: &str, body: Value| {
+        let call = Call::new(desk.addr, "POST", format!("/api/v1/hitl{path}/{verb}"));
+        let call = call.header("Tenant-Id", "acme").json(body.to_string());
+        call.send().await.json()
+    };
+    for _ in 0..2 {
+        let told = send("{\"n\":5}").await;
+        assert!(told.contains("Your approval is on record."), "{told}");
+    }
+    let told = send("{\"n\":666}").await;
+    assert!(told.contains("was not recorded"), "{told}");
+    assert!(!told.contains("Your approval is on record"), "{told}");
+
+    let look = desk.get(&format!("/api/v1/hitl{path}"));
+    let action = look.header("Tenant-Id", "acme").send().await.json();
+    assert_eq!(action["edited_payload"], json!({"n": 5}));
+    let claimed = act("claim", json!({"digest": action["digest"]})).await;
+    let failed = act("fail", json!({"token": claimed["claim"]["token"]})).await;
+    assert_eq!(failed["status"], "FAILED");
+    let told = send("{\"n\":5}").await;
+    assert!(
+        told.contains("is on record from before it failed. It was not decided again."),
+        "{told}"
+    );
+    let told = send("{\"n\":6}").await;
+    assert!(told.contains("was not recorded"), "{told}");
+    assert!(told.contains("decision\" value=\"approve"), "{told}");
+}
+
+#[tokio::test]
+async fn a_form_to_sign_in_is_short() {
+    let (desk, _keys) = keyed().await;
+    for (len, status) in [(8_000, 403), (9_000, 413), (800_000, 413)] {
+        let reply = desk.post("/sign-in", &[("key", &"a".repeat(len))]);
+        assert_eq!(reply.send().await.status, status, "{len}");
+    }
+}
+
+#[tokio::test]
 async fn a_proxy_that_signs_people_in_is_trusted_and_nobody_else() {
     let with_proxy = |address: &str| {
         let address = address.parse().unwrap();

@@ -3,10 +3,12 @@
 
 use std::convert::Infallible;
 use std::sync::mpsc;
+use std::task::Poll;
 
 use aegis_hitl::server::{Auth, HitlService, Inbox, Keys, ResponseBody, Server};
 use aegis_hitl::store::MemoryStore;
 use bytes::Bytes;
+use futures_util::future;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
 use serde_json::{Value, json};
@@ -149,6 +151,74 @@ fn a_large_draft_is_rendered_beside_the_worker_too() {
         assert_eq!(answer.as_ref().unwrap().status(), 422);
         let shown = text(answer).await;
         assert!(shown.contains("nothing was recorded"), "{shown}");
+        assert!(other.await.unwrap().is_err());
+    });
+    drop(runtime);
+}
+
+#[test]
+fn a_comment_that_is_too_long_comes_back_by_a_page_that_is_rendered_beside_the_worker() {
+    let runtime = one_thread_each();
+    runtime.block_on(async {
+        let local = Local::new().await;
+        let path = local.submit(&json!({"a": 7})).await;
+        let (gate, opened) = mpsc::channel::<()>();
+        let other = spawn_blocking(move || opened.recv());
+        let form = format!(
+            "decision=approve&call=c&digest=&comment={}",
+            "x".repeat(500_000)
+        );
+        let mut draft = task::spawn(local.post(&path, &form));
+        assert_pending!(draft.poll());
+        drop(gate);
+        let answer = ends(draft).await;
+        assert_eq!(answer.as_ref().unwrap().status(), 422);
+        let shown = text(answer).await;
+        assert!(shown.contains(&"x".repeat(16_384)), "{}", shown.len());
+        assert!(shown.len() < 30_000, "{}", shown.len());
+        assert!(shown.contains("was cut"), "{shown}");
+        assert!(other.await.unwrap().is_err());
+    });
+    drop(runtime);
+}
+
+#[test]
+fn what_was_typed_comes_back_however_many_large_pages_are_waited_for() {
+    let runtime = one_thread_each();
+    runtime.block_on(async {
+        let local = Local::new().await;
+        let large = local.submit(&json!({"a": vec![7; 20_000]})).await;
+        let small = local.submit(&json!({"aegis": {"allow_edit": true}})).await;
+        let (gate, opened) = mpsc::channel::<()>();
+        let other = spawn_blocking(move || opened.recv());
+        let mut pages = Vec::new();
+        let refused = loop {
+            let mut page = task::spawn(local.get(&large));
+            match page.poll() {
+                Poll::Pending => pages.push(page),
+                Poll::Ready(answer) => break answer.unwrap(),
+            }
+        };
+        assert_eq!((pages.len(), refused.status().as_u16()), (16, 503));
+        let payload = format!("TYPED{}", "x".repeat(9_000));
+        let form = format!("decision=approve&call=c&digest=&comment=Mine&payload={payload}");
+        let mut draft = task::spawn(local.post(&small, &form));
+        assert_pending!(draft.poll());
+        drop(gate);
+        let (answer, shown) = ends(future::join(draft, future::join_all(pages))).await;
+        assert!(shown.into_iter().all(|page| page.unwrap().status() == 200));
+        assert_eq!(answer.as_ref().unwrap().status(), 503);
+        assert!(
+            answer
+                .as_ref()
+                .unwrap()
+                .headers()
+                .contains_key("retry-after")
+        );
+        let shown = text(answer).await;
+        assert!(shown.contains("Your decision was not recorded"), "{shown}");
+        assert_eq!(hidden(&shown, "payload"), payload);
+        assert_eq!(hidden(&shown, "comment"), "Mine");
         assert!(other.await.unwrap().is_err());
     });
     drop(runtime);

@@ -89,13 +89,16 @@ impl<St: Store> Visit<'_, St> {
             let (text, class) = answer.notice(asked, &action)?;
             Some(Notice { text, class })
         });
-        Ok(self
-            .show(action, notice, Draft::default(), StatusCode::OK)
-            .await)
+        self.show(action, notice, Draft::default(), StatusCode::OK)
+            .await
     }
 
     /// Shows the form again, with what was typed and why it was not taken.
-    pub(super) async fn show_draft(&self, action: Action, draft: Draft) -> Response {
+    pub(super) async fn show_draft(
+        &self,
+        action: Action,
+        draft: Draft,
+    ) -> Result<Response, Rejection> {
         self.show(action, None, draft, StatusCode::UNPROCESSABLE_ENTITY)
             .await
     }
@@ -106,7 +109,7 @@ impl<St: Store> Visit<'_, St> {
         notice: Option<Notice>,
         draft: Draft,
         status: StatusCode,
-    ) -> Response {
+    ) -> Result<Response, Rejection> {
         let can_be_decided = matches!(action.status, Status::Pending | Status::Failed);
         let why_not = match () {
             () if !can_be_decided => None,
@@ -139,7 +142,9 @@ impl<St: Store> Visit<'_, St> {
             action,
         };
         let press = &self.desk.press;
-        press.render(view.len(), move || view.page(status)).await
+        press
+            .render(&self.viewer, view.len(), move || view.page(status))
+            .await
     }
 
     /// Whether the viewer submitted the action, and so may not decide on it. The store has the last
@@ -176,7 +181,9 @@ impl View {
         let texts = [&action.comment, &action.reason, &draft.payload];
         let texts = texts.into_iter().flatten().map(String::as_str);
         let result = action.result.iter().map(|result| result.as_str());
-        payloads.chain(texts).chain(result).map(str::len).sum()
+        let texts = payloads.chain(texts).chain(result);
+        let len: usize = texts.map(str::len).sum();
+        len + draft.comment.len()
     }
 
     fn page(self, status: StatusCode) -> Response {

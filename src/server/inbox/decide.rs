@@ -14,7 +14,8 @@ use super::page::{Frame, link, name, page, see_other};
 use super::text::{self, Html};
 use super::{Visit, value_of};
 use crate::protocol::{
-    Action, Decision, Digest, Escaped, MAX_COMMENT_LEN, Payload, RequestId, limited_comment,
+    Action, Decision, Digest, Escaped, Execution, MAX_COMMENT_LEN, Payload, RequestId, Status,
+    limited_comment,
 };
 use crate::server::api::{no_such_action, uuid_of};
 use crate::server::http::{Rejection, RequestBody, Response};
@@ -26,6 +27,9 @@ const MOST: usize = 100;
 /// How many of them the store is given at a time. One reviewer does not take all of its connections
 /// for long.
 const TOGETHER: usize = 16;
+
+/// The most characters of a comment that is too long that are shown again, to be shortened.
+const COMMENT_SHOWN: usize = 4 * MAX_COMMENT_LEN;
 
 /// The fields of the form for one decision. Each is there once.
 const FIELDS: [&str; 5] = ["decision", "digest", "call", "comment", "payload"];
@@ -94,6 +98,16 @@ impl Answer {
             Decision::Reject => "rejection",
         };
         let (text, class) = match self {
+            Self::Recorded | Self::Duplicate if is_on_record && action.status == Status::Failed => {
+                let since = match action.execution {
+                    Some(Execution::Unknown) => "the outcome became unknown",
+                    _ => "it failed",
+                };
+                let text = format!(
+                    "Your {past} is on record from before {since}. It was not decided again."
+                );
+                (text, "care")
+            }
             Self::Recorded if is_on_record => (format!("Your {past} is on record."), "good"),
             Self::Duplicate if is_on_record => (
                 "This decision was on record before. There was nothing to do.".to_owned(),
@@ -166,6 +180,7 @@ pub(super) struct Draft {
 #[template(path = "again.html", config = "src/server/inbox/askama.toml")]
 struct Again {
     frame: Frame,
+    title: &'static str,
     detail: String,
     target: String,
     fields: Vec<(String, String)>,
@@ -208,22 +223,38 @@ impl<St: Store> Visit<'_, St> {
         let form = self.api.read_form(headers, body).await?;
         match self.decide_by_form(id, &form).await {
             Err(rejection) if rejection.status() == StatusCode::SERVICE_UNAVAILABLE => {
-                let fields = form_urlencoded::parse(form.as_bytes()).into_owned();
-                let fields = fields.filter(|(name, _)| FIELDS.contains(&&**name));
-                let template = Again {
-                    // It does not follow the action: what was typed would go with the page.
-                    frame: Frame::of(&self.viewer, None).without_live(),
-                    detail: rejection.words().1.to_owned(),
-                    target: format!("/actions/{}", uuid_of(id)?),
-                    fields: fields.collect(),
-                };
-                let mut response = page(StatusCode::SERVICE_UNAVAILABLE, &template);
-                let headers = response.headers_mut();
-                headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
-                Ok(response)
+                let title = "It is not known whether your decision was recorded";
+                self.again(id, &form, title, &rejection).await
             }
             answered => answered,
         }
+    }
+
+    /// Gives back what was sent, to be sent once more.
+    async fn again(
+        &self,
+        id: &str,
+        form: &str,
+        title: &'static str,
+        rejection: &Rejection,
+    ) -> Result<Response, Rejection> {
+        let fields = form_urlencoded::parse(form.as_bytes()).into_owned();
+        let fields = fields.filter(|(name, _)| FIELDS.contains(&&**name));
+        let template = Again {
+            // It does not follow the action: what was typed would go with the page.
+            frame: Frame::of(&self.viewer, None).without_live(),
+            title,
+            detail: rejection.words().1.to_owned(),
+            target: format!("/actions/{}", uuid_of(id)?),
+            fields: fields.collect(),
+        };
+        let render = move || {
+            let mut response = page(StatusCode::SERVICE_UNAVAILABLE, &template);
+            let headers = response.headers_mut();
+            headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+            response
+        };
+        self.desk.press.give_back(form.len(), render).await
     }
 
     async fn decide_by_form(&self, id: &str, form: &str) -> Result<Response, Rejection> {
@@ -234,39 +265,50 @@ impl<St: Store> Visit<'_, St> {
             .unwrap_or_default()
             .parse()
             .map_err(|error| Rejection::invalid(format!("the field 'decision': {error}")))?;
-        let comment = field("comment").map(|text| text.replace("\r\n", "\n"));
+        let mut comment = field("comment").unwrap_or_default().replace("\r\n", "\n");
         // A payload that was emptied is no payload to run, and not the one from before either.
         let typed = form_urlencoded::parse(form.as_bytes())
             .find(|(name, _)| name == "payload")
             .map(|(_, text)| text.into_owned());
         let text = typed.clone().filter(|_| decision == Decision::Approve);
-        let draft = |error: String| Draft {
-            comment: comment.clone().unwrap_or_default(),
-            payload: typed.clone(),
-            error: Some(error),
+        let refuse = async |action, comment: String, error: String| {
+            let draft = Draft {
+                comment,
+                payload: typed.clone(),
+                error: Some(error),
+            };
+            match self.show_draft(action, draft).await {
+                Err(full) => {
+                    let title = "Your decision was not recorded";
+                    self.again(id, form, title, &full).await
+                }
+                shown => shown,
+            }
         };
-        if comment
-            .as_deref()
-            .is_some_and(|it| limited_comment(it).is_err())
-        {
-            let error = format!("The comment has more than {MAX_COMMENT_LEN} characters.");
-            return Ok(self.show_draft(action, draft(error)).await);
+        if limited_comment(&comment).is_err() {
+            let mut error = format!("The comment has more than {MAX_COMMENT_LEN} characters.");
+            if let Some((end, _)) = comment.char_indices().nth(COMMENT_SHOWN) {
+                comment.truncate(end);
+                error += &format!(" What is beyond {COMMENT_SHOWN} was cut.");
+            }
+            return refuse(action, comment, error).await;
         }
+        let seen = digest(field("digest").unwrap_or_default().as_str())?;
         let limit = self.api.settings.body_limit;
-        let edited = match text.map(|text| edited(&text, &action, limit)).transpose() {
+        let edited = match text.map(|text| edited(&text, seen, limit)).transpose() {
             Ok(edited) => edited.flatten(),
             Err(error) => {
                 let error = format!(
                     "The edited payload cannot be taken, so nothing was recorded: {}",
                     Escaped::line(&error)
                 );
-                return Ok(self.show_draft(action, draft(error)).await);
+                return refuse(action, comment, error).await;
             }
         };
         let wanted = Wanted {
             decision,
-            digest: digest(field("digest").unwrap_or_default().as_str())?,
-            comment: comment.filter(|comment| !comment.trim().is_empty()),
+            digest: seen,
+            comment: Some(comment).filter(|comment| !comment.trim().is_empty()),
             edited,
             call_id: call(field("call"))?,
         };
@@ -410,7 +452,7 @@ impl<St: Store> Visit<'_, St> {
 
 fn row(action: &Action, answer: Answer) -> DecidedRow {
     // A link can name any answer. Only the record says that something is approved.
-    let is_approved = action.decision == Some(Decision::Approve);
+    let is_approved = action.decision == Some(Decision::Approve) && action.status != Status::Failed;
     let answer = match answer {
         Answer::Recorded | Answer::Duplicate if !is_approved => Answer::Unknown,
         Answer::Conflict if action.decision != Some(Decision::Reject) => Answer::Unknown,
@@ -445,8 +487,8 @@ fn reject_repeated(form: &str, names: &[&str]) -> Result<(), Rejection> {
     Ok(())
 }
 
-/// Reads an edited payload of up to `limit` bytes. `None` if it is what was there.
-fn edited(text: &str, action: &Action, limit: usize) -> Result<Option<Fingerprinted>, String> {
+/// Reads an edited payload of up to `limit` bytes. `None` if it is what was seen.
+fn edited(text: &str, seen: Option<Digest>, limit: usize) -> Result<Option<Fingerprinted>, String> {
     serde_json::from_str::<&RawValue>(text).map_err(|error| error.to_string())?;
     // Without the space that was only there to edit it.
     let compact = text::compact(text);
@@ -455,7 +497,7 @@ fn edited(text: &str, action: &Action, limit: usize) -> Result<Option<Fingerprin
     }
     let payload = serde_json::from_str::<Payload>(&compact).map_err(|error| error.to_string())?;
     let edited = Fingerprinted::from(crate::protocol::edited(payload)?);
-    let is_same = action.digest == Some(Digest::from(*edited.digest()));
+    let is_same = seen == Some(Digest::from(*edited.digest()));
     Ok((!is_same).then_some(edited))
 }
 

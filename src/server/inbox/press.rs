@@ -1,11 +1,12 @@
 //! Large pages are rendered beside the workers, so that decisions go on meanwhile.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::Semaphore;
 use tokio::task;
 
-use super::page::rejected;
+use super::viewer::Viewer;
 use crate::server::http::{Rejection, Response};
 
 /// The most bytes of text that are rendered on a worker, which takes a few milliseconds at most.
@@ -17,35 +18,64 @@ const AT_ONCE: usize = 2;
 /// The most large pages that are rendered or wait for it. Each holds the record of its action.
 const PLACES: usize = 64;
 
+/// The most of these that are one viewer's.
+const PLACES_EACH: usize = PLACES / 4;
+
 #[derive(Debug)]
 pub(super) struct Press {
     at_once: Arc<Semaphore>,
-    places: Arc<Semaphore>,
+    /// The places that are taken, by the name of the viewer.
+    taken: Taken,
 }
+
+type Taken = Arc<Mutex<HashMap<String, usize>>>;
 
 impl Default for Press {
     fn default() -> Self {
         Self {
             at_once: Arc::new(Semaphore::new(AT_ONCE)),
-            places: Arc::new(Semaphore::new(PLACES)),
+            taken: Taken::default(),
         }
     }
 }
 
 impl Press {
-    /// Renders a page that shows so many bytes of text.
+    /// Renders a page that shows so many bytes of text to a viewer.
+    ///
+    /// # Errors
+    ///
+    /// 503 if the viewer, or all viewers together, wait for as many large pages as they may.
     pub(super) async fn render(
+        &self,
+        viewer: &Viewer,
+        len: usize,
+        render: impl FnOnce() -> Response + Send + 'static,
+    ) -> Result<Response, Rejection> {
+        if len <= SMALL {
+            return Ok(render());
+        }
+        let place = Place::take(&self.taken, viewer.name())?;
+        self.print(place, render).await
+    }
+
+    /// Renders a page that gives back what somebody typed. It waits whoever else does: the text
+    /// would be lost with it, and has its share of the room for bodies.
+    pub(super) async fn give_back(
         &self,
         len: usize,
         render: impl FnOnce() -> Response + Send + 'static,
-    ) -> Response {
+    ) -> Result<Response, Rejection> {
         if len <= SMALL {
-            return render();
+            return Ok(render());
         }
-        let unavailable = |detail| rejected(Rejection::unavailable(detail));
-        let Ok(place) = self.places.clone().try_acquire_owned() else {
-            return unavailable("too many large pages are being shown; ask for this one again");
-        };
+        self.print((), render).await
+    }
+
+    async fn print(
+        &self,
+        place: impl Send + 'static,
+        render: impl FnOnce() -> Response + Send + 'static,
+    ) -> Result<Response, Rejection> {
         let turn = self.at_once.clone().acquire_owned().await;
         // The permits move into the task, because dropping the future does not stop it.
         let rendered = task::spawn_blocking(move || {
@@ -53,7 +83,48 @@ impl Press {
             render()
         });
         let rendered = rendered.await;
-        rendered.unwrap_or_else(|_| unavailable("the page cannot be shown"))
+        rendered.map_err(|_| Rejection::unavailable("the page cannot be shown"))
+    }
+}
+
+/// A place of a viewer. It is given back when it is dropped.
+#[derive(Debug)]
+struct Place {
+    taken: Taken,
+    viewer: String,
+}
+
+impl Place {
+    fn take(taken: &Taken, viewer: String) -> Result<Self, Rejection> {
+        let mut places = taken.lock().unwrap_or_else(PoisonError::into_inner);
+        if places.values().sum::<usize>() >= PLACES {
+            return Err(Rejection::unavailable(
+                "too many large pages are being shown; ask for this one again",
+            ));
+        }
+        let theirs = places.entry(viewer.clone()).or_default();
+        if *theirs >= PLACES_EACH {
+            return Err(Rejection::unavailable(
+                "you are being shown too many large pages; ask for this one again",
+            ));
+        }
+        *theirs += 1;
+        Ok(Self {
+            taken: Arc::clone(taken),
+            viewer,
+        })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut places = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(theirs) = places.get_mut(&self.viewer) {
+            *theirs -= 1;
+            if *theirs == 0 {
+                places.remove(&self.viewer);
+            }
+        }
     }
 }
 
@@ -69,9 +140,29 @@ mod tests {
 
     use super::*;
     use crate::server::http::ResponseBody;
+    use crate::store::Actor;
 
     fn blank() -> Response {
         Response::new(ResponseBody::default())
+    }
+
+    fn viewer(number: usize) -> Viewer {
+        Viewer {
+            actor: Actor::new(format!("viewer {number}")),
+            ..Viewer::local()
+        }
+    }
+
+    impl Press {
+        /// Renders a page for the first viewer.
+        async fn show(
+            &self,
+            len: usize,
+            render: impl FnOnce() -> Response + Send + 'static,
+        ) -> StatusCode {
+            let rendered = self.render(&viewer(0), len, render).await;
+            rendered.map_or_else(|rejection| rejection.status(), |page| page.status())
+        }
     }
 
     #[tokio::test]
@@ -83,7 +174,7 @@ mod tests {
                 assert_eq!(thread::current().id() == worker, is_here);
                 blank()
             };
-            assert_eq!(press.render(len, render).await.status(), StatusCode::OK);
+            assert_eq!(press.show(len, render).await, StatusCode::OK);
         }
     }
 
@@ -97,7 +188,7 @@ mod tests {
             let (gate, opened) = mpsc::channel::<()>();
             let began = began.clone();
             gates.push(gate);
-            waits.push(spawn(press.render(SMALL + 1, move || {
+            waits.push(spawn(press.show(SMALL + 1, move || {
                 began.send(()).unwrap();
                 _ = opened.recv();
                 blank()
@@ -107,14 +198,14 @@ mod tests {
             assert_pending!(wait.poll());
             beginnings.recv().await.unwrap();
         }
-        let mut next = spawn(press.render(SMALL + 1, blank));
+        let mut next = spawn(press.show(SMALL + 1, blank));
         assert_pending!(next.poll());
         // The connections are closed, but their renders have not ended.
         drop(waits);
         assert_pending!(next.poll());
         assert_eq!(press.at_once.available_permits(), 0);
         drop(gates);
-        assert_eq!(next.await.status(), StatusCode::OK);
+        assert_eq!(next.await, StatusCode::OK);
     }
 
     #[tokio::test]
@@ -122,31 +213,39 @@ mod tests {
         let press = Press::default();
         let turns = press.at_once.clone().acquire_many_owned(AT_ONCE as u32);
         let turns = turns.await.unwrap();
-        let mut queue: Vec<_> = (0..PLACES)
-            .map(|_| spawn(press.render(SMALL + 1, blank)))
-            .collect();
-        for wait in &mut queue {
-            assert_pending!(wait.poll());
+        let viewers: Vec<_> = (0..5).map(viewer).collect();
+        let ask = |number: usize| spawn(press.render(&viewers[number], SMALL + 1, blank));
+        let mut queue = Vec::new();
+        for number in 0..4 {
+            for _ in 0..PLACES_EACH {
+                let mut wait = ask(number);
+                assert_pending!(wait.poll());
+                queue.push(wait);
+            }
+            // Whether there is room for others or not.
+            let refused = assert_ready!(ask(number).poll()).unwrap_err();
+            assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
         }
-        let full = assert_ready!(spawn(press.render(SMALL + 1, blank)).poll());
+        let full = assert_ready!(ask(4).poll()).unwrap_err();
         assert_eq!(full.status(), StatusCode::SERVICE_UNAVAILABLE);
-        assert!(full.headers().contains_key("retry-after"));
+        // What somebody typed is not lost for that.
+        let mut typed = spawn(press.give_back(SMALL + 1, blank));
+        assert_pending!(typed.poll());
         queue.pop();
-        let mut last = spawn(press.render(SMALL + 1, blank));
+        let mut last = ask(4);
         assert_pending!(last.poll());
         drop((queue, turns));
-        assert_eq!(last.await.status(), StatusCode::OK);
-        assert_eq!(press.places.available_permits(), PLACES);
+        assert_eq!(last.await.unwrap().status(), StatusCode::OK);
+        assert_eq!(typed.await.unwrap().status(), StatusCode::OK);
+        assert!(press.taken.lock().unwrap().is_empty());
     }
 
     #[tokio::test]
     async fn a_render_that_panics_is_an_answer_and_gives_its_permits_back() {
         let press = Press::default();
         for _ in 0..=AT_ONCE {
-            let failed = press
-                .render(SMALL + 1, || panic!("as the test asked"))
-                .await;
-            assert_eq!(failed.status(), StatusCode::SERVICE_UNAVAILABLE);
+            let failed = press.show(SMALL + 1, || panic!("as the test asked")).await;
+            assert_eq!(failed, StatusCode::SERVICE_UNAVAILABLE);
         }
     }
 }

@@ -39,7 +39,14 @@ impl Viewer {
         })
     }
 
-    fn local() -> Self {
+    /// Tells viewers apart.
+    pub(super) fn name(&self) -> String {
+        let tenant = self.tenant.as_ref().map_or("", |tenant| tenant.as_str());
+        // Neither has a line feed.
+        format!("{tenant}\n{}", self.actor.as_str())
+    }
+
+    pub(super) fn local() -> Self {
         Self {
             tenant: None,
             actor: Actor::new("local"),
