@@ -190,6 +190,11 @@ async fn an_answer_on_http_2_ends_as_its_frames_say() {
         ),
         ("reset without error and no answer", reset(0), false),
         (
+            "a stream that is refused behind the head of a 202",
+            [frame(HEADERS, END_HEADERS, 1, &status("202")), reset(7)].concat(),
+            false,
+        ),
+        (
             "trailers",
             duplicate(
                 [

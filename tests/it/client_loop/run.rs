@@ -436,6 +436,20 @@ async fn a_renewal_that_fails_is_tried_again_after_a_tenth_of_the_lease() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_renewal_of_another_claim_is_none() {
+    let mut other = claim();
+    other["fence"] = json!(8);
+    let script = [
+        (200, json!({ "claim": other })),
+        (200, json!({ "claim": claim() })),
+    ];
+    let far = FarEnd::new().answering("renew", script);
+    far.run(Duration::from_secs(18)).await.unwrap();
+    let at: Vec<_> = far.seen("renew").iter().map(|it| it.at.as_secs()).collect();
+    assert_eq!(at, [10, 13]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_closure_is_dropped_when_its_lease_ends() {
     for script in [vec![down()], vec![(0, json!({}))], vec![(404, json!({}))]] {
         let far = FarEnd::new().answering("renew", script);
