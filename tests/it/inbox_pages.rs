@@ -2,7 +2,7 @@
 //! sign nobody in.
 
 use std::convert::Infallible;
-use std::sync::mpsc;
+use std::sync::mpsc::{self, RecvError, Sender};
 use std::task::Poll;
 
 use aegis_hitl::server::{Auth, HitlService, Inbox, Keys, ResponseBody, Server};
@@ -12,23 +12,27 @@ use futures_util::future;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
 use serde_json::{Value, json};
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::Builder;
 use tokio::sync::oneshot;
-use tokio::task::{spawn_blocking, yield_now};
+use tokio::task::{JoinHandle, spawn_blocking, yield_now};
 use tokio_test::{assert_pending, assert_ready, task};
 use tower::Service;
 
 use super::inbox::{AGENT, desk_with, follow, hidden, html, key_file, keyed, keyless};
 use super::support::{Call, Disk, Faulty, HANG, Mood, Reply, ends};
 
-/// One worker, and one thread for what blocks.
-fn one_thread_each() -> Runtime {
+/// Runs a test on one worker, and one thread for what blocks.
+fn on_one_thread_each(test: impl Future<Output = ()>) {
     let mut builder = Builder::new_current_thread();
-    builder
-        .max_blocking_threads(1)
-        .enable_all()
-        .build()
-        .unwrap()
+    let builder = builder.max_blocking_threads(1).enable_all();
+    builder.build().unwrap().block_on(test);
+}
+
+/// Holds the thread for what blocks until the sender is dropped, so that nothing that is rendered
+/// beside the worker ends before. The task then ends with an error.
+fn hold_thread() -> (Sender<()>, JoinHandle<Result<(), RecvError>>) {
+    let (gate, opened) = mpsc::channel();
+    (gate, spawn_blocking(move || opened.recv()))
 }
 
 /// A service without connections. Its store answers at once.
@@ -102,14 +106,11 @@ async fn text(answer: Answer) -> String {
 
 #[test]
 fn decisions_go_on_while_a_large_page_is_rendered() {
-    let runtime = one_thread_each();
-    runtime.block_on(async {
+    on_one_thread_each(async {
         let local = Local::new().await;
         let large = local.submit(&json!({"a": vec![7; 20_000]})).await;
         let small = local.submit(&json!({"a": 7})).await;
-        // What is rendered beside the worker does not end before this does.
-        let (gate, opened) = mpsc::channel::<()>();
-        let other = spawn_blocking(move || opened.recv());
+        let (gate, other) = hold_thread();
         let mut page = task::spawn(local.get(&large));
         assert_pending!(page.poll());
 
@@ -131,17 +132,14 @@ fn decisions_go_on_while_a_large_page_is_rendered() {
         assert_eq!(hidden(&shown, "digest").len(), 64);
         assert!(other.await.unwrap().is_err());
     });
-    drop(runtime);
 }
 
 #[test]
 fn a_large_draft_is_rendered_beside_the_worker_too() {
-    let runtime = one_thread_each();
-    runtime.block_on(async {
+    on_one_thread_each(async {
         let local = Local::new().await;
         let path = local.submit(&json!({"aegis": {"allow_edit": true}})).await;
-        let (gate, opened) = mpsc::channel::<()>();
-        let other = spawn_blocking(move || opened.recv());
+        let (gate, other) = hold_thread();
         let payload = "x".repeat(20_000);
         let form = format!("decision=approve&call=c&digest=&payload={payload}");
         let mut draft = task::spawn(local.post(&path, &form));
@@ -153,17 +151,14 @@ fn a_large_draft_is_rendered_beside_the_worker_too() {
         assert!(shown.contains("nothing was recorded"), "{shown}");
         assert!(other.await.unwrap().is_err());
     });
-    drop(runtime);
 }
 
 #[test]
 fn a_comment_that_is_too_long_comes_back_by_a_page_that_is_rendered_beside_the_worker() {
-    let runtime = one_thread_each();
-    runtime.block_on(async {
+    on_one_thread_each(async {
         let local = Local::new().await;
         let path = local.submit(&json!({"a": 7})).await;
-        let (gate, opened) = mpsc::channel::<()>();
-        let other = spawn_blocking(move || opened.recv());
+        let (gate, other) = hold_thread();
         let form = format!(
             "decision=approve&call=c&digest=&comment={}",
             "x".repeat(500_000)
@@ -179,18 +174,15 @@ fn a_comment_that_is_too_long_comes_back_by_a_page_that_is_rendered_beside_the_w
         assert!(shown.contains("was cut"), "{shown}");
         assert!(other.await.unwrap().is_err());
     });
-    drop(runtime);
 }
 
 #[test]
 fn what_was_typed_comes_back_however_many_large_pages_are_waited_for() {
-    let runtime = one_thread_each();
-    runtime.block_on(async {
+    on_one_thread_each(async {
         let local = Local::new().await;
         let large = local.submit(&json!({"a": vec![7; 20_000]})).await;
         let small = local.submit(&json!({"aegis": {"allow_edit": true}})).await;
-        let (gate, opened) = mpsc::channel::<()>();
-        let other = spawn_blocking(move || opened.recv());
+        let (gate, other) = hold_thread();
         let mut pages = Vec::new();
         let refused = loop {
             let mut page = task::spawn(local.get(&large));
@@ -221,13 +213,11 @@ fn what_was_typed_comes_back_however_many_large_pages_are_waited_for() {
         assert_eq!(hidden(&shown, "comment"), "Mine");
         assert!(other.await.unwrap().is_err());
     });
-    drop(runtime);
 }
 
 #[test]
 fn a_page_that_is_being_rendered_is_answered_before_the_server_stops() {
-    let runtime = one_thread_each();
-    runtime.block_on(async {
+    on_one_thread_each(async {
         let store = Faulty::new(MemoryStore::new(), Mood::Well);
         let service = HitlService::builder(store.clone()).inbox(Inbox::new());
         let service = service.build().unwrap();
@@ -247,8 +237,7 @@ fn a_page_that_is_being_rendered_is_answered_before_the_server_stops() {
             Call::post(addr, "actions", "k").json(json!({"a": vec![7; 20_000]}).to_string());
         let id = submitted.send().await.request_id();
 
-        let (gate, opened) = mpsc::channel::<()>();
-        let other = spawn_blocking(move || opened.recv());
+        let (gate, other) = hold_thread();
         let before = store.asked();
         let page = Call::new(addr, "GET", format!("/actions/{id}")).header("Cookie", cookie);
         let page = tokio::spawn(page.send());
@@ -266,7 +255,6 @@ fn a_page_that_is_being_rendered_is_answered_before_the_server_stops() {
         assert!(ends(ended).await.unwrap().unwrap().is_drained());
         assert!(other.await.unwrap().is_err());
     });
-    drop(runtime);
 }
 
 #[tokio::test]
