@@ -14,7 +14,8 @@ use tower_service::Service;
 
 use super::{AegisService, Error, Receipt};
 use crate::protocol::{
-    Action, Decision, IdempotencyKey, InvalidValue, Payload, RequestId, TenantId, ThreadId,
+    Action, Decision, IdempotencyKey, InvalidValue, Payload, RESERVED, RequestId, TenantId,
+    ThreadId,
 };
 
 pub(super) type BoxFuture<T> = Pin<Box<dyn Future<Output = Result<T, Error>> + Send>>;
@@ -181,7 +182,7 @@ impl DecisionRequest {
 pub(super) fn has_reserved_member(payload: &Payload) -> bool {
     let members = payload.parse::<std::collections::HashMap<String, serde::de::IgnoredAny>>();
     // A name that cannot be read might be the reserved one.
-    members.map_or(true, |members| members.contains_key("aegis"))
+    members.map_or(true, |members| members.contains_key(RESERVED))
 }
 
 /// Writes a payload's text, unchanged, and the metadata in the reserved member.

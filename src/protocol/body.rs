@@ -6,11 +6,8 @@ use std::time::SystemTime;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::fingerprint::{Fingerprint, Json, write_json_string};
+use super::fingerprint::{Fingerprint, Json, RESERVED, take_reserved, write_json_string};
 use super::{Escaped, Payload};
-
-/// The member for metadata, which is not part of the payload.
-pub(super) const RESERVED: &str = "aegis";
 
 /// The most characters that a comment may have.
 pub(crate) const MAX_COMMENT_LEN: usize = 4096;
@@ -58,10 +55,7 @@ impl Body {
                 json.kind()
             ));
         };
-        let reserved = members
-            .iter()
-            .position(|(name, _)| name == RESERVED)
-            .map(|at| members.remove(at).1);
+        let reserved = take_reserved(&mut members);
         let metadata = match &reserved {
             Some(reserved) => Metadata::parse(reserved)?,
             None => Metadata::default(),

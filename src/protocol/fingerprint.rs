@@ -12,6 +12,9 @@ use sha2::{Digest, Sha256};
 
 use super::Payload;
 
+/// The member of a body for metadata, which is not part of the payload.
+pub(crate) const RESERVED: &str = "aegis";
+
 /// The SHA-256 digest of a payload's canonical form.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Fingerprint(pub(crate) [u8; 32]);
@@ -28,7 +31,7 @@ impl Fingerprint {
     pub(crate) fn in_body(body: &[u8]) -> Result<Option<Self>, serde_json::Error> {
         let mut json: Json = serde_json::from_slice(body)?;
         if let Json::Object(members) = &mut json {
-            members.retain(|(name, _)| name != "aegis");
+            take_reserved(members);
             if members.is_empty() {
                 return Ok(None);
             }
@@ -41,6 +44,12 @@ impl Fingerprint {
         json.write(&mut text);
         Self(Sha256::digest(text.as_bytes()).into())
     }
+}
+
+/// Takes the reserved member out of those of a body.
+pub(super) fn take_reserved(members: &mut Vec<(String, Json)>) -> Option<Json> {
+    let at = members.iter().position(|(name, _)| name == RESERVED)?;
+    Some(members.remove(at).1)
 }
 
 /// Checks that every parser reads this text as the same value: it repeats no member, is nested no

@@ -55,6 +55,9 @@ pub(crate) use self::{
     url::{check_host_and_port, split_scheme},
 };
 
+#[cfg(feature = "client")]
+pub(crate) use self::fingerprint::RESERVED;
+
 #[cfg(feature = "server")]
 pub(crate) use self::{
     action::{entry, rfc3339},

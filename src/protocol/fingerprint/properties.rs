@@ -3,7 +3,7 @@
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 
-use super::super::body::{Body, RESERVED};
+use super::super::body::Body;
 use super::*;
 
 const TWO_TO_THE_53: f64 = 9_007_199_254_740_992.0;
