@@ -226,11 +226,10 @@ fn problem_in(body: &[u8], status: StatusCode) -> Option<Problem> {
     Some(problem)
 }
 
-/// The same, unless its action is another than the request named.
-fn problem_about(body: &[u8], status: StatusCode, subject: &Subject<'_>) -> Option<Problem> {
-    let nested = View::of(body)?.nested();
-    let is_about = nested.is_none_or(|action| subject.is_named(&action));
-    problem_in(body, status).filter(|_| is_about)
+/// Whether the action in a problem, if there is one, is the one that the request named.
+fn is_about(body: &[u8], subject: &Subject<'_>) -> bool {
+    let nested = View::of(body).and_then(|view| view.nested());
+    nested.is_none_or(|action| subject.is_named(&action))
 }
 
 fn code_of(word: &str) -> Code {
@@ -352,7 +351,8 @@ pub(super) fn receipt(
         // Without one of our codes the status decides: the Python SDK's server says no more.
         None | Some("duplicate") => {}
         Some("decision-conflict" | "payload-mismatch") => {
-            let problem = problem_about(&body, status, &expected.subject);
+            let problem = problem_in(&body, status);
+            let problem = problem.filter(|_| is_about(&body, &expected.subject));
             let problem = problem.ok_or_else(|| fault(ANOTHER))?;
             return Err(Error::status(Some(problem), status, attempts));
         }
@@ -553,16 +553,15 @@ pub(super) fn refusal(answer: Answer, subject: &Subject<'_>) -> Error {
     let is_in_flight = answer.headers.contains_key(RETRY_AFTER);
     let is_foreign = foreign(&answer.headers).is_some();
     let body = answer.whole().ok().filter(|_| !is_foreign);
-    let problem = body
-        .as_ref()
-        .and_then(|body| problem_about(body, status, subject));
-    if problem.is_none()
-        && let Some(body) = body
-        && let Some(problem) = problem_in(&body, status)
+    let is_about = body.as_ref().is_none_or(|body| is_about(body, subject));
+    let problem = body.and_then(|body| problem_in(&body, status));
+    if let Some(problem) = &problem
+        && !is_about
         && tells_the_state(problem.code, status)
     {
         return Head { status, attempts }.fault(ANOTHER);
     }
+    let problem = problem.filter(|_| is_about);
     let code = problem.as_ref().map(|problem| problem.code);
     if status == StatusCode::CONFLICT && !is_in_flight && code != Some(Code::AlreadyClaimed) {
         let head = Head { status, attempts };
