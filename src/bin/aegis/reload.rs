@@ -41,26 +41,27 @@ impl Webhooks {
     /// Reads the endpoints again, and returns their number.
     fn reload(&self, path: &Path) -> Result<usize, Failure> {
         let endpoints = webhook::endpoints(Config::read(Some(path))?.webhook)?;
-        let outbox = outbox(watch::channel(endpoints.clone()).1, self.public_url.clone());
-        outbox
-            .check()
-            .map_err(|error| Failure::usage("webhooks").because(error))?;
+        outbox(watch::channel(endpoints.clone()).1, self.public_url.clone()).map(drop)?;
         let count = endpoints.len();
         self.sender.send_replace(endpoints);
         Ok(count)
     }
 }
 
-/// Makes the outbox that delivers to the endpoints of a channel.
+/// Makes the outbox that delivers to the endpoints of a channel, and checks them.
 pub(crate) fn outbox(
     endpoints: watch::Receiver<Vec<Endpoint>>,
     public_url: Option<PublicUrl>,
-) -> Outbox {
+) -> Result<Outbox, Failure> {
     let outbox = Outbox::watched(endpoints);
-    match public_url {
+    let outbox = match public_url {
         Some(url) => outbox.public_url(url),
         None => outbox,
-    }
+    };
+    outbox
+        .check()
+        .map_err(|error| Failure::usage("webhooks").because(error))?;
+    Ok(outbox)
 }
 
 impl Reload {

@@ -280,10 +280,7 @@ pub(crate) async fn run(args: Serve, context: Context) -> Result<(), Failure> {
     }
     let inbox = inbox(public_url.as_ref(), user_header, proxies)?;
     let (sender, endpoints) = watch::channel(webhook::endpoints(webhooks)?);
-    let outbox = reload::outbox(endpoints, public_url.clone());
-    outbox
-        .check()
-        .map_err(|error| Failure::usage("webhooks").because(error))?;
+    let outbox = reload::outbox(endpoints, public_url.clone())?;
     let trust = args.trust_tenant_header.or(config.trust_tenant_header);
     let configured = config
         .drain_timeout
