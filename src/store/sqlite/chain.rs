@@ -11,6 +11,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use uuid::Uuid;
 
 use super::list::snapshot;
+use super::rows::event_digest;
 use crate::protocol::hex;
 use crate::store::audit::{Entry, Hash, leaf, link, origin};
 
@@ -23,7 +24,7 @@ macro_rules! select {
     ($rest:literal) => {
         concat!(
             "SELECT seq, event.tenant_id, event_id, kind, at, actor, event.call_id, from_status, to_status, \
-             event.decision, event.execution, event.digest, request_id, thread_id, idempotency_key, \
+             event.decision, event.execution, ", event_digest!(), ", request_id, thread_id, idempotency_key, \
              CASE kind WHEN 'submitted' THEN title END, CASE kind WHEN 'submitted' THEN expires_at END, \
              CASE kind WHEN 'submitted' THEN allow_edit END \
              FROM event LEFT JOIN action ON action.id = event.action WHERE ",

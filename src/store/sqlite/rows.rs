@@ -28,6 +28,19 @@ macro_rules! select {
     };
 }
 
+/// What `event.digest` holds instead of a copy of the digest of the submitted payload, which the
+/// action has for good.
+pub(super) const AS_SUBMITTED: &[u8] = &[];
+
+/// Selects the digest of an event that is joined with its action.
+macro_rules! event_digest {
+    () => {
+        "CASE event.digest WHEN x'' THEN action.digest ELSE event.digest END"
+    };
+}
+
+pub(super) use event_digest;
+
 /// Selects all actions, for [`record`].
 pub(super) const ALL: &str = select!("true ORDER BY id");
 

@@ -4,12 +4,15 @@ use rusqlite::Row;
 
 use crate::protocol::{Closed, Decision, EventKind, Execution, Status};
 use crate::store::operation::Record;
-use crate::store::sqlite::rows;
+use crate::store::sqlite::rows::{self, event_digest};
 
 /// Selects the columns that [`Event::of`] reads, in the order in which events are folded.
-pub(super) const EVENTS: &str = "SELECT action, seq, at, kind, from_status, to_status, decision, \
-                                 execution, call_id, actor, tenant_id, digest FROM event \
-                                 ORDER BY action, seq";
+pub(super) const EVENTS: &str = concat!(
+    "SELECT event.action, seq, at, kind, from_status, to_status, event.decision, event.execution, \
+     event.call_id, actor, event.tenant_id, ",
+    event_digest!(),
+    " FROM event LEFT JOIN action ON action.id = event.action ORDER BY event.action, seq"
+);
 
 /// An event as far as it changes the state.
 pub(super) struct Event {
