@@ -116,10 +116,7 @@ impl<St: Store> HitlService<St> {
     where
         B: Body + Send + 'static,
     {
-        let service = self.clone();
-        ResponseFuture(Box::pin(
-            async move { service.complete(request, arrival).await },
-        ))
+        ResponseFuture(Box::pin(self.clone().complete(request, arrival)))
     }
 
     pub(crate) fn api(&self) -> &Arc<Api<St>> {
@@ -163,7 +160,7 @@ impl fmt::Debug for ResponseFuture {
 }
 
 impl<St: Store> HitlService<St> {
-    async fn complete<B: Body>(&self, request: Request<B>, arrival: Arrival) -> Response {
+    async fn complete<B: Body>(self, request: Request<B>, arrival: Arrival) -> Response {
         let (parts, body) = request.into_parts();
         let began = Instant::now();
         let target = self.target(&parts);

@@ -32,13 +32,13 @@ use std::thread;
 use std::time::Duration;
 
 use rusqlite::Connection;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use uuid::Uuid;
 
 pub use self::audit::{AuditPage, AuditReport, AuditTrail};
 use self::checkpoint::Checkpointer;
 use self::fault::Fault;
-use self::job::{Beat, Command, Job, Reply, Run};
+use self::job::{Beat, Command, Job, Run};
 use self::lock::Location;
 use self::read::Readers;
 use self::repeats::Repeats;
@@ -305,78 +305,100 @@ impl SqliteStore {
         self.state.failed().await;
     }
 
+    /// Sends an operation to the writer, and waits for its outcome.
+    ///
+    /// An operation is large, and it is copied for each future around this one. So there are none,
+    /// and none of the operation is left in this one while it waits.
     async fn run<O: Operation>(&self, operation: O) -> Result<O::Outcome, StoreError> {
-        let bytes = operation.size() + OVERHEAD;
+        let room = self.room_for(operation.size())?;
+        let (reply, answer) = oneshot::channel();
+        self.send(Box::new(Run::new(operation, room, reply)))?;
+        self.answered(answer.await)
+    }
+
+    fn room_for(&self, operation: usize) -> Result<OwnedSemaphorePermit, StoreError> {
         // A request larger than all of the room is let in alone.
-        let room = bytes.div_ceil(1024).min(ROOM) as u32;
+        let room = (operation + OVERHEAD).div_ceil(1024).min(ROOM) as u32;
         let room = self.room.clone().try_acquire_many_owned(room);
-        let room = room.map_err(|_| {
+        room.map_err(|_| {
             StoreError::unavailable(format!(
                 "{} MiB of requests are waiting for the store already",
                 ROOM / 1024
             ))
-        })?;
-        self.send(|reply| Run::new(operation, room, reply)).await
+        })
     }
 
-    /// Sends a job to the writer, and waits for its answer.
-    async fn send<T, J: Job + 'static>(
-        &self,
-        job: impl FnOnce(Reply<T>) -> J,
-    ) -> Result<T, StoreError> {
+    /// Sends a job to the writer.
+    fn send(&self, job: Box<dyn Job>) -> Result<(), StoreError> {
         if self.state.is_closing() {
             return Err(self.state.closed_error());
         }
-        let (reply, answer) = oneshot::channel();
         let queued = &self.state.counters.queued;
         queued.fetch_add(1, Ordering::Relaxed);
-        let sent = self.commands.try_send(Command::Run(Box::new(job(reply))));
-        if sent.is_err() {
+        let sent = self.commands.try_send(Command::Run(job));
+        sent.map_err(|unsent| {
             queued.fetch_sub(1, Ordering::Relaxed);
-        }
-        match sent {
-            Ok(()) => answer
-                .await
-                .unwrap_or_else(|_| Err(self.state.closed_error())),
-            Err(TrySendError::Full(_)) => Err(StoreError::unavailable(format!(
-                "{QUEUE} requests are waiting for the store already"
-            ))),
-            Err(TrySendError::Disconnected(_)) => Err(self.state.closed_error()),
-        }
+            match unsent {
+                TrySendError::Full(_) => StoreError::unavailable(format!(
+                    "{QUEUE} requests are waiting for the store already"
+                )),
+                TrySendError::Disconnected(_) => self.state.closed_error(),
+            }
+        })
+    }
+
+    /// The answer to a job. A writer that was closed drops it.
+    fn answered<T>(
+        &self,
+        answer: Result<Result<T, StoreError>, oneshot::error::RecvError>,
+    ) -> Result<T, StoreError> {
+        answer.unwrap_or_else(|_| Err(self.state.closed_error()))
     }
 }
 
 impl Store for SqliteStore {
-    async fn decide(&self, request: Decide) -> Result<Decided, StoreError> {
-        self.run(request).await
+    fn decide(&self, request: Decide) -> impl Future<Output = Result<Decided, StoreError>> + Send {
+        self.run(request)
     }
 
-    async fn submit(&self, request: Submit) -> Result<Submitted, StoreError> {
-        self.run(request).await
+    fn submit(
+        &self,
+        request: Submit,
+    ) -> impl Future<Output = Result<Submitted, StoreError>> + Send {
+        self.run(request)
     }
 
-    async fn decide_by_id(&self, request: DecideById) -> Result<Decided, StoreError> {
-        self.run(request).await
+    fn decide_by_id(
+        &self,
+        request: DecideById,
+    ) -> impl Future<Output = Result<Decided, StoreError>> + Send {
+        self.run(request)
     }
 
-    async fn cancel(&self, request: Cancel) -> Result<Cancelled, StoreError> {
-        self.run(request).await
+    fn cancel(
+        &self,
+        request: Cancel,
+    ) -> impl Future<Output = Result<Cancelled, StoreError>> + Send {
+        self.run(request)
     }
 
-    async fn acquire(&self, request: Acquire) -> Result<Acquired, StoreError> {
-        self.run(request).await
+    fn acquire(
+        &self,
+        request: Acquire,
+    ) -> impl Future<Output = Result<Acquired, StoreError>> + Send {
+        self.run(request)
     }
 
-    async fn renew(&self, request: Renew) -> Result<Renewed, StoreError> {
-        self.run(request).await
+    fn renew(&self, request: Renew) -> impl Future<Output = Result<Renewed, StoreError>> + Send {
+        self.run(request)
     }
 
-    async fn finish(&self, request: Finish) -> Result<Finished, StoreError> {
-        self.run(request).await
+    fn finish(&self, request: Finish) -> impl Future<Output = Result<Finished, StoreError>> + Send {
+        self.run(request)
     }
 
-    async fn sweep(&self, request: Sweep) -> Result<Swept, StoreError> {
-        self.run(request).await
+    fn sweep(&self, request: Sweep) -> impl Future<Output = Result<Swept, StoreError>> + Send {
+        self.run(request)
     }
 
     async fn list(&self, request: List) -> Result<Page, StoreError> {
@@ -418,8 +440,11 @@ impl Store for SqliteStore {
             .await
     }
 
-    async fn take_endpoint(&self, request: TakeEndpoint) -> Result<EndpointTaken, StoreError> {
-        self.run(request).await
+    fn take_endpoint(
+        &self,
+        request: TakeEndpoint,
+    ) -> impl Future<Output = Result<EndpointTaken, StoreError>> + Send {
+        self.run(request)
     }
 
     async fn due_deliveries(
@@ -435,20 +460,26 @@ impl Store for SqliteStore {
         self.readers.read(read).await
     }
 
-    async fn mark_deliveries(&self, request: MarkDeliveries) -> Result<Marked, StoreError> {
-        self.run(request).await
+    fn mark_deliveries(
+        &self,
+        request: MarkDeliveries,
+    ) -> impl Future<Output = Result<Marked, StoreError>> + Send {
+        self.run(request)
     }
 
-    async fn resend(&self, request: Resend) -> Result<Resent, StoreError> {
-        self.run(request).await
+    fn resend(&self, request: Resend) -> impl Future<Output = Result<Resent, StoreError>> + Send {
+        self.run(request)
     }
 
-    async fn resume(&self, request: Resume) -> Result<Resumed, StoreError> {
-        self.run(request).await
+    fn resume(&self, request: Resume) -> impl Future<Output = Result<Resumed, StoreError>> + Send {
+        self.run(request)
     }
 
-    async fn forget_endpoint(&self, request: Forget) -> Result<Forgotten, StoreError> {
-        self.run(request).await
+    fn forget_endpoint(
+        &self,
+        request: Forget,
+    ) -> impl Future<Output = Result<Forgotten, StoreError>> + Send {
+        self.run(request)
     }
 
     async fn endpoints(&self) -> Result<Vec<EndpointState>, StoreError> {
@@ -500,7 +531,9 @@ impl Store for SqliteStore {
         if self.state.epoch().is_ok() && self.state.was_just_written() {
             return Ok(());
         }
-        self.send(Beat).await
+        let (reply, answer) = oneshot::channel();
+        self.send(Box::new(Beat(reply)))?;
+        self.answered(answer.await)
     }
 
     async fn backlog(&self) -> Result<Backlog, StoreError> {

@@ -340,17 +340,27 @@ fn unreadable(
 }
 
 /// A call id as a column: a UUID as 16 bytes instead of its 36 characters, any other id as text.
-pub(super) struct CallId<'a>(pub(super) Option<&'a RequestId>);
+pub(super) enum CallId<'a> {
+    None,
+    Uuid(Uuid),
+    Text(&'a str),
+}
+
+impl<'a> CallId<'a> {
+    pub(super) fn of(id: Option<&'a str>) -> Self {
+        id.map_or(Self::None, |id| {
+            Uuid::try_parse(id).map_or(Self::Text(id), Self::Uuid)
+        })
+    }
+}
 
 impl ToSql for CallId<'_> {
     fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
-        Ok(match self.0 {
-            None => ToSqlOutput::Borrowed(ValueRef::Null),
-            Some(id) => match id.as_uuid() {
-                Some(uuid) => ToSqlOutput::Owned(uuid.into_bytes().to_vec().into()),
-                None => id.as_str().into(),
-            },
-        })
+        Ok(ToSqlOutput::Borrowed(match self {
+            Self::None => ValueRef::Null,
+            Self::Uuid(id) => ValueRef::Blob(id.as_bytes()),
+            Self::Text(id) => ValueRef::Text(id.as_bytes()),
+        }))
     }
 }
 

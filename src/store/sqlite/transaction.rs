@@ -211,7 +211,6 @@ impl Ledger for Transaction<'_> {
         // The number of the row is known only afterwards.
         let mut record = new.record(0, request_id.into());
         let action = &record.action;
-        let call_id = record.call_id.as_deref().map(RequestId::new);
         let inserted = self
             .connection
             .prepare_cached(
@@ -237,7 +236,7 @@ impl Ledger for Transaction<'_> {
                 action.allow_edit,
                 record.submitted_by,
                 action.decided_by,
-                CallId(call_id.as_ref().and_then(|id| id.as_ref().ok())),
+                CallId::of(record.call_id.as_deref()),
                 rows::micros(new.at),
                 action.decided_at.map(rows::micros),
             ])?;
@@ -263,7 +262,6 @@ impl Ledger for Transaction<'_> {
 
     fn update(&mut self, record: &Record) -> rusqlite::Result<()> {
         let action = &record.action;
-        let call_id = record.call_id.as_deref().map(RequestId::new);
         let edited = action.edited_payload.as_ref();
         self.connection
             .prepare_cached(
@@ -286,7 +284,7 @@ impl Ledger for Transaction<'_> {
                 action.decided_by,
                 action.result.as_ref().map(JsonText::as_str),
                 action.reason,
-                CallId(call_id.as_ref().and_then(|id| id.as_ref().ok())),
+                CallId::of(record.call_id.as_deref()),
                 action.decided_at.map(rows::micros),
             ])?;
         Ok(())
@@ -322,7 +320,7 @@ impl Ledger for Transaction<'_> {
                 action.status.as_str(),
                 action.decision.map(Decision::as_str),
                 action.execution.map(Execution::as_str),
-                CallId(transition.call_id),
+                CallId::of(transition.call_id.map(RequestId::as_str)),
                 digest,
             ])?;
         self.changes.add(action, transition.kind);
@@ -332,7 +330,11 @@ impl Ledger for Transaction<'_> {
     fn has_made(&self, row: i64, kind: EventKind, call_id: &RequestId) -> rusqlite::Result<bool> {
         self.connection
             .prepare_cached(rows::HAS_MADE)?
-            .exists(params![row, kind.as_str(), CallId(Some(call_id))])
+            .exists(params![
+                row,
+                kind.as_str(),
+                CallId::of(Some(call_id.as_str()))
+            ])
     }
 
     fn lease(&self, row: i64) -> rusqlite::Result<Option<Lease>> {
@@ -340,7 +342,6 @@ impl Ledger for Transaction<'_> {
     }
 
     fn set_lease(&mut self, row: i64, lease: &Lease) -> rusqlite::Result<()> {
-        let call_id = lease.call_id.as_deref().map(RequestId::new);
         self.connection
             .prepare_cached(
                 "INSERT OR REPLACE INTO claim (action, token, fence, until, actor, call_id) \
@@ -352,7 +353,7 @@ impl Ledger for Transaction<'_> {
                 lease.fence,
                 lease.until.map(rows::micros),
                 lease.actor,
-                CallId(call_id.as_ref().and_then(|id| id.as_ref().ok())),
+                CallId::of(lease.call_id.as_deref()),
             ])?;
         Ok(())
     }
