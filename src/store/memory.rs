@@ -390,13 +390,11 @@ impl Ledger for Records {
     }
 
     fn aged(&self, position: u64) -> Result<Option<Aged>, Infallible> {
-        Ok(self.happened(position).map(|happened| {
-            let row = happened.row;
-            Aged {
-                row,
-                is_last: !self.behind(position).any(|(_, later)| later.row == row),
-                size: self.record(row).map_or(0, Record::size),
-            }
+        let row = self.happened(position).map(|happened| happened.row);
+        let newest = row.filter(|row| !self.behind(position).any(|(_, later)| later.row == *row));
+        Ok(newest.map(|row| Aged::Free {
+            row,
+            size: self.record(row).map_or(0, Record::size),
         }))
     }
 

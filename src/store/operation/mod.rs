@@ -175,7 +175,7 @@ pub(crate) trait Ledger {
     /// If it is before `position`, the chain is extended first, by a few events.
     fn chain_towards(&mut self, position: u64) -> Result<u64, Self::Error>;
 
-    /// Finds what a sweep has to know of an event.
+    /// Finds what a sweep has to know of an event, if that is the newest of its action.
     fn aged(&self, position: u64) -> Result<Option<Aged>, Self::Error>;
 
     /// Finds the record in a row, without what can be large. A record that cannot be read is none.

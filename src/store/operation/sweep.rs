@@ -94,15 +94,19 @@ impl Tombstone {
     }
 }
 
-/// An event that a sweep looks at.
+/// The newest event of an action, which a sweep looks at.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Aged {
-    /// The row of its action.
-    pub(crate) row: i64,
-    /// Whether its action has no later event.
-    pub(crate) is_last: bool,
-    /// The size of what was written with its action, in bytes.
-    pub(crate) size: usize,
+pub(crate) enum Aged {
+    /// Nobody else is at its action.
+    Free {
+        /// The row of the action.
+        row: i64,
+        /// The size of what was written with the action, in bytes.
+        size: usize,
+    },
+    /// Another transaction is at its action, and may change it.
+    #[cfg(feature = "postgres")]
+    Busy,
 }
 
 impl Operation for Sweep {
@@ -269,21 +273,21 @@ impl Step {
     /// Removes the action of an event that is old enough, if the event is its newest and it is over.
     fn look<L: Ledger>(&mut self, position: u64, ledger: &mut L) -> Result<(), L::Error> {
         self.looks += 1;
-        let Some(aged) = ledger.aged(position)? else {
+        let (row, size) = match ledger.aged(position)? {
+            Some(Aged::Free { row, size }) => (row, size),
+            #[cfg(feature = "postgres")]
+            Some(Aged::Busy) => return ledger.postpone(position, self.again),
+            None => return Ok(()),
+        };
+        let Some(record) = ledger.outline(row)?.filter(is_over) else {
             return Ok(());
         };
-        if !aged.is_last {
-            return Ok(());
-        }
-        let Some(record) = ledger.outline(aged.row)?.filter(is_over) else {
-            return Ok(());
-        };
-        if self.must_stay(position, aged.row, ledger)? {
+        if self.must_stay(position, row, ledger)? {
             return ledger.postpone(position, self.again);
         }
         ledger.remove(&record)?;
         self.removed += 1;
-        self.bytes = self.bytes.saturating_sub(aged.size);
+        self.bytes = self.bytes.saturating_sub(size);
         Ok(())
     }
 

@@ -99,19 +99,18 @@ pub(super) fn events_between(
 
 /// The lengths are in the rows, so what is large is not read.
 pub(super) const AGED: &str = "SELECT action.id, \
-     NOT EXISTS (SELECT 1 FROM event AS later WHERE later.action = action.id AND later.seq > ?1), \
      coalesce(octet_length(payload), 0) + coalesce(octet_length(edited_payload), 0) \
      + coalesce(octet_length(result), 0) \
-     FROM event JOIN action ON action.id = event.action WHERE event.seq = ?1";
+     FROM event JOIN action ON action.id = event.action WHERE event.seq = ?1 \
+     AND NOT EXISTS (SELECT 1 FROM event AS later WHERE later.action = action.id AND later.seq > ?1)";
 
 pub(super) fn aged(connection: &Connection, position: u64) -> rusqlite::Result<Option<Aged>> {
     connection
         .prepare_cached(AGED)?
         .query_row([seq(position)], |row| {
-            let size: i64 = row.get(2)?;
-            Ok(Aged {
+            let size: i64 = row.get(1)?;
+            Ok(Aged::Free {
                 row: row.get(0)?,
-                is_last: row.get(1)?,
                 size: usize::try_from(size).unwrap_or(usize::MAX),
             })
         })
