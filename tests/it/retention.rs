@@ -21,7 +21,7 @@ use uuid::Uuid;
 use crate::support::receiver::{Receiver, Reply};
 use crate::support::{Running, ends, start, start_with};
 
-const HOUR: Duration = Duration::from_secs(3600);
+pub(super) const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
@@ -34,7 +34,7 @@ fn identity(key: &str) -> Identity {
     }
 }
 
-async fn approve<St: Store>(store: &St, key: &str) -> Uuid {
+pub(super) async fn approve<St: Store>(store: &St, key: &str) -> Uuid {
     let decide = Decide {
         identity: identity(key),
         decision: Decision::Approve,
@@ -61,7 +61,7 @@ fn client_of(server: &Running) -> AegisService {
 }
 
 /// Puts a pending action on record, as the newest one always stays.
-async fn submit<St: Store>(store: &St) {
+pub(super) async fn submit<St: Store>(store: &St) {
     let submit = Submit {
         identity: identity(&Uuid::new_v4().to_string()),
         call_id: None,
@@ -74,7 +74,7 @@ async fn submit<St: Store>(store: &St) {
 }
 
 /// Removes all that has been over for this long, and returns how many went.
-async fn sweep<St: Store>(store: &St, retention: Duration) -> usize {
+pub(super) async fn sweep<St: Store>(store: &St, retention: Duration) -> usize {
     let mut removed = 0;
     loop {
         let sweep = Sweep {
@@ -89,11 +89,11 @@ async fn sweep<St: Store>(store: &St, retention: Duration) -> usize {
     }
 }
 
-async fn is_there<St: Store>(store: &St, id: Uuid) -> bool {
+pub(super) async fn is_there<St: Store>(store: &St, id: Uuid) -> bool {
     store.find(id, None).await.unwrap().is_some()
 }
 
-async fn until<F: Future<Output = bool>>(is: impl Fn() -> F) {
+pub(super) async fn until<F: Future<Output = bool>>(is: impl Fn() -> F) {
     let waiting = async {
         while !is().await {
             sleep(Duration::from_millis(20)).await;
@@ -126,7 +126,7 @@ async fn what_was_removed_is_answered_by_key_and_unknown_by_id() {
     embedded.close().await;
 }
 
-async fn table<St: Store>(store: St) {
+pub(super) async fn table<St: Store>(store: St) {
     let server = start(store.clone()).await;
     let actions = decided(&server).await;
     submit(&store).await;
@@ -338,7 +338,7 @@ async fn a_clock_that_steps_back_delays_a_removal_and_hastens_none() {
     }
 }
 
-async fn steps<St: Store>(store: &St, clock: &Clock) {
+pub(super) async fn steps<St: Store>(store: &St, clock: &Clock) {
     let before = approve(store, "before").await;
     clock.advance(10 * DAY);
     let ahead = approve(store, "ahead").await;
@@ -372,6 +372,11 @@ async fn steps<St: Store>(store: &St, clock: &Clock) {
 async fn an_action_goes_only_once_its_webhook_has_had_its_events() {
     let folder = TempDir::new().unwrap();
     let store = SqliteStore::open(folder.path().join("aegis.db")).unwrap();
+    goes_once_delivered(&store).await;
+    store.close().await;
+}
+
+pub(super) async fn goes_once_delivered<St: Store>(store: &St) {
     let is_up = Arc::new(AtomicBool::new(false));
     let up = is_up.clone();
     let receiver =
@@ -386,22 +391,21 @@ async fn an_action_goes_only_once_its_webhook_has_had_its_events() {
         .await
         .unwrap();
     ends(deliveries.taken()).await;
-    let id = approve(&store, "k").await;
-    submit(&store).await;
+    let id = approve(store, "k").await;
+    submit(store).await;
     // Not offered yet, or parked: either keeps it.
     for _ in 0..5 {
-        assert_eq!(sweep(&store, Duration::ZERO).await, 0);
+        assert_eq!(sweep(store, Duration::ZERO).await, 0);
         sleep(Duration::from_millis(20)).await;
     }
     receiver.until(|received| received.len() >= 3).await;
-    assert_eq!(sweep(&store, Duration::ZERO).await, 0);
-    assert!(is_there(&store, id).await);
+    assert_eq!(sweep(store, Duration::ZERO).await, 0);
+    assert!(is_there(store, id).await);
     is_up.store(true, Ordering::SeqCst);
     receiver.until_accepted(2).await;
-    until(|| async { sweep(&store, Duration::ZERO).await == 1 }).await;
-    assert!(!is_there(&store, id).await);
+    until(|| async { sweep(store, Duration::ZERO).await == 1 }).await;
+    assert!(!is_there(store, id).await);
     deliveries.stop(Duration::from_secs(5)).await;
-    store.close().await;
 }
 
 #[tokio::test]

@@ -171,6 +171,7 @@ where
         retention::a_key_of_two_tenants_goes_for_each_alone,
         retention::nothing_goes_before_its_time,
         retention::the_newest_stays_so_that_no_number_comes_twice,
+        retention::what_went_makes_no_call_ambiguous,
         retention::a_sweep_goes_in_steps,
         retention::an_event_that_an_endpoint_has_not_had_keeps_its_action,
         retention::a_parked_event_keeps_its_action_and_a_dead_letter_does_not,

@@ -377,6 +377,27 @@ pub(super) async fn the_newest_stays_so_that_no_number_comes_twice<S: Store>(sto
     assert!(stores.is_there(&next).await);
 }
 
+pub(super) async fn what_went_makes_no_call_ambiguous<S: Store>(stores: &Stores<S>) {
+    let call = Uuid::new_v4();
+    for key in ["k-1", "k-2"] {
+        stores.submitted(key, None).await;
+        // It changes nothing, and so only the server that it came to knows of it.
+        let again = Submit {
+            call_id: Some(RequestId::from(call)),
+            ..submission(key)
+        };
+        unwrap_variant!(stores.submit(0, again).await, Submitted::Existing);
+    }
+    assert_eq!(stores.find(0, call).await, None, "it named two");
+    unwrap_variant!(stores.decide(0, reject("k-1")).await, Decided::Recorded);
+    assert_eq!(stores.swept_behind_another().await, 1);
+    let named = stores
+        .find(0, call)
+        .await
+        .and_then(|action| action.idempotency_key);
+    assert_eq!(named.unwrap().as_str(), "k-2");
+}
+
 pub(super) async fn a_sweep_goes_in_steps<S: Store>(stores: &Stores<S>) {
     for number in 0..20 {
         let decided = stores.decide(0, reject(&format!("k-{number}"))).await;

@@ -109,7 +109,7 @@ pub(super) async fn load(
             action(
                 session,
                 state,
-                "a.tenant_id = $1 AND a.request_id = $2",
+                "a.tenant_id = $1 AND a.request_id = $2 AND a.removed_at IS NULL",
                 values,
             )
             .await
@@ -142,7 +142,10 @@ async fn action(
     begun?;
     let mut loaded = at(state, &now?)?;
     if let Some(row) = action?.first() {
-        add(&mut loaded, row)?;
+        match rows::tombstone(row)? {
+            Some(tombstone) => loaded.tombstone = Some(tombstone),
+            None => add(&mut loaded, row)?,
+        }
     }
     if let Some(row) = claim?.first()
         && let Some(action) = loaded.actions.first_mut()
@@ -161,13 +164,25 @@ pub(super) fn at(state: &State, now: &[Row]) -> Result<Loaded, Fault> {
     Ok(Loaded::at(state.set_time(now)))
 }
 
-/// Adds an action that was read, and returns its key.
+/// Adds an action that was read.
 pub(super) fn add(loaded: &mut Loaded, row: &Row) -> Result<(), StoreError> {
     let number = rows::number(loaded.actions.len());
     let (record, events) = rows::record(row, number)?;
-    let key = (rows::word(row, "tenant_id")?, get(row, "request_id")?);
-    loaded.add(key, record, events);
+    loaded.add(key(row)?, record, events);
     Ok(())
+}
+
+/// Adds an action that was read without what can be large.
+pub(super) fn add_outline(loaded: &mut Loaded, row: &Row) -> Result<(), StoreError> {
+    let number = rows::number(loaded.actions.len());
+    let (record, events) = rows::listed_record(row, number)?;
+    loaded.add(key(row)?, record, events);
+    Ok(())
+}
+
+/// Which action a row is, or belongs to.
+pub(super) fn key(row: &Row) -> Result<Key, StoreError> {
+    Ok((rows::word(row, "tenant_id")?, get(row, "request_id")?))
 }
 
 /// Reads the claims on the actions that are loaded.
@@ -183,10 +198,9 @@ pub(super) async fn leases(session: &Session, loaded: &mut Loaded) -> Result<(),
         )
         .await?;
     for row in &found {
-        let (tenant, id): (TenantId, Uuid) =
-            (rows::word(row, "tenant_id")?, get(row, "request_id")?);
+        let key = key(row)?;
         let mut actions = loaded.actions.iter_mut();
-        if let Some(action) = actions.find(|action| action.key.1 == id && action.key.0 == tenant) {
+        if let Some(action) = actions.find(|action| action.key == key) {
             action.lease = Some(rows::lease(row)?);
         }
     }
@@ -232,7 +246,7 @@ async fn endpoint(
         biased;
         session.begin(),
         session.query(
-            "SELECT position, holder, held_until, stopped_at FROM endpoint WHERE name = $1 FOR UPDATE",
+            "SELECT position, holder, held_until, stopped_at, left_at FROM endpoint WHERE name = $1 FOR UPDATE",
             values,
         ),
         session.query("SELECT position FROM publisher", &[]),
@@ -249,18 +263,22 @@ async fn endpoint(
     let Some(row) = found?.into_iter().next() else {
         return Ok(loaded);
     };
-    let (holder, until): (Option<Uuid>, Option<SystemTime>) =
-        (get(&row, "holder")?, get(&row, "held_until")?);
-    loaded.delivery.endpoint = Some(Endpoint {
-        row: 0,
-        position: rows::count(&row, "position")?,
-        held: holder.zip(until),
-        stopped_at: get(&row, "stopped_at")?,
-        // Only a sweep asks for it.
-        left_at: None,
-    });
+    loaded.delivery.endpoint = Some(parse_endpoint(&row, 0)?);
     undelivered(session, &mut loaded, name, extent).await?;
     Ok(loaded)
+}
+
+/// Reads an endpoint. `number` becomes the number of its row.
+pub(super) fn parse_endpoint(row: &Row, number: i64) -> Result<Endpoint, StoreError> {
+    let (holder, until): (Option<Uuid>, Option<SystemTime>) =
+        (get(row, "holder")?, get(row, "held_until")?);
+    Ok(Endpoint {
+        row: number,
+        position: rows::count(row, "position")?,
+        held: holder.zip(until),
+        stopped_at: get(row, "stopped_at")?,
+        left_at: get(row, "left_at")?,
+    })
 }
 
 /// Reads what an endpoint has not received, as far as an operation may look at it.
@@ -317,8 +335,7 @@ async fn undelivered(
 }
 
 fn add_place(loaded: &mut Loaded, row: &Row) -> Result<(), StoreError> {
-    let key = (rows::word(row, "tenant_id")?, get(row, "request_id")?);
-    let place = (key, get(row, "event_id")?);
+    let place = (key(row)?, get(row, "event_id")?);
     loaded
         .delivery
         .places

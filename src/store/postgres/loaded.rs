@@ -9,6 +9,7 @@ use std::time::SystemTime;
 use uuid::Uuid;
 
 use super::ids;
+use super::sweep::Step;
 use crate::protocol::{EventKind, RequestId, Status, TenantId, uuid_v7};
 use crate::store::Identity;
 use crate::store::operation::{
@@ -26,9 +27,6 @@ pub(super) enum Missing {
     Bug(&'static str),
 }
 
-/// Sweeps do not run here: this store keeps everything.
-const SWEEP: Missing = Missing::Bug("a sweep");
-
 /// Which action a row is.
 pub(super) type Key = (TenantId, Uuid);
 
@@ -40,7 +38,10 @@ pub(super) struct Loaded {
     pub(super) actions: Vec<Loading>,
     /// The kinds of the transitions that calls made of the action in a row.
     pub(super) calls: HashMap<(i64, String), Vec<EventKind>>,
+    /// What stayed of the action that was looked for, if it was removed.
+    pub(super) tombstone: Option<Tombstone>,
     pub(super) delivery: Delivery,
+    pub(super) step: Option<Step>,
     /// In their order.
     pub(super) events: Vec<Happened>,
     /// Calls that changed nothing, each with its action.
@@ -124,6 +125,23 @@ impl Loaded {
             || self.delivery.is_changed
             || self.delivery.is_removed
             || !self.delivery.changes.is_empty()
+            || self.step.as_ref().is_some_and(Step::has_changed)
+    }
+
+    /// The number of an action's row.
+    pub(super) fn row_of(&self, key: &Key) -> Option<i64> {
+        let mut actions = (0..).zip(&self.actions);
+        actions
+            .find(|(_, action)| action.key == *key)
+            .map(|(row, _)| row)
+    }
+
+    fn step(&self) -> Result<&Step, Missing> {
+        self.step.as_ref().ok_or(Missing::Bug("a sweep"))
+    }
+
+    fn step_mut(&mut self) -> Result<&mut Step, Missing> {
+        self.step.as_mut().ok_or(Missing::Bug("a sweep"))
     }
 
     fn action(&self, row: i64) -> Result<&Loading, Missing> {
@@ -165,6 +183,11 @@ impl Ledger for Loaded {
         self.now.unwrap_or(SystemTime::UNIX_EPOCH)
     }
 
+    /// All that a transaction looks at is here.
+    fn others_wait(&self) -> bool {
+        false
+    }
+
     fn find(&self, identity: &Identity) -> Result<Option<Record>, Missing> {
         let found = self
             .actions
@@ -182,6 +205,9 @@ impl Ledger for Loaded {
     fn insert(&mut self, new: New<'_>) -> Result<Inserted, Missing> {
         if let Some(record) = self.find(new.identity)? {
             return Ok(Inserted::Existing(record));
+        }
+        if let Some(tombstone) = self.tombstone(new.identity)? {
+            return Ok(Inserted::Removed(tombstone));
         }
         let id = ids::ordered();
         let row = i64::try_from(self.actions.len()).unwrap_or(i64::MAX);
@@ -300,7 +326,14 @@ impl Ledger for Loaded {
         Ok(self.delivery.undelivered.get(&position).cloned())
     }
 
-    fn first_parked(&self, _: &Endpoint, position: u64) -> Result<Option<Undelivered>, Missing> {
+    fn first_parked(
+        &self,
+        endpoint: &Endpoint,
+        position: u64,
+    ) -> Result<Option<Undelivered>, Missing> {
+        if let Some(step) = &self.step {
+            return Ok(step.first_parked(endpoint, position).cloned());
+        }
         let Some((action, _)) = self.delivery.places.get(&position) else {
             return Ok(None);
         };
@@ -328,56 +361,64 @@ impl Ledger for Loaded {
         Ok(())
     }
 
-    /// This store removes nothing.
     fn tombstone(&self, _: &Identity) -> Result<Option<Tombstone>, Missing> {
-        Ok(None)
+        Ok(self.tombstone.clone())
     }
 
-    fn remove(&mut self, _: &Record) -> Result<(), Missing> {
-        Err(SWEEP)
+    fn remove(&mut self, record: &Record) -> Result<(), Missing> {
+        self.step_mut()?.remove(record.row);
+        Ok(())
     }
 
     fn newest_action(&self) -> Result<Option<i64>, Missing> {
-        Err(SWEEP)
+        Ok(self.step()?.newest_action)
     }
 
     fn endpoints(&self) -> Result<Vec<Endpoint>, Missing> {
-        Err(SWEEP)
+        Ok(self.step()?.endpoints().to_vec())
     }
 
-    fn events_between(&self, _: u64, _: u64, _: usize) -> Result<Vec<(u64, SystemTime)>, Missing> {
-        Err(SWEEP)
+    fn events_between(
+        &self,
+        after: u64,
+        last: u64,
+        limit: usize,
+    ) -> Result<Vec<(u64, SystemTime)>, Missing> {
+        Ok(self.step()?.events_between(after, last, limit))
     }
 
     fn chain_towards(&mut self, _: u64) -> Result<u64, Missing> {
-        Err(SWEEP)
+        Ok(self.step()?.chained)
     }
 
-    fn aged(&self, _: u64) -> Result<Option<Aged>, Missing> {
-        Err(SWEEP)
+    fn aged(&self, position: u64) -> Result<Option<Aged>, Missing> {
+        Ok(self.step()?.aged(position))
     }
 
-    fn outline(&self, _: i64) -> Result<Option<Record>, Missing> {
-        Err(SWEEP)
+    fn outline(&self, row: i64) -> Result<Option<Record>, Missing> {
+        Ok(Some(self.action(row)?.record.clone()))
     }
 
     fn swept(&self) -> Result<u64, Missing> {
-        Err(SWEEP)
+        Ok(self.step()?.position)
     }
 
-    fn set_swept(&mut self, _: u64) -> Result<(), Missing> {
-        Err(SWEEP)
+    fn set_swept(&mut self, position: u64) -> Result<(), Missing> {
+        self.step_mut()?.set_position(position);
+        Ok(())
     }
 
-    fn postpone(&mut self, _: u64, _: SystemTime) -> Result<(), Missing> {
-        Err(SWEEP)
+    fn postpone(&mut self, position: u64, until: SystemTime) -> Result<(), Missing> {
+        self.step_mut()?.postpone(until, position);
+        Ok(())
     }
 
-    fn postponed(&self, _: SystemTime, _: usize) -> Result<Vec<(SystemTime, u64)>, Missing> {
-        Err(SWEEP)
+    fn postponed(&self, time: SystemTime, limit: usize) -> Result<Vec<(SystemTime, u64)>, Missing> {
+        Ok(self.step()?.postponed(time, limit))
     }
 
-    fn remove_postponed(&mut self, _: SystemTime, _: u64) -> Result<(), Missing> {
-        Err(SWEEP)
+    fn remove_postponed(&mut self, until: SystemTime, position: u64) -> Result<(), Missing> {
+        self.step_mut()?.remove_postponed(until, position);
+        Ok(())
     }
 }

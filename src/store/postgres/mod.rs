@@ -17,6 +17,7 @@ mod rows;
 mod schema;
 mod session;
 mod state;
+mod sweep;
 mod tend;
 mod transact;
 mod write;
@@ -435,10 +436,10 @@ impl Store for PostgresStore {
         self.transact(request).await
     }
 
-    async fn sweep(&self, _: Sweep) -> Result<Swept, StoreError> {
-        Err(StoreError::unsupported(
-            "a PostgreSQL store keeps everything that is on record",
-        ))
+    async fn sweep(&self, request: Sweep) -> Result<Swept, StoreError> {
+        let inner = self.inner.clone();
+        self.spawn(0, Box::pin(async move { inner.sweep(&request).await }))
+            .await
     }
 
     async fn list(&self, request: List) -> Result<Page, StoreError> {
@@ -577,7 +578,7 @@ impl Store for PostgresStore {
     fn statistics(&self) -> Statistics {
         let state = &self.inner.state;
         Statistics {
-            removed: 0,
+            removed: state.removed.load(Ordering::Relaxed),
             events: state.events.read(),
             writer: Some(WriterStatistics {
                 is_ready: state.is_sure(),

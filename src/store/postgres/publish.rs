@@ -34,7 +34,7 @@ use super::Inner;
 use super::fault::Fault;
 use super::loaded::Happened;
 use super::rows::{self, get};
-use super::session::{Session, Values};
+use super::session::{PLAIN, Session, Values};
 use crate::protocol::TenantId;
 use crate::store::StoreError;
 
@@ -138,9 +138,6 @@ impl Inner {
             session.release();
             return Ok(());
         }
-        // A table is never read as a whole for it, however few rows there are. That makes the rest
-        // look expensive, which would be compiled at each pass.
-        const PLAIN: &str = "SET LOCAL enable_seqscan = off; SET LOCAL jit = off";
         // Again with the lock: another server may have had a pass since. The row is locked first and
         // read then, as a statement that waits for a lock goes on with what else it had read before.
         let (unsure, begun) = (self.state.doubts(), Instant::now());

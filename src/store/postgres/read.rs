@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::Inner;
 use super::fault::Fault;
+use super::load;
 use super::loaded::Key;
 use super::rows::{self, EVENT, columns, get};
 use super::session::{Session, Values};
@@ -22,7 +23,7 @@ const DEADLINE: Duration = Duration::from_secs(10);
 const BY_ID: &str = concat!(
     "SELECT ",
     columns!(),
-    " FROM action a WHERE a.request_id = $1"
+    " FROM action a WHERE a.request_id = $1 AND a.removed_at IS NULL"
 );
 
 impl Inner {
@@ -94,17 +95,39 @@ impl Inner {
             }
         }
         .iter()
-        .map(|row| Ok((rows::word(row, "tenant_id")?, get(row, "request_id")?)))
-        .collect::<Result<Vec<Key>, StoreError>>()?;
+        .map(load::key)
+        .collect::<Result<Vec<_>, _>>()?;
         if named.is_empty() {
             // Calls on record come first, so that no repeated call can hide them.
-            named = self.repeats.of(id);
-            named.retain(|(of, _)| tenant.is_none_or(|tenant| of == tenant));
+            named = self.repeated(id, tenant).await?;
         }
         match &named[..] {
             [(tenant, id)] => self.by_id(*id, Some(tenant)).await,
             _ => Ok(None),
         }
+    }
+
+    /// Finds up to two of the actions that a call named and did not change. What was removed since is
+    /// not among them.
+    async fn repeated(
+        &self,
+        call: Uuid,
+        tenant: Option<&TenantId>,
+    ) -> Result<Vec<Key>, StoreError> {
+        const THERE: &str = "SELECT a.tenant_id, a.request_id FROM action a \
+             JOIN unnest($1::text[], $2::uuid[]) AS k (tenant_id, request_id) \
+             ON a.tenant_id = k.tenant_id AND a.request_id = k.request_id \
+             WHERE a.removed_at IS NULL LIMIT 2";
+        let mut named = self.repeats.of(call);
+        named.retain(|(of, _)| tenant.is_none_or(|tenant| of == tenant));
+        if named.is_empty() {
+            return Ok(named);
+        }
+        let keys = named.iter().map(|(tenant, id)| (tenant.as_str(), *id));
+        let (tenants, ids): (Vec<_>, Vec<_>) = keys.unzip();
+        let values: &Values<'_> = &[(&tenants, Type::TEXT_ARRAY), (&ids, Type::UUID_ARRAY)];
+        let found = self.read(THERE, values).await?;
+        found.iter().map(load::key).collect()
     }
 
     async fn by_id(
@@ -136,7 +159,7 @@ impl Inner {
                 columns!(),
                 ", {} FROM action a JOIN event e ON e.tenant_id = a.tenant_id \
                  AND e.request_id = a.request_id AND e.at >= a.created_at \
-                 WHERE a.tenant_id = $1 AND a.request_id = $2 ORDER BY e.number"
+                 WHERE a.tenant_id = $1 AND a.request_id = $2 AND a.removed_at IS NULL ORDER BY e.number"
             ),
             EVENT
         );
@@ -180,7 +203,7 @@ impl Inner {
                 columns!(listed),
                 " FROM unnest($2::smallint[]) AS s (state) CROSS JOIN LATERAL ( \
                  SELECT * FROM action o WHERE o.tenant_id = $1 AND o.state = s.state AND o.request_id {} $3 \
-                 {} ORDER BY o.request_id {} LIMIT $4) AS a ORDER BY a.request_id {} LIMIT $4"
+                 AND o.removed_at IS NULL {} ORDER BY o.request_id {} LIMIT $4) AS a ORDER BY a.request_id {} LIMIT $4"
             ),
             comparison,
             of_thread.replace("a.thread_id", "o.thread_id"),
@@ -213,10 +236,10 @@ impl Inner {
         limit: usize,
     ) -> Result<Vec<TenantId>, StoreError> {
         const NEXT: &str = "WITH RECURSIVE t AS ( \
-               (SELECT tenant_id FROM action WHERE tenant_id > $1 ORDER BY tenant_id LIMIT 1) \
+               (SELECT tenant_id FROM action WHERE tenant_id > $1 AND removed_at IS NULL ORDER BY tenant_id LIMIT 1) \
                UNION ALL \
                SELECT (SELECT a.tenant_id FROM action a WHERE a.tenant_id > t.tenant_id \
-               ORDER BY a.tenant_id LIMIT 1) FROM t WHERE t.tenant_id IS NOT NULL \
+               AND a.removed_at IS NULL ORDER BY a.tenant_id LIMIT 1) FROM t WHERE t.tenant_id IS NOT NULL \
              ) SELECT tenant_id FROM t WHERE tenant_id IS NOT NULL LIMIT $2";
         let (after, limit) = (after.map_or("", TenantId::as_str), rows::number(limit));
         let found = self
@@ -262,7 +285,8 @@ impl Inner {
         const OLDEST: &str = "SELECT clock_timestamp() AS now, \
              (SELECT min(created_at) FROM action WHERE status = 'PENDING') AS pending, \
              (SELECT min(decided_at) FROM action WHERE status = 'COMMITTED' AND decision = 'approve' \
-             AND execution IS NULL AND submitted_by IS NOT NULL) AS unclaimed";
+             AND execution IS NULL AND submitted_by IS NOT NULL) AS unclaimed, \
+             (SELECT tombstones FROM sweep WHERE id = 1) AS tombstones";
         let found = self.read(OLDEST, &[]).await?;
         let Some(row) = found.first() else {
             return Ok(Backlog::default());
@@ -275,13 +299,16 @@ impl Inner {
         Ok(Backlog {
             pending: age("pending")?,
             unclaimed: age("unclaimed")?,
+            tombstones: get::<Option<i64>>(row, "tombstones")?.map(i64::unsigned_abs),
             ..Backlog::default()
         })
     }
 
     pub(super) async fn count_rows(&self) -> Result<Totals, StoreError> {
-        const COUNTS: &str = "SELECT (SELECT count(*) FROM action) AS actions, \
-             (SELECT count(decision) FROM action) AS decisions, (SELECT count(*) FROM event) AS events";
+        const COUNTS: &str = "SELECT a.*, (SELECT count(*) FROM event) AS events FROM ( \
+             SELECT count(*) FILTER (WHERE removed_at IS NULL) AS actions, \
+             count(decision) FILTER (WHERE removed_at IS NULL) AS decisions, \
+             count(removed_at) AS removed FROM action) AS a";
         let found = self.read(COUNTS, &[]).await?;
         let Some(row) = found.first() else {
             return Ok(Totals::default());
@@ -290,7 +317,7 @@ impl Inner {
             actions: rows::count(row, "actions")?,
             decisions: rows::count(row, "decisions")?,
             events: rows::count(row, "events")?,
-            removed: 0,
+            removed: rows::count(row, "removed")?,
         })
     }
 }

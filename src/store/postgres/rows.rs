@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::fault::unreadable;
 use crate::protocol::{Action, Digest, Event, JsonText, Payload, RequestId};
 use crate::store::StoreError;
-use crate::store::operation::{Lease, LeftIn, Record};
+use crate::store::operation::{Lease, LeftIn, Record, Tombstone};
 
 /// The columns that [`record`] reads, of a table or alias `a`.
 macro_rules! columns {
@@ -21,7 +21,7 @@ macro_rules! columns {
         concat!(
             "a.request_id, a.tenant_id, a.thread_id, a.idempotency_key, a.status, a.decision, a.execution, a.closed, \
              a.digest, a.edited_digest, a.title, a.expires_at, a.allow_edit, a.submitted_by, a.decided_by, a.call_id, \
-             a.created_at, a.decided_at, a.events, a.payload, a.edited_payload, a.comment, a.result, a.reason"
+             a.created_at, a.decided_at, a.events, a.removed_at, a.payload, a.edited_payload, a.comment, a.result, a.reason"
         )
     };
     // Without what can be large: a page must not read it.
@@ -154,7 +154,8 @@ pub(super) fn listed(row: &Row) -> Result<Action, StoreError> {
     Ok(listed_record(row, 0)?.0.action)
 }
 
-fn listed_record(row: &Row, number: i64) -> Result<(Record, i32), StoreError> {
+/// Reads a record without what can be large.
+pub(super) fn listed_record(row: &Row, number: i64) -> Result<(Record, i32), StoreError> {
     let request_id: Uuid = get(row, "request_id")?;
     let submitted_digest = digest(row, "digest")?;
     let edited_digest = digest(row, "edited_digest")?;
@@ -180,6 +181,24 @@ fn listed_record(row: &Row, number: i64) -> Result<(Record, i32), StoreError> {
         call_id: get(row, "call_id")?,
     };
     Ok((record, get(row, "events")?))
+}
+
+/// Reads what stayed of an action, if it was removed.
+pub(super) fn tombstone(row: &Row) -> Result<Option<Tombstone>, StoreError> {
+    let removed_at: Option<SystemTime> = get(row, "removed_at")?;
+    if removed_at.is_none() {
+        return Ok(None);
+    }
+    Ok(Some(Tombstone {
+        request_id: get(row, "request_id")?,
+        decision: word(row, "decision")?,
+        execution: optional_word(row, "execution")?,
+        closed: optional_word(row, "closed")?,
+        submitted_digest: digest(row, "digest")?,
+        edited_digest: digest(row, "edited_digest")?,
+        created_at: get(row, "created_at")?,
+        decided_at: get(row, "decided_at")?,
+    }))
 }
 
 /// Reads the newest claim on an action.

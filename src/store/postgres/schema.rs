@@ -10,7 +10,11 @@ use crate::store::StoreError;
 
 /// Each entry takes the schema to the next version, from version 0 on. A released entry never
 /// changes, and servers of the release before must be able to work beside it.
-const MIGRATIONS: [&str; 2] = [include_str!("schema/1.sql"), include_str!("schema/2.sql")];
+const MIGRATIONS: [&str; 3] = [
+    include_str!("schema/1.sql"),
+    include_str!("schema/2.sql"),
+    include_str!("schema/3.sql"),
+];
 
 /// The version that the last entry leads to.
 const CURRENT: usize = MIGRATIONS.len();

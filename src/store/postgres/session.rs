@@ -30,6 +30,10 @@ const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; \
      SET LOCAL lock_timeout = '3s'; SET LOCAL statement_timeout = '5s'; \
      SET LOCAL idle_in_transaction_session_timeout = '10s'";
 
+/// Follows [`BEGIN`] where no table must be read as a whole, however few rows there are. That makes the
+/// rest look expensive, which would be compiled each time.
+pub(super) const PLAIN: &str = "SET LOCAL enable_seqscan = off; SET LOCAL jit = off";
+
 /// Follows [`BEGIN`] where commits would not wait for the disk.
 const SYNCHRONOUS: &str = "; SET LOCAL synchronous_commit = 'on'";
 

@@ -26,6 +26,8 @@ pub(super) struct State {
     read: Mutex<Option<Reading>>,
     clock: Clock,
     pub(super) events: EventCounter,
+    /// The actions that sweeps of this server removed.
+    pub(super) removed: AtomicU64,
     /// The operations that are not answered yet.
     pub(super) running: AtomicU64,
     pub(super) requests: AtomicU64,
@@ -59,6 +61,7 @@ impl State {
             read: Mutex::new(None),
             clock,
             events: EventCounter::default(),
+            removed: AtomicU64::new(0),
             running: AtomicU64::new(0),
             requests: AtomicU64::new(0),
             commits: DurationCounter::default(),

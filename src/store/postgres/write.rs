@@ -11,6 +11,7 @@ use super::fault::Fault;
 use super::loaded::{Happened, Loaded, Loading};
 use super::rows::{self, get, kept, kept_time};
 use super::session::{Session, Values};
+use super::sweep;
 use crate::protocol::{Closed, Decision, Digest, Execution, JsonText, Payload};
 use crate::store::operation::{Standing, Undelivered};
 
@@ -199,7 +200,7 @@ pub(super) async fn write_and_commit(
         ));
     }
     let events = Events::of(&rest);
-    let (updated, leased, appended, delivered, removed, forgotten, committed) = tokio::join!(
+    let (updated, leased, appended, delivered, removed, forgotten, swept, committed) = tokio::join!(
         biased;
         update(&session, &loaded.actions),
         set_leases(&session, &loaded.actions),
@@ -207,9 +208,12 @@ pub(super) async fn write_and_commit(
         update_endpoint(&session, loaded, endpoint),
         change_undelivered(&session, loaded, endpoint),
         remove_endpoint(&session, loaded, endpoint),
+        sweep::write(&session, loaded),
         session.commit(),
     );
-    for done in [updated, leased, appended, delivered, removed, forgotten] {
+    for done in [
+        updated, leased, appended, delivered, removed, forgotten, swept,
+    ] {
         match done {
             Ok(()) => {}
             // A statement that the server refused makes the commit a rollback. If no answer came,
@@ -362,13 +366,14 @@ async fn update_endpoint(
     let until = endpoint.held.map(|(_, until)| kept_time(until));
     session
         .execute(
-            "UPDATE endpoint SET position = $2, holder = $3, held_until = $4, stopped_at = $5 WHERE name = $1",
+            "UPDATE endpoint SET position = $2, holder = $3, held_until = $4, stopped_at = $5, left_at = $6 WHERE name = $1",
             &[
                 (&name, Type::TEXT),
                 (&rows::number(endpoint.position), Type::INT8),
                 (&holder, Type::UUID),
                 (&until, Type::TIMESTAMPTZ),
                 (&endpoint.stopped_at, Type::TIMESTAMPTZ),
+                (&endpoint.left_at, Type::TIMESTAMPTZ),
             ],
         )
         .await?;

@@ -266,15 +266,15 @@ async fn run(steps: &[Step], database: Option<&str>) -> Result<(), TestCaseError
                 let due = reference.step(-by);
                 prop_assert!(due.is_empty());
             }
-            // The PostgreSQL store keeps everything, and then so do the others.
-            Step::Sweep if database.is_some() => {}
             Step::Sweep => {
                 let expected = reference.sweep();
                 prop_assert_eq!(memory.sweep().await, expected, "memory");
                 prop_assert_eq!(sqlite.sweep().await, expected, "sqlite");
+                postgres.sweep(expected).await?;
                 for slot in 0..SLOTS {
                     memory.compare(&reference, slot).await?;
                     sqlite.compare(&reference, slot).await?;
+                    postgres.compare(&reference, slot).await?;
                 }
             }
             Step::Restart => {

@@ -31,8 +31,9 @@ impl Postgres {
             return Self(None);
         };
         let client = postgres::connect(url).await;
-        let empty = "TRUNCATE action, claim, event, feed, undelivered, endpoint, heartbeat; \
-                     UPDATE publisher SET position = 0";
+        // The store before may still be at a pass, which locks the publisher before the feed.
+        let empty = "UPDATE publisher SET position = 0; UPDATE sweep SET position = 0, tombstones = 0; \
+                     TRUNCATE action, claim, event, feed, undelivered, endpoint, heartbeat, postponed, swept";
         client.batch_execute(empty).await.unwrap();
         let side = Side::new("postgres", connect(url, clock).await, clock);
         Self(Some((url.to_owned(), side)))
@@ -49,6 +50,13 @@ impl Postgres {
         if let Some((_, side)) = &mut self.0 {
             side.touch(slot).await;
         }
+    }
+
+    pub async fn sweep(&mut self, expected: usize) -> Result<(), TestCaseError> {
+        if let Some((_, side)) = &mut self.0 {
+            prop_assert_eq!(side.sweep().await, expected, "postgres");
+        }
+        Ok(())
     }
 
     pub async fn apply(

@@ -20,6 +20,10 @@ impl Postgres {
 
     pub async fn touch(&mut self, _: usize) {}
 
+    pub async fn sweep(&mut self, _: usize) -> Result<(), TestCaseError> {
+        Ok(())
+    }
+
     pub async fn apply(&mut self, _: &Request, _: &Answer) -> Result<(), TestCaseError> {
         Ok(())
     }

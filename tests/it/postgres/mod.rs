@@ -4,6 +4,7 @@ mod feed;
 mod pooler;
 mod proxy;
 mod refusals;
+mod retention;
 mod unknown;
 
 use std::sync::Mutex;
@@ -59,42 +60,39 @@ async fn record(store: &PostgresStore, key: &str) -> Action {
     }
 }
 
+/// Opens servers on a database of their own, and closes those that were opened before.
+async fn servers(number: usize, last: &Mutex<Vec<PostgresStore>>) -> Vec<PostgresStore> {
+    let url = Postgres::shared().database().await;
+    let mut stores = Vec::new();
+    for _ in 0..number {
+        let store = PostgresStore::builder(&url).connections(8).connect().await;
+        stores.push(store.unwrap());
+    }
+    let before = std::mem::replace(&mut *last.lock().unwrap(), stores.clone());
+    for store in before {
+        store.close().await;
+    }
+    stores
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn the_postgres_store_conforms() {
-    let last = Mutex::new(None::<PostgresStore>);
-    conformance::run(|| async {
-        let url = Postgres::shared().database().await;
-        let store = PostgresStore::builder(url)
-            .connections(8)
-            .connect()
-            .await
-            .unwrap();
-        let before = last.lock().unwrap().replace(store.clone());
-        if let Some(before) = before {
-            before.close().await;
-        }
-        store
-    })
-    .await;
+    let last = Mutex::default();
+    conformance::run_together(|| servers(1, &last)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn servers_on_one_postgres_conform_together() {
-    let last = Mutex::new(Vec::<PostgresStore>::new());
-    conformance::run_together(|| async {
-        let url = Postgres::shared().database().await;
-        let mut stores = Vec::new();
-        for _ in 0..3 {
-            let store = PostgresStore::builder(&url).connections(8).connect().await;
-            stores.push(store.unwrap());
-        }
-        let before = std::mem::replace(&mut *last.lock().unwrap(), stores.clone());
-        for store in before {
-            store.close().await;
-        }
-        stores
-    })
-    .await;
+    let last = Mutex::default();
+    conformance::run_together(|| servers(3, &last)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_is_over_goes_from_a_postgres_store_as_from_any() {
+    let last = Mutex::default();
+    for number in [1, 3] {
+        conformance::run_retention(|| servers(number, &last)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
