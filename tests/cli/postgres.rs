@@ -162,15 +162,6 @@ fn commands_for_files_refuse_a_database_and_do_not_show_its_url() {
         &["audit", "head", "--store", url],
         &["audit", "export", "--store", url],
         &["audit", "verify", "--store", url],
-        &[
-            "serve",
-            "--listen",
-            "127.0.0.1:0",
-            "--retain",
-            "30d",
-            "--store",
-            url,
-        ],
     ] {
         let ended = run(aegis(arguments)).expect(2);
         assert!(!ended.stderr.contains("s3cret"), "{ended:?}");

@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
@@ -21,6 +22,7 @@ use uuid::Uuid;
 use super::crash::port;
 use crate::binary::{Served, aegis, run, serve};
 use crate::python::{environment, python};
+use crate::support::postgres::{Postgres, connect};
 use crate::support::receiver::{Receiver, Reply};
 use crate::support::rows::look_at;
 use crate::support::{Call, HANG, alone};
@@ -39,7 +41,8 @@ type Told = HashMap<Identity, (String, Decision)>;
 
 struct Clients {
     client: reqwest::Client,
-    url: String,
+    /// The servers, which have one store.
+    urls: Vec<String>,
     told: Mutex<Told>,
     asked: watch::Sender<usize>,
     /// Answers to keys that were decided before.
@@ -47,14 +50,46 @@ struct Clients {
 }
 
 impl Clients {
+    fn of(urls: Vec<String>) -> Arc<Self> {
+        Arc::new(Self {
+            client: reqwest::Client::builder().timeout(HANG).build().unwrap(),
+            urls,
+            told: Mutex::default(),
+            asked: watch::Sender::new(0),
+            repeated: Mutex::default(),
+        })
+    }
+
+    /// Starts [`CLIENTS`], until the sender says that it is over.
+    fn start(self: &Arc<Self>) -> (JoinSet<()>, watch::Sender<bool>) {
+        let (is_over, over) = watch::channel(false);
+        let mut running = JoinSet::new();
+        for client in 0..CLIENTS {
+            let (clients, over) = (self.clone(), over.clone());
+            running.spawn(async move { clients.run(client, over).await });
+        }
+        (running, is_over)
+    }
+
+    /// Waits for so many more answers.
+    async fn answered(&self, more: usize) {
+        let mut asked = self.asked.subscribe();
+        let enough = *asked.borrow() + more;
+        let reached = timeout(HANG, asked.wait_for(|asked| *asked >= enough));
+        reached.await.unwrap().unwrap();
+    }
+
     /// Asks until there is an answer, with the same call id.
     async fn ask(&self, identity: &Identity, decision: Decision) -> (u16, bool, Value) {
         let call_id = Uuid::new_v4().to_string();
         let asking = async {
+            let mut next = self.urls.iter().cycle();
+            next.nth(*self.asked.borrow() % self.urls.len());
             loop {
+                let url = next.next().unwrap();
                 let request = self
                     .client
-                    .post(format!("{}/api/v1/hitl/{decision}", self.url))
+                    .post(format!("{url}/api/v1/hitl/{decision}"))
                     .header("Tenant-Id", &identity.0)
                     .header("Thread-Id", "run-7")
                     .header("Idempotency-Key", &identity.1)
@@ -234,25 +269,11 @@ async fn no_key_is_decided_twice_and_no_event_lost_where_old_actions_go_under_si
         receiver.url()
     ));
     let mut server = Served::start(place.serve());
-    let clients = Arc::new(Clients {
-        client: reqwest::Client::builder().timeout(HANG).build().unwrap(),
-        url: server.url(),
-        told: Mutex::default(),
-        asked: watch::Sender::new(0),
-        repeated: Mutex::default(),
-    });
-    let (is_over, over) = watch::channel(false);
-    let mut running = JoinSet::new();
-    for client in 0..CLIENTS {
-        let (clients, over) = (clients.clone(), over.clone());
-        running.spawn(async move { clients.run(client, over).await });
-    }
+    let clients = Clients::of(vec![server.url()]);
+    let (running, is_over) = clients.start();
     let mut removed = Vec::new();
     for kill in 0..KILLS {
-        let mut asked = clients.asked.subscribe();
-        let enough = *asked.borrow() + 300 + kill * 137 % 200;
-        let reached = timeout(HANG, asked.wait_for(|asked| *asked >= enough));
-        reached.await.unwrap().unwrap();
+        clients.answered(300 + kill * 137 % 200).await;
         server.kill();
         // All that was decided is old when the next server begins.
         place.let_pass(2);
@@ -293,6 +314,135 @@ async fn no_key_is_decided_twice_and_no_event_lost_where_old_actions_go_under_si
         command
     });
     assert_eq!(checked.expect(0).json()["removed"], totals.removed);
+    println!(
+        "{} keys over {KILLS} kills, removed by then: {removed:?}; repeated: {:?}",
+        told.len(),
+        clients.repeated.lock().unwrap()
+    );
+}
+
+/// Lets hours pass in a database, while servers run. What they have begun is over before, or after.
+async fn let_pass(url: &str, hours: u32) {
+    let client = connect(url).await;
+    let columns = [
+        ("action", "created_at"),
+        ("action", "decided_at"),
+        ("event", "at"),
+        ("feed", "at"),
+        ("undelivered", "parked_at"),
+        ("undelivered", "due"),
+        ("postponed", "until"),
+    ];
+    let mut pass = "BEGIN; LOCK TABLE sweep, publisher, action, event, feed, endpoint, undelivered, postponed \
+                    IN ACCESS EXCLUSIVE MODE; "
+        .to_owned();
+    for (table, column) in columns {
+        pass += &format!("UPDATE {table} SET {column} = {column} - interval '{hours}h'; ");
+    }
+    // But for endpoints: one that nobody had held for so long would keep nothing.
+    pass += "COMMIT";
+    // A server may wait for it the other way around, and then one of them is told to give way.
+    let passed = async {
+        while let Err(error) = client.batch_execute(&pass).await {
+            let code = error.code().map(|code| code.code().to_owned());
+            assert_eq!(code.as_deref(), Some("40P01"), "{error}");
+            client.batch_execute("ROLLBACK").await.unwrap();
+        }
+    };
+    timeout(HANG, passed).await.unwrap();
+}
+
+async fn number_in(url: &str, sql: &str) -> usize {
+    let row = connect(url).await.query_one(sql, &[]).await.unwrap();
+    usize::try_from(row.get::<_, i64>(0)).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn no_key_is_decided_twice_and_no_event_lost_where_servers_share_a_postgres() {
+    let _alone = alone().await;
+    let taken = Taken::default();
+    let receiver = receiver(&taken).await;
+    let url = Postgres::shared().database().await;
+    let folder = TempDir::new().unwrap();
+    let config = folder.path().join("aegis.toml");
+    let webhook = format!(
+        "[[webhook]]\nname = \"billing\"\nurl = \"{}\"\nsecret = \"{SECRET}\"\nfrom = \"oldest\"\n",
+        receiver.url()
+    );
+    fs::write(&config, webhook).unwrap();
+    let first = port();
+    let is_free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    let ports = [first, (first + 1..).find(is_free).unwrap()];
+    let serve = |port: u16| {
+        let listen = format!("127.0.0.1:{port}");
+        let mut command = aegis(&[
+            "serve", "--listen", &listen, "--retain", "1h", "--store", &url,
+        ]);
+        command
+            .env("AEGIS_LOG", "warn")
+            .arg("--config")
+            .arg(&config);
+        Served::start(command)
+    };
+    let mut servers = ports.map(|port| Some(serve(port)));
+    let clients = Clients::of(servers.iter().flatten().map(Served::url).collect());
+    let (running, is_over) = clients.start();
+    let tombstones = "SELECT count(removed_at) FROM action";
+    let mut removed = Vec::new();
+    for kill in 0..KILLS {
+        clients.answered(300 + kill * 137 % 200).await;
+        let_pass(&url, 2).await;
+        removed.push(number_in(&url, tombstones).await);
+        // Now it is removing, and so is the other one.
+        let is_at_it = || number_in(&url, tombstones);
+        let before = *removed.last().unwrap();
+        let more = async { while is_at_it().await <= before {} };
+        timeout(HANG, more).await.expect("nothing goes");
+        let at = kill % 2;
+        servers[at].take().unwrap().kill();
+        // The minute has passed that it had to deliver.
+        let lapse = "UPDATE endpoint SET held_until = clock_timestamp() WHERE holder IS NOT NULL";
+        connect(&url).await.batch_execute(lapse).await.unwrap();
+        servers[at] = Some(serve(ports[at]));
+    }
+    is_over.send_replace(true);
+    let ended = timeout(HANG, running.join_all());
+    ended.await.unwrap();
+    assert!(
+        removed.is_sorted() && removed.last() > Some(&20),
+        "{removed:?}"
+    );
+
+    let told = clients.told.lock().unwrap().clone();
+    let has_all = || taken.lock().unwrap().len() >= told.len();
+    until(has_all, "an event was lost").await;
+    for (identity, events) in &*taken.lock().unwrap() {
+        assert_eq!(events.len(), 1, "{identity:?} was decided twice");
+        assert!(told.contains_key(identity));
+    }
+    let rest = "SELECT count(*) FROM action WHERE removed_at IS NULL";
+    let_pass(&url, 2).await;
+    let all_go = async {
+        while number_in(&url, rest).await > 1 {
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(HANG, all_go).await.expect("what is over stays");
+    for (number, identity) in told.keys().enumerate().take(200) {
+        clients.repeat(identity, number % 2 == 0).await;
+    }
+    let gone = number_in(&url, tombstones).await;
+    assert_eq!(gone + 1, told.len());
+    assert_eq!(number_in(&url, "SELECT tombstones FROM sweep").await, gone);
+    // Every position that was given is that of an event on record, or of one that was removed.
+    let accounted = "SELECT count(*) FROM (SELECT position FROM swept UNION ALL SELECT position FROM feed) AS known";
+    assert_eq!(
+        number_in(&url, accounted).await,
+        number_in(&url, "SELECT position FROM publisher").await
+    );
+    for server in servers.into_iter().flatten() {
+        server.stop().expect(0);
+    }
     println!(
         "{} keys over {KILLS} kills, removed by then: {removed:?}; repeated: {:?}",
         told.len(),

@@ -326,12 +326,6 @@ pub(crate) async fn run(args: Serve, context: Context) -> Result<(), Failure> {
         args.store_direct.or(config.store_direct),
         args.no_migrate.or(config.no_migrate).unwrap_or(false),
     )?;
-    if retention.is_some() && matches!(place, Place::Postgres(_)) {
-        return Err(Failure::usage(
-            "there is a retention (--retain), and the store is a PostgreSQL database, which keeps \
-             everything; allowed is a database file",
-        ));
-    }
     let mode = args.socket_mode.or(config.socket_mode);
     let (server, bound) = listen.bind(mode).await?;
     let server = server.trust_tenant_header(trust.unwrap_or(false));
