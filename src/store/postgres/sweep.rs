@@ -9,7 +9,7 @@ mod step;
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
@@ -36,6 +36,9 @@ const LOOKS_AGAIN: i64 = 32;
 /// How often a step is tried.
 const ATTEMPTS: usize = 3;
 
+/// How long one try may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// What is answered by a server that has nothing to do.
 const NOTHING: Swept = Swept {
     removed: 0,
@@ -49,7 +52,11 @@ impl Inner {
         self.publish().await?;
         let mut attempts = 0;
         loop {
-            match self.try_sweep(sweep).await {
+            let swept = tokio::time::timeout(PATIENCE, self.try_sweep(sweep)).await;
+            // The connection is closed with the attempt, and its transaction ends by itself.
+            match swept
+                .unwrap_or_else(|_| Err(Fault::unknown("the database did not answer in time")))
+            {
                 Ok(swept) => return Ok(swept),
                 Err(Fault::Refused(error)) => return Err(error),
                 Err(Fault::Unknown(error)) => {
