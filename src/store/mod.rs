@@ -29,7 +29,9 @@ use uuid::Uuid;
 
 use crate::protocol::{Action, Event, Fingerprint, IdempotencyKey, Payload, TenantId, ThreadId};
 
-pub use self::audit::{AuditFault, AuditHead, AuditVerifier, VerifiedChain};
+pub use self::audit::{
+    AuditFault, AuditHead, AuditPage, AuditReport, AuditVerifier, VerifiedChain,
+};
 pub use self::clock::Clock;
 pub use self::delivery::{DeadLetter, DueDeliveries, DueDelivery, EndpointState};
 pub use self::error::StoreError;
@@ -43,7 +45,7 @@ pub use self::operation::{
 };
 #[cfg(feature = "postgres")]
 pub use self::postgres::{PostgresBuilder, PostgresStore};
-pub use self::sqlite::{AuditPage, AuditReport, AuditTrail, SqliteStore, Verified};
+pub use self::sqlite::{AuditTrail, SqliteStore, Verified};
 pub(crate) use self::statistics::DurationCounter;
 pub use self::statistics::{Durations, Statistics, WriterStatistics};
 pub use self::watch::{Watch, Watchers};

@@ -8,13 +8,19 @@
 //!
 //! The manual's page on auditing has the format in full.
 
+mod comparison;
 mod entry;
 pub(crate) mod line;
+mod pace;
+mod run;
 mod verifier;
 
 use sha2::{Digest as _, Sha256};
 
+pub(crate) use self::comparison::{Comparison, Faults};
 pub(crate) use self::entry::Entry;
+pub(crate) use self::pace::{GATHER, rest};
+pub(crate) use self::run::{Run, links};
 pub use self::verifier::{AuditFault, AuditVerifier, VerifiedChain};
 
 /// What is hashed before a tenant's first link, in front of the tenant's name.
@@ -40,6 +46,28 @@ pub(crate) fn leaf(entry: &str) -> Hash {
     Sha256::digest(entry).into()
 }
 
+/// Lines of an export.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct AuditPage {
+    /// The lines, without line feeds.
+    pub lines: Vec<String>,
+    /// The number of the last link.
+    pub seq: u64,
+}
+
+/// The result of verifying chains against the events on record.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct AuditReport {
+    /// The ends of the chains.
+    pub heads: Vec<AuditHead>,
+    /// The number of events of which only the leaves are left, as retention removed them.
+    pub removed: u64,
+    /// The first 100 faults, in words. Empty if every event is the one that was chained.
+    pub faults: Vec<String>,
+}
+
 /// The end of a tenant's chain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -62,5 +90,10 @@ impl AuditHead {
             hash,
             unchained,
         }
+    }
+
+    /// Returns the line with which an export of the tenant ends, without a line feed.
+    pub fn line(&self) -> String {
+        line::head(self)
     }
 }

@@ -10,12 +10,8 @@ use super::chain;
 use super::list::snapshot;
 use super::sweep;
 use super::{StoreError, schema, verify};
-use crate::protocol::Escaped;
-use crate::store::AuditHead;
-use crate::store::audit::{Hash, leaf, line, link, origin};
-
-/// The most faults that are listed.
-const MAX_FAULTS: usize = 100;
+use crate::store::audit::{Comparison, Faults, Hash, line, link, links, origin};
+use crate::store::{AuditHead, AuditPage, AuditReport};
 
 /// Selects the runs with a tenant's links behind another link, in order.
 pub(super) const RUNS: &str = "SELECT event, seq, links, hash FROM chain WHERE tenant_id = ?1 AND seq > ?2 \
@@ -48,28 +44,6 @@ pub struct AuditTrail {
     path: PathBuf,
 }
 
-/// Lines of an export.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct AuditPage {
-    /// The lines, without line feeds.
-    pub lines: Vec<String>,
-    /// The number of the last link.
-    pub seq: u64,
-}
-
-/// The result of verifying chains against the events on record.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct AuditReport {
-    /// The ends of the chains.
-    pub heads: Vec<AuditHead>,
-    /// The number of events of which only the leaves are left, as retention removed them.
-    pub removed: u64,
-    /// The first 100 faults, in words. Empty if every event is the one that was chained.
-    pub faults: Vec<String>,
-}
-
 impl AuditTrail {
     /// Opens the database at `database`.
     ///
@@ -97,7 +71,7 @@ impl AuditTrail {
     /// If the database cannot be read.
     pub fn tenants(&self) -> Result<Vec<String>, StoreError> {
         self.read(|connection| {
-            let tenants = tenants(connection, &mut |_| ())?;
+            let tenants = tenants(connection, &mut Faults::default())?;
             Ok(tenants.into_iter().collect())
         })
     }
@@ -181,17 +155,12 @@ impl AuditTrail {
     /// If the database cannot be read.
     pub fn verify(&self, tenant: Option<&str>) -> Result<AuditReport, StoreError> {
         self.read(|connection| {
-            let mut report = AuditReport::default();
-            let mut add = |fault: String| {
-                if report.faults.len() < MAX_FAULTS {
-                    // Names in the file can hold control characters.
-                    report.faults.push(Escaped::line(&fault).to_string());
-                }
-            };
-            for tenant in named_or_all(connection, tenant, &mut add)? {
-                report.removed += verify_chain(connection, &tenant, &mut add)?;
+            let (mut report, mut faults) = (AuditReport::default(), Faults::default());
+            for tenant in named_or_all(connection, tenant, &mut faults)? {
+                report.removed += verify_chain(connection, &tenant, &mut faults)?;
                 report.heads.push(head(connection, &tenant)?);
             }
+            report.faults = faults.into_vec();
             Ok(report)
         })
     }
@@ -204,7 +173,7 @@ impl AuditTrail {
     /// If the database cannot be read.
     pub fn has_hash(&self, tenant: Option<&str>, hash: &[u8; 32]) -> Result<bool, StoreError> {
         self.read(|connection| {
-            for tenant in named_or_all(connection, tenant, &mut |_| ())? {
+            for tenant in named_or_all(connection, tenant, &mut Faults::default())? {
                 let start = origin(&tenant);
                 let mut is_found = start == *hash;
                 each_link(connection, &tenant, (0, start), |link| {
@@ -220,20 +189,10 @@ impl AuditTrail {
     }
 }
 
-impl AuditHead {
-    /// Returns the line with which an export of the tenant ends, without a line feed.
-    pub fn line(&self) -> String {
-        line::head(self)
-    }
-}
-
 /// Checks the chains of all tenants, for a check of the whole database.
-pub(super) fn check(
-    connection: &Connection,
-    fault: &mut impl FnMut(String),
-) -> rusqlite::Result<()> {
-    for tenant in tenants(connection, fault)? {
-        verify_chain(connection, &tenant, fault)?;
+pub(super) fn check(connection: &Connection, faults: &mut Faults) -> rusqlite::Result<()> {
+    for tenant in tenants(connection, faults)? {
+        verify_chain(connection, &tenant, faults)?;
     }
     Ok(())
 }
@@ -241,19 +200,16 @@ pub(super) fn check(
 fn named_or_all(
     connection: &Connection,
     tenant: Option<&str>,
-    fault: &mut impl FnMut(String),
+    faults: &mut Faults,
 ) -> rusqlite::Result<BTreeSet<String>> {
     match tenant {
         Some(tenant) => Ok(BTreeSet::from([tenant.to_owned()])),
-        None => tenants(connection, fault),
+        None => tenants(connection, faults),
     }
 }
 
 /// The tenants that have links or events. Each is one search of an index.
-fn tenants(
-    connection: &Connection,
-    fault: &mut impl FnMut(String),
-) -> rusqlite::Result<BTreeSet<String>> {
+fn tenants(connection: &Connection, faults: &mut Faults) -> rusqlite::Result<BTreeSet<String>> {
     let mut found = BTreeSet::new();
     for (sql, what) in NEXT_TENANT {
         let mut next = connection.prepare_cached(sql)?;
@@ -269,7 +225,7 @@ fn tenants(
             };
             match str::from_utf8(&tenant) {
                 Ok(tenant) => drop(found.insert(tenant.to_owned())),
-                Err(_) => fault(format!("{what} {number}: tenant_id cannot be read")),
+                Err(_) => faults.add(format!("{what} {number}: tenant_id cannot be read")),
             }
             last = tenant;
         }
@@ -322,7 +278,7 @@ fn each_link(
     let after = i64::try_from(seq).unwrap_or(i64::MAX);
     let mut runs = read.query(params![tenant, after])?;
     while let Some(run) = runs.next()? {
-        for (event, leaf) in chain::links(run.get_ref(2)?.as_blob()?) {
+        for (event, leaf) in links(run.get_ref(2)?.as_blob()?) {
             seq += 1;
             hash = link(&hash, &leaf);
             let link = Link {
@@ -353,7 +309,7 @@ fn text_of(row: &Row<'_>, seq: u64) -> rusqlite::Result<String> {
 fn verify_chain(
     connection: &Connection,
     tenant: &str,
-    fault: &mut impl FnMut(String),
+    faults: &mut Faults,
 ) -> rusqlite::Result<u64> {
     let reached = chain::reached(connection)?;
     let mut events = connection.prepare_cached(chain::OF_TENANT)?;
@@ -361,59 +317,31 @@ fn verify_chain(
     let mut event = events.next()?;
     let mut runs = connection.prepare_cached(RUNS)?;
     let mut runs = runs.query(params![tenant, i64::MIN])?;
-    let (mut seq, mut hash, mut last) = (0, origin(tenant), i64::MIN);
-    let mut removed = 0;
-    let unchained = |position: i64| {
-        format!("event {position}: the audit chain of tenant {tenant} does not have it")
-    };
+    let mut comparison = Comparison::new(tenant, faults);
     while let Some(run) = runs.next()? {
-        let end: i64 = run.get(0)?;
-        for (position, chained) in chain::links(run.get_ref(2)?.as_blob()?) {
-            seq += 1;
-            if position <= last {
-                fault(format!(
-                    "the audit chain of tenant {tenant}: seq {seq} is not in order"
-                ));
-            }
-            last = position;
-            hash = link(&hash, &chained);
+        for (position, leaf) in links(run.get_ref(2)?.as_blob()?) {
+            let seq = comparison.link(position, &leaf);
             while let Some(row) = event {
                 let found: i64 = row.get(0)?;
                 if found >= position {
                     break;
                 }
-                fault(unchained(found));
+                comparison.unchained(found);
                 event = events.next()?;
             }
             match event {
                 Some(row) if row.get::<_, i64>(0)? == position => {
-                    if leaf(&text_of(row, seq)?) != chained {
-                        fault(format!(
-                            "event {position}: it is not as it was chained, as seq {seq} of tenant {tenant}"
-                        ));
-                    }
+                    comparison.event(chain::entry(row)?, &leaf);
                     event = events.next()?;
                 }
-                _ if sweep::is_swept(connection, position)? => removed += 1,
-                _ => fault(format!(
-                    "event {position}: the audit chain has it as seq {seq} of tenant {tenant}, \
-                     and it is missing: retention did not remove it"
-                )),
+                _ => comparison.gone(position, seq, sweep::is_swept(connection, position)?),
             }
         }
-        let stored: Hash = run.get(3)?;
-        let number: i64 = run.get(1)?;
-        if u64::try_from(number) != Ok(seq) || end != last || stored != hash {
-            fault(format!(
-                "the audit chain of tenant {tenant}: the row of event {end} does not follow from its links"
-            ));
-            // Else every later row would be at fault, too.
-            (seq, hash) = (number.unsigned_abs(), stored);
-        }
+        comparison.end_run(run.get(0)?, run.get(1)?, run.get(3)?);
     }
     while let Some(row) = event {
-        fault(unchained(row.get(0)?));
+        comparison.unchained(row.get(0)?);
         event = events.next()?;
     }
-    Ok(removed)
+    Ok(comparison.removed())
 }

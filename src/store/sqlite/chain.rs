@@ -13,10 +13,7 @@ use uuid::Uuid;
 use super::list::snapshot;
 use super::rows::event_digest;
 use crate::protocol::hex;
-use crate::store::audit::{Entry, Hash, leaf, link, origin};
-
-/// The length of a link in `chain.links`: the event's position and the leaf.
-const LINK: usize = 8 + 32;
+use crate::store::audit::{Entry, Hash, Run, origin};
 
 /// Selects the columns that [`entry`] reads, in its order. What a submission says stands behind the
 /// payload in the action's row, so it is read for the event of the submission alone.
@@ -78,18 +75,6 @@ pub(super) struct Extension {
     pub(super) is_full: bool,
 }
 
-/// Links of one tenant.
-#[derive(Debug)]
-struct Run {
-    tenant: String,
-    /// The position of the last event.
-    event: i64,
-    /// The number of the last link.
-    seq: u64,
-    links: Vec<u8>,
-    hash: Hash,
-}
-
 /// Chains some events in the writer's own transaction, if those up to `position` are not chained.
 /// Returns the position up to which all are.
 ///
@@ -127,25 +112,12 @@ fn links_behind(connection: &Connection, limit: usize) -> rusqlite::Result<Exten
             Some(run) => run,
             None => {
                 let tenant = entry.tenant_id.clone().into_owned();
-                let (seq, hash) = tip(connection, &tenant)?;
-                runs.entry(tenant.clone()).or_insert(Run {
-                    tenant,
-                    event: 0,
-                    seq,
-                    links: Vec::new(),
-                    hash,
-                })
+                let tip = tip(connection, &tenant)?;
+                runs.entry(tenant.clone())
+                    .or_insert_with(|| Run::behind(tenant, tip))
             }
         };
-        run.event = row.get(0)?;
-        run.seq += 1;
-        entry.seq = run.seq;
-        text.clear();
-        entry.write(&mut text);
-        let leaf = leaf(&text);
-        run.links.extend(run.event.to_be_bytes());
-        run.links.extend(leaf);
-        run.hash = link(&run.hash, &leaf);
+        run.add(row.get(0)?, &mut entry, &mut text);
     }
     Ok(Extension {
         after,
@@ -169,21 +141,10 @@ impl Extension {
         )?;
         for run in &self.runs {
             let seq = i64::try_from(run.seq).unwrap_or(i64::MAX);
-            insert.execute(params![run.event, run.tenant, seq, run.links, run.hash])?;
+            insert.execute(params![run.position, run.tenant, seq, run.links, run.hash])?;
         }
         Ok(())
     }
-}
-
-/// The links of a row.
-pub(super) fn links(bytes: &[u8]) -> impl Iterator<Item = (i64, Hash)> {
-    let (links, _) = bytes.as_chunks::<LINK>();
-    links.iter().map(|link| {
-        let (mut position, mut leaf) = ([0; 8], [0; 32]);
-        position.copy_from_slice(&link[..8]);
-        leaf.copy_from_slice(&link[8..]);
-        (i64::from_be_bytes(position), leaf)
-    })
 }
 
 /// Reads an event as an entry, whose number is still 0. Whatever an edit by hand has written into

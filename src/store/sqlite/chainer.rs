@@ -8,19 +8,10 @@ use std::time::{Duration, Instant};
 use super::chain::{self, Extension};
 use super::fault::{Cause, Fault};
 use super::read::Readers;
+use crate::store::audit::{GATHER, rest};
 
 /// The most events that are chained at once. The small value shows unit tests several turns.
 const MOST: usize = if cfg!(test) { 8 } else { 1024 };
-
-/// How long the thread waits for further events before it chains them together.
-const GATHER: Duration = Duration::from_secs(1);
-
-/// The thread rests this many times as long as it has worked while requests wait, so that decisions
-/// have the machine: an event takes it 2 to 4 us, a twentieth of what its decision takes the server.
-const BUSY_REST: u32 = 99;
-
-/// The same while no request waits.
-const REST: u32 = 9;
 
 /// How often the writer looks for a result while the thread works.
 const LOOK: Duration = Duration::from_millis(10);
@@ -110,12 +101,8 @@ impl Chainer {
                 // Only a look that finds nothing shows that everything is chained: what is found may
                 // not be inserted after all.
                 self.is_behind |= extension.as_ref().is_none_or(|found| !found.is_empty());
-                let rest = match &extension {
-                    Some(found) if found.is_full && is_busy => took * BUSY_REST,
-                    Some(found) if found.is_full => took * REST,
-                    _ => GATHER,
-                };
-                self.phase = Phase::Rests(Instant::now() + rest);
+                let is_full = extension.as_ref().is_some_and(|found| found.is_full);
+                self.phase = Phase::Rests(Instant::now() + rest(took, is_full, is_busy));
                 extension.filter(|extension| !extension.is_empty())
             }
             Phase::Ended => None,

@@ -35,7 +35,7 @@ use rusqlite::Connection;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use uuid::Uuid;
 
-pub use self::audit::{AuditPage, AuditReport, AuditTrail};
+pub use self::audit::AuditTrail;
 use self::checkpoint::Checkpointer;
 use self::fault::Fault;
 use self::job::{Beat, Command, Job, Run};

@@ -16,12 +16,10 @@ use self::history::Event;
 use super::lock::beside;
 use super::schema::{self, Version};
 use super::{StoreError, audit, rows};
-use crate::protocol::{Digest, Escaped, Payload};
+use crate::protocol::{Digest, Payload};
+use crate::store::audit::Faults;
 use crate::store::operation::Record;
 use crate::store::{Identity, Totals};
-
-/// The most faults that are listed.
-const MAX_FAULTS: usize = 100;
 
 /// How long the connection waits for another program's lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -36,17 +34,6 @@ pub struct Verified {
     pub faults: Vec<String>,
 }
 
-struct Faults(Vec<String>);
-
-impl Faults {
-    fn add(&mut self, fault: String) {
-        if self.0.len() < MAX_FAULTS {
-            // Names in the file can hold control characters.
-            self.0.push(Escaped::line(&fault).to_string());
-        }
-    }
-}
-
 /// Checks all of a database.
 pub(super) fn verify(path: &Path) -> Result<Verified, StoreError> {
     let connection = open(path)?;
@@ -54,21 +41,26 @@ pub(super) fn verify(path: &Path) -> Result<Verified, StoreError> {
     let read = || -> rusqlite::Result<Verified> {
         // A transaction sees one state of the database, whatever a server does meanwhile.
         connection.execute_batch("BEGIN")?;
-        let mut faults = Faults(log.into_iter().collect());
+        let mut faults = Faults::default();
+        if let Some(log) = log {
+            faults.add(log);
+        }
         integrity(&connection, &mut faults)?;
         schema(&connection, &mut faults)?;
         // If the file is damaged or has another shape, no other check means anything.
         let mut totals = Totals::default();
-        if faults.0.is_empty() {
+        if faults.is_empty() {
             totals = super::totals(&connection)?;
             identities(&connection, &mut faults)?;
             histories(&connection, &mut faults)?;
             event_ids(&connection, &mut faults)?;
             tombstones::check(&connection, &mut faults)?;
-            audit::check(&connection, &mut |fault| faults.add(fault))?;
+            audit::check(&connection, &mut faults)?;
         }
-        let faults = faults.0;
-        Ok(Verified { totals, faults })
+        Ok(Verified {
+            totals,
+            faults: faults.into_vec(),
+        })
     };
     match read() {
         Err(error) if is_damage(&error) => Ok(Verified {

@@ -2,7 +2,7 @@
 
 use rusqlite::Connection;
 
-use super::Faults;
+use crate::store::audit::Faults;
 
 /// Statements that find what must not be, each with what it is.
 const FAULTS: [(&str, &str); 6] = [
