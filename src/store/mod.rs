@@ -44,7 +44,7 @@ pub use self::operation::{
     Swept, TakeEndpoint,
 };
 #[cfg(feature = "postgres")]
-pub use self::postgres::{PostgresBuilder, PostgresStore};
+pub use self::postgres::{PostgresAuditTrail, PostgresBuilder, PostgresStore};
 pub use self::sqlite::{AuditTrail, SqliteStore, Verified};
 pub(crate) use self::statistics::DurationCounter;
 pub use self::statistics::{Durations, Statistics, WriterStatistics};

@@ -17,6 +17,7 @@ mod signals;
 mod stderr;
 mod store;
 mod tls_files;
+mod trail;
 #[cfg(unix)]
 mod unix_socket;
 mod view;

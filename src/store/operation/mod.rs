@@ -405,6 +405,18 @@ pub(crate) struct Transition<'a> {
     pub(crate) call_id: Option<&'a RequestId>,
 }
 
+impl Transition<'_> {
+    /// The digest of what was submitted or decided on. Other events are about what the decision
+    /// before them was on, and have none.
+    pub(crate) fn digest(&self, record: &Record) -> Option<Digest> {
+        let is_about_payload = matches!(
+            self.kind,
+            EventKind::Submitted | EventKind::Approved | EventKind::Rejected
+        );
+        record.action.digest.filter(|_| is_about_payload)
+    }
+}
+
 /// The state that an event left its action in.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct LeftIn {

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::ids;
 use super::sweep::Step;
-use crate::protocol::{EventKind, RequestId, Status, TenantId, uuid_v7};
+use crate::protocol::{Digest, EventKind, RequestId, Status, TenantId, uuid_v7};
 use crate::store::Identity;
 use crate::store::operation::{
     Aged, Endpoint, Inserted, Lease, Ledger, New, Record, Standing, Tombstone, Transition,
@@ -92,6 +92,8 @@ pub(super) struct Happened {
     pub(super) execution: Option<&'static str>,
     /// In the form of [`canonical_call`].
     pub(super) call_id: Option<String>,
+    /// What was submitted or decided on.
+    pub(super) digest: Option<Digest>,
 }
 
 impl Loaded {
@@ -241,6 +243,7 @@ impl Ledger for Loaded {
             decision: record.action.decision.map(|decision| decision.as_str()),
             execution: record.action.execution.map(|execution| execution.as_str()),
             call_id: transition.call_id.map(|id| canonical_call(id).into_owned()),
+            digest: transition.digest(record),
         };
         self.events.push(happened);
         Ok(())

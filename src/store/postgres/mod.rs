@@ -5,7 +5,9 @@
 //! new is taken for new at once, and recorded in one transaction with others.
 
 mod address;
+mod audit;
 mod batch;
+mod chain;
 mod deliveries;
 mod fault;
 mod ids;
@@ -33,6 +35,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use uuid::Uuid;
 
 use self::address::Address;
+pub use self::audit::PostgresAuditTrail;
 use self::fault::Fault;
 use self::load::Located;
 use self::loaded::{Happened, Key};
@@ -76,6 +79,9 @@ const OVERHEAD: usize = 1024;
 /// was lost or because its wait for a synchronous standby was cut off, the store looks it up with
 /// the action locked before it answers. Until a durable write has succeeded after that, it reads
 /// nothing.
+///
+/// Any of the servers chains the events of each tenant by their hashes, about a second after they are
+/// recorded; [`PostgresAuditTrail`] reads the chains.
 ///
 /// The store remembers the ids of the newest 16,384 calls that changed nothing (duplicates), until
 /// it is closed.
@@ -296,6 +302,7 @@ impl PostgresStore {
         while self.inner.state.running.load(Ordering::SeqCst) > 0 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+        Box::pin(self.inner.chain_the_rest()).await;
         self.inner.pool.close();
     }
 

@@ -283,6 +283,7 @@ impl Inner {
 
     pub(super) async fn waits(&self) -> Result<Backlog, StoreError> {
         const OLDEST: &str = "SELECT clock_timestamp() AS now, \
+             (SELECT greatest(p.position - c.position, 0) FROM publisher p, chainer c) AS unchained, \
              (SELECT min(created_at) FROM action WHERE status = 'PENDING') AS pending, \
              (SELECT min(decided_at) FROM action WHERE status = 'COMMITTED' AND decision = 'approve' \
              AND execution IS NULL AND submitted_by IS NOT NULL) AS unclaimed, \
@@ -300,6 +301,7 @@ impl Inner {
             pending: age("pending")?,
             unclaimed: age("unclaimed")?,
             tombstones: get::<Option<i64>>(row, "tombstones")?.map(i64::unsigned_abs),
+            unchained: get::<Option<i64>>(row, "unchained")?.map(i64::unsigned_abs),
             ..Backlog::default()
         })
     }

@@ -95,6 +95,15 @@ pub(super) fn free_text(row: &Row, name: &str) -> Result<Option<String>, StoreEr
     Ok(get::<Option<String>>(row, name)?.map(given))
 }
 
+/// The same without a copy, where it is kept as it was.
+pub(super) fn free<'a>(row: &'a Row, name: &str) -> Result<Option<Cow<'a, str>>, StoreError> {
+    let text: Option<&str> = get(row, name)?;
+    Ok(text.map(|text| match text.contains(MARK) {
+        true => given(text.to_owned()).into(),
+        false => text.into(),
+    }))
+}
+
 /// Reads a column of words or names.
 pub(super) fn word<T>(row: &Row, name: &str) -> Result<T, StoreError>
 where

@@ -10,10 +10,11 @@ use crate::store::StoreError;
 
 /// Each entry takes the schema to the next version, from version 0 on. A released entry never
 /// changes, and servers of the release before must be able to work beside it.
-const MIGRATIONS: [&str; 3] = [
+const MIGRATIONS: [&str; 4] = [
     include_str!("schema/1.sql"),
     include_str!("schema/2.sql"),
     include_str!("schema/3.sql"),
+    include_str!("schema/4.sql"),
 ];
 
 /// The version that the last entry leads to.
@@ -123,6 +124,18 @@ pub(super) async fn migrate(pool: &Pool, place: &str, allowed: bool) -> Result<(
         .await
         .map_err(|fault: Fault| explain(fault, place))?;
     session.finish().await
+}
+
+/// Checks that the schema is the current one, for those who only read.
+pub(super) async fn current(pool: &Pool, place: &str) -> Result<(), Fault> {
+    let detail = match version(pool, place).await? {
+        CURRENT => return Ok(()),
+        0 => format!("the database at {place} is empty; allowed is one that aegis made"),
+        older => format!(
+            "the database at {place} has the older schema version {older}, which the next 'aegis serve' brings up to date"
+        ),
+    };
+    Err(Fault::Refused(StoreError::incompatible(detail)))
 }
 
 /// Reads the version of the schema; 0 if there is none.

@@ -34,6 +34,10 @@ const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; \
 /// rest look expensive, which would be compiled each time.
 pub(super) const PLAIN: &str = "SET LOCAL enable_seqscan = off; SET LOCAL jit = off";
 
+/// Begins a transaction that reads one state of the database, however long that takes.
+const BEGIN_READ: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; \
+     SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = '60s'";
+
 /// Follows [`BEGIN`] where commits would not wait for the disk.
 const SYNCHRONOUS: &str = "; SET LOCAL synchronous_commit = 'on'";
 
@@ -133,6 +137,11 @@ impl Session {
     /// Begins a transaction. The statements that follow may be sent before it is answered.
     pub(super) async fn begin(&self) -> Result<(), Fault> {
         Ok(self.client()?.batch_execute(&self.begin).await?)
+    }
+
+    /// The same for many reads of one state. It ends with a [rollback](Self::roll_back).
+    pub(super) async fn begin_read(&self) -> Result<(), Fault> {
+        Ok(self.client()?.batch_execute(BEGIN_READ).await?)
     }
 
     pub(super) async fn query(&self, sql: &str, values: &Values<'_>) -> Result<Vec<Row>, Fault> {

@@ -1,4 +1,5 @@
-//! What a store does by itself: it ends what is over, publishes events, and tells other servers.
+//! What a store does by itself: it ends what is over, publishes and chains events, and tells other
+//! servers.
 
 use std::future;
 use std::sync::{Arc, Weak};
@@ -89,6 +90,7 @@ impl Inner {
                 EACH
             }
         });
+        self.task(|store| async move { store.chain().await });
         let bells = Arc::downgrade(&self.bells);
         self.task(move |store| {
             let bells = bells.clone();

@@ -42,6 +42,7 @@ struct Events<'a> {
     decisions: Vec<Option<&'a str>>,
     executions: Vec<Option<&'a str>>,
     calls: Vec<Option<&'a str>>,
+    digests: Vec<Option<&'a [u8]>>,
 }
 
 impl<'a> Events<'a> {
@@ -59,6 +60,7 @@ impl<'a> Events<'a> {
             decisions: column!(events, event => event.decision),
             executions: column!(events, event => event.execution),
             calls: column!(events, event => event.call_id.as_deref()),
+            digests: column!(events, event => event.digest.as_ref().map(|digest| &digest.as_bytes()[..])),
         }
     }
 
@@ -69,10 +71,10 @@ impl<'a> Events<'a> {
         session
             .execute(
                 "INSERT INTO event (tenant_id, request_id, number, at, event_id, actor, kind, from_status, to_status, \
-                 decision, execution, call_id, epoch) \
+                 decision, execution, call_id, digest, epoch) \
                  SELECT e.*, (SELECT epoch FROM cluster) FROM unnest($1::text[], $2::uuid[], $3::int[], \
                  $4::timestamptz[], $5::uuid[], $6::text[], $7::text[], $8::text[], $9::text[], $10::text[], \
-                 $11::text[], $12::text[]) AS e",
+                 $11::text[], $12::text[], $13::bytea[]) AS e",
                 &[
                     (&self.tenants, Type::TEXT_ARRAY),
                     (&self.ids, Type::UUID_ARRAY),
@@ -86,6 +88,7 @@ impl<'a> Events<'a> {
                     (&self.decisions, Type::TEXT_ARRAY),
                     (&self.executions, Type::TEXT_ARRAY),
                     (&self.calls, Type::TEXT_ARRAY),
+                    (&self.digests, Type::BYTEA_ARRAY),
                 ],
             )
             .await?;
@@ -131,11 +134,11 @@ pub(super) async fn insert(
              $13::text[], $14::text[], $15::text[], $16::timestamptz[], $17::timestamptz[], $18::int[]) \
              ON CONFLICT (tenant_id, thread_id, idempotency_key) DO NOTHING RETURNING tenant_id, request_id), \
              said AS (INSERT INTO event (tenant_id, request_id, number, at, event_id, actor, kind, from_status, \
-             to_status, decision, execution, call_id, epoch) \
+             to_status, decision, execution, call_id, digest, epoch) \
              SELECT e.*, (SELECT epoch FROM cluster) FROM unnest($19::text[], $20::uuid[], $21::int[], \
              $22::timestamptz[], $23::uuid[], $24::text[], $25::text[], $26::text[], $27::text[], $28::text[], \
-             $29::text[], $30::text[]) AS e (tenant_id, request_id, number, at, event_id, actor, kind, from_status, \
-             to_status, decision, execution, call_id) JOIN new USING (tenant_id, request_id)) \
+             $29::text[], $30::text[], $31::bytea[]) AS e (tenant_id, request_id, number, at, event_id, actor, kind, \
+             from_status, to_status, decision, execution, call_id, digest) JOIN new USING (tenant_id, request_id)) \
              SELECT request_id FROM new",
             &[
                 (&tenants, Type::TEXT_ARRAY),
@@ -168,6 +171,7 @@ pub(super) async fn insert(
                 (&events.decisions, Type::TEXT_ARRAY),
                 (&events.executions, Type::TEXT_ARRAY),
                 (&events.calls, Type::TEXT_ARRAY),
+                (&events.digests, Type::BYTEA_ARRAY),
             ],
         )
         .await?;

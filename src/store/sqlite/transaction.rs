@@ -291,15 +291,9 @@ impl Ledger for Transaction<'_> {
     }
 
     fn append(&mut self, record: &Record, transition: Transition<'_>) -> rusqlite::Result<()> {
-        let action = &record.action;
-        // The others are about what the decision before them was on.
-        let is_about_payload = matches!(
-            transition.kind,
-            EventKind::Submitted | EventKind::Approved | EventKind::Rejected
-        );
-        let digest = action.digest.as_ref().filter(|_| is_about_payload);
+        let (action, digest) = (&record.action, transition.digest(record));
         // The action has this one, for good. A decision writes a tenth less without a copy.
-        let digest = digest.map(|digest| match &record.submitted_digest {
+        let digest = digest.as_ref().map(|digest| match &record.submitted_digest {
             Some(submitted) if submitted == digest => rows::AS_SUBMITTED,
             _ => &digest.as_bytes()[..],
         });

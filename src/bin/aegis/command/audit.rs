@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use aegis_hitl::TenantId;
 use aegis_hitl::protocol::{Digest, Escaped};
-use aegis_hitl::store::{AuditHead, AuditTrail, AuditVerifier, StoreError, VerifiedChain};
+use aegis_hitl::store::{AuditHead, AuditVerifier, VerifiedChain};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
@@ -14,7 +14,7 @@ use super::Context;
 use crate::config;
 use crate::failure::Failure;
 use crate::print::{print, print_json};
-use crate::store;
+use crate::trail::Trail;
 
 /// The most lines of an export that are read from the database at once.
 const PAGE: usize = 1024;
@@ -35,8 +35,14 @@ pub(crate) enum Audit {
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// The database file [default: aegis.db]. A server may have it open.
-    #[arg(long, env = "AEGIS_STORE", value_name = "FILE")]
+    /// The database: a file, or postgres://user@host:5432/database [default: aegis.db]. Servers may
+    /// use it.
+    #[arg(
+        long,
+        env = "AEGIS_STORE",
+        value_name = "FILE|URL",
+        hide_env_values = true
+    )]
     pub(crate) store: Option<PathBuf>,
 
     /// The tenant [default: all, one after another]. What is verified must have it.
@@ -95,47 +101,42 @@ fn hash(text: &str) -> Result<Digest, String> {
 
 pub(crate) async fn run(command: Audit, context: Context) -> Result<(), Failure> {
     match command {
-        Audit::Export(args) => export(&args, context),
-        Audit::Verify(args) => verify(args, context),
-        Audit::Head(args) => head(&args, context),
+        Audit::Export(args) => export(&args, context).await,
+        Audit::Verify(args) => verify(args, context).await,
+        Audit::Head(args) => head(&args, context).await,
     }
 }
 
 impl Options {
-    fn open(&self, context: Context) -> Result<AuditTrail, Failure> {
+    async fn open(&self, context: Context) -> Result<Trail, Failure> {
         let store = self.store.clone().or(context.config.serve.store);
-        let store = store::file(store.unwrap_or_else(|| PathBuf::from(config::STORE)))?;
-        AuditTrail::open(store).map_err(unread)
+        Trail::open(store.unwrap_or_else(|| PathBuf::from(config::STORE))).await
     }
 
-    fn tenants(&self, trail: &AuditTrail) -> Result<Vec<String>, Failure> {
+    async fn tenants(&self, trail: &Trail) -> Result<Vec<String>, Failure> {
         match &self.tenant {
             Some(tenant) => Ok(vec![tenant.as_str().to_owned()]),
-            None => trail.tenants().map_err(unread),
+            None => trail.tenants().await,
         }
     }
 }
 
-fn unread(error: StoreError) -> Failure {
-    Failure::other("the audit trail was not read").because(error)
-}
-
-fn export(args: &Export, context: Context) -> Result<(), Failure> {
-    let trail = args.options.open(context)?;
-    let tenants = args.options.tenants(&trail)?;
+async fn export(args: &Export, context: Context) -> Result<(), Failure> {
+    let trail = args.options.open(context).await?;
+    let tenants = args.options.tenants(&trail).await?;
     let mut output = Output::new();
     for tenant in tenants {
         // What is chained from now on is left out, so that there is an end.
-        let head = trail.head(&tenant).map_err(unread)?;
+        let head = trail.head(&tenant).await?;
         let mut after = args.from - 1;
-        let Some(first) = trail.first_line(&tenant, after).map_err(unread)? else {
+        let Some(first) = trail.first_line(&tenant, after).await? else {
             return Err(Failure::usage(format!(
                 "there is no event {} to begin with; the last one that is chained has number {}",
                 args.from, head.seq
             )));
         };
         output.line(&first)?;
-        while let Some(page) = trail.page(&tenant, after, head.seq, PAGE).map_err(unread)? {
+        while let Some(page) = trail.page(&tenant, after, head.seq, PAGE).await? {
             for line in &page.lines {
                 output.line(line)?;
             }
@@ -179,7 +180,7 @@ fn unwritten(error: io::Error) -> Failure {
     Failure::other("cannot write the export").because(error)
 }
 
-fn verify(args: Verify, context: Context) -> Result<(), Failure> {
+async fn verify(args: Verify, context: Context) -> Result<(), Failure> {
     match &args.file {
         Some(file) if file.as_os_str() == "-" => verify_export(&args, io::stdin().lock()),
         Some(file) => {
@@ -188,7 +189,7 @@ fn verify(args: Verify, context: Context) -> Result<(), Failure> {
             })?;
             verify_export(&args, BufReader::new(opened))
         }
-        None => verify_store(&args, context),
+        None => verify_store(&args, context).await,
     }
 }
 
@@ -236,12 +237,12 @@ fn verify_export(args: &Verify, mut export: impl BufRead) -> Result<(), Failure>
     }
 }
 
-fn verify_store(args: &Verify, context: Context) -> Result<(), Failure> {
-    let trail = args.options.open(context)?;
+async fn verify_store(args: &Verify, context: Context) -> Result<(), Failure> {
+    let trail = args.options.open(context).await?;
     let tenant = args.options.tenant.as_ref().map(TenantId::as_str);
-    let mut report = trail.verify(tenant).map_err(unread)?;
+    let mut report = trail.verify(tenant).await?;
     for head in &args.head {
-        if !trail.has_hash(tenant, head.as_bytes()).map_err(unread)? {
+        if !trail.has_hash(tenant, head.as_bytes()).await? {
             report.faults.push(format!(
                 "no chain has the head {head} that was noted: it was cut off or written anew"
             ));
@@ -285,11 +286,13 @@ fn unsound(what: &str, faults: &[String], json: bool) -> Result<(), Failure> {
     Err(Failure::other(format!("{what} is not sound")))
 }
 
-fn head(args: &Head, context: Context) -> Result<(), Failure> {
-    let trail = args.options.open(context)?;
-    let tenants = args.options.tenants(&trail)?;
-    let heads: Result<Vec<_>, _> = tenants.iter().map(|tenant| trail.head(tenant)).collect();
-    let heads = heads.map_err(unread)?;
+async fn head(args: &Head, context: Context) -> Result<(), Failure> {
+    let trail = args.options.open(context).await?;
+    let tenants = args.options.tenants(&trail).await?;
+    let mut heads = Vec::with_capacity(tenants.len());
+    for tenant in &tenants {
+        heads.push(trail.head(tenant).await?);
+    }
     if args.json {
         let heads: Vec<_> = heads.iter().map(head_json).collect();
         return print_json(&json!({ "chains": heads }));
