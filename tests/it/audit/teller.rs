@@ -28,6 +28,15 @@ impl<S: Store> Teller<S> {
     }
 
     async fn submit(&self, key: &str, expires_at: Option<SystemTime>) -> Action {
+        self.submit_by("agent é", key, expires_at).await
+    }
+
+    pub(crate) async fn submit_by(
+        &self,
+        actor: &str,
+        key: &str,
+        expires_at: Option<SystemTime>,
+    ) -> Action {
         let request = Submit {
             identity: self.identity(key),
             call_id: Some(RequestId::mint()),
@@ -38,7 +47,7 @@ impl<S: Store> Teller<S> {
                 allow_edit: true,
             },
             only_existing: false,
-            actor: Actor::new("agent é"),
+            actor: Actor::new(actor),
         };
         match self.store.submit(request).await.unwrap() {
             Submitted::Recorded(action) => action,

@@ -1,5 +1,6 @@
 //! The PostgreSQL store.
 
+mod audit;
 mod feed;
 mod pooler;
 mod proxy;
