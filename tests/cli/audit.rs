@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use aegis_hitl::protocol::Digest;
-use aegis_hitl::store::{AuditTrail, SqliteStore};
+#[cfg(unix)]
+use aegis_hitl::store::PostgresStore;
+use aegis_hitl::store::{Actor, AuditTrail, Decide, Decided, Identity, SqliteStore, Store};
 use rusqlite::Connection;
 use serde_json::{Value, json};
 use sha2::Digest as _;
@@ -13,6 +15,8 @@ use tempfile::TempDir;
 
 use crate::binary::{Ended, Served, aegis, run, run_with_bytes, run_with_input, serve};
 use crate::python::{interpreter, python};
+#[cfg(unix)]
+use crate::support::postgres::{Postgres, connect};
 use crate::support::{Call, alone};
 
 /// A title with what programs often take for something else.
@@ -83,24 +87,65 @@ async fn heads(store: &Path, events: u64) -> Vec<Value> {
     }
 }
 
-/// A server that runs, with five events of two tenants.
+/// A server that runs, with five events of two tenants in a file.
 async fn told(folder: &TempDir) -> (Served, PathBuf) {
     let store = folder.path().join("aegis.db");
-    let server = Served::start(serve(&store));
+    (told_in(&store).await, store)
+}
+
+/// The same in any store.
+async fn told_in(store: &Path) -> Served {
+    let server = Served::start(serve(store));
     for tenant in ["acme", "b"] {
         submit(&server, tenant, "one").await;
         decide(&server, tenant, "one").await;
     }
     decide(&server, "acme", "two").await;
-    (server, store)
+    server
+}
+
+/// An empty PostgreSQL database, by its URL.
+#[cfg(unix)]
+async fn database() -> PathBuf {
+    Postgres::shared().database().await.into()
+}
+
+/// The URL of a store, unless it is a file.
+fn url(store: &Path) -> Option<&str> {
+    store.to_str().filter(|store| store.contains("://"))
+}
+
+/// Changes a store by hand. Each kind has a statement of its own.
+async fn edit(store: &Path, in_file: &str, in_postgres: &str) {
+    match url(store) {
+        #[cfg(unix)]
+        Some(url) => {
+            let client = connect(url).await;
+            client.batch_execute(in_postgres).await.unwrap();
+        }
+        _ => {
+            let database = Connection::open(store).unwrap();
+            database.execute_batch(in_file).unwrap();
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_export_of_a_server_that_runs_is_verified_by_the_program_of_the_manual() {
     let folder = TempDir::new().unwrap();
-    let (server, store) = told(&folder).await;
-    let heads = heads(&store, 5).await;
-    let all = export(&store, &[]);
+    exported_and_verified(&folder.path().join("aegis.db")).await;
+}
+
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread")]
+async fn an_export_of_postgres_is_verified_by_the_program_of_the_manual() {
+    exported_and_verified(&database().await).await;
+}
+
+async fn exported_and_verified(store: &Path) {
+    let server = told_in(store).await;
+    let heads = heads(store, 5).await;
+    let all = export(store, &[]);
     let verified = verify(&all, &["--json"]).expect(0).json();
     assert_eq!(verified["sound"], true);
     let python = verify_in_python(all.as_bytes(), &[]).expect(0);
@@ -113,34 +158,30 @@ async fn an_export_of_a_server_that_runs_is_verified_by_the_program_of_the_manua
         let line = format!("{tenant}: head {hash} at seq {seq}\n");
         assert!(python.stdout.contains(&line), "{python:?}");
         assert!(verify(&all, &[]).expect(0).stdout.contains(&line));
-        let shown = run(audit(&store, &["head", "--tenant", tenant])).expect(0);
+        let shown = run(audit(store, &["head", "--tenant", tenant])).expect(0);
         assert_eq!(shown.stdout, line);
-        let one = export(&store, &["--tenant", tenant]);
+        let one = export(store, &["--tenant", tenant]);
         assert!(all.contains(&one));
         verify(&one, &["--tenant", tenant, "--head", hash]).expect(0);
         verify_in_python(one.as_bytes(), &[hash]).expect(0);
-        run(audit(&store, &["verify", "--head", hash])).expect(0);
+        run(audit(store, &["verify", "--head", hash])).expect(0);
         let other = if tenant == "b" { "acme" } else { "b" };
         verify(&one, &["--tenant", other]).expect(1);
-        run(audit(
-            &store,
-            &["verify", "--tenant", other, "--head", hash],
-        ))
-        .expect(1);
+        run(audit(store, &["verify", "--tenant", other, "--head", hash])).expect(1);
     }
     assert!(
         all.contains("\u{202e}\u{2028}\u{7f}\\u001b[1m \\\\u0041"),
         "{all}"
     );
-    let part = export(&store, &["--tenant", "acme", "--from", "3"]);
+    let part = export(store, &["--tenant", "acme", "--from", "3"]);
     assert_eq!(part.lines().count(), 3);
     let verified = verify(&part, &[]).expect(0);
     assert!(verified.stdout.contains("not in this export: seq 1 to 2"));
     verify_in_python(part.as_bytes(), &[]).expect(0);
     // What comes later follows on what was exported.
     decide(&server, "acme", "three").await;
-    self::heads(&store, 6).await;
-    let longer = export(&store, &["--tenant", "acme"]);
+    self::heads(store, 6).await;
+    let longer = export(store, &["--tenant", "acme"]);
     verify(&longer, &["--head", heads[0]["head"].as_str().unwrap()]).expect(0);
     server.stop().expect(0);
 }
@@ -286,15 +327,25 @@ for number in range(count):
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_that_was_deleted_by_hand_is_named_by_all_that_verify() {
     let folder = TempDir::new().unwrap();
-    let (server, store) = told(&folder).await;
-    heads(&store, 5).await;
+    deleted_and_named(&folder.path().join("aegis.db")).await;
+}
+
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_was_deleted_from_postgres_is_named_by_all_that_verify() {
+    deleted_and_named(&database().await).await;
+}
+
+/// The second event, as the rest of a statement.
+const SECOND: &str = "event_id = (SELECT event_id FROM feed WHERE position = 2)";
+
+async fn deleted_and_named(store: &Path) {
+    let server = told_in(store).await;
+    heads(store, 5).await;
     server.stop().expect(0);
-    let database = Connection::open(&store).unwrap();
-    database
-        .execute_batch("DELETE FROM event WHERE seq = 2")
-        .unwrap();
-    drop(database);
-    let ended = run(audit(&store, &["verify"])).expect(1);
+    let in_postgres = format!("DELETE FROM event WHERE {SECOND}");
+    edit(store, "DELETE FROM event WHERE seq = 2", &in_postgres).await;
+    let ended = run(audit(store, &["verify"])).expect(1);
     let shown = "retention did not remove it";
     assert!(
         ended
@@ -303,7 +354,7 @@ async fn an_event_that_was_deleted_by_hand_is_named_by_all_that_verify() {
         "{ended:?}"
     );
     assert!(ended.stdout.contains(shown), "{ended:?}");
-    let all = export(&store, &["--tenant", "acme"]);
+    let all = export(store, &["--tenant", "acme"]);
     let ended = verify(&all, &[]).expect(1);
     assert!(ended.stdout.contains(shown), "{ended:?}");
     let ended = verify_in_python(all.as_bytes(), &[]).expect(1);
@@ -313,14 +364,28 @@ async fn an_event_that_was_deleted_by_hand_is_named_by_all_that_verify() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_that_was_changed_in_the_database_is_named() {
     let folder = TempDir::new().unwrap();
-    let (server, store) = told(&folder).await;
+    let store = folder.path().join("aegis.db");
+    let fault = changed_and_named(&store).await;
+    let file = store.to_str().unwrap();
+    let checked = run(aegis(&["check", file])).expect(1);
+    assert!(checked.stdout.contains(&fault), "{checked:?}");
+}
+
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_was_changed_in_postgres_is_named() {
+    changed_and_named(&database().await).await;
+}
+
+async fn changed_and_named(store: &Path) -> String {
+    let server = told_in(store).await;
+    heads(store, 5).await;
     server.stop().expect(0);
-    run(audit(&store, &["verify"])).expect(0);
-    let database = Connection::open(&store).unwrap();
-    database
-        .execute_batch("UPDATE event SET actor = 'mallory\u{202e}' WHERE seq = 2")
-        .unwrap();
-    let ended = run(audit(&store, &["verify", "--json"])).expect(1);
+    run(audit(store, &["verify"])).expect(0);
+    let change = "UPDATE event SET actor = 'mallory\u{202e}' WHERE";
+    let (in_file, in_postgres) = (format!("{change} seq = 2"), format!("{change} {SECOND}"));
+    edit(store, &in_file, &in_postgres).await;
+    let ended = run(audit(store, &["verify", "--json"])).expect(1);
     let json = ended.json();
     assert_eq!(json["sound"], false);
     let fault = json["faults"][0].as_str().unwrap();
@@ -332,11 +397,9 @@ async fn an_event_that_was_changed_in_the_database_is_named() {
         ended.stderr.contains("the audit trail is not sound"),
         "{ended:?}"
     );
-    run(audit(&store, &["verify", "--tenant", "b"])).expect(0);
-    let file = store.to_str().unwrap();
-    let checked = run(aegis(&["check", file])).expect(1);
-    assert!(checked.stdout.contains(fault), "{checked:?}");
-    verify(&export(&store, &["--tenant", "acme"]), &[]).expect(1);
+    run(audit(store, &["verify", "--tenant", "b"])).expect(0);
+    verify(&export(store, &["--tenant", "acme"]), &[]).expect(1);
+    fault.to_owned()
 }
 
 #[test]
@@ -375,50 +438,93 @@ fn wrong_usage_of_audit_is_told() {
     verify(&"x".repeat(3 * 1024 * 1024), &[]).expect(1);
 }
 
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_usage_of_audit_on_postgres_is_told_without_the_password() {
+    let database = database().await;
+    let empty = run(audit(&database, &["head"])).expect(1);
+    assert!(empty.stderr.contains("is empty"), "{empty:?}");
+    let server = Served::start(serve(&database));
+    for args in [
+        &["export", "--from", "0", "--tenant", "a"][..],
+        &["export", "--from", "2", "--tenant", "a"],
+    ] {
+        run(audit(&database, args)).expect(2);
+    }
+    assert_eq!(export(&database, &[]), "");
+    let unknown = run(audit(&database, &["verify", "--tenant", "nobody"])).expect(1);
+    let said = "tenant nobody has no events";
+    assert!(unknown.stderr.contains(said), "{unknown:?}");
+    server.stop().expect(0);
+    for (url, code) in [
+        ("postgres://aegis:s3cret@127.0.0.1:1/aegis", 1),
+        ("postgres://aegis:s3cret@host:0x1/aegis", 2),
+        ("mysql://aegis:s3cret@host/aegis", 2),
+    ] {
+        let ended = run(audit(Path::new(url), &["export"])).expect(code);
+        assert!(!ended.text().contains("s3cret"), "{ended:?}");
+        let mut help = aegis(&["audit", "export", "--help"]);
+        help.env("AEGIS_STORE", url);
+        assert!(!run(help).expect(0).text().contains("s3cret"));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_killed_while_it_chains_goes_on_where_it_was() {
     let folder = TempDir::new().unwrap();
+    let store = folder.path().join("aegis.db");
+    let filled = SqliteStore::open(&store).unwrap();
+    fill(&filled, 3_000).await;
+    filled.close().await;
+    killed_while_it_chains(&store).await;
+    run(aegis(&["check", store.to_str().unwrap()])).expect(0);
+}
+
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_killed_while_it_chains_in_postgres_goes_on_where_it_was() {
+    let database = database().await;
+    let filled = PostgresStore::connect(url(&database).unwrap())
+        .await
+        .unwrap();
+    fill(&filled, 3_000).await;
+    filled.close().await;
+    killed_while_it_chains(&database).await;
+}
+
+async fn killed_while_it_chains(store: &Path) {
     let _alone = alone().await;
-    let (store, copy) = (
-        folder.path().join("aegis.db"),
-        folder.path().join("copy.db"),
-    );
-    fill(&store, 3_000).await;
     // The server has a backlog to chain, and is killed at several points of it.
-    unchain(&store);
+    unchain(store).await;
     let mut reached = Vec::new();
     for lives in 0..6 {
-        let server = Served::start(serve(&store));
+        let server = Served::start(serve(store));
         decide(&server, "acme", &format!("life-{lives}")).await;
         tokio::time::sleep(std::time::Duration::from_millis(40 * lives)).await;
         server.kill();
-        let head = run(audit(&store, &["head", "--tenant", "acme", "--json"])).expect(0);
+        let head = run(audit(store, &["head", "--tenant", "acme", "--json"])).expect(0);
         reached.push(head.json()["chains"][0]["seq"].as_u64().unwrap());
-        run(audit(&store, &["verify"])).expect(0);
+        run(audit(store, &["verify"])).expect(0);
     }
     assert!(reached.is_sorted(), "{reached:?}");
     assert!(
         reached[0] < 3_006,
         "there was nothing to go on with: {reached:?}"
     );
-    let server = Served::start(serve(&store));
-    let chained = heads(&store, 3_006).await;
+    let server = Served::start(serve(store));
+    let chained = heads(store, 3_006).await;
     server.stop().expect(0);
+    let exported = export(store, &[]);
     // The same events, chained by one server from the first one.
-    fs::copy(&store, &copy).unwrap();
-    unchain(&copy);
-    let server = Served::start(serve(&copy));
-    assert_eq!(heads(&copy, 3_006).await, chained);
+    unchain(store).await;
+    let server = Served::start(serve(store));
+    assert_eq!(heads(store, 3_006).await, chained);
     server.stop().expect(0);
-    assert_eq!(export(&copy, &[]), export(&store, &[]));
-    run(aegis(&["check", store.to_str().unwrap()])).expect(0);
+    assert_eq!(export(store, &[]), exported);
 }
 
 /// Records decisions of two tenants.
-async fn fill(path: &Path, count: usize) {
-    use aegis_hitl::store::{Actor, Decide, Decided, Identity, Store};
-
-    let store = SqliteStore::open(path).unwrap();
+async fn fill<S: Store + Clone>(store: &S, count: usize) {
     let tasks: Vec<_> = (0..100)
         .map(|task| {
             let store = store.clone();
@@ -447,10 +553,9 @@ async fn fill(path: &Path, count: usize) {
     for task in tasks {
         task.await.unwrap();
     }
-    store.close().await;
 }
 
-fn unchain(path: &Path) {
-    let database = Connection::open(path).unwrap();
-    database.execute_batch("DELETE FROM chain").unwrap();
+async fn unchain(store: &Path) {
+    let anew = "BEGIN; UPDATE chainer SET position = 0; DELETE FROM chain; COMMIT";
+    edit(store, "DELETE FROM chain", anew).await;
 }

@@ -159,9 +159,6 @@ fn commands_for_files_refuse_a_database_and_do_not_show_its_url() {
     for arguments in [
         &["backup", "--store", url, "copy.db"][..],
         &["check", url],
-        &["audit", "head", "--store", url],
-        &["audit", "export", "--store", url],
-        &["audit", "verify", "--store", url],
     ] {
         let ended = run(aegis(arguments)).expect(2);
         assert!(!ended.stderr.contains("s3cret"), "{ended:?}");

@@ -111,6 +111,16 @@ impl<'a> Comparison<'a> {
         }
     }
 
+    /// Notes a row that is further than the chain is said to have come.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn beyond(&mut self, position: i64, reached: i64) {
+        self.faults.add(format!(
+            "the audit chain of tenant {}: it has a row of event {position}, though all chains are \
+             said to end with event {reached}",
+            self.tenant
+        ));
+    }
+
     /// The number of events that sweeps have removed.
     pub(crate) fn removed(&self) -> u64 {
         self.removed

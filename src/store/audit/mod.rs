@@ -19,7 +19,7 @@ use sha2::{Digest as _, Sha256};
 
 pub(crate) use self::comparison::{Comparison, Faults};
 pub(crate) use self::entry::Entry;
-pub(crate) use self::pace::{GATHER, rest};
+pub(crate) use self::pace::{GATHER, Pace};
 pub(crate) use self::run::{Run, links};
 pub use self::verifier::{AuditFault, AuditVerifier, VerifiedChain};
 

@@ -5,19 +5,38 @@ use std::time::Duration;
 /// How long the chainer waits for further events before it chains them together.
 pub(crate) const GATHER: Duration = Duration::from_secs(1);
 
-/// The chainer rests this many times as long as it has worked while requests wait, so that decisions
-/// have the machine: an event takes it 2 to 4 us, a twentieth of what its decision takes the server.
-const BUSY_REST: u32 = 99;
+/// How many times as long as it has worked the chainer rests, while more events can be chained at
+/// once.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Pace {
+    /// While requests wait.
+    pub(crate) busy: u32,
+    /// While none does.
+    pub(crate) idle: u32,
+}
 
-/// The same while no request waits.
-const REST: u32 = 9;
+impl Pace {
+    /// How long the chainer rests after a step that took so long.
+    pub(crate) fn rest(self, took: Duration, has_more: bool, is_busy: bool) -> Duration {
+        match (has_more, is_busy) {
+            (true, true) => took * self.busy,
+            (true, false) => took * self.idle,
+            (false, _) => GATHER,
+        }
+    }
+}
 
-/// How long the chainer rests after a step that took so long. `has_more` tells whether events may be
-/// left that could be chained at once.
-pub(crate) fn rest(took: Duration, has_more: bool, is_busy: bool) -> Duration {
-    match (has_more, is_busy) {
-        (true, true) => took * BUSY_REST,
-        (true, false) => took * REST,
-        (false, _) => GATHER,
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn decisions_have_the_machine_and_a_chain_that_is_whole_waits_for_company() {
+        let (pace, took) = (Pace { busy: 9, idle: 1 }, Duration::from_millis(20));
+        assert_eq!(pace.rest(took, true, true), Duration::from_millis(180));
+        assert_eq!(pace.rest(took, true, false), took);
+        for is_busy in [true, false] {
+            assert_eq!(pace.rest(took, false, is_busy), GATHER);
+        }
     }
 }

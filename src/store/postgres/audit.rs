@@ -17,8 +17,8 @@ use super::{PostgresBuilder, connected, schema};
 use crate::store::audit::{Comparison, Faults, Hash, line, link, links, origin};
 use crate::store::{AuditHead, AuditPage, AuditReport, StoreError};
 
-/// The most rows of the chain that are read at once: 10 MB, if all of them are full.
-const RUNS: i64 = 256;
+/// The most rows of the chain that are read at once: 3 MB, if all of them are full.
+const RUNS: i64 = 64;
 
 /// The most events that are read at once.
 const EVENTS: i64 = 1024;
@@ -244,12 +244,8 @@ async fn tenants(session: &Session) -> Result<BTreeSet<String>, Fault> {
 
 async fn head(session: &Session, tenant: &str) -> Result<AuditHead, Fault> {
     const TIP: &str = "SELECT seq, hash FROM chain WHERE tenant_id = $1 ORDER BY seq DESC LIMIT 1";
-    // Also those that no pass has published yet, each kind from an index of its own.
-    const UNCHAINED: &str = "SELECT (SELECT count(*) FROM feed WHERE tenant_id = $1 AND position > $2) \
-         + (SELECT count(*) FROM event WHERE tenant_id = $1 AND epoch = (SELECT epoch FROM cluster) \
-         AND xid >= (SELECT pg_snapshot_xmax(snapshot) FROM publisher)) \
-         + (SELECT count(*) FROM event WHERE tenant_id = $1 AND epoch = (SELECT epoch FROM cluster) \
-         AND xid = ANY (ARRAY(SELECT pg_snapshot_xip(snapshot) FROM publisher))) AS unchained";
+    const FILED: &str =
+        "SELECT count(*) AS events FROM feed WHERE tenant_id = $1 AND position > $2";
     let tip = session.query(TIP, &[(&tenant, Type::TEXT)]).await?;
     let (seq, hash) = match tip.first() {
         Some(row) => (rows::count(row, "seq")?, chain::hash(row)?),
@@ -257,10 +253,39 @@ async fn head(session: &Session, tenant: &str) -> Result<AuditHead, Fault> {
     };
     let reached = chain::reached(session).await?;
     let values = &[(&tenant as _, Type::TEXT), (&reached as _, Type::INT8)];
-    let counted = session.query(UNCHAINED, values).await?;
-    let counted = counted.first().map(|row| rows::count(row, "unchained"));
-    let unchained = counted.transpose()?.unwrap_or(0);
+    let filed = count(&session.query(FILED, values).await?)?;
+    let unchained = filed + unfiled(session, tenant).await?;
     Ok(AuditHead::new(tenant, seq, hash, unchained))
+}
+
+fn count(found: &[Row]) -> Result<u64, StoreError> {
+    let row = found.first();
+    row.map_or(Ok(0), |row| rows::count(row, "events"))
+}
+
+/// Counts the events of a tenant that no pass has published yet. No index leads to those of one
+/// tenant.
+async fn unfiled(session: &Session, tenant: &str) -> Result<u64, Fault> {
+    const LAST: &str = "SELECT c.epoch, pg_snapshot_xmax(p.snapshot)::text AS next, \
+         ARRAY(SELECT x::text FROM pg_snapshot_xip(p.snapshot) AS x) AS open FROM publisher p, cluster c";
+    const FRESH: &str = "SELECT count(*) AS events FROM ( \
+           (SELECT tenant_id FROM event WHERE epoch = $1 AND xid >= $2::text::xid8 OFFSET 0) \
+           UNION ALL \
+           (SELECT tenant_id FROM event WHERE epoch = $1 AND xid = ANY ($3::text[]::xid8[]) OFFSET 0) \
+         ) AS fresh WHERE tenant_id = $4";
+    let last = session.query(LAST, &[]).await?;
+    let Some(last) = last.first() else {
+        return Ok(0);
+    };
+    let (epoch, next): (i32, &str) = (get(last, "epoch")?, get(last, "next")?);
+    let open: Vec<&str> = get(last, "open")?;
+    let values = &[
+        (&epoch as _, Type::INT4),
+        (&next as _, Type::TEXT),
+        (&open as _, Type::TEXT_ARRAY),
+        (&tenant as _, Type::TEXT),
+    ];
+    Ok(count(&session.query(FRESH, values).await?)?)
 }
 
 /// Reads the next runs behind a link.
@@ -390,12 +415,11 @@ async fn swept(session: &Session, positions: Vec<i64>) -> Result<HashSet<i64>, F
     swept.collect()
 }
 
-/// The places of a tenant in the feed up to a position, in order, with their events.
+/// The places of a tenant in the feed, in order, with their events.
 struct Events<'a> {
     session: &'a Session,
     tenant: &'a str,
     after: i64,
-    to: i64,
     ready: VecDeque<Row>,
     is_last: bool,
 }
@@ -404,13 +428,10 @@ impl Events<'_> {
     /// Returns the next place, again until it is [taken](Self::take).
     async fn peek(&mut self) -> Result<Option<(i64, &Row)>, Fault> {
         if self.ready.is_empty() && !self.is_last {
-            let next = entries(
-                "tenant_id = $1 AND position > $2 AND position <= $3 ORDER BY position LIMIT $4",
-            );
+            let next = entries("tenant_id = $1 AND position > $2 ORDER BY position LIMIT $3");
             let values = &[
                 (&self.tenant as _, Type::TEXT),
                 (&self.after as _, Type::INT8),
-                (&self.to as _, Type::INT8),
                 (&EVENTS as _, Type::INT8),
             ];
             self.ready = self.session.query(&next, values).await?.into();
@@ -437,10 +458,10 @@ async fn verify_chain(session: &Session, tenant: &str, faults: &mut Faults) -> R
         session,
         tenant,
         after: i64::MIN,
-        to: chain::reached(session).await?,
         ready: VecDeque::new(),
         is_last: false,
     };
+    let reached = chain::reached(session).await?;
     let mut comparison = Comparison::new(tenant, faults);
     let mut read = i64::MIN;
     loop {
@@ -467,7 +488,11 @@ async fn verify_chain(session: &Session, tenant: &str, faults: &mut Faults) -> R
                 }
             }
             read = get(run, "seq")?;
-            comparison.end_run(get(run, "position")?, read, chain::hash(run)?);
+            let end = get(run, "position")?;
+            comparison.end_run(end, read, chain::hash(run)?);
+            if end > reached {
+                comparison.beyond(end, reached);
+            }
         }
         let positions = gone.iter().map(|(position, _)| *position).collect();
         let swept = swept(session, positions).await?;
@@ -478,7 +503,9 @@ async fn verify_chain(session: &Session, tenant: &str, faults: &mut Faults) -> R
             break;
         }
     }
-    while let Some((found, _)) = events.peek().await? {
+    while let Some((found, _)) = events.peek().await?
+        && found <= reached
+    {
         comparison.unchained(found);
         events.take();
     }

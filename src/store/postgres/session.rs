@@ -34,9 +34,11 @@ const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; \
 /// rest look expensive, which would be compiled each time.
 pub(super) const PLAIN: &str = "SET LOCAL enable_seqscan = off; SET LOCAL jit = off";
 
-/// Begins a transaction that reads one state of the database, however long that takes.
+/// Begins a transaction that reads one state of the database, however long that takes. Each read has
+/// an index.
 const BEGIN_READ: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; \
-     SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = '60s'";
+     SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = '60s'; \
+     SET LOCAL enable_seqscan = off; SET LOCAL jit = off";
 
 /// Follows [`BEGIN`] where commits would not wait for the disk.
 const SYNCHRONOUS: &str = "; SET LOCAL synchronous_commit = 'on'";

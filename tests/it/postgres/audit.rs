@@ -319,6 +319,7 @@ async fn an_edit_of_the_chain_itself_is_found() {
         "DELETE FROM chain WHERE (tenant_id, seq) IN (SELECT tenant_id, max(seq) FROM chain GROUP BY tenant_id)"
             .to_owned(),
         "UPDATE chainer SET position = position - 1".to_owned(),
+        "UPDATE chainer SET position = 0".to_owned(),
         "DELETE FROM chainer".to_owned(),
     ] {
         let url = copy(&url).await;
@@ -465,6 +466,29 @@ async fn events_are_chained_while_the_store_is_open_and_before_it_is_closed() {
     store.close().await;
     let head = trail(&url).await.head("acme").await.unwrap();
     assert_eq!((head.seq, head.unchained), (4, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chain_of_many_rows_is_read_whole() {
+    const ROWS: usize = 70;
+    let url = Postgres::shared().database().await;
+    for row in 0..ROWS {
+        let store = PostgresStore::connect(&url).await.unwrap();
+        record(&store, &format!("k-{row}")).await;
+        chained(&url, "acme", row as u64 + 1).await;
+        store.close().await;
+    }
+    let count = "SELECT count(*) FROM chain";
+    let rows = connect(&url).await.query_one(count, &[]).await.unwrap();
+    assert_eq!(rows.get::<_, i64>(0), ROWS as i64);
+    assert_eq!(faults(&url).await, Vec::<String>::new());
+    let lines = export(&url, "acme", 1, 30).await;
+    assert_eq!(verify(&lines).unwrap().head.seq, ROWS as u64);
+    let last = export(&url, "acme", ROWS as u64, 30).await;
+    assert_eq!(last[1..], lines[ROWS..]);
+    let trail = trail(&url).await;
+    let head = trail.head("acme").await.unwrap();
+    assert!(trail.has_hash(None, &head.hash).await.unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread")]
