@@ -123,14 +123,17 @@ fn the_commands_of_the_scaling_page_run_as_written() {
     };
     shell(&create.join("\n"));
     // The ports of the page may be taken, and its PostgreSQL is the system's.
+    let folder = server.folder().to_str().unwrap();
+    let place = "host=/var/run/postgresql\"";
     let mut script = rest.join("\n");
+    assert!(script.contains(place), "{script}");
+    script = script.replace(place, &format!("host={folder}&user=aegis\""));
     let mut servers = Vec::new();
     for line in serves {
         let url = line
             .split_whitespace()
             .find(|word| word.starts_with("postgres://"))
             .unwrap();
-        let folder = server.folder().to_str().unwrap();
         let url = url.replace("/var/run/postgresql", folder) + "&user=aegis";
         let served = Served::start(on(&url));
         let port = line
