@@ -215,10 +215,18 @@ impl Inner {
     /// Chains some of the events that are published. Returns how long to rest.
     pub(super) async fn chain(&self) -> Duration {
         let begun = Instant::now();
-        let has_more = self.chain_next().await.unwrap_or_else(|fault| {
-            tracing::debug!(error = %fault.into_error(), "the audit chain is not extended now");
-            false
-        });
+        let has_more = match self.chain_next().await {
+            Ok(has_more) => has_more,
+            // The next step would fail alike, until somebody repairs the tables.
+            Err(Fault::Refused(error)) => {
+                tracing::warn!(%error, "the audit chain cannot be extended");
+                false
+            }
+            Err(fault) => {
+                tracing::debug!(error = %fault.into_error(), "the audit chain is not extended now");
+                false
+            }
+        };
         let is_busy = self.state.running.load(Ordering::Relaxed) > 0;
         PACE.rest(begun.elapsed(), has_more, is_busy)
     }
@@ -251,6 +259,8 @@ impl Inner {
         };
         let (chained, published): (i64, i64) = (get(behind, "chained")?, get(behind, "published")?);
         session.begin().await?;
+        // Nobody waits for it, and on a slow disk as many reads take their time.
+        session.run("SET LOCAL statement_timeout = '60s'").await?;
         let reached = chain_towards(&session, published, MOST).await?;
         session.finish().await?;
         Ok(reached > chained && reached < published)
