@@ -251,7 +251,7 @@ async fn head(session: &Session, tenant: &str) -> Result<AuditHead, Fault> {
         Some(row) => (rows::count(row, "seq")?, chain::hash(row)?),
         None => (0, origin(tenant)),
     };
-    let reached = chain::reached(session).await?;
+    let reached = rows::number(chain::reached(session).await?);
     let values = &[(&tenant as _, Type::TEXT), (&reached as _, Type::INT8)];
     let filed = count(&session.query(FILED, values).await?)?;
     let unchained = filed + unfiled(session, tenant).await?;
@@ -461,7 +461,7 @@ async fn verify_chain(session: &Session, tenant: &str, faults: &mut Faults) -> R
         ready: VecDeque::new(),
         is_last: false,
     };
-    let reached = chain::reached(session).await?;
+    let reached = rows::number(chain::reached(session).await?);
     let mut comparison = Comparison::new(tenant, faults);
     let mut read = i64::MIN;
     loop {

@@ -113,11 +113,11 @@ pub(super) fn hash(row: &Row) -> Result<Hash, StoreError> {
 /// The position up to which all events are chained, or 0.
 ///
 /// It grows only, so what is read without a lock stays true.
-pub(super) async fn reached(session: &Session) -> Result<i64, Fault> {
+pub(super) async fn reached(session: &Session) -> Result<u64, Fault> {
     const REACHED: &str = "SELECT position FROM chainer WHERE id = 1";
     let found = session.query(REACHED, &[]).await?;
-    let reached = found.first().map(|row| get(row, "position")).transpose()?;
-    Ok(reached.unwrap_or(0))
+    let reached = found.first().map(|row| rows::count(row, "position"));
+    Ok(reached.transpose()?.unwrap_or(0))
 }
 
 /// Chains up to `limit` events in an open transaction, if those up to `position` are not chained.
@@ -126,9 +126,9 @@ pub(super) async fn reached(session: &Session) -> Result<i64, Fault> {
 /// It waits for nobody: if another server chains just now, this one leaves it to that.
 pub(super) async fn chain_towards(
     session: &Session,
-    position: i64,
+    position: u64,
     limit: i64,
-) -> Result<i64, Fault> {
+) -> Result<u64, Fault> {
     let before = reached(session).await?;
     if before >= position {
         return Ok(before);
@@ -139,22 +139,23 @@ pub(super) async fn chain_towards(
         return Ok(before);
     };
     // Each statement from here on sees what the server before has committed.
-    let after: i64 = get(taken, "position")?;
+    let reached = rows::count(taken, "position")?;
+    let after = rows::number(reached);
     let next = entries("position > $1 ORDER BY position LIMIT $2");
     let values = &[(&after as _, Type::INT8), (&limit as _, Type::INT8)];
     let found = session.query(&next, values).await?;
     let Some(last) = found.last() else {
-        return Ok(after);
+        return Ok(reached);
     };
-    let position: i64 = get(last, "position")?;
+    let reached = rows::count(last, "position")?;
     insert(session, &runs(session, &found).await?).await?;
     session
         .execute(
             "UPDATE chainer SET position = $1 WHERE id = 1",
-            &[(&position, Type::INT8)],
+            &[(&rows::number(reached), Type::INT8)],
         )
         .await?;
-    Ok(position)
+    Ok(reached)
 }
 
 /// Computes the links of events that follow on what is chained.
@@ -257,7 +258,8 @@ impl Inner {
             session.release();
             return Ok(false);
         };
-        let (chained, published): (i64, i64) = (get(behind, "chained")?, get(behind, "published")?);
+        let chained = rows::count(behind, "chained")?;
+        let published = rows::count(behind, "published")?;
         session.begin().await?;
         // Nobody waits for it, and on a slow disk as many reads take their time.
         session.run("SET LOCAL statement_timeout = '60s'").await?;
