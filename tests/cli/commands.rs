@@ -427,6 +427,43 @@ async fn an_unknown_outcome_exits_with_4_and_tells_how_to_ask_again() {
     ask(&["status", "k-1", "--retries", "0"]).expect(1);
 }
 
+/// Its first attempt may have been granted what the second one was refused.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_that_is_refused_on_its_own_retry_exits_with_4_and_tells_how_to_ask_again() {
+    let id = "5b7f5d0a-9c1c-4f0e-9d39-2f6b0d6c7a11";
+    let refusal = |status: u16, code: &str| {
+        let action = json!({"request_id": id, "status": "COMMITTED", "decision": "approve",
+                            "execution": "claimed"});
+        let problem = json!({"code": code, "detail": "d", "action": action});
+        let answer = Act::answer(status).header("content-type", "application/problem+json");
+        answer.body(problem.to_string())
+    };
+    for (status, code) in [(409, "already-claimed"), (422, "not-approved")] {
+        let peer = Peer::start([Act::lose_reply(), refusal(status, code)]).await;
+        let claim = |retries: &str| {
+            let mut command = aegis(&["claim", id, "--retries", retries]);
+            command
+                .env("AEGIS_URL", peer.url())
+                .env("AEGIS_TENANT", "acme");
+            run(command)
+        };
+        let ended = claim("1").expect(4);
+        assert_eq!(peer.count(), 2);
+        let requests = peer.requests();
+        let call_id = requests[0].header("x-request-id").unwrap();
+        assert_eq!(requests[1].header("x-request-id"), Some(call_id));
+        assert!(ended.stderr.contains("the outcome is unknown"), "{ended:?}");
+        assert!(
+            ended.stderr.contains(&format!("--call-id {call_id}")),
+            "{ended:?}"
+        );
+        assert_eq!(ended.stdout, "");
+        // The peer repeats its last answer. To the only attempt of a call it is a plain refusal.
+        let ended = claim("0").expect(3);
+        assert!(!ended.stderr.contains("--call-id"), "{ended:?}");
+    }
+}
+
 /// A question leaves no outcome unknown, but that nobody answered is not that nobody decided.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wait_that_no_server_answers_says_so() {
