@@ -156,7 +156,7 @@ impl<'a> View<'a> {
         let read = json.deserialize_map(Members(&mut view));
         let read = read.and_then(|()| json.end());
         // Before its first character a value says nothing.
-        view.is_cut_off &= !text.trim_ascii_end().ends_with(':');
+        view.is_cut_off = view.is_cut_off && !lacks_a_value(text);
         match read {
             Ok(()) if !is_text => (view, Err(serde::de::Error::custom("it is not UTF-8"))),
             read => (view, read),
@@ -193,6 +193,12 @@ impl<'a> View<'a> {
 }
 
 /// Fills a view member by member, so that of an incomplete body it has what came before.
+/// Whether an incomplete object ends just before the value of one of its own members. A colon at the
+/// end may as well be one of a nested object, or within a string.
+fn lacks_a_value(object: &str) -> bool {
+    serde_json::from_str::<IgnoredAny>(&format!("{object}null}}")).is_ok()
+}
+
 struct Members<'v, 'a>(&'v mut View<'a>);
 
 impl<'de> Visitor<'de> for Members<'_, 'de> {
@@ -307,6 +313,25 @@ mod tests {
         let view = View::so_far(cut_off).unwrap();
         assert!(view.decision.is("reject"));
         assert!(View::of(cut_off).is_none());
+    }
+
+    #[test]
+    fn a_value_is_cut_off_from_its_first_character_on() {
+        for (body, is_cut_off) in [
+            (r#"{"decision": "reject", "title": "x"#, false),
+            (r#"{"decision": "reject", "#, false),
+            (r#"{"decision":"#, false),
+            (r#"{"decision" : "#, false),
+            (r#"{"decision": ""#, true),
+            (r#"{"decision": n"#, true),
+            (r#"{"tenant_id": "a:"#, true),
+            (r#"{"tenant_id": "\":"#, true),
+            (r#"{"action": {"decision":"#, true),
+            (r#"{"action": {"decision": "reject"}"#, false),
+        ] {
+            let view = View::so_far(body.as_bytes()).unwrap();
+            assert_eq!(view.is_cut_off, is_cut_off, "{body}");
+        }
     }
 
     #[test]

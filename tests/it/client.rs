@@ -935,6 +935,8 @@ async fn the_head_of_a_202_confirms_nothing_that_the_rest_contradicts() {
         r#"{"action":{"decision":"reject"}"#,
         r#"{"action":{"decision":"reject""#,
         r#"{"decision":"approve","digest":"00"#,
+        r#"{"action":{"decision":"reject","digest":"#,
+        r#"{"idempotency_key":"k-2:"#,
     ] {
         let says_nothing = cut == r#"{"decision":"#;
         for act in [
