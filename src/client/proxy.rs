@@ -355,6 +355,29 @@ mod tests {
     }
 
     #[test]
+    fn an_https_server_has_a_variable_of_its_own() {
+        let (one, other) = ("http://one:1", "http://other:2");
+        for (environment, expected) in [
+            (&[("HTTP_PROXY", one)][..], "-"),
+            (
+                &[("HTTPS_PROXY", one), ("HTTP_PROXY", other)],
+                "http://one:1/",
+            ),
+            (
+                &[("ALL_PROXY", one), ("HTTP_PROXY", other)],
+                "http://one:1/",
+            ),
+            (
+                &[("HTTPS_PROXY", one), ("REQUEST_METHOD", "GET")],
+                "http://one:1/",
+            ),
+        ] {
+            let named = named(environment, "https://server.invalid");
+            assert_eq!(named, expected, "{environment:?}");
+        }
+    }
+
+    #[test]
     fn a_proxy_that_cannot_be_used_is_an_error_wherever_another_one_would_be_found() {
         let bad = "http://us er:secret@host";
         for (environment, expected) in [

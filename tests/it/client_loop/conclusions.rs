@@ -640,6 +640,28 @@ async fn a_look_and_a_list_take_what_is_the_tenants_own() {
 }
 
 #[tokio::test]
+async fn a_question_is_refused_by_an_answer_about_its_own_tenant_alone() {
+    let foreign = with(&approved(), json!({"tenant_id": "x"}));
+    let cases = vec![
+        (
+            "own",
+            problem(422, "action-closed", approved()),
+            Conclusion::Closed,
+        ),
+        (
+            "another tenant's",
+            problem(422, "action-closed", foreign),
+            Conclusion::Unproven,
+        ),
+    ];
+    check(
+        |aegis: AegisService| async move { aegis.status(ID).await },
+        cases,
+    )
+    .await;
+}
+
+#[tokio::test]
 async fn a_body_that_breaks_off_is_asked_for_again() {
     let half = claimed().to_string()[..40].to_owned();
     let cut = Act::answer(200).body(half).body_breaks_off();
