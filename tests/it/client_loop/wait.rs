@@ -1,6 +1,7 @@
 //! Waiting for a decision.
 
 use std::convert::Infallible;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -98,6 +99,49 @@ async fn a_wait_without_a_decision_is_a_timeout_that_changes_nothing() {
                 .all(|request| request.method == "GET")
         );
     }
+}
+
+/// Waits for a server that decides nothing. It answers each question after a time and with a status,
+/// which depend on how long it was asked to wait and on how often it was asked before. Returns the
+/// source of the error.
+async fn why_undecided(answer: fn(Duration, usize) -> (Duration, u16)) -> Option<String> {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let double = service_fn(move |request: Request<Full<Bytes>>| {
+        let wait = request.headers()["prefer"].to_str().unwrap();
+        let wait = wait.strip_prefix("wait=").unwrap().parse().unwrap();
+        let wait = Duration::from_secs(wait);
+        let asked = asked.fetch_add(1, Ordering::Relaxed);
+        assert!(asked < 1000, "it is asked without a pause");
+        let (takes, status) = answer(wait, asked);
+        async move {
+            tokio::time::sleep(takes).await;
+            let mut response = Response::new(Full::<Bytes>::from(pending().to_string()));
+            *response.status_mut() = status.try_into().unwrap();
+            Ok::<_, Infallible>(response)
+        }
+    });
+    let aegis = builder("http://server.test").build_with(double).unwrap();
+    let wait = aegis.wait_for_decision(ID, Duration::from_millis(600_500));
+    let error = wait.await.unwrap_err();
+    assert!(error.is_timeout(), "{error:?}");
+    std::error::Error::source(&error).map(ToString::to_string)
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_undecided_wait_tells_what_failed_since_the_last_answer() {
+    assert_eq!(why_undecided(|wait, _| (wait, 200)).await, None);
+    let away = why_undecided(|wait, asked| match asked {
+        0 => (wait, 200),
+        _ => (Duration::ZERO, 503),
+    });
+    let away = away.await;
+    assert!(away.is_some_and(|why| why.contains("503")));
+    let silent = why_undecided(|wait, asked| match asked {
+        0 => (wait, 200),
+        _ => (Duration::MAX, 200),
+    });
+    let silent = silent.await;
+    assert!(silent.is_some_and(|why| why.contains("in time")));
 }
 
 #[tokio::test]
