@@ -159,10 +159,7 @@ fn the_commands_of_the_scaling_page_run_as_written() {
 #[test]
 fn commands_for_files_refuse_a_database_and_do_not_show_its_url() {
     let url = "postgres://aegis:s3cret@127.0.0.1:1/aegis";
-    for arguments in [
-        &["backup", "--store", url, "copy.db"][..],
-        &["check", url],
-    ] {
+    for arguments in [&["backup", "--store", url, "copy.db"][..], &["check", url]] {
         let ended = run(aegis(arguments)).expect(2);
         assert!(!ended.stderr.contains("s3cret"), "{ended:?}");
         assert!(

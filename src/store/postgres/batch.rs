@@ -126,6 +126,9 @@ impl Inner {
     /// Runs an operation that may record a new action. On the way it is taken for new, which costs
     /// nothing if it is not: then it runs on what is on record.
     pub(super) async fn record<O: Located>(&self, operation: &O) -> Result<O::Outcome, StoreError> {
+        let Some(queue) = &self.queue else {
+            return self.transact(operation, Vec::new()).await;
+        };
         let mut loaded = Loaded::at(self.state.now());
         let outcome = match operation.apply(&mut loaded) {
             Ok(outcome) if !loaded.events.is_empty() => outcome,
@@ -133,7 +136,7 @@ impl Inner {
         };
         let proof = Proof::of(&loaded.events);
         let (reply, verdict) = oneshot::channel();
-        self.queue.push(Newcomer { loaded, reply });
+        queue.push(Newcomer { loaded, reply });
         match (verdict.await, proof) {
             (Ok(Verdict::Recorded), _) => Ok(outcome),
             (Ok(Verdict::NotRecorded), _) | (_, None) => self.transact(operation, Vec::new()).await,
@@ -146,8 +149,11 @@ impl Inner {
 
     /// Starts the tasks that record new actions. They end with the store.
     pub(super) fn start_lanes(self: &Arc<Self>) {
+        let Some(queue) = &self.queue else {
+            return;
+        };
         for _ in 0..LANES {
-            let (queue, store) = (self.queue.clone(), Arc::downgrade(self));
+            let (queue, store) = (queue.clone(), Arc::downgrade(self));
             tokio::spawn(async move {
                 while let Some(store) = Weak::upgrade(&store) {
                     let batch = queue.take();

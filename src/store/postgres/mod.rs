@@ -102,7 +102,8 @@ struct Inner {
     room: Arc<Semaphore>,
     watchers: Watchers,
     repeats: Repeats<Key>,
-    queue: Arc<batch::Queue>,
+    /// `None` if each action has a transaction of its own.
+    queue: Option<Arc<batch::Queue>>,
     publisher: Publisher,
     follower: Follower,
     bells: Arc<Bells>,
@@ -116,6 +117,7 @@ pub struct PostgresBuilder {
     clock: Clock,
     connections: usize,
     migrate: bool,
+    batching: bool,
 }
 
 /// The URL of a database. Its password is not shown.
@@ -156,6 +158,17 @@ impl PostgresBuilder {
     #[must_use]
     pub fn migrate(mut self, migrate: bool) -> Self {
         self.migrate = migrate;
+        self
+    }
+
+    /// Sets whether new actions share transactions, which they do by default.
+    ///
+    /// One statement then records actions of several tenants, and all of them wait for its slowest. An
+    /// engine that keeps tenants on different machines commits it in two phases; there, a transaction
+    /// for each action may be quicker.
+    #[must_use]
+    pub fn batching(mut self, batching: bool) -> Self {
+        self.batching = batching;
         self
     }
 
@@ -213,7 +226,7 @@ impl PostgresBuilder {
             room: Arc::new(Semaphore::new(ROOM)),
             watchers: Watchers::new(),
             repeats: Repeats::default(),
-            queue: Arc::default(),
+            queue: self.batching.then(Arc::default),
             publisher: Publisher::default(),
             follower: Follower::default(),
             bells: Arc::default(),
@@ -277,6 +290,7 @@ impl PostgresStore {
             clock: Clock::new(),
             connections: CONNECTIONS,
             migrate: true,
+            batching: true,
         }
     }
 
@@ -409,7 +423,9 @@ impl Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         self.bells.close();
-        self.queue.stop();
+        if let Some(queue) = &self.queue {
+            queue.stop();
+        }
     }
 }
 

@@ -293,10 +293,12 @@ impl Ledger for Transaction<'_> {
     fn append(&mut self, record: &Record, transition: Transition<'_>) -> rusqlite::Result<()> {
         let (action, digest) = (&record.action, transition.digest(record));
         // The action has this one, for good. A decision writes a tenth less without a copy.
-        let digest = digest.as_ref().map(|digest| match &record.submitted_digest {
-            Some(submitted) if submitted == digest => rows::AS_SUBMITTED,
-            _ => &digest.as_bytes()[..],
-        });
+        let digest = digest
+            .as_ref()
+            .map(|digest| match &record.submitted_digest {
+                Some(submitted) if submitted == digest => rows::AS_SUBMITTED,
+                _ => &digest.as_bytes()[..],
+            });
         self.connection
             .prepare_cached(
                 "INSERT INTO event (event_id, at, actor, kind, tenant_id, action, from_status, \

@@ -61,12 +61,14 @@ async fn record(store: &PostgresStore, key: &str) -> Action {
     }
 }
 
-/// Opens servers on a database of their own, and closes those that were opened before.
-async fn servers(number: usize, last: &Mutex<Vec<PostgresStore>>) -> Vec<PostgresStore> {
+/// Opens servers on a database of their own, and closes those that were opened before. Each batches
+/// or does not.
+async fn servers(batching: &[bool], last: &Mutex<Vec<PostgresStore>>) -> Vec<PostgresStore> {
     let url = Postgres::shared().database().await;
     let mut stores = Vec::new();
-    for _ in 0..number {
-        let store = PostgresStore::builder(&url).connections(8).connect().await;
+    for batching in batching {
+        let builder = PostgresStore::builder(&url).connections(8);
+        let store = builder.batching(*batching).connect().await;
         stores.push(store.unwrap());
     }
     let before = std::mem::replace(&mut *last.lock().unwrap(), stores.clone());
@@ -79,20 +81,26 @@ async fn servers(number: usize, last: &Mutex<Vec<PostgresStore>>) -> Vec<Postgre
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn the_postgres_store_conforms() {
     let last = Mutex::default();
-    conformance::run_together(|| servers(1, &last)).await;
+    conformance::run_together(|| servers(&[true], &last)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn the_postgres_store_conforms_without_batches() {
+    let last = Mutex::default();
+    conformance::run_together(|| servers(&[false], &last)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn servers_on_one_postgres_conform_together() {
     let last = Mutex::default();
-    conformance::run_together(|| servers(3, &last)).await;
+    conformance::run_together(|| servers(&[true, false, true], &last)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn what_is_over_goes_from_a_postgres_store_as_from_any() {
     let last = Mutex::default();
-    for number in [1, 3] {
-        conformance::run_retention(|| servers(number, &last)).await;
+    for batching in [&[true][..], &[true, false, true]] {
+        conformance::run_retention(|| servers(batching, &last)).await;
     }
 }
 
