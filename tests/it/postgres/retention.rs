@@ -302,6 +302,37 @@ async fn what_comes_while_an_action_is_removed_finds_its_tombstone() {
     there.close().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_letter_that_is_resent_while_a_sweep_begins_keeps_its_action() {
+    let ([store], client) = stores().await;
+    let action = approve(&store, "k").await;
+    submit(&store).await;
+    store.newest_event().await.unwrap();
+    let dead = "INSERT INTO endpoint (name, position, holder, held_until) \
+                VALUES ('a', 2, gen_random_uuid(), now() + interval '1 hour'); \
+                INSERT INTO undelivered SELECT 'a', position, tenant_id, request_id, now(), 9, NULL, now() \
+                FROM feed WHERE position = 1";
+    client.batch_execute(dead).await.unwrap();
+    // As a server resends it.
+    let resend = "BEGIN; SELECT FROM endpoint WHERE name = 'a' FOR UPDATE; \
+                  UPDATE undelivered SET given_up_at = NULL, due = now()";
+    client.batch_execute(resend).await.unwrap();
+    let sweeping = tokio::spawn({
+        let store = store.clone();
+        async move { store.sweep(step()).await }
+    });
+    until(async || waiting(&client).await == 1).await;
+    client.batch_execute("COMMIT").await.unwrap();
+    assert_eq!(ends(sweeping).await.unwrap().unwrap().removed, 0);
+    assert!(is_there(&store, action).await);
+    let due = store.due_deliveries("a", 10, HOUR).await.unwrap();
+    assert_eq!(due.deliveries.len(), 1);
+    client.batch_execute("DELETE FROM undelivered").await.unwrap();
+    assert_eq!(sweep(&store, Duration::ZERO).await, 1);
+    adds_up(&client).await;
+    store.close().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn decisions_submissions_and_claims_race_with_sweeps_and_each_key_is_decided_once() {
     const KEYS: usize = 150;
