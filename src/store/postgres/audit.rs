@@ -1,12 +1,15 @@
 //! The audit trail of a database that servers may use.
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+mod links;
+mod verify;
+
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
-use uuid::Uuid;
 
+use self::links::{Link, Links};
 use super::address::Address;
 use super::chain::{self, entries};
 use super::fault::Fault;
@@ -14,20 +17,11 @@ use super::rows::{self, get};
 use super::session::{Pool, Session};
 use super::state::State;
 use super::{PostgresBuilder, connected, schema};
-use crate::store::audit::{Comparison, Faults, Hash, line, link, links, origin};
+use crate::store::audit::{Faults, line, origin};
 use crate::store::{AuditHead, AuditPage, AuditReport, StoreError};
-
-/// The most rows of the chain that are read at once: 3 MB, if all of them are full.
-const RUNS: i64 = 64;
-
-/// The most events that are read at once.
-const EVENTS: i64 = 1024;
 
 /// The most tenants that are read at once.
 const TENANTS: i64 = 1000;
-
-/// The most faults of one kind that are read.
-const FAULTS: i64 = 100;
 
 /// The audit trails in a PostgreSQL database, for reading. Servers may use it.
 ///
@@ -161,8 +155,8 @@ impl PostgresAuditTrail {
             let session = self.snapshot().await?;
             let (mut report, mut faults) = (AuditReport::default(), Faults::default());
             for tenant in named_or_all(&session, tenant).await? {
-                report.removed += verify_chain(&session, &tenant, &mut faults).await?;
-                verify_feed(&session, &tenant, &mut faults).await?;
+                report.removed += verify::chain(&session, &tenant, &mut faults).await?;
+                verify::feed(&session, &tenant, &mut faults).await?;
                 report.heads.push(head(&session, &tenant).await?);
             }
             report.faults = faults.into_vec();
@@ -288,85 +282,6 @@ async fn unfiled(session: &Session, tenant: &str) -> Result<u64, Fault> {
     Ok(count(&session.query(FRESH, values).await?)?)
 }
 
-/// Reads the next runs behind a link.
-async fn runs(session: &Session, tenant: &str, after: i64) -> Result<Vec<Row>, Fault> {
-    const NEXT: &str = "SELECT position, seq, links, hash FROM chain WHERE tenant_id = $1 \
-                        AND seq > $2 ORDER BY seq LIMIT $3";
-    let values = &[
-        (&tenant as _, Type::TEXT),
-        (&after as _, Type::INT8),
-        (&RUNS as _, Type::INT8),
-    ];
-    session.query(NEXT, values).await
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Link {
-    seq: u64,
-    position: i64,
-    leaf: Hash,
-    hash: Hash,
-}
-
-/// The links of a tenant in order.
-struct Links<'a> {
-    session: &'a Session,
-    tenant: &'a str,
-    /// The last link that was given.
-    seq: u64,
-    hash: Hash,
-    /// The number that the last row has that was read.
-    read: i64,
-    ready: VecDeque<(i64, Hash)>,
-}
-
-impl<'a> Links<'a> {
-    fn all(session: &'a Session, tenant: &'a str) -> Self {
-        Self {
-            session,
-            tenant,
-            seq: 0,
-            hash: origin(tenant),
-            read: i64::MIN,
-            ready: VecDeque::new(),
-        }
-    }
-
-    /// Begins behind the run that ends at a link or in front of it.
-    async fn before(session: &'a Session, tenant: &'a str, seq: u64) -> Result<Self, Fault> {
-        const BEFORE: &str = "SELECT seq, hash FROM chain WHERE tenant_id = $1 AND seq <= $2 \
-                              ORDER BY seq DESC LIMIT 1";
-        let mut links = Self::all(session, tenant);
-        let seq = rows::number(seq);
-        let values = &[(&tenant as _, Type::TEXT), (&seq as _, Type::INT8)];
-        if let Some(row) = session.query(BEFORE, values).await?.first() {
-            links.read = get(row, "seq")?;
-            (links.seq, links.hash) = (rows::count(row, "seq")?, chain::hash(row)?);
-        }
-        Ok(links)
-    }
-
-    async fn next(&mut self) -> Result<Option<Link>, Fault> {
-        if self.ready.is_empty() {
-            for run in runs(self.session, self.tenant, self.read).await? {
-                self.read = get(&run, "seq")?;
-                self.ready.extend(links(get(&run, "links")?));
-            }
-        }
-        let Some((position, leaf)) = self.ready.pop_front() else {
-            return Ok(None);
-        };
-        self.seq += 1;
-        self.hash = link(&self.hash, &leaf);
-        Ok(Some(Link {
-            seq: self.seq,
-            position,
-            leaf,
-            hash: self.hash,
-        }))
-    }
-}
-
 /// The lines of links.
 async fn lines(session: &Session, tenant: &str, shown: &[Link]) -> Result<Vec<String>, Fault> {
     let positions: Vec<i64> = shown.iter().map(|link| link.position).collect();
@@ -413,126 +328,4 @@ async fn swept(session: &Session, positions: Vec<i64>) -> Result<HashSet<i64>, F
         .await?;
     let swept = found.iter().map(|row| Ok(get(row, "position")?));
     swept.collect()
-}
-
-/// The places of a tenant in the feed, in order, with their events.
-struct Events<'a> {
-    session: &'a Session,
-    tenant: &'a str,
-    after: i64,
-    ready: VecDeque<Row>,
-    is_last: bool,
-}
-
-impl Events<'_> {
-    /// Returns the next place, again until it is [taken](Self::take).
-    async fn peek(&mut self) -> Result<Option<(i64, &Row)>, Fault> {
-        if self.ready.is_empty() && !self.is_last {
-            let next = entries("tenant_id = $1 AND position > $2 ORDER BY position LIMIT $3");
-            let values = &[
-                (&self.tenant as _, Type::TEXT),
-                (&self.after as _, Type::INT8),
-                (&EVENTS as _, Type::INT8),
-            ];
-            self.ready = self.session.query(&next, values).await?.into();
-            self.is_last = rows::number(self.ready.len()) < EVENTS;
-            if let Some(last) = self.ready.back() {
-                self.after = get(last, "position")?;
-            }
-        }
-        let row = self.ready.front();
-        Ok(row
-            .map(|row| Ok::<_, StoreError>((get(row, "position")?, row)))
-            .transpose()?)
-    }
-
-    fn take(&mut self) {
-        self.ready.pop_front();
-    }
-}
-
-/// Compares a tenant's links with its events. Both are read in order. Returns how many events sweeps
-/// have removed.
-async fn verify_chain(session: &Session, tenant: &str, faults: &mut Faults) -> Result<u64, Fault> {
-    let mut events = Events {
-        session,
-        tenant,
-        after: i64::MIN,
-        ready: VecDeque::new(),
-        is_last: false,
-    };
-    let reached = rows::number(chain::reached(session).await?);
-    let mut comparison = Comparison::new(tenant, faults);
-    let mut read = i64::MIN;
-    loop {
-        let page = runs(session, tenant, read).await?;
-        let mut gone = Vec::new();
-        for run in &page {
-            for (position, leaf) in links(get(run, "links")?) {
-                let seq = comparison.link(position, &leaf);
-                let mut is_there = false;
-                while let Some((found, row)) = events.peek().await? {
-                    if found > position {
-                        break;
-                    }
-                    if found < position {
-                        comparison.unchained(found);
-                    } else if let Some(entry) = chain::entry(row)? {
-                        is_there = true;
-                        comparison.event(entry, &leaf);
-                    }
-                    events.take();
-                }
-                if !is_there {
-                    gone.push((position, seq));
-                }
-            }
-            read = get(run, "seq")?;
-            let end = get(run, "position")?;
-            comparison.end_run(end, read, chain::hash(run)?);
-            if end > reached {
-                comparison.beyond(end, reached);
-            }
-        }
-        let positions = gone.iter().map(|(position, _)| *position).collect();
-        let swept = swept(session, positions).await?;
-        for (position, seq) in gone {
-            comparison.gone(position, seq, swept.contains(&position));
-        }
-        if rows::number(page.len()) < RUNS {
-            break;
-        }
-    }
-    while let Some((found, _)) = events.peek().await?
-        && found <= reached
-    {
-        comparison.unchained(found);
-        events.take();
-    }
-    Ok(comparison.removed())
-}
-
-/// Finds events of a tenant that no pass will ever publish, and places in the feed that no pass gave.
-/// Neither gets into the chain, but lists and histories show them.
-async fn verify_feed(session: &Session, tenant: &str, faults: &mut Faults) -> Result<(), Fault> {
-    const UNFILED: &str = "SELECT e.event_id FROM event e, publisher p, cluster c WHERE e.tenant_id = $1 \
-         AND (e.epoch <> c.epoch OR pg_visible_in_snapshot(e.xid, p.snapshot)) \
-         AND NOT EXISTS (SELECT FROM feed f WHERE f.tenant_id = e.tenant_id AND f.request_id = e.request_id \
-         AND f.number = e.number AND f.at = e.at AND f.event_id = e.event_id) LIMIT $2";
-    const NOT_GIVEN: &str = "SELECT f.position FROM feed f, publisher p WHERE f.tenant_id = $1 \
-         AND f.position > p.position ORDER BY f.position LIMIT $2";
-    let values = &[(&tenant as _, Type::TEXT), (&FAULTS as _, Type::INT8)];
-    for row in session.query(UNFILED, values).await? {
-        let id: Uuid = get(&row, "event_id")?;
-        faults.add(format!(
-            "the event with the id {id}, of tenant {tenant}, has no position in the feed"
-        ));
-    }
-    for row in session.query(NOT_GIVEN, values).await? {
-        let position: i64 = get(&row, "position")?;
-        faults.add(format!(
-            "event {position}: no position as high was given, and tenant {tenant} has it"
-        ));
-    }
-    Ok(())
 }
