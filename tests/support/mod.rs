@@ -17,9 +17,12 @@ mod log;
 #[cfg(all(feature = "postgres", unix))]
 pub mod postgres;
 pub mod process;
+pub mod random;
 pub mod raw;
 #[cfg(feature = "server")]
 pub mod receiver;
+#[cfg(feature = "server")]
+pub mod reference;
 pub mod rows;
 #[cfg(feature = "server")]
 mod server;

@@ -12,7 +12,6 @@ mod postgres;
 #[cfg(not(all(feature = "postgres", unix)))]
 #[path = "without_postgres.rs"]
 mod postgres;
-mod reference;
 mod side;
 
 use aegis_hitl::Decision;
@@ -23,8 +22,8 @@ use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, Test
 use tempfile::TempDir;
 
 use self::postgres::Postgres;
-use self::reference::{Reference, Request, SLOTS, Target, Token};
 use self::side::{CALLS, PAYLOADS, STEP, Side};
+use crate::support::reference::{Reference, Request, SLOTS, Target, Token};
 
 const THREADS: u32 = 8;
 

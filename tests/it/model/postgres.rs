@@ -4,9 +4,9 @@ use aegis_hitl::store::{Clock, PostgresStore};
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 
-use super::reference::{Answer, Reference, Request};
 use super::side::Side;
 use crate::support::postgres;
+use crate::support::reference::{Answer, Reference, Request};
 
 pub struct Postgres(Option<(String, Side<PostgresStore>)>);
 

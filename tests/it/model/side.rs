@@ -17,7 +17,7 @@ use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 use uuid::Uuid;
 
-use super::reference::{
+use crate::support::reference::{
     Answer, Happened, Reference, Request, SLOTS, Shown, ShownClaim, Target, Token, actor, tenant,
     thread,
 };

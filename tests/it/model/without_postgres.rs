@@ -3,7 +3,7 @@
 use aegis_hitl::store::Clock;
 use proptest::test_runner::TestCaseError;
 
-use super::reference::{Answer, Reference, Request};
+use crate::support::reference::{Answer, Reference, Request};
 
 pub struct Postgres;
 

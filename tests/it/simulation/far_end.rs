@@ -31,9 +31,9 @@ use tower::ServiceExt;
 use uuid::Uuid;
 
 use super::network::{Endpoint, Host, Network};
-use super::random::Random;
 use super::site::Disturbed;
 use super::world::World;
+use crate::support::random::Random;
 
 /// The in-memory store behind a network: slow at times, at times out of reach, and it outlives the server.
 ///

@@ -21,7 +21,6 @@ mod client;
 mod far_end;
 mod human_loop;
 mod network;
-mod random;
 mod site;
 mod world;
 
@@ -40,10 +39,10 @@ use tokio::time::{Instant, sleep, timeout};
 use self::client::{Client, Flavour, Limits, Settings};
 use self::far_end::SimulatedStore;
 use self::network::{Host, Network};
-use self::random::Random;
 use self::site::Site;
 use self::world::{Asked, Counts, Told, World};
 use crate::support::alone_blocking;
+use crate::support::random::Random;
 
 /// The longest that a call may take, with the longest waits that a server asks for.
 const HANG: Duration = Duration::from_secs(600);

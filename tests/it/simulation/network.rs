@@ -17,8 +17,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
-use super::random::Random;
 use super::world::World;
+use crate::support::random::Random;
 
 /// How many bytes of one direction may be under way.
 const WINDOW: usize = 16 * 1024;

@@ -8,8 +8,8 @@ use tokio::time::{Instant, sleep};
 
 use super::far_end::{Proxy, Server, StoreFaults};
 use super::network::{Cut, Direction, Host, Network};
-use super::random::Random;
 use super::world::World;
+use crate::support::random::Random;
 
 /// A store that may be disturbed.
 pub trait Disturbed: Store {

@@ -21,11 +21,11 @@ use self::people::{Person, Plan};
 use self::store::{History, LoopStore};
 use super::client::{Client, Flavour, Settings};
 use super::network::{Host, Network};
-use super::random::Random;
 use super::site::Site;
 use super::world::World;
 use super::{HANG, number};
 use crate::support::alone_blocking;
+use crate::support::random::Random;
 
 /// What is broken on purpose, to show that it is found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

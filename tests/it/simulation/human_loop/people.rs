@@ -13,9 +13,9 @@ use serde_json::json;
 use tokio::time::{sleep, timeout};
 
 use super::super::client::Aegis;
-use super::super::random::Random;
 use super::history::{Conclusion, Ended, Fact};
 use super::store::{History, epoch};
+use crate::support::random::Random;
 
 /// What all know of an action.
 #[derive(Clone)]

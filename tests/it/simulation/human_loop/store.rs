@@ -16,12 +16,12 @@ use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
 use super::super::far_end::StoreFaults;
-use super::super::random::Random;
 use super::super::site::Disturbed;
 use super::super::world::World;
 use super::history::{Conclusion, Entry, Fact, Time, check};
 use crate::simulation::client::TENANT;
 use crate::support::forward_deliveries;
+use crate::support::random::Random;
 
 /// What happened. Clones share it.
 #[derive(Clone)]

@@ -1,6 +1,7 @@
 //! What a store is to answer, written from the protocol alone: plain vectors, and time in steps.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{Hash, Hasher};
 
 use aegis_hitl::protocol::{Closed, EventKind};
 use aegis_hitl::{Decision, Execution, Status};
@@ -141,7 +142,7 @@ pub struct Happened {
     pub execution: Option<Execution>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Item {
     shown: Shown,
     submitter: Option<usize>,
@@ -152,14 +153,14 @@ struct Item {
     claims: Vec<Claimed>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Claimed {
     until: i64,
     call: Option<usize>,
     actor: usize,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub struct Reference {
     pub now: i64,
     items: BTreeMap<usize, Item>,
@@ -344,20 +345,46 @@ impl Reference {
         self.now += by;
         let mut due = Vec::new();
         for slot in self.order.clone() {
-            let item = &self.items[&slot];
-            let is_over = item.shown.expires.is_some_and(|end| end <= self.now);
-            let lease = item.claims.last().map_or(i64::MAX, |claim| claim.until);
-            if item.shown.status == Status::Pending && is_over {
-                let expired = Some(Closed::Expired);
-                self.decided(slot, Decision::Reject, expired, "system:expiry", None, None);
-            } else if item.is_live() && lease <= self.now {
-                self.executed(slot, Execution::Unknown, "system:lease", None);
-            } else {
-                continue;
+            if self.due_at(slot).is_some_and(|end| end <= self.now) {
+                self.settle(slot);
+                due.push(slot);
             }
-            due.push(slot);
         }
         due
+    }
+
+    /// When time alone changes the action in a slot.
+    pub fn due_at(&self, slot: usize) -> Option<i64> {
+        let item = self.items.get(&slot)?;
+        match item.shown.status {
+            Status::Pending => item.shown.expires,
+            _ if item.is_live() => item.claims.last().map(|claim| claim.until),
+            _ => None,
+        }
+    }
+
+    /// Makes the change that is due.
+    pub fn settle(&mut self, slot: usize) {
+        if self.items[&slot].is_live() {
+            self.executed(slot, Execution::Unknown, "system:lease", None);
+        } else {
+            let expired = Some(Closed::Expired);
+            self.decided(slot, Decision::Reject, expired, "system:expiry", None, None);
+        }
+    }
+
+    /// What the answers to come depend on, but for the time.
+    pub fn hash_into(&self, hasher: &mut impl Hasher) {
+        let kinds: Vec<_> = self.events.iter().map(|event| event.kind).collect();
+        format!("{:?} {kinds:?}", self.items).hash(hasher);
+    }
+
+    /// Sets the end of the newest claim to what an answer told.
+    pub fn set_lease_end(&mut self, slot: usize, until: i64) {
+        let item = self.items.get_mut(&slot);
+        if let Some(claim) = item.and_then(|item| item.claims.last_mut()) {
+            claim.until = until;
+        }
     }
 
     pub fn apply(&mut self, request: &Request) -> Answer {
