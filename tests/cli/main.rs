@@ -42,6 +42,8 @@ mod python_sdk;
 #[cfg(unix)]
 mod reload;
 mod retention;
+#[cfg(unix)]
+mod several_servers;
 #[cfg(target_os = "linux")]
 mod store_process;
 #[cfg(unix)]
