@@ -27,6 +27,8 @@ mod hook;
 mod hook_attacks;
 mod human_loop;
 #[cfg(unix)]
+mod least_role;
+#[cfg(unix)]
 mod limits;
 #[cfg(unix)]
 mod manual;

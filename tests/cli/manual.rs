@@ -21,6 +21,21 @@ fn commands_of(page: &str, section: &str) -> String {
     blocks(rest.split("\n## ").next().unwrap())
 }
 
+/// The SQL blocks of a section of a page.
+pub(crate) fn sql_of(page: &str, section: &str) -> Vec<String> {
+    let text = text(page);
+    let (_, rest) = text.split_once(&format!("\n## {section}\n")).unwrap();
+    let blocks = rest
+        .split("\n## ")
+        .next()
+        .unwrap()
+        .split("```sql\n")
+        .skip(1);
+    blocks
+        .map(|block| block.split("```").next().unwrap().to_owned())
+        .collect()
+}
+
 fn text(page: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("src/manual")

@@ -15,6 +15,7 @@ mod load;
 mod loaded;
 mod publish;
 mod read;
+mod rights;
 mod rows;
 mod schema;
 mod session;
@@ -190,8 +191,8 @@ impl PostgresBuilder {
     /// # Errors
     ///
     /// - [Incompatible](StoreError::is_incompatible), if the URL is wrong, the server is too old, does
-    ///   not let the user in or has no such database, or the schema is of a newer release or may not be
-    ///   made.
+    ///   not let the user in or has no such database, the user lacks a right, or the schema is of a newer
+    ///   release or may not be made.
     /// - [Unavailable](StoreError::is_unavailable), if the server cannot be reached.
     pub async fn connect(self) -> Result<PostgresStore, StoreError> {
         // It is large, and callers need not be.
@@ -215,6 +216,9 @@ impl PostgresBuilder {
             .await
             .map_err(Fault::into_error)?;
         state.set_commits_wait(settings.commits_wait);
+        rights::check(&pool, &place)
+            .await
+            .map_err(Fault::into_error)?;
         schema::migrate(&migrating, &place, self.migrate)
             .await
             .map_err(Fault::into_error)?;

@@ -199,13 +199,15 @@ impl Inner {
         Ok(())
     }
 
-    /// Makes the partitions of this month and the next two, and removes the heartbeats of servers that
-    /// are gone.
+    /// Makes the partitions of this month and the next two, if the user may, and removes the heartbeats of
+    /// servers that are gone.
     pub(super) async fn make_partitions(&self) -> Result<(), Fault> {
         // A partition is made as a table of its own and attached, which lets others append meanwhile.
         // What is in the default partition already stays there.
         const MAKE: &str = "DO $do$ DECLARE month timestamptz; name text; BEGIN \
              PERFORM pg_advisory_xact_lock(4702394921426175818); \
+             IF has_schema_privilege(current_schema(), 'CREATE') \
+               AND pg_has_role((SELECT relowner FROM pg_class WHERE oid = 'event'::regclass), 'USAGE') THEN \
              FOR later IN 0..2 LOOP \
                month := date_trunc('month', clock_timestamp() AT TIME ZONE 'UTC' + make_interval(months => later)) AT TIME ZONE 'UTC'; \
                name := 'event_' || to_char(month AT TIME ZONE 'UTC', 'YYYY_MM'); \
@@ -216,6 +218,7 @@ impl Inner {
                EXECUTE format('ALTER TABLE event ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)', \
                  name, month, (month AT TIME ZONE 'UTC' + interval '1 month') AT TIME ZONE 'UTC'); \
              END LOOP; \
+             END IF; \
              DELETE FROM heartbeat WHERE at < clock_timestamp() - interval '1 day'; \
              END $do$";
         let session = Session::open(&self.pool).await?;
