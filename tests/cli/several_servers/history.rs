@@ -13,12 +13,12 @@ pub type Time = i64;
 
 /// A clock that does not go back, and shows what the database's clock shows.
 #[derive(Clone, Copy)]
-pub struct Watch {
+pub struct WallClock {
     begun: Instant,
     time: SystemTime,
 }
 
-impl Watch {
+impl WallClock {
     pub fn start() -> Self {
         Self {
             begun: Instant::now(),

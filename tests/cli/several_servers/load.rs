@@ -8,13 +8,14 @@ use std::time::Duration;
 
 use aegis_hitl::protocol::Digest;
 use aegis_hitl::{Action, Decision, Payload};
-use reqwest::{Client, Method, RequestBuilder};
+use reqwest::{Client, RequestBuilder};
 use serde_json::{Value, json};
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::checker::SLOT;
-use super::history::{Asked, Attempt, State, Time, Told, ToldClaim, Watch};
+use super::history::{Asked, Attempt, State, Time, Told, ToldClaim, WallClock};
+use super::wire::{name_of, wire, word};
 use crate::support::HANG;
 use crate::support::random::Random;
 use crate::support::reference::{Request, Target, Token};
@@ -28,7 +29,7 @@ const ACTIONS: usize = 16;
 /// The calls that are made for each action.
 const CALLS: usize = 40;
 
-const SECOND: Time = 1_000_000;
+pub const SECOND: Time = 1_000_000;
 const LONG: Time = 300 * SECOND;
 const SHORT: Time = SECOND;
 
@@ -74,6 +75,10 @@ impl Subject {
         self.known().attempts.clone()
     }
 
+    pub fn token(&self, fence: u64) -> String {
+        self.known().tokens[&fence].clone()
+    }
+
     pub fn tokens(&self) -> Vec<String> {
         self.known().tokens.values().cloned().collect()
     }
@@ -92,11 +97,11 @@ impl Subject {
     }
 
     /// A payload of it by its number. The second is another one than everybody means.
-    fn payload(&self, version: usize) -> Value {
+    pub fn payload(&self, version: usize) -> Value {
         json!({ "number": self.number, "version": version })
     }
 
-    fn digest(&self, version: usize) -> Digest {
+    pub fn digest(&self, version: usize) -> Digest {
         let text = self.payload(version).to_string();
         Digest::of(&Payload::from_json(&text).unwrap()).unwrap()
     }
@@ -106,22 +111,13 @@ impl Subject {
 pub struct Load {
     client: Client,
     servers: Vec<SocketAddr>,
-    pub watch: Watch,
+    clock: WallClock,
     subjects: Mutex<Vec<Arc<Subject>>>,
     calls: AtomicUsize,
     is_over: AtomicBool,
     /// How many attempts were answered.
-    pub answered: watch::Sender<usize>,
+    answered: watch::Sender<usize>,
     wrong: Mutex<Vec<String>>,
-}
-
-/// An attempt in the terms of HTTP.
-struct Wire {
-    method: Method,
-    path: String,
-    is_keyed: bool,
-    call: Option<usize>,
-    body: Option<Value>,
 }
 
 impl Load {
@@ -129,13 +125,21 @@ impl Load {
         Self {
             client: client(),
             servers,
-            watch: Watch::start(),
+            clock: WallClock::start(),
             subjects: Mutex::default(),
             calls: AtomicUsize::new(0),
             is_over: AtomicBool::new(false),
             answered: watch::Sender::new(0),
             wrong: Mutex::default(),
         }
+    }
+
+    /// Waits until this many more attempts are answered.
+    pub async fn answers(&self, more: usize) {
+        let mut answered = self.answered.subscribe();
+        let enough = *answered.borrow() + more;
+        let reached = timeout(HANG, answered.wait_for(|count| *count >= enough)).await;
+        reached.expect("the clients are not answered").unwrap();
     }
 
     pub fn end(&self) {
@@ -171,7 +175,7 @@ impl Load {
     fn subject(&self, number: usize) -> Arc<Subject> {
         let mut subjects = self.subjects.lock().unwrap();
         while subjects.len() <= number {
-            let subject = Subject::new(subjects.len(), self.watch.now());
+            let subject = Subject::new(subjects.len(), self.clock.now());
             subjects.push(Arc::new(subject));
         }
         subjects[number].clone()
@@ -199,7 +203,7 @@ impl Load {
             Decision::Reject
         };
         let choice = random.below(100);
-        let is_submitted = subject.expires.is_none_or(|end| self.watch.now() < end);
+        let is_submitted = subject.expires.is_none_or(|end| self.clock.now() < end);
         if choice < 10 && is_submitted {
             return Asked::Request(Request::Submit {
                 slot: SLOT,
@@ -289,7 +293,7 @@ impl Load {
             match self.attempt(client, subject, asked, server, patience).await {
                 Ended::Answered(_) => return,
                 // Nobody serves there now.
-                Ended::NeverSent => sleep(random.millis(5, 30)).await,
+                Ended::NeverSent => sleep(random.millis(20, 80)).await,
                 Ended::Unknown if random.percent(15) => return,
                 Ended::Unknown => sleep(random.millis(10, 200)).await,
             }
@@ -306,14 +310,14 @@ impl Load {
         patience: Duration,
     ) -> Ended {
         let request = self.request(server, subject, asked).timeout(patience);
-        let sent = self.watch.now();
+        let sent = self.clock.now();
         let answering = async {
             let reply = request.send().await?;
             let (status, headers) = (reply.status().as_u16(), reply.headers().clone());
             Ok::<_, reqwest::Error>((status, headers, reply.bytes().await?))
         };
         let answered = answering.await;
-        let at = self.watch.now();
+        let at = self.clock.now();
         let mut attempt = Attempt {
             client,
             sent,
@@ -440,139 +444,7 @@ pub fn client() -> Client {
         .unwrap()
 }
 
-/// The `X-Request-Id` of a call.
-pub fn name_of(call: usize) -> String {
-    format!("call-{call}")
-}
-
 /// An action whose time to decide is over can no longer be submitted with that time.
 fn is_too_late(subject: &Subject, status: u16, at: Time) -> bool {
     status == 400 && subject.expires.is_some_and(|end| end <= at)
-}
-
-fn wire(subject: &Subject, asked: &Asked) -> Wire {
-    let id = || subject.id.get().unwrap();
-    let of_id = |verb: &str, call: Option<usize>, body: Value| Wire {
-        method: Method::POST,
-        path: format!("actions/{}/{verb}", id()),
-        is_keyed: false,
-        call,
-        body: Some(body),
-    };
-    let keyed = |path: &str, call: Option<usize>, body: Value| Wire {
-        method: Method::POST,
-        path: path.to_owned(),
-        is_keyed: true,
-        call,
-        body: Some(body),
-    };
-    let read = |path: String| Wire {
-        method: Method::GET,
-        path,
-        is_keyed: false,
-        call: None,
-        body: None,
-    };
-    let payload = |version: Option<usize>| version.map_or(json!({}), |it| subject.payload(it));
-    let with_digest = |version: Option<usize>| match version {
-        Some(version) => json!({ "digest": subject.digest(version).to_string() }),
-        None => json!({}),
-    };
-    let token = |token: Token| match token {
-        Token::Fence(fence) => subject.known().tokens[&fence].clone(),
-        Token::Unknown => unreachable!("nobody asks with that"),
-    };
-    let request = match asked {
-        Asked::Status => return read(format!("status/{}", id())),
-        Asked::History => return read(format!("actions/{}", id())),
-        Asked::Request(request) => request,
-    };
-    match request {
-        Request::Submit {
-            call,
-            payload: version,
-            expires,
-            ..
-        } => {
-            let mut body = payload(*version);
-            if let Some(expires) = expires {
-                let expires = jiff::Timestamp::from_microsecond(*expires).unwrap();
-                body["aegis"] = json!({ "expires_at": expires.to_string() });
-            }
-            keyed("actions", *call, body)
-        }
-        Request::Decide {
-            decision,
-            call,
-            payload: version,
-            ..
-        } => keyed(decision.as_str(), *call, payload(*version)),
-        Request::DecideById {
-            decision,
-            call,
-            digest,
-            ..
-        } => of_id(decision.as_str(), *call, with_digest(*digest)),
-        Request::Cancel { call, .. } => of_id("cancel", *call, json!({})),
-        Request::Acquire {
-            digest,
-            lease,
-            call,
-            ..
-        } => {
-            let mut body = with_digest(*digest);
-            body["lease"] = (lease / SECOND).into();
-            of_id("claim", *call, body)
-        }
-        Request::Renew {
-            token: held, lease, ..
-        } => {
-            let body = json!({ "token": token(*held), "lease": lease / SECOND });
-            of_id("renew", None, body)
-        }
-        Request::Finish {
-            token: held,
-            report,
-            call,
-            ..
-        } => {
-            let verb = if report.is_ok() { "complete" } else { "fail" };
-            of_id(verb, *call, json!({ "token": token(*held) }))
-        }
-    }
-}
-
-/// The model's word for an answer. `None` if the protocol has no such answer.
-fn word(asked: &Asked, status: u16, is_replayed: bool, body: &Value) -> Option<&'static str> {
-    let code = body["code"].as_str().unwrap_or_default();
-    let Asked::Request(request) = asked else {
-        return matches!(status, 200 | 404).then_some("shown");
-    };
-    let recorded = if is_replayed { "replayed" } else { "recorded" };
-    Some(match (request, status, code) {
-        (Request::Submit { .. }, 201, _) => "recorded",
-        (Request::Submit { .. }, 200, _) => "existing",
-        (Request::Decide { .. } | Request::DecideById { .. }, 202, _) => recorded,
-        (Request::Decide { .. } | Request::DecideById { .. }, 409, "duplicate") => "duplicate",
-        (Request::Decide { .. } | Request::DecideById { .. }, 422, "decision-conflict") => {
-            "conflict"
-        }
-        (Request::Decide { .. } | Request::DecideById { .. }, 422, "action-closed") => "closed",
-        (Request::Cancel { .. }, 202, _) => recorded,
-        (Request::Cancel { .. }, 409, "duplicate") => "duplicate",
-        (Request::Cancel { .. }, 422, "action-closed") => "decided",
-        (Request::Acquire { .. }, 200, _) if is_replayed => "replayed",
-        (Request::Acquire { .. }, 200, _) => "claimed",
-        (Request::Acquire { .. }, 409, "already-claimed") => "already claimed",
-        (Request::Acquire { .. }, 422, "not-approved") => "not approved",
-        (Request::Renew { .. }, 200, _) => "extended",
-        (Request::Finish { .. }, 200, _) => recorded,
-        (
-            Request::Acquire { .. } | Request::Renew { .. } | Request::Finish { .. },
-            422,
-            "claim-lost",
-        ) => "lost",
-        (_, 422, "payload-mismatch") => "payload mismatch",
-        _ => return None,
-    })
 }

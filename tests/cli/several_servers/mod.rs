@@ -13,6 +13,7 @@ mod feed;
 mod history;
 mod load;
 mod record;
+mod wire;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -31,7 +32,7 @@ use crate::support::{HANG, alone};
 const CLIENTS: usize = 64;
 
 /// The attempts that are answered between two faults, at least.
-const BETWEEN: usize = 300;
+const BETWEEN: usize = 150;
 
 fn number(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
@@ -119,17 +120,11 @@ async fn three_servers_answer_as_one_would_whatever_is_killed() {
     }
     let mut random = Random::new(seed, 1);
     for _ in 0..rounds {
-        let mut answered = load.answered.subscribe();
-        let enough = *answered.borrow() + BETWEEN;
-        let reached = timeout(HANG, answered.wait_for(|count| *count >= enough)).await;
-        reached.expect("the clients are answered").unwrap();
+        load.answers(BETWEEN).await;
         sleep(random.millis(0, 300)).await;
         disturb(&mut cluster, &mut random).await;
     }
-    let mut answered = load.answered.subscribe();
-    let enough = *answered.borrow() + BETWEEN;
-    let reached = timeout(HANG, answered.wait_for(|count| *count >= enough)).await;
-    reached.expect("the clients are answered").unwrap();
+    load.answers(BETWEEN).await;
     load.end();
     timeout(HANG, clients.join_all())
         .await

@@ -7,7 +7,8 @@ use tokio_postgres::Client;
 use super::cluster::Cluster;
 use super::feed::{Follower, Received};
 use super::history::{Asked, Attempt};
-use super::load::{Load, name_of};
+use super::load::Load;
+use super::wire::name_of;
 use crate::support::random::Random;
 use crate::support::reference::Request;
 
