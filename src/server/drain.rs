@@ -10,6 +10,14 @@ use tokio::time::sleep;
 /// time, and can send its request again.
 pub(crate) const CLOSE_GRACE: Duration = Duration::from_secs(2);
 
+/// How long a connection is read when the drain starts. A request may have arrived of which the
+/// runtime does not know yet.
+pub(crate) const READ_GRACE: Duration = Duration::from_millis(5);
+
+/// How long a client may take from connecting to its first request when the drain starts: a round
+/// trip, and some time for a busy client. Closed before, it would not know what became of the request.
+pub(crate) const FIRST_GRACE: Duration = Duration::from_secs(1);
+
 /// The signal that the server is shutting down. Clones share it.
 #[derive(Debug, Clone)]
 pub(crate) struct Drain(Arc<watch::Sender<bool>>);

@@ -173,7 +173,8 @@ impl<St: Store> HitlService<St> {
             .unwrap_or_else(Rejection::into_response);
         response = response::within(&self.api.leaving, arrival.holder(), response);
         // HTTP/2 resets the stream; HTTP/1 has only the connection to close.
-        if !body.discard().await && parts.version < Version::HTTP_2 {
+        let is_last = !body.discard().await || self.api.drain.has_started();
+        if is_last && parts.version < Version::HTTP_2 {
             response::close_after(&mut response);
         }
         if let Some(call_id) = headers::call_id_to_echo(&parts.headers) {

@@ -153,6 +153,66 @@ async fn a_request_that_comes_while_the_server_drains_is_503() {
     );
 }
 
+/// Connects without letting the server run meanwhile, and sends this.
+fn connect_meanwhile(addr: std::net::SocketAddr, bytes: &[u8]) -> TcpStream {
+    use std::io::Write as _;
+    let mut stream = std::net::TcpStream::connect(addr).unwrap();
+    stream.write_all(bytes).unwrap();
+    stream.set_nonblocking(true).unwrap();
+    TcpStream::from_std(stream).unwrap()
+}
+
+const DECISION: &[u8] =
+    b"POST /api/v1/hitl/approve HTTP/1.1\r\nHost: localhost\r\nTenant-Id: t\r\n\
+                          Thread-Id: h\r\nIdempotency-Key: k\r\n\r\n";
+
+async fn is_turned_away(stream: &mut TcpStream) {
+    let answer = read_until(stream, "}").await.to_lowercase();
+    assert!(answer.starts_with("http/1.1 503 "), "{answer}");
+    assert!(answer.contains("connection: close"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_request_that_waits_to_be_accepted_at_the_shutdown_is_503() {
+    let server = start(Disk::default()).await;
+    let addr = server.addr;
+    server.still_answers().await;
+    let mut waiting = [(); 3].map(|()| connect_meanwhile(addr, DECISION));
+    let ended = server.begin_stop();
+    for stream in &mut waiting {
+        is_turned_away(stream).await;
+    }
+    assert!(ended.await.unwrap().unwrap().is_drained());
+}
+
+#[tokio::test]
+async fn a_request_of_a_connection_that_was_just_made_at_the_shutdown_is_503() {
+    let server = start(Disk::default()).await;
+    let addr = server.addr;
+    let mut new = TcpStream::connect(addr).await.unwrap();
+    // Once a later connection is answered, the server has accepted this one.
+    server.still_answers().await;
+    let ended = server.begin_stop();
+    until_refused(addr).await;
+    new.write_all(DECISION).await.unwrap();
+    is_turned_away(&mut new).await;
+    assert!(ended.await.unwrap().unwrap().is_drained());
+}
+
+#[tokio::test]
+async fn a_request_that_has_arrived_on_an_idle_connection_at_the_shutdown_is_503() {
+    let server = start(Disk::default()).await;
+    let mut idle = TcpStream::connect(server.addr).await.unwrap();
+    idle.write_all(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        .await
+        .unwrap();
+    read_until(&mut idle, "}").await;
+    assert_eq!(idle.try_write(DECISION).unwrap(), DECISION.len());
+    let ended = server.begin_stop();
+    is_turned_away(&mut idle).await;
+    assert!(ended.await.unwrap().unwrap().is_drained());
+}
+
 #[tokio::test]
 async fn a_client_that_reads_no_answer_is_cut_off() {
     let store = Disk::default();

@@ -2,7 +2,6 @@
 
 use std::convert::Infallible;
 use std::future::Future;
-use std::io;
 use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
@@ -17,7 +16,7 @@ use tower_service::Service;
 use super::activity::{Activity, Timeouts};
 use super::connection::{self, Connection};
 use super::places::Places;
-use super::socket::Listener;
+use super::socket::{Listener, is_of_one_connection};
 use super::tls::Acceptor;
 use crate::protocol::BoxError;
 use crate::server::drain::Drain;
@@ -29,7 +28,12 @@ use crate::server::ops::outage::Outage;
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// Accepts connections until `shutdown` completes, and then starts the drain. Each is served by a
+/// The most waiting connections that are still accepted when the drain starts, as more may come
+/// meanwhile.
+const MAX_WAITING: usize = 4096;
+
+/// Accepts connections until `shutdown` completes, and then starts the drain. Those that wait to be
+/// accepted then are served too: a reset would not tell their clients what became of a request. Each is served by a
 /// service for the address of its peer, which a peer on a Unix socket does not have. Returns the
 /// connections still open.
 pub(crate) async fn run<S, B>(
@@ -51,6 +55,19 @@ where
     let http = Arc::new(connection::http(timeouts));
     let outage = Outage::default();
     let mut pause = FIRST_PAUSE;
+    let spawn = |places: &mut Places, socket, address: Option<IpAddr>| {
+        let activity = Arc::new(Activity::new());
+        let connection = Connection {
+            socket,
+            tls: tls.clone(),
+            http: Arc::clone(&http),
+            timeouts,
+            activity: Arc::clone(&activity),
+            drain: drain.clone(),
+        };
+        let service = service_for(address);
+        places.spawn(address.map(Peer::of), activity, connection.serve(service));
+    };
     loop {
         let accepted = tokio::select! {
             biased;
@@ -79,38 +96,30 @@ where
         if let Some(failures) = outage.succeeded() {
             tracing::info!(failures, "connections are accepted again");
         }
-        let peer = address.map(Peer::of);
         let has_room = tokio::select! {
             biased;
+            has_room = places.room_for(address.map(Peer::of)) => has_room,
             () = &mut shutdown => break,
-            has_room = places.room_for(peer) => has_room,
         };
-        if !has_room {
-            continue;
+        if has_room {
+            spawn(&mut places, socket, address);
         }
-        let activity = Arc::new(Activity::new());
-        let connection = Connection {
-            socket,
-            tls: tls.clone(),
-            http: Arc::clone(&http),
-            timeouts,
-            activity: Arc::clone(&activity),
-            drain: drain.clone(),
-        };
-        let service = service_for(address);
-        places.spawn(peer, activity, connection.serve(service));
     }
     drain.start();
+    match listener.into_waiting() {
+        Ok(waiting) => {
+            for (socket, address) in waiting.take(MAX_WAITING) {
+                let has_room = tokio::select! {
+                    biased;
+                    has_room = places.room_for(address.map(Peer::of)) => has_room,
+                    () = std::future::ready(()) => false,
+                };
+                if has_room {
+                    spawn(&mut places, socket, address);
+                }
+            }
+        }
+        Err(error) => tracing::debug!("waiting connections are not accepted: {error}"),
+    }
     places
-}
-
-/// Returns whether the error concerns only the incoming connection, and not the listener.
-fn is_of_one_connection(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::ConnectionAborted
-            | io::ErrorKind::ConnectionReset
-            | io::ErrorKind::ConnectionRefused
-            | io::ErrorKind::Interrupted
-    )
 }

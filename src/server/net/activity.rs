@@ -17,7 +17,7 @@ use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tokio::time::Instant;
 
-use crate::server::drain::CLOSE_GRACE;
+use crate::server::drain::{CLOSE_GRACE, FIRST_GRACE};
 
 /// How long a whole response may take: some write timeouts, and a second for this many bytes. A
 /// client that takes a byte now and then would keep its place for ever.
@@ -132,6 +132,12 @@ impl Activity {
         }
         state.evicted = true;
         true
+    }
+
+    /// Returns until when the first request may be on its way, if none has come yet.
+    pub(crate) fn expects_first_until(&self) -> Option<Instant> {
+        let state = self.state();
+        (state.requests == 0).then(|| state.idle_since + FIRST_GRACE)
     }
 
     /// Checks the connection against its timeouts. `closing` is when its graceful close began.

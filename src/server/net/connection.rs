@@ -20,7 +20,7 @@ use super::socket::Socket;
 use super::stream::Stream;
 use super::tls::Acceptor;
 use crate::protocol::BoxError;
-use crate::server::drain::Drain;
+use crate::server::drain::{Drain, READ_GRACE};
 use crate::server::http::head;
 
 /// The largest head that hyper accepts, in bytes; over HTTP/1.1 this includes the request line. It
@@ -110,9 +110,18 @@ impl Connection {
         let mut drain = pin!(drain.started());
         let mut timer = pin!(sleep_until(Instant::now()));
         let mut closing = None;
+        // Until when the close waits for requests that are on their way.
+        let mut kept_until: Option<Instant> = None;
         loop {
+            if kept_until.is_some_and(|moment| moment <= Instant::now()) {
+                kept_until = None;
+                connection.as_mut().graceful_shutdown();
+            }
             match activity.check(timeouts, closing) {
-                Next::CheckAt(moment) => timer.as_mut().reset(moment),
+                Next::CheckAt(moment) => {
+                    let moment = kept_until.map_or(moment, |until| until.min(moment));
+                    timer.as_mut().reset(moment);
+                }
                 Next::Close => {
                     closing = Some(Instant::now());
                     connection.as_mut().graceful_shutdown();
@@ -124,16 +133,20 @@ impl Connection {
                 }
             }
             tokio::select! {
+                // First, so that a request that has arrived already is served.
                 biased;
-                () = &mut drain, if closing.is_none() => {
-                    closing = Some(Instant::now());
-                    connection.as_mut().graceful_shutdown();
-                }
                 ended = &mut connection => {
                     if let Err(error) = ended {
                         tracing::debug!("a connection ended early: {error}");
                     }
                     return;
+                }
+                () = &mut drain, if closing.is_none() => {
+                    let now = Instant::now();
+                    closing = Some(now);
+                    let soon = now + READ_GRACE;
+                    let first = activity.expects_first_until();
+                    kept_until = Some(first.map_or(soon, |first| first.max(soon)));
                 }
                 () = &mut timer => {}
             }

@@ -44,6 +44,75 @@ impl Listener {
     }
 }
 
+/// The connections that wait to be accepted when a listener is closed, which is at the end of these.
+///
+/// For their clients they are open, and may have requests on their way.
+#[derive(Debug)]
+pub(super) enum Waiting {
+    Tcp(std::net::TcpListener),
+    #[cfg(unix)]
+    Unix(std::os::unix::net::UnixListener),
+}
+
+impl Listener {
+    /// Stops listening for what is not waiting yet.
+    pub(super) fn into_waiting(self) -> io::Result<Waiting> {
+        match self {
+            Self::Tcp(listener) => listener.into_std().map(Waiting::Tcp),
+            #[cfg(unix)]
+            Self::Unix(listener) => listener.into_std().map(Waiting::Unix),
+        }
+    }
+}
+
+impl Waiting {
+    /// Accepts a connection without a wait. The runtime may not know yet that there is one.
+    fn accept(&self) -> io::Result<(Socket, Option<IpAddr>)> {
+        match self {
+            Self::Tcp(listener) => {
+                let (stream, address) = listener.accept()?;
+                stream.set_nonblocking(true)?;
+                Ok((
+                    Socket::Tcp(TcpStream::from_std(stream)?),
+                    Some(address.ip()),
+                ))
+            }
+            #[cfg(unix)]
+            Self::Unix(listener) => {
+                let (stream, _) = listener.accept()?;
+                stream.set_nonblocking(true)?;
+                Ok((Socket::Unix(UnixStream::from_std(stream)?), None))
+            }
+        }
+    }
+}
+
+impl Iterator for Waiting {
+    type Item = (Socket, Option<IpAddr>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            match self.accept() {
+                Ok(accepted) => return Some(accepted),
+                Err(error) if is_of_one_connection(&error) => {}
+                // Mostly that there is none.
+                Err(_) => return None,
+            }
+        }
+    }
+}
+
+/// Returns whether the error concerns only the incoming connection, and not the listener.
+pub(super) fn is_of_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::Interrupted
+    )
+}
+
 /// An accepted connection.
 #[derive(Debug)]
 pub(super) enum Socket {

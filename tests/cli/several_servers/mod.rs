@@ -13,6 +13,7 @@ mod feed;
 mod history;
 mod load;
 mod record;
+mod rolling;
 mod wire;
 
 use std::collections::HashSet;
