@@ -196,7 +196,7 @@ impl Load {
     fn choose(&self, subject: &Subject, call: usize, random: &mut Random) -> Asked {
         let call = Some(call);
         let version = usize::from(random.percent(2));
-        let payload = (subject.number % 3 != 0).then_some(version);
+        let payload = (!subject.number.is_multiple_of(3)).then_some(version);
         let decision = if random.percent(85) {
             Decision::Approve
         } else {
