@@ -174,7 +174,8 @@ impl Inner {
         for row in &postponed? {
             step.add_postponed(get(row, "until")?, rows::count(row, "position")?);
         }
-        step.chained = chain_towards(session, loaded.delivery.newest.unwrap_or(0)).await?;
+        let last = step.last_old(before, loaded.delivery.newest.unwrap_or(0));
+        step.chained = chain_towards(session, last).await?;
         take(session, &mut loaded, &mut step, &events).await?;
         if let Some(row) = newest_action?.first() {
             let newest = (rows::word(row, "tenant_id")?, get(row, "request_id")?);

@@ -327,7 +327,10 @@ async fn a_dead_letter_that_is_resent_while_a_sweep_begins_keeps_its_action() {
     assert!(is_there(&store, action).await);
     let due = store.due_deliveries("a", 10, HOUR).await.unwrap();
     assert_eq!(due.deliveries.len(), 1);
-    client.batch_execute("DELETE FROM undelivered").await.unwrap();
+    client
+        .batch_execute("DELETE FROM undelivered")
+        .await
+        .unwrap();
     assert_eq!(sweep(&store, Duration::ZERO).await, 1);
     adds_up(&client).await;
     store.close().await;

@@ -45,6 +45,14 @@ impl Step {
         }
     }
 
+    /// The position of the last event that may have to be looked at: it is old enough, and not the
+    /// newest. No chain need be longer.
+    pub(super) fn last_old(&self, before: SystemTime, newest: u64) -> u64 {
+        let mut events = self.events.range(..newest).rev();
+        let last = events.find(|(_, at)| **at <= before);
+        last.map_or(0, |(position, _)| *position)
+    }
+
     pub(super) fn add_endpoint(&mut self, name: String, endpoint: Endpoint) {
         self.names.insert(name, endpoint.row);
         self.endpoints.push(endpoint);
