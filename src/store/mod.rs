@@ -7,6 +7,7 @@ mod audit;
 mod clock;
 mod delivery;
 mod error;
+mod identity;
 mod operation;
 #[cfg(feature = "postgres")]
 mod postgres;
@@ -27,7 +28,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use crate::protocol::{Action, Event, Fingerprint, IdempotencyKey, Payload, TenantId, ThreadId};
+use crate::protocol::{Action, Event, Fingerprint, Payload, TenantId};
 
 pub use self::audit::{
     AuditFault, AuditHead, AuditPage, AuditReport, AuditVerifier, VerifiedChain,
@@ -35,6 +36,7 @@ pub use self::audit::{
 pub use self::clock::Clock;
 pub use self::delivery::{DeadLetter, DueDeliveries, DueDelivery, EndpointState};
 pub use self::error::StoreError;
+pub use self::identity::Identity;
 #[cfg(feature = "test-util")]
 pub use self::memory::MemoryStore;
 pub use self::operation::{
@@ -49,18 +51,6 @@ pub use self::sqlite::{AuditTrail, SqliteStore, Verified};
 pub(crate) use self::statistics::DurationCounter;
 pub use self::statistics::{Durations, Statistics, WriterStatistics};
 pub use self::watch::{Watch, Watchers};
-
-/// The identity of an action: tenant, thread and idempotency key.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-#[allow(clippy::exhaustive_structs)]
-pub struct Identity {
-    /// The tenant that the action belongs to.
-    pub tenant_id: TenantId,
-    /// The conversation or agent run.
-    pub thread_id: ThreadId,
-    /// The key that the caller gave the action.
-    pub idempotency_key: IdempotencyKey,
-}
 
 /// A payload with its digest, the SHA-256 of its canonical form (RFC 8785). Stores compare payloads
 /// by digest.

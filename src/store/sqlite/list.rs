@@ -10,6 +10,7 @@ use super::rows::{self, from_micros, optional_text, text};
 use super::{chain, sweep};
 use crate::protocol::{Action, Event, RequestId, TenantId, ThreadId};
 use crate::store::Backlog;
+use crate::store::identity;
 use crate::store::operation::{Cursor, LeftIn, List, Order, Page};
 
 /// Holds what the database shows, so that the statements of one read agree with each other.
@@ -64,7 +65,7 @@ fn of_thread(
 ) -> rusqlite::Result<Option<Vec<i64>>> {
     let [mut first, mut last] = [[0x00; 16], [0xff; 16]];
     for end in [&mut first, &mut last] {
-        end[..8].copy_from_slice(&rows::thread(&list.tenant_id, thread));
+        end[..8].copy_from_slice(&identity::thread(&list.tenant_id, thread));
     }
     let mut read = connection.prepare_cached(OF_THREAD)?;
     let tenant = list.tenant_id.as_str();

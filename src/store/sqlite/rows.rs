@@ -4,11 +4,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rusqlite::types::{ToSql, ToSqlOutput, Type, ValueRef};
 use rusqlite::{Connection, OptionalExtension, Row, params};
-use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use super::repeats::Repeats;
-use crate::protocol::{Action, Digest, JsonText, Payload, RequestId, TenantId, ThreadId};
+use crate::protocol::{Action, Digest, JsonText, Payload, RequestId, TenantId};
 use crate::store::Identity;
 use crate::store::operation::{Lease, Record};
 
@@ -54,7 +53,7 @@ pub(super) fn by_identity(
         ))?
         .query_row(
             params![
-                digest(identity),
+                identity.digest(),
                 identity.tenant_id.as_str(),
                 identity.thread_id.as_str(),
                 identity.idempotency_key.as_str()
@@ -62,46 +61,6 @@ pub(super) fn by_identity(
             record,
         )
         .optional()
-}
-
-/// The digest that keeps an identity from being recorded twice: 8 bytes for its [thread](thread),
-/// then 8 for all of it. An index on the texts would be three times as large.
-///
-/// So the actions of a thread are neighbours in the index, and a thread at work keeps to a few of
-/// its pages.
-pub(super) fn digest(identity: &Identity) -> [u8; 16] {
-    let thread = thread(&identity.tenant_id, &identity.thread_id);
-    let [start, rest] = [
-        thread,
-        first_bytes(&[
-            identity.tenant_id.as_str(),
-            identity.thread_id.as_str(),
-            identity.idempotency_key.as_str(),
-        ]),
-    ];
-    let mut digest = [0; 16];
-    digest[..8].copy_from_slice(&start);
-    digest[8..].copy_from_slice(&rest);
-    digest
-}
-
-/// The part of the digests of identities that those of one thread share. Others may share it too,
-/// so the texts have to be compared.
-pub(super) fn thread(tenant: &TenantId, thread: &ThreadId) -> [u8; 8] {
-    first_bytes(&[tenant.as_str(), thread.as_str()])
-}
-
-/// The first bytes of SHA-256 over texts, each behind a byte with its length.
-fn first_bytes(texts: &[&str]) -> [u8; 8] {
-    let mut digest = Sha256::new();
-    for text in texts {
-        // No text is longer than 255 bytes.
-        digest.update([text.len() as u8]);
-        digest.update(text);
-    }
-    let mut start = [0; 8];
-    start.copy_from_slice(&digest.finalize()[..8]);
-    start
 }
 
 /// Finds a tenant's record by the store's id.

@@ -21,7 +21,7 @@ pub(super) fn tombstone(
             "SELECT request_id, decision, execution, closed, digest, edited_digest, created_at, \
              decided_at FROM tombstone WHERE identity = ?1",
         )?
-        .query_row([rows::digest(identity)], |row| {
+        .query_row([identity.digest()], |row| {
             Ok(Tombstone {
                 request_id: Uuid::from_bytes(row.get(0)?),
                 decision: text(row, 1)?,

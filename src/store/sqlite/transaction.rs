@@ -222,7 +222,7 @@ impl Ledger for Transaction<'_> {
             )?
             .execute(params![
                 request_id.as_bytes(),
-                rows::digest(new.identity),
+                new.identity.digest(),
                 new.identity.tenant_id.as_str(),
                 new.identity.thread_id.as_str(),
                 new.identity.idempotency_key.as_str(),

@@ -182,7 +182,7 @@ fn identities(connection: &Connection, faults: &mut Faults) -> rusqlite::Result<
     while let Some(row) = actions.next()? {
         let id: i64 = row.get(0)?;
         let identity = identity(row).ok().flatten();
-        if identity.map(|identity| rows::digest(&identity)) != Some(row.get(1)?) {
+        if identity.map(|identity| identity.digest()) != Some(row.get(1)?) {
             faults.add(format!(
                 "action {id}: the identity is not that of its tenant, thread and key"
             ));
