@@ -8,6 +8,8 @@ mod clock;
 mod delivery;
 mod error;
 mod identity;
+#[cfg(feature = "postgres")]
+mod migrate;
 mod operation;
 #[cfg(feature = "postgres")]
 mod postgres;
@@ -39,6 +41,8 @@ pub use self::error::StoreError;
 pub use self::identity::Identity;
 #[cfg(feature = "test-util")]
 pub use self::memory::MemoryStore;
+#[cfg(feature = "postgres")]
+pub use self::migrate::{Migrated, MigratedTable, Migration, MigrationProgress, MigrationStep};
 pub use self::operation::{
     Acquire, Acquired, Cancel, Cancelled, Cursor, Decide, DecideById, Decided, DeliveryResult,
     EndpointTaken, Finish, Finished, Forget, Forgotten, List, MarkDeliveries, Marked, Page, Renew,

@@ -33,6 +33,8 @@ mod limits;
 #[cfg(unix)]
 mod manual;
 mod metrics;
+#[cfg(unix)]
+mod migrate;
 mod openapi;
 #[cfg(unix)]
 mod operating;

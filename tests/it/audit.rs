@@ -400,6 +400,7 @@ async fn a_sweep_marks_what_it_removes() {
 
     // The version before did not mark anything: what it may have removed counts as removed.
     for sql in [
+        "DROP TABLE moved",
         "DROP TABLE swept",
         "ALTER TABLE sweep DROP COLUMN unmarked",
         "DROP INDEX undelivered_dead",
@@ -462,6 +463,7 @@ async fn a_database_of_the_version_before_is_chained_from_its_first_event() {
     let before = export(&path, "acme", 1, 100);
     // What version 6 did not have.
     for sql in [
+        "DROP TABLE moved",
         "DROP INDEX undelivered_dead",
         "DROP TABLE swept",
         "ALTER TABLE sweep DROP COLUMN unmarked",

@@ -16,7 +16,7 @@ use super::fault::Fault;
 use super::rows::{self, get};
 use super::session::{Pool, Session};
 use super::state::State;
-use super::{PostgresBuilder, connected, schema};
+use super::{PostgresBuilder, connected, import, schema};
 use crate::store::audit::{Faults, line, origin};
 use crate::store::{AuditHead, AuditPage, AuditReport, StoreError};
 
@@ -44,6 +44,8 @@ impl PostgresBuilder {
         let pool = connected(&address, &state, 1).await?;
         let is_current = schema::current(&pool, &address.place()).await;
         is_current.map_err(Fault::into_error)?;
+        let is_complete = import::check(&pool, &address.place()).await;
+        is_complete.map_err(Fault::into_error)?;
         Ok(PostgresAuditTrail { pool })
     }
 }

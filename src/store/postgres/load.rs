@@ -12,7 +12,7 @@ use super::rows::{self, columns, free_text, get};
 use super::session::{Session, Values};
 use super::state::State;
 use crate::protocol::TenantId;
-use crate::store::operation::{Endpoint, Operation, Standing, Undelivered};
+use crate::store::operation::{Endpoint, Operation, Standing, Tombstone, Undelivered};
 use crate::store::{
     Acquire, Cancel, Decide, DecideById, Finish, Forget, Identity, MarkDeliveries, Renew, Resend,
     Resume, StoreError, Submit, TakeEndpoint,
@@ -101,7 +101,11 @@ pub(super) async fn load(
                 (&key, Type::TEXT),
             ];
             const OF: &str = "a.tenant_id = $1 AND a.thread_id = $2 AND a.idempotency_key = $3";
-            action(session, state, OF, values).await
+            let mut loaded = action(session, state, OF, values).await?;
+            if loaded.actions.is_empty() && loaded.tombstone.is_none() {
+                loaded.tombstone = imported_tombstone(session, identity).await?;
+            }
+            Ok(loaded)
         }
         Subject::Action(tenant, id) => {
             let tenant = tenant.as_str();
@@ -153,6 +157,19 @@ async fn action(
         action.lease = Some(rows::lease(row)?);
     }
     Ok(loaded)
+}
+
+/// Reads what stayed of an action that was removed before its database was moved into this one.
+async fn imported_tombstone(
+    session: &Session,
+    identity: &Identity,
+) -> Result<Option<Tombstone>, Fault> {
+    const OF: &str = "SELECT request_id, decision, execution, closed, digest, edited_digest, created_at, decided_at, \
+                      decided_at AS removed_at FROM tombstone WHERE identity = $1";
+    let digest = &identity.digest()[..];
+    let found = session.query(OF, &[(&digest, Type::BYTEA)]).await?;
+    let tombstone = found.first().map(rows::tombstone).transpose()?;
+    Ok(tombstone.flatten())
 }
 
 /// An empty ledger at the time that was read.

@@ -11,6 +11,7 @@ mod chain;
 mod deliveries;
 mod fault;
 mod ids;
+pub(super) mod import;
 mod load;
 mod loaded;
 mod publish;
@@ -41,6 +42,7 @@ use self::fault::Fault;
 use self::load::Located;
 use self::loaded::{Happened, Key};
 use self::publish::{Follower, Publisher};
+pub(super) use self::rows::kept;
 use self::session::{Manager, Pool, Session};
 use self::state::State;
 use self::tend::Bells;
@@ -186,6 +188,30 @@ impl PostgresBuilder {
         Ok(())
     }
 
+    /// Makes or migrates the schema, with the partitions of the months to come, and returns the server
+    /// and the database. It is for operators whose servers may not ([`migrate`](Self::migrate)).
+    ///
+    /// # Errors
+    ///
+    /// As [`connect`](Self::connect).
+    pub async fn migrate_schema(self) -> Result<String, StoreError> {
+        let address = Address::parse(&self.direct.as_ref().unwrap_or(&self.url).0)?;
+        let place = address.place();
+        let state = Arc::new(State::new(self.clock));
+        let migrating = async {
+            let pool = connected(&address, &state, 1).await?;
+            let settings = schema::check(&pool, &place).await?;
+            state.set_commits_wait(settings.commits_wait);
+            schema::migrate(&pool, &place, true).await?;
+            tend::make_partitions(&pool).await
+        };
+        // It is large, and callers need not be.
+        match Box::pin(migrating).await {
+            Ok(()) => Ok(place),
+            Err(fault) => Err(fault.into_error()),
+        }
+    }
+
     /// Connects to the database.
     ///
     /// # Errors
@@ -222,6 +248,9 @@ impl PostgresBuilder {
         schema::migrate(&migrating, &place, self.migrate)
             .await
             .map_err(Fault::into_error)?;
+        import::check(&pool, &place)
+            .await
+            .map_err(Fault::into_error)?;
         let inner = Arc::new(Inner {
             pool,
             place,
@@ -236,7 +265,7 @@ impl PostgresBuilder {
             bells: Arc::default(),
         });
         inner.check_cluster().await.map_err(Fault::into_error)?;
-        if let Err(fault) = inner.make_partitions().await {
+        if let Err(fault) = tend::make_partitions(&inner.pool).await {
             tracing::warn!(error = %fault.into_error(), "the partitions of the months to come cannot be made");
         }
         let session = Session::open(&inner.pool)

@@ -310,7 +310,7 @@ impl Inner {
         const COUNTS: &str = "SELECT a.*, (SELECT count(*) FROM event) AS events FROM ( \
              SELECT count(*) FILTER (WHERE removed_at IS NULL) AS actions, \
              count(decision) FILTER (WHERE removed_at IS NULL) AS decisions, \
-             count(removed_at) AS removed FROM action) AS a";
+             count(removed_at) + (SELECT count(*) FROM tombstone) AS removed FROM action) AS a";
         let found = self.read(COUNTS, &[]).await?;
         let Some(row) = found.first() else {
             return Ok(Totals::default());

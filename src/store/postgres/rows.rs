@@ -44,7 +44,7 @@ pub(super) const EVENT: &str = "e.event_id, e.kind, e.at, e.actor, e.to_status, 
 const MARK: char = '\u{2400}';
 
 /// Free text in the form of the database.
-pub(super) fn kept(text: &str) -> Cow<'_, str> {
+pub(in crate::store) fn kept(text: &str) -> Cow<'_, str> {
     if !text.contains(['\0', MARK]) {
         return Cow::Borrowed(text);
     }

@@ -10,11 +10,12 @@ use crate::store::StoreError;
 
 /// Each entry takes the schema to the next version, from version 0 on. A released entry never
 /// changes, and servers of the release before must be able to work beside it.
-const MIGRATIONS: [&str; 4] = [
+const MIGRATIONS: [&str; 5] = [
     include_str!("schema/1.sql"),
     include_str!("schema/2.sql"),
     include_str!("schema/3.sql"),
     include_str!("schema/4.sql"),
+    include_str!("schema/5.sql"),
 ];
 
 /// The version that the last entry leads to.
@@ -188,7 +189,7 @@ fn known(found: usize, place: &str) -> Result<(), Fault> {
 }
 
 /// Says which right is missing.
-fn explain(fault: Fault, place: &str) -> Fault {
+pub(super) fn explain(fault: Fault, place: &str) -> Fault {
     use std::error::Error as _;
     let error = fault.into_error();
     let source = error

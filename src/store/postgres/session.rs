@@ -7,10 +7,12 @@ use std::future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use bytes::Bytes;
 use deadpool::managed::{self, Metrics, Object, RecycleError, RecycleResult};
+use futures_util::SinkExt as _;
 use tokio_postgres::error::Severity;
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{AsyncMessage, Client, Error, Row};
+use tokio_postgres::{AsyncMessage, Client, CopyOutStream, Error, Row};
 
 use super::address::Address;
 use super::fault::Fault;
@@ -157,6 +159,20 @@ impl Session {
     /// Runs statements without parameters.
     pub(super) async fn run(&self, sql: &str) -> Result<(), Fault> {
         Ok(self.client()?.batch_execute(sql).await?)
+    }
+
+    /// Writes rows in the text format of `COPY`.
+    pub(super) async fn copy_in(&self, sql: &str, rows: Bytes) -> Result<(), Fault> {
+        let sink = self.client()?.copy_in(sql).await?;
+        let mut sink = std::pin::pin!(sink);
+        sink.send(rows).await?;
+        sink.finish().await?;
+        Ok(())
+    }
+
+    /// Reads rows in the text format of `COPY`.
+    pub(super) async fn copy_out(&self, sql: &str) -> Result<CopyOutStream, Fault> {
+        Ok(self.client()?.copy_out(sql).await?)
     }
 
     /// Sends the commit. [`is_sure`](Self::is_sure) tells whether it means what it says.

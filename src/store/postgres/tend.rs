@@ -13,7 +13,7 @@ use super::Inner;
 use super::address::Address;
 use super::fault::Fault;
 use super::rows::get;
-use super::session::{Session, Values};
+use super::session::{Pool, Session, Values};
 use crate::store::StoreError;
 
 /// How often records that are due are looked for, and what other servers did.
@@ -84,7 +84,7 @@ impl Inner {
                     }
                     is_due
                 };
-                if is_due && let Err(fault) = store.make_partitions().await {
+                if is_due && let Err(fault) = make_partitions(&store.pool).await {
                     tracing::warn!(error = %fault.into_error(), "the partitions of the months to come cannot be made");
                 }
                 EACH
@@ -198,34 +198,34 @@ impl Inner {
         session.release();
         Ok(())
     }
+}
 
-    /// Makes the partitions of this month and the next two, if the user may, and removes the heartbeats of
-    /// servers that are gone.
-    pub(super) async fn make_partitions(&self) -> Result<(), Fault> {
-        // A partition is made as a table of its own and attached, which lets others append meanwhile.
-        // What is in the default partition already stays there.
-        const MAKE: &str = "DO $do$ DECLARE month timestamptz; name text; BEGIN \
-             PERFORM pg_advisory_xact_lock(4702394921426175818); \
-             IF has_schema_privilege(current_schema(), 'CREATE') \
-               AND pg_has_role((SELECT relowner FROM pg_class WHERE oid = 'event'::regclass), 'USAGE') THEN \
-             FOR later IN 0..2 LOOP \
-               month := date_trunc('month', clock_timestamp() AT TIME ZONE 'UTC' + make_interval(months => later)) AT TIME ZONE 'UTC'; \
-               name := 'event_' || to_char(month AT TIME ZONE 'UTC', 'YYYY_MM'); \
-               CONTINUE WHEN to_regclass(name) IS NOT NULL; \
-               CONTINUE WHEN EXISTS (SELECT FROM event_default WHERE at >= month \
-                 AND at < (month AT TIME ZONE 'UTC' + interval '1 month') AT TIME ZONE 'UTC'); \
-               EXECUTE format('CREATE TABLE %I (LIKE event INCLUDING DEFAULTS INCLUDING CONSTRAINTS)', name); \
-               EXECUTE format('ALTER TABLE event ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)', \
-                 name, month, (month AT TIME ZONE 'UTC' + interval '1 month') AT TIME ZONE 'UTC'); \
-             END LOOP; \
-             END IF; \
-             DELETE FROM heartbeat WHERE at < clock_timestamp() - interval '1 day'; \
-             END $do$";
-        let session = Session::open(&self.pool).await?;
-        session.begin().await?;
-        session.run(MAKE).await?;
-        session.finish().await
-    }
+/// Makes the partitions of this month and the next two, if the user may, and removes the heartbeats of
+/// servers that are gone.
+pub(super) async fn make_partitions(pool: &Pool) -> Result<(), Fault> {
+    // A partition is made as a table of its own and attached, which lets others append meanwhile.
+    // What is in the default partition already stays there.
+    const MAKE: &str = "DO $do$ DECLARE month timestamptz; name text; BEGIN \
+         PERFORM pg_advisory_xact_lock(4702394921426175818); \
+         IF has_schema_privilege(current_schema(), 'CREATE') \
+           AND pg_has_role((SELECT relowner FROM pg_class WHERE oid = 'event'::regclass), 'USAGE') THEN \
+         FOR later IN 0..2 LOOP \
+           month := date_trunc('month', clock_timestamp() AT TIME ZONE 'UTC' + make_interval(months => later)) AT TIME ZONE 'UTC'; \
+           name := 'event_' || to_char(month AT TIME ZONE 'UTC', 'YYYY_MM'); \
+           CONTINUE WHEN to_regclass(name) IS NOT NULL; \
+           CONTINUE WHEN EXISTS (SELECT FROM event_default WHERE at >= month \
+             AND at < (month AT TIME ZONE 'UTC' + interval '1 month') AT TIME ZONE 'UTC'); \
+           EXECUTE format('CREATE TABLE %I (LIKE event INCLUDING DEFAULTS INCLUDING CONSTRAINTS)', name); \
+           EXECUTE format('ALTER TABLE event ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)', \
+             name, month, (month AT TIME ZONE 'UTC' + interval '1 month') AT TIME ZONE 'UTC'); \
+         END LOOP; \
+         END IF; \
+         DELETE FROM heartbeat WHERE at < clock_timestamp() - interval '1 day'; \
+         END $do$";
+    let session = Session::open(pool).await?;
+    session.begin().await?;
+    session.run(MAKE).await?;
+    session.finish().await
 }
 
 /// Listens on a connection of its own until that is lost.

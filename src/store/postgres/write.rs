@@ -124,14 +124,26 @@ pub(super) async fn insert(
     let created = column!(records, record => record.action.created_at);
     let decided = column!(records, record => record.action.decided_at);
     let counts = column!(actions, loading => loading.events);
+    // No text of their tombstones is known, if they were removed before a move.
+    let identities: Vec<_> = records
+        .iter()
+        .map(|record| record.identity().map(|identity| identity.digest()))
+        .collect();
+    let identities =
+        column!(identities, identity => identity.as_ref().map(|identity| &identity[..]));
     let events = Events::of(events);
     let inserted = session
         .query(
             "WITH new AS (INSERT INTO action (tenant_id, request_id, thread_id, idempotency_key, status, decision, \
              digest, payload, comment, title, expires_at, allow_edit, submitted_by, decided_by, call_id, created_at, \
-             decided_at, events) SELECT * FROM unnest($1::text[], $2::uuid[], $3::text[], $4::text[], $5::text[], \
+             decided_at, events) SELECT n.tenant_id, n.request_id, n.thread_id, n.idempotency_key, n.status, n.decision, \
+             n.digest, n.payload, n.comment, n.title, n.expires_at, n.allow_edit, n.submitted_by, n.decided_by, \
+             n.call_id, n.created_at, n.decided_at, n.events FROM unnest($1::text[], $2::uuid[], $3::text[], $4::text[], $5::text[], \
              $6::text[], $7::bytea[], $8::text[], $9::text[], $10::text[], $11::timestamptz[], $12::bool[], \
-             $13::text[], $14::text[], $15::text[], $16::timestamptz[], $17::timestamptz[], $18::int[]) \
+             $13::text[], $14::text[], $15::text[], $16::timestamptz[], $17::timestamptz[], $18::int[], \
+             $32::bytea[]) AS n (tenant_id, request_id, thread_id, idempotency_key, status, decision, digest, payload, \
+             comment, title, expires_at, allow_edit, submitted_by, decided_by, call_id, created_at, decided_at, events, \
+             identity) WHERE (SELECT true FROM tombstone t WHERE t.identity = n.identity) IS NULL \
              ON CONFLICT (tenant_id, thread_id, idempotency_key) DO NOTHING RETURNING tenant_id, request_id), \
              said AS (INSERT INTO event (tenant_id, request_id, number, at, event_id, actor, kind, from_status, \
              to_status, decision, execution, call_id, digest, epoch) \
@@ -172,6 +184,7 @@ pub(super) async fn insert(
                 (&events.executions, Type::TEXT_ARRAY),
                 (&events.calls, Type::TEXT_ARRAY),
                 (&events.digests, Type::BYTEA_ARRAY),
+                (&identities, Type::BYTEA_ARRAY),
             ],
         )
         .await?;

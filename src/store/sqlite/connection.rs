@@ -12,6 +12,7 @@ use super::StoreError;
 use super::deliveries;
 use super::fault::{Cause, Fault};
 use super::lock::Location;
+use super::moved;
 use super::repeats::Repeats;
 use super::schema::{self, Version};
 use super::transaction::Transaction;
@@ -81,16 +82,41 @@ fn open(location: &Location, mode: OpenFlags) -> rusqlite::Result<Connection> {
 }
 
 /// Opens the database for writing for the first time. Checks what the file is, and brings its
-/// schema up to date.
+/// schema up to date. A database that was moved, or is being moved, is refused.
 pub(super) fn first_writer(
     location: &Location,
     repeats: &Repeats,
 ) -> Result<Connection, StoreError> {
+    let connection = sound_writer(location)?;
+    let mark = moved::read(&connection).map_err(|error| unopened(location, error.into()))?;
+    if let Some(mark) = mark {
+        return Err(mark.refusal(&location.path));
+    }
+    release(&connection, repeats).map_err(|fault| unopened(location, fault))?;
+    Ok(connection)
+}
+
+/// Ends the deliveries of the process before, and makes a durable write.
+///
+/// This process has the lock, so no other one delivers.
+pub(super) fn release(connection: &Connection, repeats: &Repeats) -> Result<(), Fault> {
+    connection.execute_batch(deliveries::RELEASE)?;
+    probe(connection, repeats)
+}
+
+fn unopened(location: &Location, fault: Fault) -> StoreError {
+    StoreError::unavailable(format!(
+        "the database {} cannot be opened",
+        location.path.display()
+    ))
+    .with_source(fault.cause())
+}
+
+/// Opens the database for writing for the first time, with its log recovered and its schema up to
+/// date, whether or not it was moved.
+pub(super) fn sound_writer(location: &Location) -> Result<Connection, StoreError> {
     let path = &location.path;
-    let failed = |fault: Fault| {
-        StoreError::unavailable(format!("the database {} cannot be opened", path.display()))
-            .with_source(fault.cause())
-    };
+    let failed = |fault: Fault| unopened(location, fault);
     // A server that was killed may have left an index that counts pages as written which a failed
     // fsync has lost. Where another program keeps that index alive, nothing can be read by it.
     if location
@@ -132,11 +158,6 @@ pub(super) fn first_writer(
     if let Version::Older(version) = version {
         schema::migrate(&mut connection, version).map_err(failed)?;
     }
-    // This process has the lock, so no other one delivers.
-    connection
-        .execute_batch(deliveries::RELEASE)
-        .map_err(|error| failed(error.into()))?;
-    probe(&connection, repeats).map_err(failed)?;
     Ok(connection)
 }
 

@@ -11,7 +11,7 @@ use super::list;
 use super::repeats::Repeats;
 use super::rows::{from_micros, micros};
 use super::transaction::Transaction;
-use super::{connection, lock, verify};
+use super::{connection, lock, moved, verify};
 use crate::store::delivery::COUNTED;
 use crate::store::operation::{Endpoint, Operation, Standing, Undelivered};
 use crate::store::{Clock, DeadLetter, DueDeliveries, DueDelivery, EndpointState, StoreError};
@@ -381,7 +381,11 @@ pub(super) fn run_beside<O: Operation>(
         }
         Err(error) if error.is_in_use() => {
             connection::set_up_beside(&beside).map_err(|error| failed(error.into()))?;
-            run(&beside, operation).map_err(failed)
+            // Whoever holds it may be moving it.
+            match moved::read(&beside).map_err(|error| failed(error.into()))? {
+                Some(mark) => Err(mark.refusal(path)),
+                None => run(&beside, operation).map_err(failed),
+            }
         }
         Err(error) => Err(error),
     }

@@ -11,6 +11,9 @@ mod fault;
 mod job;
 mod list;
 mod lock;
+mod moved;
+#[cfg(feature = "postgres")]
+pub(super) mod moving;
 mod read;
 mod rows;
 mod schema;

@@ -15,13 +15,14 @@ const APPLICATION_ID: i32 = 0x4145_4749;
 const FIRST: usize = 3;
 
 /// Each entry takes the schema to the next version. A released entry never changes.
-const MIGRATIONS: [&str; 6] = [
+const MIGRATIONS: [&str; 7] = [
     include_str!("schema/3.sql"),
     include_str!("schema/4.sql"),
     include_str!("schema/5.sql"),
     include_str!("schema/6.sql"),
     include_str!("schema/7.sql"),
     include_str!("schema/8.sql"),
+    include_str!("schema/9.sql"),
 ];
 
 /// The version that the last entry leads to.

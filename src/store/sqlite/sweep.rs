@@ -10,6 +10,8 @@ use super::fault::is_fatal;
 use super::rows::{self, from_micros, micros, optional_text, text};
 use crate::protocol::Digest;
 use crate::store::Identity;
+#[cfg(feature = "postgres")]
+use crate::store::audit::links;
 use crate::store::operation::{Aged, Record, Tombstone};
 
 pub(super) fn tombstone(
@@ -140,6 +142,36 @@ pub(super) const IS_SWEPT: &str = "SELECT 1 FROM swept WHERE event = ?1 \
 /// Whether a sweep removed the event at a position, as far as is known.
 pub(super) fn is_swept(connection: &Connection, position: i64) -> rusqlite::Result<bool> {
     connection.prepare_cached(IS_SWEPT)?.exists([position])
+}
+
+/// Marks what the version before has removed without a mark: the events of the chain, up to
+/// `unmarked`, that are not there.
+#[cfg(feature = "postgres")]
+pub(super) fn name_unmarked(connection: &Connection) -> rusqlite::Result<()> {
+    let unmarked: i64 = connection
+        .query_row("SELECT unmarked FROM sweep WHERE id = 1", [], |row| {
+            row.get(0)
+        })
+        .optional()?
+        .unwrap_or(0);
+    if unmarked == 0 {
+        return Ok(());
+    }
+    let mut mark = connection.prepare(
+        "INSERT OR IGNORE INTO swept (event) SELECT ?1 \
+         WHERE NOT EXISTS (SELECT 1 FROM event WHERE seq = ?1)",
+    )?;
+    let mut read = connection.prepare("SELECT links FROM chain")?;
+    let mut rows = read.query([])?;
+    while let Some(row) = rows.next()? {
+        for (position, _) in links(row.get_ref(0)?.as_blob()?) {
+            if position <= unmarked {
+                mark.execute([position])?;
+            }
+        }
+    }
+    connection.execute("UPDATE sweep SET unmarked = 0", [])?;
+    Ok(())
 }
 
 /// The number of tombstones, as sweeps count them.

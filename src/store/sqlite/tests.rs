@@ -412,7 +412,7 @@ async fn a_database_of_the_version_before_is_brought_up_to_date() {
              DROP INDEX action_pending; DROP INDEX action_unclaimed;
              DROP TABLE undelivered; DROP TABLE endpoint;
              DROP TABLE tombstone; DROP TABLE sweep; DROP TABLE postponed;
-             DROP TABLE swept; PRAGMA user_version = 3;
+             DROP TABLE swept; DROP TABLE moved; PRAGMA user_version = 3;
              PRAGMA wal_checkpoint(TRUNCATE);",
         )
         .unwrap();

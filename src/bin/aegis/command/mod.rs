@@ -11,6 +11,7 @@ mod events;
 pub(crate) mod hook;
 mod keys;
 mod list;
+mod migrate;
 mod serve;
 mod show;
 mod status;
@@ -88,6 +89,8 @@ commands! {
     Hook(hook::Hook) => hook::run,
     /// Copies the database into a new file, even while a server has it open.
     Backup(backup::Backup) => backup::run,
+    /// Moves a database file into a PostgreSQL database, or brings the schema of a database up to date.
+    Migrate(migrate::Migrate) => migrate::run,
     /// Reads a whole database, and says whether it is sound (exit code 0) or not (1).
     Check(check::Check) => check::run,
     /// Exports and verifies the audit trail, even while a server has the database open.

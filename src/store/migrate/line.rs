@@ -1,0 +1,137 @@
+//! Values as PostgreSQL writes them in the text format of `COPY`.
+//!
+//! What is sent to the database is byte for byte what it gives back, so one can be compared with the
+//! other.
+
+use std::fmt::Write as _;
+
+use rusqlite::Row;
+use rusqlite::types::ValueRef;
+use uuid::Uuid;
+
+use crate::protocol::hex;
+use crate::store::postgres::kept;
+
+/// How a column of the embedded store is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::store) enum Kind {
+    /// Names, words and JSON, which have no U+0000.
+    Text,
+    /// Text of people and agents.
+    Free,
+    Number,
+    Flag,
+    /// Microseconds since 1970. A time behind the year 9999 becomes its end, as the store keeps it.
+    Time,
+    /// 16 bytes.
+    Id,
+    /// 16 bytes, or text.
+    Call,
+    Bytes,
+}
+
+/// The end of the year 9999, in microseconds since 1970.
+const LAST: i64 = 253_402_300_799_000_000;
+
+/// The start of the year 1. PostgreSQL writes times before it in another form.
+const FIRST: i64 = -62_135_596_800_000_000;
+
+/// Appends a row, and the end of its line. `columns` are its names, each with its kind.
+///
+/// # Errors
+///
+/// The name of the column whose value has no form in PostgreSQL, which only an edit by hand can have
+/// written.
+pub(in crate::store) fn write(
+    line: &mut Vec<u8>,
+    row: &Row<'_>,
+    columns: &[(&'static str, Kind)],
+) -> Result<(), &'static str> {
+    for (at, (name, kind)) in columns.iter().enumerate() {
+        if at > 0 {
+            line.push(b'\t');
+        }
+        let value = row.get_ref(at).map_err(|_| *name)?;
+        append(line, value, *kind).ok_or(*name)?;
+    }
+    line.push(b'\n');
+    Ok(())
+}
+
+fn append(line: &mut Vec<u8>, value: ValueRef<'_>, kind: Kind) -> Option<()> {
+    match (kind, value) {
+        (_, ValueRef::Null) => line.extend(b"\\N"),
+        (Kind::Text, ValueRef::Text(text)) => {
+            let text = std::str::from_utf8(text).ok()?;
+            if text.contains('\0') {
+                return None;
+            }
+            escape(line, text);
+        }
+        (Kind::Call, ValueRef::Text(_)) => append(line, value, Kind::Text)?,
+        (Kind::Free, ValueRef::Text(text)) => {
+            escape(line, &kept(std::str::from_utf8(text).ok()?));
+        }
+        (Kind::Number, ValueRef::Integer(number)) => line.extend(number.to_string().bytes()),
+        (Kind::Flag, ValueRef::Integer(flag)) => line.push(if flag == 0 { b'f' } else { b't' }),
+        (Kind::Time, ValueRef::Integer(micros)) => time(line, micros)?,
+        (Kind::Id | Kind::Call, ValueRef::Blob(bytes)) => {
+            let id = Uuid::from_slice(bytes).ok()?;
+            line.extend(
+                id.hyphenated()
+                    .encode_lower(&mut Uuid::encode_buffer())
+                    .bytes(),
+            );
+        }
+        (Kind::Bytes, ValueRef::Blob(bytes)) => {
+            line.extend(b"\\\\x");
+            line.extend(hex(bytes).bytes());
+        }
+        _ => return None,
+    }
+    Some(())
+}
+
+fn escape(line: &mut Vec<u8>, text: &str) {
+    for byte in text.bytes() {
+        let letter = match byte {
+            b'\\' => b'\\',
+            0x08 => b'b',
+            0x0c => b'f',
+            b'\n' => b'n',
+            b'\r' => b'r',
+            b'\t' => b't',
+            0x0b => b'v',
+            other => {
+                line.push(other);
+                continue;
+            }
+        };
+        line.extend([b'\\', letter]);
+    }
+}
+
+fn time(line: &mut Vec<u8>, micros: i64) -> Option<()> {
+    if micros < FIRST {
+        return None;
+    }
+    let time = jiff::Timestamp::from_microsecond(micros.min(LAST)).ok()?;
+    let time = jiff::tz::Offset::UTC.to_datetime(time);
+    let mut text = format!(
+        "{:04}-{:02}-{:02} {:02}:{:02}:{:02}",
+        time.year(),
+        time.month(),
+        time.day(),
+        time.hour(),
+        time.minute(),
+        time.second()
+    );
+    let rest = time.subsec_nanosecond() / 1000;
+    if rest > 0 {
+        write!(text, ".{rest:06}").ok()?;
+        text.truncate(text.trim_end_matches('0').len());
+    }
+    line.extend(text.bytes());
+    line.extend(b"+00");
+    Some(())
+}
