@@ -15,7 +15,7 @@ pub(crate) fn commands(page: &str) -> String {
 }
 
 /// The shell blocks of a section of a page.
-fn commands_of(page: &str, section: &str) -> String {
+pub(crate) fn commands_of(page: &str, section: &str) -> String {
     let text = text(page);
     let (_, rest) = text.split_once(&format!("\n## {section}\n")).unwrap();
     blocks(rest.split("\n## ").next().unwrap())
@@ -50,7 +50,7 @@ fn blocks(text: &str) -> String {
 }
 
 /// A shell that runs commands in a folder, and ends with the first one that fails.
-fn shell(commands: &str, folder: &Path) -> Command {
+pub(crate) fn shell(commands: &str, folder: &Path) -> Command {
     let mut shell = Command::new("bash");
     shell.args(["-euo", "pipefail", "-c", commands]);
     let binary = Path::new(env!("CARGO_BIN_EXE_aegis")).parent().unwrap();

@@ -6,7 +6,7 @@ use std::process::Command;
 use serde_json::Value;
 
 use crate::binary::{Served, aegis, run, serve};
-use crate::manual::commands;
+use crate::manual::commands_of;
 use crate::support::Call;
 use crate::support::postgres::Postgres;
 
@@ -96,7 +96,7 @@ async fn a_store_that_cannot_be_used_ends_the_start_without_its_password() {
 #[test]
 fn the_commands_of_the_scaling_page_run_as_written() {
     let server = Postgres::start(&[]);
-    let all = commands("scaling.md");
+    let all = commands_of("scaling.md", "Start");
     let (create, rest): (Vec<_>, Vec<_>) =
         all.lines().partition(|line| line.starts_with("createdb"));
     let (serves, rest): (Vec<_>, Vec<_>) = rest

@@ -135,3 +135,43 @@ fn time(line: &mut Vec<u8>, micros: i64) -> Option<()> {
     line.extend(b"+00");
     Some(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(value: ValueRef<'_>, kind: Kind) -> Option<String> {
+        let mut line = Vec::new();
+        append(&mut line, value, kind)?;
+        Some(String::from_utf8(line).unwrap())
+    }
+
+    #[test]
+    fn a_time_is_written_as_postgresql_writes_it() {
+        for (micros, text) in [
+            (0, "1970-01-01 00:00:00+00"),
+            (-1, "1969-12-31 23:59:59.999999+00"),
+            (1_500_000, "1970-01-01 00:00:01.5+00"),
+            (951_782_400_000_010, "2000-02-29 00:00:00.00001+00"),
+            (LAST, "9999-12-31 23:59:59+00"),
+            (i64::MAX, "9999-12-31 23:59:59+00"),
+            (FIRST, "0001-01-01 00:00:00+00"),
+        ] {
+            let time = written(ValueRef::Integer(micros), Kind::Time);
+            assert_eq!(time.as_deref(), Some(text), "{micros}");
+        }
+        assert_eq!(written(ValueRef::Integer(FIRST - 1), Kind::Time), None);
+    }
+
+    #[test]
+    fn a_value_of_another_kind_is_refused() {
+        let text = ValueRef::Text(b"a\0b");
+        assert_eq!(written(text, Kind::Text), None);
+        assert_eq!(written(text, Kind::Free).as_deref(), Some("a\u{2400}0b"));
+        assert_eq!(written(ValueRef::Text(b"\xff"), Kind::Free), None);
+        assert_eq!(written(ValueRef::Text(b"1"), Kind::Number), None);
+        assert_eq!(written(ValueRef::Blob(b"short"), Kind::Id), None);
+        assert_eq!(written(ValueRef::Real(0.5), Kind::Time), None);
+        assert_eq!(written(ValueRef::Null, Kind::Id).as_deref(), Some("\\N"));
+    }
+}

@@ -195,14 +195,36 @@ fn send(
             ))
         })?;
         rows.count += 1;
-        if rows.count >= MAX_ROWS || rows.lines.len() >= MAX_BYTES {
-            if sender.blocking_send(Ok(std::mem::take(&mut rows))).is_err() {
-                return Ok(());
-            }
+        let is_full = rows.count >= MAX_ROWS || rows.lines.len() >= MAX_BYTES;
+        if is_full && sender.blocking_send(Ok(std::mem::take(&mut rows))).is_err() {
+            return Ok(());
         }
     }
     if rows.count > 0 {
         let _ = sender.blocking_send(Ok(rows));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::store::migrate::table::TABLES;
+    use crate::store::sqlite::schema;
+
+    /// What is sorted first has to fit somewhere, and takes long before the first row comes.
+    #[test]
+    fn the_rows_of_each_table_come_in_the_order_of_an_index() {
+        let connection = schema::built_in().unwrap();
+        for table in TABLES {
+            let explain = format!("EXPLAIN QUERY PLAN {}", table.rows);
+            let mut plan = connection.prepare(&explain).unwrap();
+            let steps = plan.query_map([], |row| row.get::<_, String>(3)).unwrap();
+            let steps: Vec<_> = steps.map(Result::unwrap).collect();
+            let sorts = steps.iter().any(|step| step.contains("TEMP B-TREE"));
+            assert!(!sorts, "{}: {steps:?}", table.name);
+            assert_eq!(plan.column_count(), 4);
+            let columns = connection.prepare(table.rows).unwrap().column_count();
+            assert_eq!(columns, table.columns.len(), "{}", table.name);
+        }
+    }
 }

@@ -17,6 +17,7 @@ use uuid::Uuid;
 
 use self::file::{REMOVED, TENANTS, call, decision, fill, payload};
 use crate::binary::{Ended, Served, aegis, run, serve};
+use crate::manual::{commands_of, shell};
 use crate::support::postgres::{Postgres, connect};
 use crate::support::process::{Process, bound};
 use crate::support::{Call, HANG, alone};
@@ -660,6 +661,25 @@ async fn a_row_that_differs_ends_a_move_before_it_is_finished() {
         .unwrap();
     abandon(&path, &url).expect(0);
     run(migrate(&path, &url)).expect(0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_commands_of_a_move_run_as_written() {
+    let (folder, path, _) = told(0).await;
+    let url = Postgres::shared().database().await;
+    let written = commands_of("scaling.md", "Move a database file");
+    let script = written.replace("postgres:///aegis?host=/var/run/postgresql", &url);
+    assert!(script.contains(&url), "{written}");
+    let ended = run(shell(&script, folder.path())).expect(0);
+    assert!(
+        ended.stdout.contains("is moved to PostgreSQL at"),
+        "{ended:?}"
+    );
+    assert!(ended.stderr.contains("comparing event"), "{ended:?}");
+    // The backup was taken before.
+    let backup = folder.path().join("before-the-move.db");
+    Served::start(serve(&backup)).stop().expect(0);
+    run(serve(&path)).expect(1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
