@@ -402,3 +402,18 @@ impl Lines {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::migrate::table::TABLES;
+
+    #[test]
+    fn each_table_that_a_move_fills_is_guarded_and_emptied_when_it_is_given_up() {
+        let mut filled: Vec<_> = TABLES.iter().map(|table| table.name).collect();
+        let mut emptied = GUARDED[..FILLED].to_vec();
+        filled.sort_unstable();
+        emptied.sort_unstable();
+        assert_eq!(filled, emptied);
+    }
+}

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use aegis_hitl::store::{Decide, Decided, List, PostgresStore, SqliteStore, Store};
+use aegis_hitl::store::{Decide, Decided, List, PostgresStore, SqliteStore, Store, Sweep};
 use aegis_hitl::{Action, Decision, RequestId, TenantId};
 use rusqlite::Connection;
 use tempfile::TempDir;
@@ -20,6 +20,7 @@ use crate::binary::{Ended, Served, aegis, run, serve};
 use crate::manual::{commands_of, shell};
 use crate::support::postgres::{Postgres, connect};
 use crate::support::process::{Process, bound};
+use crate::support::rows::look_at;
 use crate::support::{Call, HANG, alone};
 
 fn migrate(from: &Path, to: &str) -> Command {
@@ -661,6 +662,81 @@ async fn a_row_that_differs_ends_a_move_before_it_is_finished() {
         .unwrap();
     abandon(&path, &url).expect(0);
     run(migrate(&path, &url)).expect(0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_over_is_removed_after_a_move_as_before() {
+    let (_folder, path, copy) = told(0).await;
+    let url = Postgres::shared().database().await;
+    run(migrate(&path, &url)).expect(0);
+    let old = SqliteStore::open(&copy).unwrap();
+    let new = PostgresStore::connect(&url).await.unwrap();
+    let mut removed = [0, 0];
+    let sweep = Sweep {
+        retention: Duration::from_secs(10 * 24 * 3600),
+        limit: 100,
+    };
+    loop {
+        let (one, other) = (old.sweep(sweep.clone()), new.sweep(sweep.clone()));
+        let (one, other) = (one.await.unwrap(), other.await.unwrap());
+        removed[0] += one.removed;
+        removed[1] += other.removed;
+        if !one.has_more && !other.has_more {
+            break;
+        }
+    }
+    assert!(removed[0] > 8, "{removed:?}");
+    assert_eq!(removed[0], removed[1]);
+    assert_same(&old, &new).await;
+    for tenant in TENANTS {
+        let approve = |key| decision(tenant, key, Decision::Approve);
+        for key in ["decided", "completed", "removed-1"] {
+            let (one, other) = (old.decide(approve(key)), new.decide(approve(key)));
+            assert_eq!(one.await.unwrap(), other.await.unwrap(), "{key}");
+        }
+    }
+    let backlog = new.backlog().await.unwrap();
+    assert_eq!(backlog.tombstones, old.backlog().await.unwrap().tombstones);
+    new.close().await;
+    old.close().await;
+    run(aegis(&["audit", "verify", "--store", &url])).expect(0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_changes_a_file_while_it_is_moved() {
+    let (_folder, path, _) = told(0).await;
+    let url = Postgres::shared().database().await;
+    run(aegis(&["migrate", "--store", &url])).expect(0);
+    // Whoever writes there keeps the move from going on behind the mark.
+    let writer = connect(&url).await;
+    writer
+        .batch_execute("BEGIN; LOCK TABLE action IN ROW EXCLUSIVE MODE")
+        .await
+        .unwrap();
+    let mut command = bound(&migrate(&path, &url));
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let mut moving = Process::start(command);
+    let file = path.to_str().unwrap();
+    let begun = Instant::now();
+    let marked = "SELECT count(*) FROM moved";
+    while look_at(&path).query_row(marked, [], |row| row.get::<_, i64>(0)) != Ok(1) {
+        assert!(begun.elapsed() < HANG, "it is not marked");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let refused = run(aegis(&[
+        "webhooks", "resend", "hook", "--all", "--store", file,
+    ]))
+    .expect(1);
+    assert!(refused.stderr.contains("is being moved"), "{refused:?}");
+    let ended = run(serve(&path)).expect(1);
+    assert!(ended.stderr.contains("is held by process"), "{ended:?}");
+    let ended = abandon(&path, &url).expect(1);
+    assert!(ended.stderr.contains("is held by process"), "{ended:?}");
+    writer.batch_execute("ROLLBACK").await.unwrap();
+    assert!(moving.wait().unwrap().success());
 }
 
 #[tokio::test(flavor = "multi_thread")]
