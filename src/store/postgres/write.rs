@@ -124,7 +124,8 @@ pub(super) async fn insert(
     let created = column!(records, record => record.action.created_at);
     let decided = column!(records, record => record.action.decided_at);
     let counts = column!(actions, loading => loading.events);
-    // No text of their tombstones is known, if they were removed before a move.
+    // Of what was removed before a move, there is only this. Mostly there is nothing, which the
+    // statement finds out once.
     let identities: Vec<_> = records
         .iter()
         .map(|record| record.identity().map(|identity| identity.digest()))
@@ -143,7 +144,8 @@ pub(super) async fn insert(
              $13::text[], $14::text[], $15::text[], $16::timestamptz[], $17::timestamptz[], $18::int[], \
              $32::bytea[]) AS n (tenant_id, request_id, thread_id, idempotency_key, status, decision, digest, payload, \
              comment, title, expires_at, allow_edit, submitted_by, decided_by, call_id, created_at, decided_at, events, \
-             identity) WHERE (SELECT true FROM tombstone t WHERE t.identity = n.identity) IS NULL \
+             identity) WHERE NOT (SELECT EXISTS (SELECT FROM tombstone)) \
+             OR (SELECT true FROM tombstone t WHERE t.identity = n.identity) IS NULL \
              ON CONFLICT (tenant_id, thread_id, idempotency_key) DO NOTHING RETURNING tenant_id, request_id), \
              said AS (INSERT INTO event (tenant_id, request_id, number, at, event_id, actor, kind, from_status, \
              to_status, decision, execution, call_id, digest, epoch) \
