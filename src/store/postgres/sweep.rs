@@ -17,6 +17,7 @@ use uuid::Uuid;
 
 pub(super) use self::step::Step;
 use super::Inner;
+use super::chain;
 use super::fault::{Fault, unreadable};
 use super::load;
 use super::loaded::{Loaded, Missing};
@@ -204,10 +205,11 @@ async fn is_due(session: &Session, before: SystemTime, now: SystemTime) -> Resul
 
 /// Returns the position up to which events are in the audit chain: only these may be removed. If it
 /// is before `position`, the chain is extended first, by a few events.
-///
-/// There is no chain yet, so none is waited for.
-async fn chain_towards(_: &Session, position: u64) -> Result<u64, Fault> {
-    Ok(position)
+async fn chain_towards(session: &Session, position: u64) -> Result<u64, Fault> {
+    /// Some milliseconds. Deliveries wait meanwhile.
+    const MOST: i64 = 128;
+
+    chain::chain_towards(session, position, MOST).await
 }
 
 /// Locks the actions whose newest events these are, as far as nobody else has them locked.
