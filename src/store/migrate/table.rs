@@ -130,7 +130,8 @@ pub(in crate::store) const TABLES: &[Table] = &[
             "SELECT a.request_id, ",
             numbered!(),
             ", a.tenant_id, e.at, e.event_id, e.actor, e.kind, e.from_status, \
-             e.to_status, e.decision, e.execution, e.call_id, e.digest, 0 \
+             e.to_status, e.decision, e.execution, e.call_id, \
+             CASE e.digest WHEN x'' THEN a.digest ELSE e.digest END, 0 \
              FROM action a CROSS JOIN event e ON e.action = a.id ORDER BY a.request_id, e.seq"
         ),
         count: "SELECT count(*) FROM event",
