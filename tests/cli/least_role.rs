@@ -3,7 +3,10 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
+
+use aegis_hitl::Decision;
+use aegis_hitl::store::{Actor, Decide, Decided, Identity, PostgresStore, Store, Sweep};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -21,6 +24,8 @@ const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 struct Database {
     server: Postgres,
     admin: Client,
+    /// What a server needs besides to remove what is over.
+    retention: String,
 }
 
 impl Database {
@@ -30,15 +35,17 @@ impl Database {
         let create = "CREATE DATABASE aegis TEMPLATE template0";
         client.batch_execute(create).await.unwrap();
         let admin = server.client("aegis").await;
-        let [roles, grants] = &sql_of("scaling.md", "The least role")[..] else {
-            panic!("the roles, and what they are granted");
+        let [roles, grants, retention] = &sql_of("scaling.md", "The least role")[..] else {
+            panic!("the roles, what they are granted, and what retention needs");
         };
         admin.batch_execute(roles).await.unwrap();
-        let database = Self { server, admin };
-        // The owner makes the tables.
-        Served::start(serve(Path::new(&database.url("aegis_owner"))))
-            .stop()
-            .expect(0);
+        let database = Self {
+            server,
+            admin,
+            retention: retention.to_string(),
+        };
+        let owner = database.url("aegis_owner");
+        run(aegis(&["migrate", "--store", &owner])).expect(0);
         let owner = connect(&database.url("aegis_owner")).await;
         owner.batch_execute(grants).await.unwrap();
         database
@@ -157,8 +164,7 @@ async fn a_server_runs_with_exactly_the_rights_of_the_manual() {
     let token = json!({ "token": claim["claim"]["token"] });
     post(&server, &format!("actions/{id}/complete"), None, token).await;
     post(&server, "reject", Some("k-2"), json!({})).await;
-    let soon =
-        jiff::Timestamp::try_from(SystemTime::now() + std::time::Duration::from_secs(1)).unwrap();
+    let soon = jiff::Timestamp::try_from(SystemTime::now() + Duration::from_secs(1)).unwrap();
     let body = json!({ "aegis": { "expires_at": soon.to_string() } });
     let expiring = post(&server, "actions", Some("k-3"), body).await;
     until(
@@ -260,4 +266,39 @@ async fn each_right_of_the_manual_is_needed_and_named_where_it_is_missing() {
         };
         assert!(stderr.contains(says), "{says}: {stderr}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_the_rights_of_retention_a_server_removes_what_is_over() {
+    let database = Database::set_up().await;
+    let builder = PostgresStore::builder(database.url("aegis_server")).migrate(false);
+    let store = builder.connect().await.unwrap();
+    for key in ["k-1", "k-2", "k-3"] {
+        let decide = Decide {
+            identity: Identity {
+                tenant_id: "acme".parse().unwrap(),
+                thread_id: "run-1".parse().unwrap(),
+                idempotency_key: key.parse().unwrap(),
+            },
+            decision: Decision::Reject,
+            call_id: None,
+            payload: None,
+            comment: None,
+            actor: Actor::new("reviewer"),
+            require_submission: false,
+            allow_self_approval: true,
+        };
+        let decided = store.decide(decide).await.unwrap();
+        assert!(matches!(decided, Decided::Recorded(_)), "{decided:?}");
+    }
+    let sweep = Sweep {
+        retention: Duration::ZERO,
+        limit: 10,
+    };
+    store.sweep(sweep.clone()).await.unwrap_err();
+    let owner = connect(&database.url("aegis_owner")).await;
+    owner.batch_execute(&database.retention).await.unwrap();
+    // The newest stays.
+    assert_eq!(store.sweep(sweep).await.unwrap().removed, 2);
+    store.close().await;
 }

@@ -7,18 +7,23 @@ use super::rows::get;
 use super::session::{Pool, Session};
 use crate::store::StoreError;
 
-/// What the statements of this store do with each table.
-const RIGHTS: [(&str, &[&str]); 10] = [
+/// What the statements of this store do with each table, but for those of retention.
+const RIGHTS: [(&str, &[&str]); 15] = [
     ("aegis_schema", &["SELECT"]),
     ("cluster", &["SELECT"]),
+    ("import", &["SELECT"]),
+    ("tombstone", &["SELECT"]),
     ("action", &["SELECT", "INSERT", "UPDATE"]),
     ("claim", &["SELECT", "INSERT", "UPDATE"]),
     ("event", &["SELECT", "INSERT"]),
     ("feed", &["SELECT", "INSERT"]),
+    ("chain", &["SELECT", "INSERT"]),
+    ("chainer", &["SELECT", "UPDATE"]),
     ("publisher", &["SELECT", "UPDATE"]),
     ("endpoint", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
     ("undelivered", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
     ("heartbeat", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
+    ("sweep", &["SELECT"]),
 ];
 
 /// Checks that the user has every right on the tables that are there, and names those that are missing.
