@@ -5,6 +5,8 @@
 
 use std::fmt::Write as _;
 
+use jiff::SignedDuration;
+use jiff::civil::date;
 use rusqlite::Row;
 use rusqlite::types::ValueRef;
 use uuid::Uuid;
@@ -115,8 +117,9 @@ fn time(line: &mut Vec<u8>, micros: i64) -> Option<()> {
     if micros < FIRST {
         return None;
     }
-    let time = jiff::Timestamp::from_microsecond(micros.min(LAST)).ok()?;
-    let time = jiff::tz::Offset::UTC.to_datetime(time);
+    // A time stamp of the library ends some hours before the year.
+    let since = SignedDuration::from_micros(micros.min(LAST));
+    let time = date(1970, 1, 1).at(0, 0, 0, 0).checked_add(since).ok()?;
     let mut text = format!(
         "{:04}-{:02}-{:02} {:02}:{:02}:{:02}",
         time.year(),

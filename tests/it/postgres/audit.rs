@@ -411,6 +411,8 @@ async fn a_database_of_the_version_before_is_chained_from_its_first_event() {
         "DROP TABLE chain",
         "DROP TABLE chainer",
         "ALTER TABLE event DROP COLUMN digest",
+        "DROP TABLE import",
+        "DROP TABLE tombstone",
         "DELETE FROM aegis_schema WHERE version > 3",
     ] {
         edit(&url, sql).await;
@@ -605,7 +607,7 @@ async fn an_auditor_needs_no_right_but_to_read() {
     let role = format!("auditor_of_{}", name_of(&url));
     let grant = format!(
         "CREATE ROLE {role} LOGIN; \
-         GRANT SELECT ON event, feed, chain, chainer, publisher, cluster, swept, aegis_schema TO {role}; \
+         GRANT SELECT ON event, feed, chain, chainer, publisher, cluster, swept, import, aegis_schema TO {role}; \
          GRANT SELECT (tenant_id, request_id, thread_id, idempotency_key, title, expires_at, allow_edit) \
          ON action TO {role}"
     );
