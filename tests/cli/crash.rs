@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::TcpListener;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -69,12 +69,16 @@ fn decision(number: usize) -> Decision {
 }
 
 /// A port below those that the system gives to clients: one of those could be taken by a client's own attempt to connect
-/// while no server listens.
+/// while no server listens. No test gets one that another has, whose server may be down just now.
 pub(super) fn port() -> u16 {
+    static TAKEN: AtomicU16 = AtomicU16::new(0);
     let first = 20_000 + u16::try_from(std::process::id() % 5_000).unwrap();
-    (first..)
-        .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
-        .unwrap()
+    loop {
+        let port = first + TAKEN.fetch_add(1, Ordering::SeqCst);
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 pub(super) fn start(port: u16, store: &Path) -> Served {
