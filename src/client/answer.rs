@@ -411,7 +411,7 @@ pub(super) fn verified(
     // for.
     let is_asked_for = receipt
         .request_id()
-        .is_none_or(|id| *id == action.request_id);
+        .is_none_or(|id| is_same(id, &action.request_id));
     let digest = action.digest.map(|digest| digest.to_string().into());
     let agrees = expected.subject.is_of(&action)
         && expected

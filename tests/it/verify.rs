@@ -142,6 +142,16 @@ async fn the_status_of_another_action_verifies_nothing() {
 }
 
 #[tokio::test]
+async fn an_id_verifies_in_any_spelling_of_a_uuid() {
+    let id = "0197f1a0-7d5e-7c3b-a1b2-c3d4e5f60718";
+    let refused = json!({"detail": "duplicate", "request_id": id.to_uppercase()});
+    let action = json!({"request_id": id, "status": "COMMITTED", "decision": "approve"});
+    let script = vec![answer_with(409, &refused), answer_with(200, &action)];
+    let (receipt, _) = approve(OnDuplicate::Verify, script).await;
+    assert_eq!(receipt.unwrap().outcome(), Outcome::Duplicate);
+}
+
+#[tokio::test]
 async fn the_deadline_bounds_the_verification_too() {
     let peer = Peer::start([answer(409), status("PENDING", None)]).await;
     let service = builder(&peer.url())
