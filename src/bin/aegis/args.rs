@@ -16,7 +16,7 @@ use crate::command::Command;
 ///
 /// Exit codes: 0 on record (or done); 1 other failure; 2 usage; 3 refused, because another decision
 /// or payload is on record or the action is closed; 4 the outcome is unknown, ask
-/// again with the same key.
+/// again with the same key, `--call-id` or token.
 #[derive(Debug, Parser)]
 #[command(name = "aegis", version, long_version = version(), max_term_width = 100)]
 pub(crate) struct Cli {

@@ -93,7 +93,9 @@ impl From<aegis_hitl::Error> for Failure {
         };
         let mut message = ErrorChain(&error).to_string();
         if code == 4 {
-            message.push_str("; the outcome is unknown, ask again with the same key");
+            message.push_str(
+                "; the outcome is unknown, ask again with the same key, --call-id or token",
+            );
         }
         Self { code, message }
     }
