@@ -2,11 +2,15 @@
 
 use std::path::Path;
 
-use rusqlite::{Connection, OptionalExtension, params};
+#[cfg(feature = "postgres")]
+use rusqlite::params;
+use rusqlite::{Connection, OptionalExtension};
 use uuid::Uuid;
 
 use super::StoreError;
+#[cfg(feature = "postgres")]
 use super::rows::micros;
+#[cfg(feature = "postgres")]
 use crate::store::Clock;
 
 /// Where a database is moved to, and how far that has come.
@@ -31,6 +35,7 @@ pub(in crate::store) enum Stage {
     Finished(i64),
 }
 
+#[cfg(feature = "postgres")]
 impl Mark {
     /// The mark of a move that begins now.
     pub(in crate::store) fn new(target: String) -> Self {
@@ -52,7 +57,9 @@ impl Mark {
     pub(in crate::store) fn finished(&self) -> Self {
         self.in_stage(Stage::Finished(micros(Clock::new().now())))
     }
+}
 
+impl Mark {
     /// The error of everyone who would serve or change the database.
     pub(in crate::store) fn refusal(&self, path: &Path) -> StoreError {
         let (path, target) = (path.display(), &self.target);
@@ -96,6 +103,7 @@ pub(super) fn read(connection: &Connection) -> rusqlite::Result<Option<Mark>> {
 }
 
 /// Writes the mark, or removes it.
+#[cfg(feature = "postgres")]
 pub(super) fn write(connection: &Connection, mark: Option<&Mark>) -> rusqlite::Result<()> {
     let Some(mark) = mark else {
         connection.execute("DELETE FROM moved", [])?;
