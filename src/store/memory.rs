@@ -805,6 +805,7 @@ impl Store for MemoryStore {
             events: records.counter.read(),
             removed: records.tombstones.len() as u64,
             writer: None,
+            connections: None,
         }
     }
 

@@ -53,7 +53,7 @@ pub use self::operation::{
 pub use self::postgres::{PostgresAuditTrail, PostgresBuilder, PostgresStore};
 pub use self::sqlite::{AuditTrail, SqliteStore, Verified};
 pub(crate) use self::statistics::DurationCounter;
-pub use self::statistics::{Durations, Statistics, WriterStatistics};
+pub use self::statistics::{ConnectionStatistics, Durations, Statistics, WriterStatistics};
 pub use self::watch::{Watch, Watchers};
 
 /// A payload with its digest, the SHA-256 of its canonical form (RFC 8785). Stores compare payloads

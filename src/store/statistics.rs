@@ -15,6 +15,22 @@ pub struct Statistics {
     pub removed: u64,
     /// The state of the writer, if the store has one.
     pub writer: Option<WriterStatistics>,
+    /// The state of the connections to a database server, if the store has one.
+    pub connections: Option<ConnectionStatistics>,
+}
+
+/// The connections of a store to its database server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ConnectionStatistics {
+    /// The most connections, beside the one that listens.
+    pub limit: u64,
+    /// The connections that are open and free.
+    pub idle: u64,
+    /// The connections that are in use.
+    pub busy: u64,
+    /// The requests that wait for a connection. Each is refused after 5 s.
+    pub waiting: u64,
 }
 
 /// What the writer of an embedded store has done since the store was opened.

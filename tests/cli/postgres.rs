@@ -168,3 +168,31 @@ fn commands_for_files_refuse_a_database_and_do_not_show_its_url() {
         );
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metrics_tell_how_the_connections_to_the_database_are_used() {
+    let url = Postgres::shared().database().await;
+    let server = Served::start(on(&url));
+    let (status, _) = decide(&server, "approve", "k-1").await;
+    assert_eq!(status, 202);
+    let text = Call::new(server.addr, "GET", "/metrics").send().await.body;
+    let text = String::from_utf8(text.to_vec()).unwrap();
+    let value = |name: &str| {
+        let mut lines = text.lines();
+        let line = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("no {name}: {text}"))
+            .parse::<u64>()
+            .unwrap()
+    };
+    let open = value("aegis_store_connections{state=\"idle\"}")
+        + value("aegis_store_connections{state=\"busy\"}");
+    let limit = value("aegis_store_connections_limit");
+    assert!(
+        0 < open && open <= limit && limit == 16,
+        "{open} of {limit}"
+    );
+    assert_eq!(value("aegis_store_connections_waiting"), 0);
+    assert_eq!(value("aegis_tombstones"), 0);
+    assert!(value("aegis_store_committed_requests_total") > 0);
+    server.stop().expect(0);
+}

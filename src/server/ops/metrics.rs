@@ -292,6 +292,19 @@ impl Scrape {
             commits?.histogram(&[], &writer.commits)?;
         }
 
+        if let Some(connections) = &self.reading.statistics.connections {
+            let help = "The connections to the database that are open, by what they do";
+            let mut open = Family::new(encoder, Gauge, "aegis_store_connections", help)?;
+            open.gauge(&[("state", "idle".into())], connections.idle)?;
+            open.gauge(&[("state", "busy".into())], connections.busy)?;
+            let help = "The most connections to the database";
+            let limit = Family::new(encoder, Gauge, "aegis_store_connections_limit", help);
+            limit?.gauge(&[], connections.limit)?;
+            let help = "Requests that wait for a connection to the database";
+            let waiting = Family::new(encoder, Gauge, "aegis_store_connections_waiting", help);
+            waiting?.gauge(&[], connections.waiting)?;
+        }
+
         if let Some(backlog) = &self.reading.backlog {
             let seconds = |age: Option<Duration>| age.unwrap_or_default().as_secs_f64();
             let help = "The age of the oldest action that is pending, or 0";

@@ -49,11 +49,11 @@ use self::tend::Bells;
 use super::operation::Start;
 use super::repeats::Repeats;
 use super::{
-    Acquire, Acquired, Backlog, Cancel, Cancelled, Clock, DeadLetter, Decide, DecideById, Decided,
-    DueDeliveries, EndpointState, EndpointTaken, Finish, Finished, Forget, Forgotten, List,
-    MarkDeliveries, Marked, Page, Renew, Renewed, Resend, Resent, Resume, Resumed, Statistics,
-    Store, StoreError, Submit, Submitted, Sweep, Swept, TakeEndpoint, Totals, Watch, Watchers,
-    WriterStatistics,
+    Acquire, Acquired, Backlog, Cancel, Cancelled, Clock, ConnectionStatistics, DeadLetter, Decide,
+    DecideById, Decided, DueDeliveries, EndpointState, EndpointTaken, Finish, Finished, Forget,
+    Forgotten, List, MarkDeliveries, Marked, Page, Renew, Renewed, Resend, Resent, Resume, Resumed,
+    Statistics, Store, StoreError, Submit, Submitted, Sweep, Swept, TakeEndpoint, Totals, Watch,
+    Watchers, WriterStatistics,
 };
 use crate::protocol::{Action, Event, EventKind, TenantId};
 
@@ -633,7 +633,14 @@ impl Store for PostgresStore {
 
     fn statistics(&self) -> Statistics {
         let state = &self.inner.state;
+        let pool = self.inner.pool.status();
         Statistics {
+            connections: Some(ConnectionStatistics {
+                limit: pool.max_size as u64,
+                idle: pool.available as u64,
+                busy: pool.size.saturating_sub(pool.available) as u64,
+                waiting: pool.waiting as u64,
+            }),
             removed: state.removed.load(Ordering::Relaxed),
             events: state.events.read(),
             writer: Some(WriterStatistics {

@@ -556,6 +556,7 @@ impl Store for SqliteStore {
                 requests: counters.requests.load(Ordering::Relaxed),
                 commits: counters.commits.read(),
             }),
+            connections: None,
         }
     }
 
