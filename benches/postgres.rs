@@ -340,6 +340,44 @@ async fn empty_and_full(postgres: &Postgres, millions: i64) -> serde_json::Value
     json!({ "millions": millions, "empty": empty, "full": full })
 }
 
+/// How unevenly a million tenants load a hundred databases, if each tenant is on the one that a hash
+/// of its name says: the load of the busiest database, and of the tenant that is the busiest of all,
+/// in shares of the mean of the databases. This is arithmetic and measures nothing.
+fn shards() -> serde_json::Value {
+    const TENANTS: u64 = 1_000_000;
+    const SHARDS: u64 = 100;
+    println!("| a million tenants on 100 databases | busiest database | busiest tenant |");
+    println!("| --- | ---: | ---: |");
+    let mut rows = Vec::new();
+    for (name, exponent) in [
+        ("all alike", 0.0),
+        ("Zipf, exponent 0.8", 0.8),
+        ("Zipf, exponent 1", 1.0),
+    ] {
+        let mut loads = vec![0.0; SHARDS as usize];
+        let mut first: f64 = 0.0;
+        for tenant in 1..=TENANTS {
+            let load = (tenant as f64).powf(-exponent);
+            loads[(mixed(tenant) % SHARDS) as usize] += load;
+            first = first.max(load);
+        }
+        let mean = loads.iter().sum::<f64>() / SHARDS as f64;
+        let busiest = loads.iter().copied().fold(0.0, f64::max);
+        println!("| {name} | {:.2} | {:.2} |", busiest / mean, first / mean);
+        rows.push(json!({ "name": name, "busiest": busiest / mean, "tenant": first / mean }));
+    }
+    println!();
+    json!(rows)
+}
+
+/// SplitMix64, as a hash.
+fn mixed(number: u64) -> u64 {
+    let mut mixed = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
+}
+
 /// The argument of `--millions`.
 fn millions() -> Option<i64> {
     let mut arguments = std::env::args().skip_while(|argument| argument != "--millions");
@@ -357,10 +395,12 @@ fn main() {
     if !results::is_asked_for() {
         return;
     }
+    let shards = shards();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
         let postgres = Postgres::start(&SETTINGS);
         let mut all = json!({
+            "shards": shards,
             "store": store_alone(&postgres).await,
             "servers": one_and_two(&postgres).await,
         });
