@@ -1,13 +1,16 @@
 //! Recording new actions, many in one transaction.
 //!
 //! Most actions are new. Those that come in while a transaction is committed share the next one,
-//! which spreads its cost over them, and nobody waits for company.
+//! which spreads its cost over them. A second transaction begins beside the first one once it has as
+//! many actions: callers who were just answered come back one by one, and a transaction for the first
+//! of them would leave the others behind it. Nobody waits for that longer than [`GATHERING`].
 
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use tokio::sync::{Notify, oneshot};
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::Inner;
@@ -31,11 +34,64 @@ const PATIENCE: Duration = Duration::from_secs(6);
 /// How many transactions are open at once: while one waits for the disk, another is sent.
 const LANES: usize = 2;
 
+/// The longest time that an action waits for others, beside a transaction that is open.
+const GATHERING: Duration = Duration::from_millis(5);
+
 /// The new actions that wait for a transaction.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    waiting: Mutex<Vec<Newcomer>>,
+    state: Mutex<Waiting<Newcomer>>,
     arrived: Notify,
+}
+
+/// What waits, and what is under way.
+#[derive(Debug)]
+struct Waiting<T> {
+    newcomers: Vec<T>,
+    /// When the first of them came.
+    since: Option<Instant>,
+    /// The number of actions in the open transaction of each lane.
+    open: [usize; LANES],
+}
+
+impl<T> Default for Waiting<T> {
+    fn default() -> Self {
+        Self {
+            newcomers: Vec::new(),
+            since: None,
+            open: [0; LANES],
+        }
+    }
+}
+
+/// Whether a transaction may begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ready {
+    Now,
+    /// At the latest then.
+    At(Instant),
+    /// Nobody waits.
+    Idle,
+}
+
+impl<T> Waiting<T> {
+    fn set_open(&mut self, lane: usize, actions: usize) {
+        if let Some(open) = self.open.get_mut(lane) {
+            *open = actions;
+        }
+    }
+
+    fn is_ready(&self, now: Instant) -> Ready {
+        let Some(since) = self.since else {
+            return Ready::Idle;
+        };
+        let largest = self.open.iter().copied().max().unwrap_or(0);
+        if self.newcomers.len() >= largest.min(MAX_ACTIONS) || now >= since + GATHERING {
+            Ready::Now
+        } else {
+            Ready::At(since + GATHERING)
+        }
+    }
 }
 
 /// A new action with its event, and whoever waits for it.
@@ -96,29 +152,67 @@ impl Queue {
     }
 
     fn push(&self, newcomer: Newcomer) {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.push(newcomer);
-        drop(waiting);
-        self.arrived.notify_one();
+        let mut state = self.state();
+        let now = Instant::now();
+        state.newcomers.push(newcomer);
+        let is_first = state.since.is_none();
+        state.since.get_or_insert(now);
+        // Whoever waits for the first learns until when to wait for the others.
+        let is_news = is_first || state.is_ready(now) == Ready::Now;
+        drop(state);
+        if is_news {
+            self.arrived.notify_one();
+        }
     }
 
-    /// Takes the newcomers of the next transaction. No identity is among them twice.
-    fn take(&self) -> Vec<Newcomer> {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Takes the newcomers of the next transaction of a lane, once it may begin. No identity is among
+    /// them twice.
+    async fn next(&self, lane: usize) -> Option<Vec<Newcomer>> {
+        let ready = {
+            let mut state = self.state();
+            state.set_open(lane, 0);
+            state.is_ready(Instant::now())
+        };
+        match ready {
+            Ready::Now => {}
+            Ready::At(moment) => {
+                // Either way the state is looked at anew.
+                let _ = tokio::time::timeout_at(moment, self.arrived.notified()).await;
+                return None;
+            }
+            Ready::Idle => {
+                self.arrived.notified().await;
+                return None;
+            }
+        }
+        let taken = self.take(lane);
+        (!taken.is_empty()).then_some(taken)
+    }
+
+    fn take(&self, lane: usize) -> Vec<Newcomer> {
+        let mut state = self.state();
         let mut bytes = 0;
-        let all = waiting.iter().take(MAX_ACTIONS);
+        let all = state.newcomers.iter().take(MAX_ACTIONS);
         let fitting = all.take_while(|newcomer| {
             let fits = bytes == 0 || bytes + newcomer.size() <= MAX_BYTES;
             bytes += newcomer.size().max(1);
             fits
         });
         let fitting = fitting.count();
-        let mut taken: Vec<_> = waiting.drain(..fitting).collect();
-        if !waiting.is_empty() {
+        let mut taken: Vec<_> = state.newcomers.drain(..fitting).collect();
+        state.set_open(lane, taken.len());
+        if state.newcomers.is_empty() {
+            state.since = None;
+        } else {
             self.arrived.notify_one();
         }
+        drop(state);
         taken.sort_by(|one, other| one.identity().cmp(&other.identity()));
         taken
+    }
+
+    fn state(&self) -> MutexGuard<'_, Waiting<Newcomer>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -152,17 +246,18 @@ impl Inner {
         let Some(queue) = &self.queue else {
             return;
         };
-        for _ in 0..LANES {
+        for lane in 0..LANES {
             let (queue, store) = (queue.clone(), Arc::downgrade(self));
             tokio::spawn(async move {
-                while let Some(store) = Weak::upgrade(&store) {
-                    let batch = queue.take();
-                    if batch.is_empty() {
-                        drop(store);
-                        queue.arrived.notified().await;
-                    } else {
-                        store.record_all(batch).await;
-                    }
+                // The store is not held while nobody waits.
+                while Weak::strong_count(&store) > 0 {
+                    let Some(batch) = queue.next(lane).await else {
+                        continue;
+                    };
+                    let Some(store) = Weak::upgrade(&store) else {
+                        break;
+                    };
+                    store.record_all(batch).await;
                 }
                 // One wakes the next.
                 queue.stop();
@@ -209,7 +304,7 @@ impl Inner {
             .collect();
         self.follower.expect(events.iter().copied());
         let session = Session::open(&self.pool).await?;
-        let (unsure, begun) = (self.state.doubts(), Instant::now());
+        let (unsure, begun) = (self.state.doubts(), std::time::Instant::now());
         let (started, inserted, committed) = tokio::join!(
             biased;
             session.begin(),
@@ -224,5 +319,46 @@ impl Inner {
         self.state.set_written(unsure, begun);
         self.state.commits.add(begun.elapsed());
         Ok(inserted)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: fn() -> Instant = Instant::now;
+
+    fn waiting(newcomers: usize, open: [usize; LANES]) -> Waiting<()> {
+        Waiting {
+            newcomers: vec![(); newcomers],
+            since: (newcomers > 0).then(NOW),
+            open,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_waits_where_no_transaction_is_open() {
+        assert_eq!(waiting(0, [0, 0]).is_ready(NOW()), Ready::Idle);
+        assert_eq!(waiting(1, [0, 0]).is_ready(NOW()), Ready::Now);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_second_transaction_begins_with_as_many_as_the_first_one_has() {
+        let soon = Ready::At(NOW() + GATHERING);
+        assert_eq!(waiting(31, [32, 0]).is_ready(NOW()), soon);
+        assert_eq!(waiting(32, [32, 0]).is_ready(NOW()), Ready::Now);
+        assert_eq!(
+            waiting(MAX_ACTIONS, [0, 10 * MAX_ACTIONS]).is_ready(NOW()),
+            Ready::Now
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_action_waits_for_others_no_longer_than_a_bound() {
+        let waiting = waiting(1, [32, 0]);
+        tokio::time::advance(GATHERING - Duration::from_millis(1)).await;
+        assert_ne!(waiting.is_ready(NOW()), Ready::Now);
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert_eq!(waiting.is_ready(NOW()), Ready::Now);
     }
 }
