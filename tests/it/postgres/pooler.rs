@@ -5,6 +5,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use aegis_hitl::store::{PostgresStore, conformance};
@@ -14,6 +15,19 @@ use super::name_of;
 use crate::support::HANG;
 use crate::support::postgres::{Postgres, unprivileged_command};
 use crate::support::process::{Process, bound};
+
+/// A port below those that the system gives to clients: whoever waits for a server on one of those can
+/// meet itself there.
+fn port() -> u16 {
+    static TAKEN: AtomicU16 = AtomicU16::new(0);
+    let first = 15_000 + u16::try_from(std::process::id() % 4_000).unwrap();
+    loop {
+        let port = first + TAKEN.fetch_add(1, Ordering::SeqCst);
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
 
 /// A pooler on a port of its own, with fewer connections than its clients have.
 struct Pooler {
@@ -26,8 +40,7 @@ impl Pooler {
     fn start(server: &Postgres) -> Self {
         let folder = TempDir::new().unwrap();
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = port.local_addr().unwrap().port();
+        let port = port();
         let settings = format!(
             "[databases]\n* = host={} user=aegis\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
              unix_socket_dir =\nauth_type = any\npool_mode = transaction\ndefault_pool_size = 4\n\
