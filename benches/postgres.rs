@@ -12,6 +12,8 @@
     clippy::print_stdout
 )]
 
+#[path = "support/asked.rs"]
+mod asked;
 #[path = "support/child.rs"]
 mod child;
 #[path = "support/latency.rs"]
@@ -28,14 +30,13 @@ mod results;
 
 use std::time::{Duration, Instant, SystemTime};
 
-use aegis_hitl::protocol::Payload;
 use aegis_hitl::server::{HitlService, Server};
-use aegis_hitl::store::{Actor, Decide, Decided, Fingerprinted, Identity, PostgresStore, Store};
-use aegis_hitl::{Decision, IdempotencyKey, RequestId};
+use aegis_hitl::store::{Decided, PostgresStore, Store};
 use serde_json::json;
 use tokio_postgres::types::{ToSql, Type};
 use uuid::Uuid;
 
+use asked::asked;
 use child::Peer;
 use latency::Sample;
 use load::Keys;
@@ -57,29 +58,10 @@ const SETTINGS: [&str; 3] = [
     "checkpoint_timeout = 30min",
 ];
 
-fn asked(task: usize) -> Decide {
-    let json = std::str::from_utf8(load::BODY).unwrap();
-    let payload = Payload::from_json(json).unwrap();
-    Decide {
-        identity: Identity {
-            tenant_id: "acme".parse().unwrap(),
-            thread_id: format!("run-{task:04}").parse().unwrap(),
-            idempotency_key: IdempotencyKey::mint(),
-        },
-        decision: Decision::Approve,
-        call_id: Some(RequestId::mint()),
-        payload: Some(Fingerprinted::new(payload).unwrap()),
-        comment: None,
-        actor: Actor::new("acme"),
-        require_submission: false,
-        allow_self_approval: true,
-    }
-}
-
 /// Decisions a second of 64 tasks, each on new actions, one after the other.
 async fn decide(store: &PostgresStore, time: Duration) -> f64 {
     let begun = Instant::now();
-    let tasks: Vec<_> = (0..SUBMITTERS)
+    let tasks: Vec<_> = (0..SUBMITTERS as i64)
         .map(|task| {
             let store = store.clone();
             tokio::spawn(async move {

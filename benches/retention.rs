@@ -11,6 +11,8 @@
     clippy::print_stdout
 )]
 
+#[path = "support/asked.rs"]
+mod asked;
 #[path = "support/child.rs"]
 mod child;
 #[path = "support/latency.rs"]
@@ -24,14 +26,11 @@ mod results;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use aegis_hitl::protocol::Payload;
 use aegis_hitl::server::{HitlService, Retention, Server};
-use aegis_hitl::store::{
-    Actor, Decide, Decided, Fingerprinted, Identity, SqliteStore, Store, Submission, Submit,
-};
-use aegis_hitl::{Decision, IdempotencyKey, RequestId};
+use aegis_hitl::store::{Decide, Decided, SqliteStore, Store, Submission, Submit};
 use serde_json::json;
 
+use asked::asked;
 use child::Peer;
 use latency::{Sample, Summary};
 use load::Keys;
@@ -113,25 +112,6 @@ async fn fill(path: &Path, target: i64) {
     };
     store.submit(pending).await.unwrap();
     store.close().await;
-}
-
-fn asked(thread: i64) -> Decide {
-    let json = std::str::from_utf8(load::BODY).unwrap();
-    let payload = Payload::from_json(json).unwrap();
-    Decide {
-        identity: Identity {
-            tenant_id: "acme".parse().unwrap(),
-            thread_id: format!("run-{thread:04}").parse().unwrap(),
-            idempotency_key: IdempotencyKey::mint(),
-        },
-        decision: Decision::Approve,
-        call_id: Some(RequestId::mint()),
-        payload: Some(Fingerprinted::new(payload).unwrap()),
-        comment: None,
-        actor: Actor::new("acme"),
-        require_submission: false,
-        allow_self_approval: true,
-    }
 }
 
 /// The argument of `--millions`.
