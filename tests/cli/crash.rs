@@ -1,9 +1,8 @@
 //! A server that is killed again and again under load loses nothing that it acknowledged, and its clients finish the rest.
 
 use std::collections::HashMap;
-use std::net::TcpListener;
 use std::path::Path;
-use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -17,6 +16,7 @@ use tokio::task::JoinSet;
 use uuid::Uuid;
 
 use crate::binary::{Served, aegis};
+use crate::support::process::port;
 use crate::support::rows::{counts, integrity, look_at};
 use crate::support::{HANG, alone};
 
@@ -65,19 +65,6 @@ fn decision(number: usize) -> Decision {
     match number % 2 {
         0 => Decision::Approve,
         _ => Decision::Reject,
-    }
-}
-
-/// A port below those that the system gives to clients: one of those could be taken by a client's own attempt to connect
-/// while no server listens. No test gets one that another has, whose server may be down just now.
-pub(super) fn port() -> u16 {
-    static TAKEN: AtomicU16 = AtomicU16::new(0);
-    let first = 20_000 + u16::try_from(std::process::id() % 5_000).unwrap();
-    loop {
-        let port = first + TAKEN.fetch_add(1, Ordering::SeqCst);
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
     }
 }
 

@@ -16,7 +16,8 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
-use super::crash::{port, start};
+use super::crash::start;
+use crate::support::process::port;
 use crate::support::rows::{integrity, look_at};
 use crate::support::{HANG, alone};
 

@@ -18,10 +18,10 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
-use super::crash::port;
 use crate::binary::{Served, aegis, run, serve};
 use crate::python::{environment, python};
 use crate::support::postgres::{Postgres, connect};
+use crate::support::process::port;
 use crate::support::receiver::{Receiver, Reply};
 use crate::support::rows::look_at;
 use crate::support::{Call, HANG, alone};
@@ -76,6 +76,19 @@ impl Clients {
         let enough = *asked.borrow() + more;
         let reached = timeout(HANG, asked.wait_for(|asked| *asked >= enough));
         reached.await.unwrap().unwrap();
+    }
+
+    /// Waits until the receiver has an event of each decision that clients were told of, and asserts
+    /// that it has one of each. Returns what they were told.
+    async fn each_once(&self, taken: &Taken) -> Told {
+        let told = self.told.lock().unwrap().clone();
+        let has_all = || taken.lock().unwrap().len() >= told.len();
+        until(has_all, "an event was lost").await;
+        for (identity, events) in &*taken.lock().unwrap() {
+            assert_eq!(events.len(), 1, "{identity:?} was decided twice");
+            assert!(told.contains_key(identity));
+        }
+        told
     }
 
     /// Asks until there is an answer, with the same call id.
@@ -288,13 +301,7 @@ async fn no_key_is_decided_twice_and_no_event_lost_where_old_actions_go_under_si
     );
 
     // The receiver gets one event of each, though most of the actions are gone.
-    let told = clients.told.lock().unwrap().clone();
-    let has_all = || taken.lock().unwrap().len() >= told.len();
-    until(has_all, "an event was lost").await;
-    for (identity, events) in &*taken.lock().unwrap() {
-        assert_eq!(events.len(), 1, "{identity:?} was decided twice");
-        assert!(told.contains_key(identity));
-    }
+    let told = clients.each_once(&taken).await;
     server.stop().expect(0);
     place.let_pass(2);
     let server = Served::start(place.serve());
@@ -410,13 +417,7 @@ async fn no_key_is_decided_twice_and_no_event_lost_where_servers_share_a_postgre
         "{removed:?}"
     );
 
-    let told = clients.told.lock().unwrap().clone();
-    let has_all = || taken.lock().unwrap().len() >= told.len();
-    until(has_all, "an event was lost").await;
-    for (identity, events) in &*taken.lock().unwrap() {
-        assert_eq!(events.len(), 1, "{identity:?} was decided twice");
-        assert!(told.contains_key(identity));
-    }
+    let told = clients.each_once(&taken).await;
     let rest = "SELECT count(*) FROM action WHERE removed_at IS NULL";
     let_pass(&url, 2).await;
     let all_go = async {

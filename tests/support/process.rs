@@ -1,8 +1,24 @@
 //! Processes beside the test, which do not outlive it.
 
+use std::net::TcpListener;
 use std::ops::{Deref, DerefMut};
 use std::process::{Child, Command, Stdio};
 use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU16, Ordering};
+
+/// A port below those that the system gives to clients: one of those could be taken by a client's own attempt to connect
+/// while no server listens, and whoever waits for the server would meet itself. No test of this process gets one
+/// that another has, whose server may be down just now.
+pub fn port() -> u16 {
+    static TAKEN: AtomicU16 = AtomicU16::new(0);
+    let first = 20_000 + u16::try_from(std::process::id() % 5_000).unwrap();
+    loop {
+        let port = first + TAKEN.fetch_add(1, Ordering::SeqCst);
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
 
 /// A child process that does not outlive its test: dropping this kills it.
 #[derive(Debug)]

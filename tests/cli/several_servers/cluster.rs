@@ -7,9 +7,9 @@ use std::time::Instant;
 use tokio_postgres::Client;
 
 use crate::binary::{Served, aegis};
-use crate::crash::port;
 use crate::support::HANG;
 use crate::support::postgres::{Postgres, connect};
+use crate::support::process::port;
 
 pub const SERVERS: usize = 3;
 

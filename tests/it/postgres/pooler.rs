@@ -1,11 +1,10 @@
 //! The store behind pgbouncer in transaction mode.
 
 use std::fs;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use aegis_hitl::store::{PostgresStore, conformance};
@@ -14,20 +13,7 @@ use tempfile::TempDir;
 use super::name_of;
 use crate::support::HANG;
 use crate::support::postgres::{Postgres, unprivileged_command};
-use crate::support::process::{Process, bound};
-
-/// A port below those that the system gives to clients: whoever waits for a server on one of those can
-/// meet itself there.
-fn port() -> u16 {
-    static TAKEN: AtomicU16 = AtomicU16::new(0);
-    let first = 15_000 + u16::try_from(std::process::id() % 4_000).unwrap();
-    loop {
-        let port = first + TAKEN.fetch_add(1, Ordering::SeqCst);
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
-    }
-}
+use crate::support::process::{Process, bound, port};
 
 /// A pooler on a port of its own, with fewer connections than its clients have.
 struct Pooler {
