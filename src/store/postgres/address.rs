@@ -1,19 +1,13 @@
 //! The address of a database: a URL, and what its `sslmode` means.
 
 use std::fmt;
-use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::ClientConfig;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{DigitallySignedStruct, SignatureScheme};
-use rustls_platform_verifier::BuilderVerifierExt as _;
 use tokio_postgres::Config;
 use tokio_postgres::config::Host;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
+use super::tls;
 use crate::store::StoreError;
 
 /// How long a connection may take to be made, unless the URL says `connect_timeout`.
@@ -68,7 +62,7 @@ impl Address {
         }
         Ok(Self {
             config,
-            tls: MakeRustlsConnect::new(tls(verifies)?),
+            tls: MakeRustlsConnect::new(tls::config(verifies)?),
         })
     }
 
@@ -119,74 +113,6 @@ fn with_mode(url: &str) -> Result<(String, bool), StoreError> {
         }
     };
     Ok((format!("{}{mode}{}", &url[..at], &url[end..]), verifies))
-}
-
-fn tls(verifies: bool) -> Result<ClientConfig, StoreError> {
-    let failed =
-        |error: rustls::Error| StoreError::unavailable("TLS cannot be set up").with_source(error);
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider.clone());
-    let builder = builder
-        .with_safe_default_protocol_versions()
-        .map_err(failed)?;
-    Ok(if verifies {
-        builder
-            .with_platform_verifier()
-            .map_err(failed)?
-            .with_no_client_auth()
-    } else {
-        let any = Arc::new(AnyCertificate(provider));
-        builder
-            .dangerous()
-            .with_custom_certificate_verifier(any)
-            .with_no_client_auth()
-    })
-}
-
-/// Accepts any certificate, for `sslmode=prefer`: it also accepts a connection without TLS, so that
-/// verifying would keep nobody out.
-#[derive(Debug)]
-struct AnyCertificate(Arc<CryptoProvider>);
-
-impl AnyCertificate {
-    fn algorithms(&self) -> &WebPkiSupportedAlgorithms {
-        &self.0.signature_verification_algorithms
-    }
-}
-
-impl ServerCertVerifier for AnyCertificate {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(message, certificate, signature, self.algorithms())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, certificate, signature, self.algorithms())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms().supported_schemes()
-    }
 }
 
 #[cfg(test)]

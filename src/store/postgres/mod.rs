@@ -23,6 +23,7 @@ mod session;
 mod state;
 mod sweep;
 mod tend;
+mod tls;
 mod transact;
 mod write;
 
