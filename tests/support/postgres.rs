@@ -12,6 +12,9 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tokio_postgres::{Client, NoTls};
 
+use super::process::port;
+use super::tls::Certified;
+
 /// What to install where there is no PostgreSQL.
 const INSTALL: &str = "no PostgreSQL in /usr/lib/postgresql/*/bin or $AEGIS_POSTGRES_BIN; \
                        on Debian or Ubuntu: sudo apt-get install postgresql";
@@ -27,6 +30,7 @@ const STARTS: Duration = Duration::from_secs(60);
 pub struct Postgres {
     folder: TempDir,
     bin: PathBuf,
+    port: u16,
     keeper: Mutex<Option<Child>>,
 }
 
@@ -41,6 +45,25 @@ impl Postgres {
 
     /// Starts a server of its own, with these settings.
     pub fn start(settings: &[&str]) -> Self {
+        Self::start_at(5432, settings, |_| {})
+    }
+
+    /// Starts a server of its own that also takes connections with TLS from this machine. It lets in
+    /// `locked` with a password, `certified` with a certificate of one of the `authorities` (PEM), and
+    /// all others as they are.
+    pub fn start_with_tls(certified: &Certified, authorities: &str) -> Self {
+        let settings = [
+            "listen_addresses = '127.0.0.1'",
+            "ssl = on",
+            "ssl_ca_file = 'ca.pem'",
+        ];
+        Self::start_at(port(), &settings, |data| {
+            write_for_server(&data.join("ca.pem"), authorities);
+            certified.write_for_server(data);
+        })
+    }
+
+    fn start_at(port: u16, settings: &[&str], prepare: impl FnOnce(&Path)) -> Self {
         let bin = binaries();
         let folder = TempDir::new().unwrap();
         let data = folder.path().join("data");
@@ -69,7 +92,7 @@ impl Postgres {
             String::from_utf8_lossy(&made.stderr)
         );
         let mut lines = format!(
-            "listen_addresses = ''\nunix_socket_directories = '{}'\nmax_connections = 400\nshared_buffers = 64MB\n\
+            "listen_addresses = ''\nport = {port}\nunix_socket_directories = '{}'\nmax_connections = 400\nshared_buffers = 64MB\n\
              fsync = on\nsynchronous_commit = on\n",
             folder.path().display()
         );
@@ -77,13 +100,17 @@ impl Postgres {
             lines.push_str(setting);
             lines.push('\n');
         }
-        let access = "local all locked scram-sha-256\nlocal all all trust\n";
+        let access = "local all locked scram-sha-256\nlocal all all trust\n\
+                      hostssl all locked 127.0.0.1/32 scram-sha-256\n\
+                      hostssl all certified 127.0.0.1/32 cert\nhostnossl all locked 127.0.0.1/32 reject\nhost all all 127.0.0.1/32 trust\n";
         fs::write(data.join("pg_hba.conf"), access).unwrap();
         let path = data.join("postgresql.auto.conf");
         fs::write(&path, lines).unwrap();
+        prepare(&data);
         let server = Self {
             folder,
             bin,
+            port,
             keeper: Mutex::new(None),
         };
         server.run();
@@ -112,10 +139,7 @@ impl Postgres {
             .stderr(log);
         *self.keeper.lock().unwrap() = Some(keeper.spawn().unwrap());
         let begun = Instant::now();
-        while std::os::unix::net::UnixStream::connect(self.folder.path().join(".s.PGSQL.5432"))
-            .is_err()
-            || !self.answers()
-        {
+        while std::os::unix::net::UnixStream::connect(self.socket()).is_err() || !self.answers() {
             assert!(
                 begun.elapsed() < STARTS,
                 "PostgreSQL does not start: {}",
@@ -138,6 +162,7 @@ impl Postgres {
     fn answers(&self) -> bool {
         let mut ready = Command::new(self.bin.join("pg_isready"));
         ready.arg("--quiet").arg("--host").arg(self.folder.path());
+        ready.arg("--port").arg(self.port.to_string());
         ready.status().is_ok_and(|status| status.success())
     }
 
@@ -163,6 +188,27 @@ impl Postgres {
         self.folder.path()
     }
 
+    /// The server's socket.
+    pub fn socket(&self) -> PathBuf {
+        let name = format!(".s.PGSQL.{}", self.port);
+        self.folder.path().join(name)
+    }
+
+    /// The port, which takes connections if the server has [TLS](Self::start_with_tls).
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Gives the server another certificate. It takes it a moment later.
+    pub async fn certify(&self, certified: &Certified) {
+        certified.write_for_server(&self.data());
+        let client = self.client("postgres").await;
+        client
+            .batch_execute("SELECT pg_reload_conf()")
+            .await
+            .unwrap();
+    }
+
     /// The folder with the server's programs.
     pub fn bin(&self) -> &Path {
         &self.bin
@@ -171,7 +217,10 @@ impl Postgres {
     /// The URL of a database of this server.
     pub fn url(&self, database: &str) -> String {
         let host = self.folder.path().to_str().unwrap().replace('/', "%2F");
-        format!("postgres://aegis@{host}/{database}")
+        match self.port {
+            5432 => format!("postgres://aegis@{host}/{database}"),
+            port => format!("postgres://aegis@{host}:{port}/{database}"),
+        }
     }
 
     /// Makes an empty database, and returns its URL.
@@ -215,6 +264,23 @@ fn binaries() -> PathBuf {
         .filter(|path| path.join("bin/initdb").exists())
         .max_by_key(|path| path.file_name()?.to_str()?.parse::<u32>().ok());
     newest.expect(INSTALL).join("bin")
+}
+
+impl Certified {
+    /// Writes both into the files of a server that has this folder.
+    fn write_for_server(&self, data: &Path) {
+        write_for_server(&data.join("server.crt"), &self.certificate);
+        write_for_server(&data.join("server.key"), &self.key);
+    }
+}
+
+/// Writes a file that only the server can read.
+fn write_for_server(path: &Path, pem: &str) {
+    super::tls::write_key(path, pem);
+    if is_root() {
+        let (user, group) = unprivileged();
+        std::os::unix::fs::chown(path, Some(user), Some(group)).unwrap();
+    }
 }
 
 fn is_root() -> bool {

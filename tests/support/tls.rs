@@ -6,13 +6,56 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rcgen::{CertificateParams, CertifiedKey, KeyPair, generate_simple_self_signed};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, CertifiedKey, DnType, IsCa, KeyPair,
+    generate_simple_self_signed,
+};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+/// An authority that issues certificates.
+pub struct Authority(CertifiedIssuer<'static, KeyPair>);
+
+impl Authority {
+    pub fn new(name: &str) -> Self {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        Self(CertifiedIssuer::self_signed(params, key).unwrap())
+    }
+
+    /// Its own certificate as PEM.
+    pub fn pem(&self) -> String {
+        self.0.pem()
+    }
+
+    /// The settings of a client that trusts this authority and nothing else.
+    pub fn client(&self) -> ClientConfig {
+        trusting(&self.pem(), &[])
+    }
+
+    /// Issues a certificate for a host. Its common name is the same.
+    pub fn issue(&self, host: &str) -> Certified {
+        self.issue_until(host, 4000)
+    }
+
+    /// The same, up to a year.
+    pub fn issue_until(&self, host: &str, year: i32) -> Certified {
+        let mut params = CertificateParams::new([host.to_owned()]).unwrap();
+        params.distinguished_name.push(DnType::CommonName, host);
+        params.not_after = rcgen::date_time_ymd(year, 1, 1);
+        let key = KeyPair::generate().unwrap();
+        Certified {
+            certificate: params.signed_by(&key, &self.0).unwrap().pem(),
+            key: key.serialize_pem(),
+        }
+    }
+}
 
 /// A certificate for `localhost` and `127.0.0.1`, and its key, as PEM.
 pub struct Certified {
@@ -76,20 +119,7 @@ impl Certified {
 
     /// The settings of a client that trusts this certificate and nothing else.
     pub fn client(&self, protocols: &[&str]) -> ClientConfig {
-        let mut roots = RootCertStore::empty();
-        let certificate = CertificateDer::from_pem_slice(self.certificate.as_bytes()).unwrap();
-        roots.add(certificate).unwrap();
-        let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
-        let mut config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        config.alpn_protocols = protocols
-            .iter()
-            .map(|name| name.as_bytes().to_vec())
-            .collect();
-        config
+        trusting(&self.certificate, protocols)
     }
 
     /// Connects to a server that has this certificate.
@@ -122,6 +152,24 @@ impl Certified {
         let name = ServerName::try_from("localhost").unwrap();
         connector.connect(name, stream).await
     }
+}
+
+/// The settings of a client that trusts this certificate and nothing else.
+fn trusting(pem: &str, protocols: &[&str]) -> ClientConfig {
+    let mut roots = RootCertStore::empty();
+    let certificate = CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
+    roots.add(certificate).unwrap();
+    let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = protocols
+        .iter()
+        .map(|name| name.as_bytes().to_vec())
+        .collect();
+    config
 }
 
 /// Writes a file that only its owner can read.

@@ -1,4 +1,4 @@
-//! The address of a database: a URL, and what its `sslmode` means.
+//! The address of a database: a URL, and what it says about TLS.
 
 use std::fmt;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use tokio_postgres::Config;
 use tokio_postgres::config::Host;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::tls;
+use super::tls::{self, Tls};
 use crate::store::StoreError;
 
 /// How long a connection may take to be made, unless the URL says `connect_timeout`.
@@ -34,7 +34,7 @@ impl Address {
                 "the store's URL begins with another scheme; allowed is postgres://user@host:5432/database",
             ));
         }
-        let (url, verifies) = with_mode(url)?;
+        let (url, tls) = with_tls(url)?;
         let mut config: Config = url.parse().map_err(|error| {
             StoreError::incompatible(
                 "the store's URL; allowed is postgres://user@host:5432/database",
@@ -62,7 +62,7 @@ impl Address {
         }
         Ok(Self {
             config,
-            tls: MakeRustlsConnect::new(tls::config(verifies)?),
+            tls: MakeRustlsConnect::new(tls.config()?),
         })
     }
 
@@ -93,26 +93,71 @@ impl fmt::Debug for Address {
     }
 }
 
-/// Replaces the modes that the library does not know: it verifies whenever there is TLS. Returns
-/// also whether the certificate is verified.
-fn with_mode(url: &str) -> Result<(String, bool), StoreError> {
-    const NAME: &str = "sslmode=";
-    let query = url.find('?').map_or(url.len(), |at| at + 1);
-    let Some(at) = url[query..].find(NAME).map(|at| query + at + NAME.len()) else {
-        return Ok((url.to_owned(), false));
+/// Takes what is about certificates out of a URL, and replaces the modes that the library does not
+/// know.
+fn with_tls(url: &str) -> Result<(String, Tls), StoreError> {
+    let refused = |detail: &str| {
+        Err(StoreError::incompatible(format!(
+            "the store's URL has {detail}"
+        )))
     };
-    let end = url[at..].find('&').map_or(url.len(), |end| at + end);
-    let (mode, verifies) = match &url[at..end] {
-        "disable" => ("disable", false),
-        "allow" | "prefer" => ("prefer", false),
-        "require" | "verify-ca" | "verify-full" => ("require", true),
-        other => {
-            return Err(StoreError::incompatible(format!(
-                "the store's URL has sslmode={other}; allowed are disable, prefer, require and verify-full"
-            )));
+    // The library takes all before the first '@' for user and password.
+    let host = url.find('@').map_or(0, |at| at + 1);
+    let Some(query) = url[host..].find('?').map(|at| host + at) else {
+        return Ok((url.to_owned(), Tls::default()));
+    };
+    let mut tls = Tls::default();
+    let mut mode = None;
+    let (mut certificate, mut key) = (None, None);
+    let mut rest = Vec::new();
+    for parameter in url[query + 1..].split('&') {
+        let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+        let value = decoded(value);
+        match &*decoded(name) {
+            "sslmode" => mode = Some(value),
+            tls::ROOTS if value == "system" => tls.roots = None,
+            tls::ROOTS => tls.roots = Some(value.into()),
+            tls::CERTIFICATE => certificate = Some(value.into()),
+            tls::KEY => key = Some(value.into()),
+            _ => rest.push(parameter.to_owned()),
         }
+    }
+    if let Some(mode) = mode {
+        let mode = match &*mode {
+            "disable" => "disable",
+            "allow" | "prefer" => "prefer",
+            "require" | "verify-ca" | "verify-full" => {
+                tls.verifies = true;
+                "require"
+            }
+            other => {
+                return refused(&format!(
+                    "sslmode={other}; allowed are disable, prefer, require and verify-full"
+                ));
+            }
+        };
+        rest.push(format!("sslmode={mode}"));
+    }
+    if tls.roots.is_some() && !tls.verifies {
+        return refused(
+            "sslrootcert without verifying the certificate; allowed with it are sslmode=require and verify-full",
+        );
+    }
+    tls.identity = match (certificate, key) {
+        (None, None) => None,
+        (Some(certificate), Some(key)) => Some((certificate, key)),
+        (Some(_), None) => return refused("sslcert without sslkey; allowed are both or neither"),
+        (None, Some(_)) => return refused("sslkey without sslcert; allowed are both or neither"),
     };
-    Ok((format!("{}{mode}{}", &url[..at], &url[end..]), verifies))
+    Ok((format!("{}?{}", &url[..query], rest.join("&")), tls))
+}
+
+/// Reads `%20` and the like. A '+' is itself.
+fn decoded(text: &str) -> String {
+    let text = text.replace('+', "%2B");
+    let text = text.replace('=', "%3D");
+    let parsed = form_urlencoded::parse(text.as_bytes()).next();
+    parsed.map_or_else(String::new, |(text, _)| text.into_owned())
 }
 
 #[cfg(test)]
@@ -135,7 +180,7 @@ mod tests {
             ),
         ] {
             let url = format!("postgres://user@host/database{mode}");
-            assert_eq!(with_mode(&url).unwrap().1, verifies, "{url}");
+            assert_eq!(with_tls(&url).unwrap().1.verifies, verifies, "{url}");
             let address = Address::parse(&url).unwrap();
             assert_eq!(address.config.get_ssl_mode(), expected, "{url}");
         }

@@ -7,6 +7,7 @@ use deadpool::managed::PoolError;
 use tokio_postgres::Error;
 use tokio_postgres::error::{Severity, SqlState};
 
+use super::tls;
 use crate::store::StoreError;
 
 /// Why an attempt ended without an answer.
@@ -118,6 +119,9 @@ pub(super) fn unreadable(error: impl std::error::Error + Send + Sync + 'static) 
 pub(super) fn of_connect(error: Error, place: &str, user: &str) -> StoreError {
     let code = error.code().cloned();
     let is = |state: &SqlState| code.as_ref() == Some(state);
+    if let Some(explained) = tls::explain(&error, place) {
+        return explained.with_source(error);
+    }
     let mut source = error.source();
     let mut refused = None;
     while let Some(cause) = source {
@@ -149,13 +153,6 @@ pub(super) fn of_connect(error: Error, place: &str, user: &str) -> StoreError {
     if text.contains("password missing") || text.contains("invalid configuration") {
         return StoreError::incompatible(format!(
             "PostgreSQL at {place} asks the user {user} for a password; give it in the URL or in PGPASSWORD"
-        ))
-        .with_source(error);
-    }
-    if text.contains("TLS") {
-        return StoreError::incompatible(format!(
-            "no TLS with PostgreSQL at {place}: it offers none, or its certificate is not trusted; allowed are \
-             sslmode=disable, prefer (not verified), require and verify-full (verified)"
         ))
         .with_source(error);
     }

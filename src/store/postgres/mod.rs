@@ -312,10 +312,11 @@ async fn connected(
 impl PostgresStore {
     /// Sets up a store in the database at a URL: `postgres://user@host:5432/database`.
     ///
-    /// The parameters of libpq `sslmode`, `connect_timeout`, `keepalives_idle`, `options`,
-    /// `application_name` and `target_session_attrs` can follow. With `sslmode=require` and
-    /// `verify-full` alike, the certificate must be valid for the host and trusted by the system;
-    /// `prefer`, the default, takes any certificate, and goes on without TLS if the server offers none.
+    /// The parameters of libpq `sslmode`, `sslrootcert`, `sslcert`, `sslkey`, `channel_binding`,
+    /// `connect_timeout`, `keepalives_idle`, `options`, `application_name` and `target_session_attrs` can
+    /// follow. With `sslmode=require` and `verify-full` alike, the certificate must be valid for the host,
+    /// and of an authority in the file `sslrootcert`, or else one that the system trusts; `prefer`, the
+    /// default, takes any certificate, and goes on without TLS if the server offers none.
     /// Without a password in the URL, that in `PGPASSWORD` is taken.
     pub fn builder(url: impl Into<String>) -> PostgresBuilder {
         PostgresBuilder {

@@ -6,6 +6,7 @@ mod pooler;
 mod proxy;
 mod refusals;
 mod retention;
+mod tls;
 mod unknown;
 
 use std::sync::Mutex;
