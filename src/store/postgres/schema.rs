@@ -1,5 +1,6 @@
 //! The schema: how it is made, and how it gets from one version to the next.
 
+use tokio_postgres::Row;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
 
@@ -36,24 +37,38 @@ pub(super) struct Settings {
 /// Checks that the server can keep this store.
 pub(super) async fn check(pool: &Pool, place: &str) -> Result<Settings, Fault> {
     let session = Session::open(pool).await?;
+    let refused = |detail: String| Err(Fault::Refused(StoreError::incompatible(detail)));
+    // First of all, as what is asked next may not be there in another one.
     let found = session
         .query(
             "SELECT current_setting('server_version_num')::int AS number, current_setting('server_version') AS version, \
-             current_setting('server_encoding') AS encoding, current_setting('synchronous_commit') AS commits, \
-             current_setting('fsync') AS fsync",
+             version() AS product",
             &[],
         )
         .await?;
-    let row = found
-        .first()
-        .ok_or_else(|| Fault::again("the database has no settings"))?;
-    let (version, encoding): (&str, &str) = (get(row, "version")?, get(row, "encoding")?);
-    let refused = |detail: String| Err(Fault::Refused(StoreError::incompatible(detail)));
+    let row = only(&found)?;
+    let (version, product): (&str, &str) = (get(row, "version")?, get(row, "product")?);
+    // Some speak its protocol, and say that they are of a version of it.
+    if !product.starts_with("PostgreSQL ") {
+        let product = product.split(" (").next().unwrap_or_default();
+        return refused(format!(
+            "the database at {place} is {product}; allowed is PostgreSQL 14 and later"
+        ));
+    }
     if get::<i32>(row, "number")? < LEAST {
         return refused(format!(
             "PostgreSQL at {place} has version {version}; allowed is 14 and later"
         ));
     }
+    let found = session
+        .query(
+            "SELECT current_setting('server_encoding') AS encoding, current_setting('synchronous_commit') AS commits, \
+             current_setting('fsync') AS fsync",
+            &[],
+        )
+        .await?;
+    let row = only(&found)?;
+    let encoding: &str = get(row, "encoding")?;
     if encoding != "UTF8" {
         return refused(format!(
             "the database at {place} has the encoding {encoding}; allowed is UTF8"
@@ -76,6 +91,12 @@ pub(super) async fn check(pool: &Pool, place: &str) -> Result<Settings, Fault> {
     let mut session = session;
     session.release();
     Ok(settings)
+}
+
+fn only(found: &[Row]) -> Result<&Row, Fault> {
+    found
+        .first()
+        .ok_or_else(|| Fault::again("the database has no settings"))
 }
 
 /// Takes the schema to the current version, or only checks that it is there.

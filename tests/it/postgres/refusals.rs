@@ -96,6 +96,73 @@ async fn what_cannot_be_opened_is_refused_with_what_to_change() {
     );
 }
 
+/// Makes a database say that it has another version, or is another product, and returns its URL.
+async fn pretending(number: u32, version: &str, product: &str) -> String {
+    let url = Postgres::shared().database().await;
+    let client = connect(&url).await;
+    let name = url.rsplit('/').next().unwrap();
+    // What the database itself has under these names is found behind these.
+    let pretend = format!(
+        "CREATE SCHEMA pretended; \
+         CREATE FUNCTION pretended.current_setting(name text) RETURNS text STABLE LANGUAGE sql AS $$ \
+           SELECT CASE name WHEN 'server_version_num' THEN '{number}' WHEN 'server_version' THEN '{version}' \
+           ELSE pg_catalog.current_setting(name) END $$; \
+         CREATE FUNCTION pretended.version() RETURNS text STABLE LANGUAGE sql AS $$ SELECT '{product}' $$; \
+         ALTER DATABASE {name} SET search_path = pretended, pg_catalog, public"
+    );
+    client.batch_execute(&pretend).await.unwrap();
+    url
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_version_that_is_too_old_is_refused_before_anything_is_made() {
+    for (number, version) in [
+        (90_624, "9.6.24"),
+        (130_023, "13.23 (Debian 13.23-1)"),
+        (139_999, "13.9999"),
+    ] {
+        let product =
+            format!("PostgreSQL {version} on x86_64-pc-linux-gnu, compiled by gcc, 64-bit");
+        let url = pretending(number, version, &product).await;
+        let says = |error: StoreError| {
+            let text = error.to_string();
+            assert!(error.is_incompatible(), "{error:?}");
+            for part in [version, "PostgreSQL at", "allowed is 14 and later"] {
+                assert!(text.contains(part), "no {part:?} in {text:?}");
+            }
+        };
+        says(refused(&url).await);
+        says(
+            PostgresStore::builder(&url)
+                .migrate_schema()
+                .await
+                .unwrap_err(),
+        );
+        let client = connect(&url).await;
+        let made = "SELECT count(*) FROM pg_class WHERE relnamespace = 'pretended'::regnamespace";
+        let made = client.query_one(made, &[]).await.unwrap();
+        assert_eq!(made.get::<_, i64>(0), 0, "{version}");
+    }
+    let oldest = "PostgreSQL 14.0 on x86_64-pc-linux-gnu, compiled by gcc, 64-bit";
+    let url = pretending(140_000, "14.0", oldest).await;
+    PostgresStore::connect(&url).await.unwrap().close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_only_speaks_the_protocol_is_refused_by_its_name() {
+    let product = "CockroachDB CCL v25.2.1 (x86_64-pc-linux-gnu, built 2025/06/04, go1.23.7)";
+    // Its version is one of PostgreSQL that it takes after, which may be recent enough some day.
+    for (number, version) in [(130_000, "13.0.0"), (180_000, "18.0.0")] {
+        let refused = refused(&pretending(number, version, product).await).await;
+        let text = refused.to_string();
+        assert!(refused.is_incompatible(), "{refused:?}");
+        assert!(
+            text.contains("is CockroachDB CCL v25.2.1; allowed is PostgreSQL 14"),
+            "{text}"
+        );
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn servers_that_start_at_once_make_the_schema_once() {
     let url = Postgres::shared().database().await;
