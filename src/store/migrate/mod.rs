@@ -300,7 +300,15 @@ impl Source {
         };
         let months = self.read(|source| source.texts(table::MONTHS)).await?;
         let path = self.path().display().to_string();
-        target.begin_import(mark.id, &path, &months).await?;
+        let begun = target.begin_import(mark.id, &path, &months).await;
+        begun.map_err(|error| match error.is_incompatible() {
+            // Trying again does not help, and no server opens the file as it is.
+            true => StoreError::incompatible(format!(
+                "{error}; {path} is marked as being moved there: the same command with --abandon gives that up, and lets \
+                 servers open the file again"
+            )),
+            false => error,
+        })?;
         let import = Import {
             id: mark.id,
             source: path,

@@ -462,6 +462,62 @@ async fn a_move_that_is_given_up_leaves_both_sides_as_they_were() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_move_that_finds_records_behind_its_mark_says_how_to_go_back() {
+    let (_folder, path, copy) = told(0).await;
+    let url = Postgres::shared().database().await;
+    run(aegis(&["migrate", "--store", &url])).expect(0);
+    // The database is empty when the move looks, and not any more when it has marked the file.
+    let (client, other) = (connect(&url).await, connect(&url).await);
+    client
+        .batch_execute("BEGIN; INSERT INTO endpoint (name, position) VALUES ('hook', 0)")
+        .await
+        .unwrap();
+    let command = migrate(&path, &url);
+    let moving = tokio::task::spawn_blocking(move || run(command));
+    let begun = Instant::now();
+    loop {
+        const WAITS: &str =
+            "SELECT count(*) FROM pg_locks WHERE relation = 'endpoint'::regclass AND NOT granted";
+        let waits = other.query_one(WAITS, &[]).await.unwrap();
+        if waits.get::<_, i64>(0) > 0 {
+            break;
+        }
+        assert!(begun.elapsed() < HANG, "it does not come to the end");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    client.batch_execute("COMMIT").await.unwrap();
+    let says = |ended: Ended| {
+        for part in [
+            "webhook endpoints on record already",
+            "allowed is an empty database",
+            "--abandon",
+            path.to_str().unwrap(),
+        ] {
+            assert!(ended.stderr.contains(part), "no {part:?} in {ended:?}");
+        }
+    };
+    says(moving.await.unwrap().expect(1));
+    let ended = run(serve(&path)).expect(1);
+    assert!(ended.stderr.contains("--abandon"), "{ended:?}");
+    says(run(migrate(&path, &url)).expect(1));
+
+    abandon(&path, &url).expect(0);
+    let before = SqliteStore::open(&copy).unwrap();
+    let after = SqliteStore::open(&path).unwrap();
+    assert_same(&before, &after).await;
+    before.close().await;
+    after.close().await;
+    Served::start(serve(&path)).stop().expect(0);
+    // What somebody else recorded there stays.
+    let hooks = client.query_one("SELECT count(*) FROM endpoint", &[]).await;
+    assert_eq!(hooks.unwrap().get::<_, i64>(0), 1);
+    // A database that is not empty from the start leaves no mark.
+    let ended = run(migrate(&path, &url)).expect(1);
+    assert!(!ended.stderr.contains("--abandon"), "{ended:?}");
+    Served::start(serve(&path)).stop().expect(0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_move_that_may_be_finished_is_not_given_up() {
     let (_folder, path, copy) = told(0).await;
     let url = Postgres::shared().database().await;
