@@ -100,7 +100,7 @@ impl Postgres {
             lines.push_str(setting);
             lines.push('\n');
         }
-        let access = "local all locked scram-sha-256\nlocal all all trust\n\
+        let access = "local replication all trust\nlocal all locked scram-sha-256\nlocal all all trust\n\
                       hostssl all locked 127.0.0.1/32 scram-sha-256\n\
                       hostssl all certified 127.0.0.1/32 cert\nhostnossl all locked 127.0.0.1/32 reject\nhost all all 127.0.0.1/32 trust\n";
         fs::write(data.join("pg_hba.conf"), access).unwrap();

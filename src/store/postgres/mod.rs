@@ -20,6 +20,7 @@ mod rights;
 mod rows;
 mod schema;
 mod session;
+mod standby;
 mod state;
 mod sweep;
 mod tend;
@@ -110,6 +111,8 @@ struct Inner {
     queue: Option<Arc<batch::Queue>>,
     publisher: Publisher,
     follower: Follower,
+    /// Held by whoever writes for those who read. See [`standby`].
+    covering: tokio::sync::Mutex<()>,
     bells: Arc<Bells>,
 }
 
@@ -263,6 +266,7 @@ impl PostgresBuilder {
             queue: self.batching.then(Arc::default),
             publisher: Publisher::default(),
             follower: Follower::default(),
+            covering: tokio::sync::Mutex::default(),
             bells: Arc::default(),
         });
         inner.check_cluster().await.map_err(Fault::into_error)?;

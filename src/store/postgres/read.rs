@@ -63,7 +63,7 @@ impl Inner {
         }
         let doubts = self.state.doubts();
         let rows = session.query(sql, values).await?;
-        session.release();
+        self.cover(session).await?;
         if self.state.doubts() == doubts || self.state.is_sure() {
             Ok(rows)
         } else {

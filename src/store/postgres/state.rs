@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use super::standby::COVERS;
 use crate::store::Clock;
 use crate::store::statistics::{DurationCounter, EventCounter};
 
@@ -23,6 +24,8 @@ pub(super) struct State {
     /// Whether a commit waits for the disk by the settings of the database.
     commits_wait: AtomicBool,
     written: Mutex<Option<Instant>>,
+    /// Whether commits wait for standbys, and when that was asked.
+    standbys: Mutex<Option<(Instant, bool)>>,
     read: Mutex<Option<Reading>>,
     clock: Clock,
     pub(super) events: EventCounter,
@@ -50,6 +53,11 @@ impl Reading {
     }
 }
 
+/// Whether what was begun then still holds for a read.
+fn covers(begun: Instant, read: Instant) -> bool {
+    read.saturating_duration_since(begun) < COVERS
+}
+
 impl State {
     pub(super) fn new(clock: Clock) -> Self {
         Self {
@@ -58,6 +66,7 @@ impl State {
             is_closing: AtomicBool::new(false),
             commits_wait: AtomicBool::new(false),
             written: Mutex::new(None),
+            standbys: Mutex::new(None),
             read: Mutex::new(None),
             clock,
             events: EventCounter::default(),
@@ -89,13 +98,34 @@ impl State {
     pub(super) fn set_written(&self, doubts: u64, begun: Instant) {
         self.sure.fetch_max(doubts, Ordering::SeqCst);
         if self.is_sure() {
-            *self.written.lock().unwrap_or_else(PoisonError::into_inner) = Some(begun);
+            let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+            *written = (*written).max(Some(begun));
         }
     }
 
     pub(super) fn was_just_written(&self) -> bool {
         let written = *self.written.lock().unwrap_or_else(PoisonError::into_inner);
         written.is_some_and(|written| written.elapsed() < FRESH)
+    }
+
+    /// Notes whether commits wait for standbys, which was asked then.
+    pub(super) fn set_standbys(&self, wait: bool, asked: Instant) {
+        *self.standbys.lock().unwrap_or_else(PoisonError::into_inner) = Some((asked, wait));
+    }
+
+    /// Whether that is known, as of `read`.
+    pub(super) fn knows_standbys(&self, read: Instant) -> bool {
+        let standbys = *self.standbys.lock().unwrap_or_else(PoisonError::into_inner);
+        standbys.is_some_and(|(asked, _)| covers(asked, read))
+    }
+
+    /// Whether no failover loses what was read at that time: a durable write covers it, or there are
+    /// no standbys.
+    pub(super) fn is_covered(&self, read: Instant) -> bool {
+        let standbys = *self.standbys.lock().unwrap_or_else(PoisonError::into_inner);
+        let written = *self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        standbys.is_some_and(|(asked, wait)| !wait && covers(asked, read))
+            || written.is_some_and(|begun| covers(begun, read))
     }
 
     pub(super) fn set_commits_wait(&self, wait: bool) {

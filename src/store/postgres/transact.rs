@@ -11,6 +11,7 @@ use super::load::{self, Located, Subject};
 use super::loaded::{Happened, Key, Loaded, Missing};
 use super::rows::Bug;
 use super::session::{Session, Values};
+use super::standby;
 use super::write;
 use crate::protocol::EventKind;
 use crate::store::StoreError;
@@ -199,14 +200,16 @@ impl Inner {
         let session = Session::open(&self.pool).await?;
         let (unsure, begun) = (self.state.doubts(), Instant::now());
         let values: &Values<'_> = &[(&self.state.now(), Type::TIMESTAMPTZ), (&limit, Type::INT8)];
-        let (started, expired, over, now) = tokio::join!(
+        let (started, expired, over, standbys, now) = tokio::join!(
             biased;
             session.begin(),
             session.query(EXPIRED, values),
             session.query(OVER, values),
+            session.query(standby::WAITS, &[]),
             session.query(load::NOW, &[]),
         );
         started?;
+        self.note_standbys(&standbys?, begun)?;
         let mut loaded = load::at(&self.state, &now?)?;
         let found: Vec<_> = expired?.into_iter().chain(over?).collect();
         if found.is_empty() {

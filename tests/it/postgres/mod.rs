@@ -6,6 +6,7 @@ mod pooler;
 mod proxy;
 mod refusals;
 mod retention;
+mod standby;
 mod tls;
 mod unknown;
 

@@ -12,6 +12,7 @@ use aegis_hitl::store::{
 };
 
 use super::proxy::{Cut, Proxy};
+use super::standby::{WAITING, set_standbys};
 use super::{actor, decision, id, identity, name_of};
 use crate::support::HANG;
 use crate::support::postgres::{Postgres, connect};
@@ -22,7 +23,7 @@ const CUTS: [Cut; 3] = [Cut::Before, Cut::After, Cut::Late];
 async fn a_connection_that_is_lost_at_a_commit_never_makes_a_wrong_answer() {
     let server = Postgres::shared();
     let url = server.database().await;
-    let proxy = Proxy::start(server.folder().join(".s.PGSQL.5432")).await;
+    let proxy = Proxy::start(server.socket()).await;
     let store = PostgresStore::connect(proxy.url(name_of(&url)))
         .await
         .unwrap();
@@ -124,9 +125,6 @@ async fn history(store: &PostgresStore, action: &aegis_hitl::Action) -> Vec<Even
     history.iter().map(|event| event.kind).collect()
 }
 
-/// The sessions that wait for a standby.
-const WAITING: &str = "FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn what_no_standby_has_is_neither_acknowledged_nor_shown() {
     without_standby("pg_cancel_backend").await;
@@ -143,20 +141,7 @@ async fn without_standby(how: &'static str) {
     let url = server.database().await;
     let store = PostgresStore::connect(&url).await.unwrap();
     let operator = connect(&url).await;
-    let set = async |standbys: &str| {
-        let set = format!("ALTER SYSTEM SET synchronous_standby_names = '{standbys}'");
-        // It must not wait itself.
-        operator
-            .batch_execute("SET synchronous_commit = local")
-            .await
-            .unwrap();
-        operator.batch_execute(&set).await.unwrap();
-        operator
-            .batch_execute("SELECT pg_reload_conf()")
-            .await
-            .unwrap();
-    };
-    set("nobody").await;
+    set_standbys(&operator, "nobody").await;
     let deadline = tokio::time::Instant::now() + HANG;
     let canceller = {
         let operator = connect(&url).await;
@@ -192,7 +177,7 @@ async fn without_standby(how: &'static str) {
     assert!(store.check().await.unwrap_err().is_unavailable(), "{how}");
 
     canceller.abort();
-    set("").await;
+    set_standbys(&operator, "").await;
     let decided = store.decide(request).await.unwrap();
     assert!(
         matches!(decided, Decided::Replayed(_)),
