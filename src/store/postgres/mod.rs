@@ -14,6 +14,7 @@ mod ids;
 pub(super) mod import;
 mod load;
 mod loaded;
+mod partitions;
 mod publish;
 mod read;
 mod rights;
@@ -113,6 +114,7 @@ struct Inner {
     follower: Follower,
     /// Held by whoever writes for those who read. See [`standby`].
     covering: tokio::sync::Mutex<()>,
+    partitions: partitions::Looked,
     bells: Arc<Bells>,
 }
 
@@ -192,8 +194,8 @@ impl PostgresBuilder {
         Ok(())
     }
 
-    /// Makes or migrates the schema, with the partitions of the months to come, and returns the server
-    /// and the database. It is for operators whose servers may not ([`migrate`](Self::migrate)).
+    /// Makes or migrates the schema, makes the partitions of the months to come, drops those of past
+    /// months that retention has emptied, and returns the server and the database. It is for operators whose servers may not ([`migrate`](Self::migrate)).
     ///
     /// # Errors
     ///
@@ -207,7 +209,8 @@ impl PostgresBuilder {
             let settings = schema::check(&pool, &place).await?;
             state.set_commits_wait(settings.commits_wait);
             schema::migrate(&pool, &place, true).await?;
-            tend::make_partitions(&pool).await
+            tend::make_partitions(&pool).await?;
+            partitions::drop_empty(&pool).await
         };
         // It is large, and callers need not be.
         match Box::pin(migrating).await {
@@ -267,6 +270,7 @@ impl PostgresBuilder {
             publisher: Publisher::default(),
             follower: Follower::default(),
             covering: tokio::sync::Mutex::default(),
+            partitions: partitions::Looked::default(),
             bells: Arc::default(),
         });
         inner.check_cluster().await.map_err(Fault::into_error)?;

@@ -21,6 +21,7 @@ use super::chain;
 use super::fault::{Fault, unreadable};
 use super::load;
 use super::loaded::{Loaded, Missing};
+use super::partitions;
 use super::rows::{self, Bug, columns, get};
 use super::session::{PLAIN, Session, Values};
 use super::write;
@@ -58,7 +59,12 @@ impl Inner {
             match swept
                 .unwrap_or_else(|_| Err(Fault::unknown("the database did not answer in time")))
             {
-                Ok(swept) => return Ok(swept),
+                Ok(swept) => {
+                    if !swept.has_more && self.partitions.is_due() {
+                        self.drop_partitions().await;
+                    }
+                    return Ok(swept);
+                }
                 Err(Fault::Refused(error)) => return Err(error),
                 Err(Fault::Unknown(error)) => {
                     self.state.set_unsure();
@@ -71,6 +77,18 @@ impl Inner {
                     }
                 }
             }
+        }
+    }
+
+    /// Drops the partitions that sweeps have emptied. What is in the way may be gone next time.
+    async fn drop_partitions(&self) {
+        let dropping = partitions::drop_empty(&self.pool);
+        match tokio::time::timeout(PATIENCE, dropping).await {
+            Ok(Ok(())) => {}
+            Ok(Err(fault)) => {
+                tracing::debug!(error = %fault.into_error(), "partitions without events cannot be dropped");
+            }
+            Err(_) => tracing::debug!("partitions without events cannot be dropped in time"),
         }
     }
 

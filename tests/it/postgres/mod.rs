@@ -2,6 +2,7 @@
 
 mod audit;
 mod feed;
+mod partitions;
 mod pooler;
 mod proxy;
 mod refusals;
