@@ -11,12 +11,13 @@ use crate::store::StoreError;
 
 /// Each entry takes the schema to the next version, from version 0 on. A released entry never
 /// changes, and servers of the release before must be able to work beside it.
-const MIGRATIONS: [&str; 5] = [
+const MIGRATIONS: [&str; 6] = [
     include_str!("schema/1.sql"),
     include_str!("schema/2.sql"),
     include_str!("schema/3.sql"),
     include_str!("schema/4.sql"),
     include_str!("schema/5.sql"),
+    include_str!("schema/7.sql"),
 ];
 
 /// The version that the last entry leads to.

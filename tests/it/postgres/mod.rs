@@ -8,6 +8,7 @@ mod proxy;
 mod refusals;
 mod retention;
 mod standby;
+mod tables;
 mod tls;
 mod unknown;
 
