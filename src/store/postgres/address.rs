@@ -178,12 +178,31 @@ mod tests {
                 SslMode::Require,
                 true,
             ),
+            ("?sslmod%65=verify%2Dfull", SslMode::Require, true),
+            // The last one counts.
+            ("?sslmode=disable&sslmode=require", SslMode::Require, true),
+            (
+                "?sslmode=require&sslrootcert=system",
+                SslMode::Require,
+                true,
+            ),
         ] {
             let url = format!("postgres://user@host/database{mode}");
             assert_eq!(with_tls(&url).unwrap().1.verifies, verifies, "{url}");
             let address = Address::parse(&url).unwrap();
             assert_eq!(address.config.get_ssl_mode(), expected, "{url}");
         }
+    }
+
+    #[test]
+    fn what_looks_like_parameters_in_a_password_is_none() {
+        let url = "postgres://user:a?sslmode=disable&b@host/database?sslmode=require&sslrootcert=/a%20b+c.pem";
+        let (rest, tls) = with_tls(url).unwrap();
+        assert!(tls.verifies);
+        assert_eq!(tls.roots.unwrap().to_str(), Some("/a b+c.pem"));
+        let config: Config = rest.parse().unwrap();
+        assert_eq!(config.get_password().unwrap(), b"a?sslmode=disable&b");
+        assert_eq!(config.get_ssl_mode(), SslMode::Require);
     }
 
     #[test]
@@ -194,6 +213,12 @@ mod tests {
             "postgres://user:secret@host/database?sslmode=sometimes",
             "postgres://user:secret@host/database?colour=red",
             "postgres:///database",
+            "postgres://user:secret@host/database?sslrootcert=/roots.pem",
+            "postgres://user:secret@host/database?sslmode=prefer&sslrootcert=/roots.pem",
+            "postgres://user:secret@host/database?sslmode=require&sslrootcert=/none/roots.pem",
+            "postgres://user:secret@host/database?sslcert=/cert.pem",
+            "postgres://user:secret@host/database?sslkey=/key.pem",
+            "postgres://user:secret@host/database?sslcert=/none/cert.pem&sslkey=/none/key.pem",
         ] {
             let error = Address::parse(url).unwrap_err();
             assert!(error.is_incompatible(), "{url}");
