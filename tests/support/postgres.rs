@@ -12,9 +12,6 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tokio_postgres::{Client, NoTls};
 
-use super::process::port;
-use super::tls::Certified;
-
 /// What to install where there is no PostgreSQL.
 const INSTALL: &str = "no PostgreSQL in /usr/lib/postgresql/*/bin or $AEGIS_POSTGRES_BIN; \
                        on Debian or Ubuntu: sudo apt-get install postgresql";
@@ -48,35 +45,17 @@ impl Postgres {
         Self::start_at(5432, settings, |_| {})
     }
 
-    /// Starts a server of its own that also takes connections with TLS from this machine. It lets in
-    /// `locked` with a password, `certified` with a certificate of one of the `authorities` (PEM), and
-    /// all others as they are.
-    pub fn start_with_tls(certified: &Certified, authorities: &str) -> Self {
-        let settings = [
-            "listen_addresses = '127.0.0.1'",
-            "ssl = on",
-            "ssl_ca_file = 'ca.pem'",
-        ];
-        Self::start_at(port(), &settings, |data| {
-            write_for_server(&data.join("ca.pem"), authorities);
-            certified.write_for_server(data);
-        })
-    }
-
-    fn start_at(port: u16, settings: &[&str], prepare: impl FnOnce(&Path)) -> Self {
+    /// The same at a port that is not the usual one, and with what else is prepared in its folder.
+    pub fn start_at(port: u16, settings: &[&str], prepare: impl FnOnce(&Path)) -> Self {
         let bin = binaries();
         let folder = TempDir::new().unwrap();
         let data = folder.path().join("data");
         fs::create_dir(&data).unwrap();
         fs::set_permissions(&data, fs::Permissions::from_mode(0o700)).unwrap();
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o711)).unwrap();
-        if is_root() {
-            // It refuses to run as root.
-            let (user, group) = unprivileged();
-            for path in [folder.path(), &data] {
-                std::os::unix::fs::chown(path, Some(user), Some(group)).unwrap();
-            }
-        }
+        // It refuses to run as root.
+        leave(folder.path());
+        leave(&data);
         let mut initdb = unprivileged_command(&bin.join("initdb"));
         initdb.args([
             "--username=aegis",
@@ -100,9 +79,13 @@ impl Postgres {
             lines.push_str(setting);
             lines.push('\n');
         }
-        let access = "local replication all trust\nlocal all locked scram-sha-256\nlocal all all trust\n\
+        let access = "local replication all trust\n\
+                      local all locked scram-sha-256\n\
+                      local all all trust\n\
                       hostssl all locked 127.0.0.1/32 scram-sha-256\n\
-                      hostssl all certified 127.0.0.1/32 cert\nhostnossl all locked 127.0.0.1/32 reject\nhost all all 127.0.0.1/32 trust\n";
+                      hostnossl all locked 127.0.0.1/32 reject\n\
+                      hostssl all certified 127.0.0.1/32 cert\n\
+                      host all all 127.0.0.1/32 trust\n";
         fs::write(data.join("pg_hba.conf"), access).unwrap();
         let path = data.join("postgresql.auto.conf");
         fs::write(&path, lines).unwrap();
@@ -166,7 +149,8 @@ impl Postgres {
         ready.status().is_ok_and(|status| status.success())
     }
 
-    fn data(&self) -> PathBuf {
+    /// The folder with its data.
+    pub fn data(&self) -> PathBuf {
         self.folder.path().join("data")
     }
 
@@ -194,19 +178,9 @@ impl Postgres {
         self.folder.path().join(name)
     }
 
-    /// The port, which takes connections if the server has [TLS](Self::start_with_tls).
+    /// The port.
     pub fn port(&self) -> u16 {
         self.port
-    }
-
-    /// Gives the server another certificate. It takes it a moment later.
-    pub async fn certify(&self, certified: &Certified) {
-        certified.write_for_server(&self.data());
-        let client = self.client("postgres").await;
-        client
-            .batch_execute("SELECT pg_reload_conf()")
-            .await
-            .unwrap();
     }
 
     /// The folder with the server's programs.
@@ -266,17 +240,8 @@ fn binaries() -> PathBuf {
     newest.expect(INSTALL).join("bin")
 }
 
-impl Certified {
-    /// Writes both into the files of a server that has this folder.
-    fn write_for_server(&self, data: &Path) {
-        write_for_server(&data.join("server.crt"), &self.certificate);
-        write_for_server(&data.join("server.key"), &self.key);
-    }
-}
-
-/// Writes a file that only the server can read.
-fn write_for_server(path: &Path, pem: &str) {
-    super::tls::write_key(path, pem);
+/// Leaves a file to the user that servers run as.
+pub fn leave(path: &Path) {
     if is_root() {
         let (user, group) = unprivileged();
         std::os::unix::fs::chown(path, Some(user), Some(group)).unwrap();

@@ -14,8 +14,9 @@ use tokio_rustls::rustls::pki_types::ServerName;
 
 use super::record;
 use crate::support::HANG;
-use crate::support::postgres::{Postgres, connect};
-use crate::support::tls::{Authority, Certified};
+use crate::support::postgres::{Postgres, connect, leave};
+use crate::support::process::port;
+use crate::support::tls::{Authority, Certified, write_key};
 
 /// The answer to a request for TLS.
 const YES: &[u8] = b"S";
@@ -35,7 +36,15 @@ impl Secure {
     /// Starts a server whose certificate is for `localhost`.
     fn start() -> Self {
         let authority = Authority::new("the database's authority");
-        let server = Postgres::start_with_tls(&authority.issue("localhost"), &authority.pem());
+        let settings = [
+            "listen_addresses = '127.0.0.1'",
+            "ssl = on",
+            "ssl_ca_file = 'roots.pem'",
+        ];
+        let server = Postgres::start_at(port(), &settings, |data| {
+            give(data, "roots.pem", &authority.pem());
+            certify(data, &authority.issue("localhost"));
+        });
         let folder = TempDir::new().unwrap();
         std::fs::write(folder.path().join("roots.pem"), authority.pem()).unwrap();
         Self {
@@ -58,6 +67,17 @@ impl Secure {
     fn trusting(&self, mode: &str) -> String {
         format!("sslmode={mode}&sslrootcert={}", self.file("roots.pem"))
     }
+}
+
+/// Writes a file for a server that has this folder, which must be the only one who can read it.
+fn give(data: &Path, name: &str, pem: &str) {
+    write_key(&data.join(name), pem);
+    leave(&data.join(name));
+}
+
+fn certify(data: &Path, certified: &Certified) {
+    give(data, "server.crt", &certified.certificate);
+    give(data, "server.key", &certified.key);
 }
 
 /// The error of a store that cannot be opened. It never shows a password.
@@ -134,7 +154,12 @@ async fn a_server_that_is_not_the_one_that_was_meant_is_refused() {
     }
 
     let expired = secure.authority.issue_until("localhost", 2020);
-    secure.server.certify(&expired).await;
+    certify(&secure.server.data(), &expired);
+    let admin = connect(&secure.server.url("postgres")).await;
+    admin
+        .batch_execute("SELECT pg_reload_conf()")
+        .await
+        .unwrap();
     let deadline = Instant::now() + HANG;
     let expired = loop {
         match PostgresStore::connect(secure.url(user, "localhost", port, &trusting)).await {
