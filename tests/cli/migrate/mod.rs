@@ -13,6 +13,7 @@ use aegis_hitl::store::{Decide, Decided, List, PostgresStore, SqliteStore, Store
 use aegis_hitl::{Action, Decision, RequestId, TenantId};
 use rusqlite::Connection;
 use tempfile::TempDir;
+use tokio::sync::Mutex;
 use uuid::Uuid;
 
 use self::file::{REMOVED, TENANTS, call, decision, fill, payload};
@@ -35,15 +36,28 @@ fn abandon(from: &Path, to: &str) -> Ended {
     run(command)
 }
 
-/// A folder with a database that has everything, and a copy of it.
+/// A folder with a database that has everything, and a copy of it. Filling one takes longer than most
+/// of what is done with it, so tests with as many large actions share what was written.
 async fn told(large: usize) -> (TempDir, PathBuf, PathBuf) {
+    static FILLED: Mutex<BTreeMap<usize, [Vec<u8>; 2]>> = Mutex::const_new(BTreeMap::new());
     let folder = TempDir::new().unwrap();
-    let (path, copy) = (
-        folder.path().join("aegis.db"),
-        folder.path().join("copy.db"),
-    );
-    fill(&path, large).await;
-    SqliteStore::back_up(&path, &copy).unwrap();
+    let paths = ["aegis.db", "copy.db"].map(|name| folder.path().join(name));
+    let mut filled = FILLED.lock().await;
+    match filled.get(&large) {
+        Some(files) => {
+            for (path, file) in paths.iter().zip(files) {
+                fs::write(path, file).unwrap();
+            }
+        }
+        None => {
+            fill(&paths[0], large).await;
+            assert!(!folder.path().join("aegis.db-wal").exists());
+            SqliteStore::back_up(&paths[0], &paths[1]).unwrap();
+            let files = paths.each_ref().map(|path| fs::read(path).unwrap());
+            filled.insert(large, files);
+        }
+    }
+    let [path, copy] = paths;
     (folder, path, copy)
 }
 

@@ -68,7 +68,7 @@ async fn record(store: &PostgresStore, key: &str) -> Action {
 /// Opens servers on a database of their own, and closes those that were opened before. Each batches
 /// or does not.
 async fn servers(batching: &[bool], last: &Mutex<Vec<PostgresStore>>) -> Vec<PostgresStore> {
-    let url = Postgres::shared().database().await;
+    let url = Postgres::shared().migrated().await;
     let mut stores = Vec::new();
     for batching in batching {
         let builder = PostgresStore::builder(&url).connections(8);
