@@ -316,7 +316,10 @@ impl Inner {
         let inserted = inserted.map_err(Fault::before_commit)?;
         committed?;
         write::finish(session)?;
-        self.state.set_written(unsure, begun);
+        // A transaction that inserted nothing had nothing to make durable.
+        if !inserted.is_empty() {
+            self.state.set_written(unsure, begun);
+        }
         self.state.commits.add(begun.elapsed());
         Ok(inserted)
     }

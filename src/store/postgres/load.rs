@@ -146,6 +146,7 @@ async fn action(
     begun?;
     let mut loaded = at(state, &now?)?;
     if let Some(row) = action?.first() {
+        loaded.is_locked = true;
         match rows::tombstone(row)? {
             Some(tombstone) => loaded.tombstone = Some(tombstone),
             None => add(&mut loaded, row)?,

@@ -40,6 +40,8 @@ pub(super) struct Loaded {
     pub(super) calls: HashMap<(i64, String), Vec<EventKind>>,
     /// What stayed of the action that was looked for, if it was removed.
     pub(super) tombstone: Option<Tombstone>,
+    /// Whether a row of an action was locked, which the commit makes durable, and all before it.
+    pub(super) is_locked: bool,
     pub(super) delivery: Delivery,
     pub(super) step: Option<Step>,
     /// In their order.

@@ -157,8 +157,7 @@ impl Inner {
         let committing = Instant::now();
         match write::write_and_commit(session, &loaded, endpoint).await {
             Ok(()) => {
-                let has_locked = !loaded.actions.is_empty() || loaded.tombstone.is_some();
-                if has_locked || has_changed {
+                if loaded.is_locked || has_changed {
                     self.state.set_written(unsure, begun);
                 }
                 if has_changed {

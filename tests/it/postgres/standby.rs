@@ -68,6 +68,12 @@ async fn beaten(operator: &Client) -> SystemTime {
     found.await.unwrap().get(0)
 }
 
+/// The removed key of a database file that was moved here.
+const MOVED: &str = "INSERT INTO tombstone (identity, request_id, decision, created_at, decided_at) \
+     SELECT substring(sha256('\\x04'::bytea || 'acme' || '\\x05' || 'run-1') FOR 8) \
+     || substring(sha256('\\x04'::bytea || 'acme' || '\\x05' || 'run-1' || '\\x03' || 'old') FOR 8), \
+     gen_random_uuid(), 'approve', now(), now()";
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn what_no_standby_has_is_not_shown_by_another_server_either() {
     // A server of its own: the setting is that of the whole server.
@@ -76,15 +82,16 @@ async fn what_no_standby_has_is_not_shown_by_another_server_either() {
     let one = PostgresStore::connect(&url).await.unwrap();
     let other = warm(&url).await;
     let operator = connect(&url).await;
+    operator.batch_execute(MOVED).await.unwrap();
     set_standbys(&operator, "nobody").await;
     let deciding = {
         let one = one.clone();
         tokio::spawn(async move { one.decide(decision("k")).await })
     };
-    // Somebody who has waited for it loses patience.
+    // Somebody who has waited for it loses patience. The commit began to wait after its state changed.
     let long = format!(
         "SELECT count(*) {WAITING} AND clock_timestamp() - state_change > make_interval(secs => {})",
-        COVERS.as_secs_f64() * 1.1
+        COVERS.as_secs_f64() * 3.0
     );
     until(&operator, &long).await;
     let cancel = format!("SELECT count(pg_cancel_backend(pid)) {WAITING}");
@@ -105,16 +112,33 @@ async fn what_no_standby_has_is_not_shown_by_another_server_either() {
         after: None,
         limit: 10,
     };
-    let (found, looked_up, listed, decided) = tokio::join!(
+    // What locks and records nothing shows nothing about the standby.
+    let old = other.decide(decision("old")).await.unwrap();
+    assert!(matches!(old, Decided::Duplicate(_)), "{old:?}");
+    let (found, looked_up, listed) = tokio::join!(
         other.find(action, None),
         other.look_up(action, &tenant),
         other.list(list),
-        other.decide(decision("k")),
     );
     assert!(found.unwrap_err().is_unavailable());
     assert!(looked_up.unwrap_err().is_unavailable());
     assert!(listed.unwrap_err().is_unavailable());
+    // Nor does a transaction of new actions none of which is new.
+    let reading = (0..20).map(|number| {
+        let other = other.clone();
+        async move {
+            tokio::time::sleep(COVERS * number / 20).await;
+            other.find(action, None).await
+        }
+    });
+    let (decided, read) = tokio::join!(
+        other.decide(decision("k")),
+        futures_util::future::join_all(reading)
+    );
     assert!(decided.unwrap_err().is_unavailable());
+    for found in read {
+        assert!(found.unwrap_err().is_unavailable());
+    }
     assert!(deciding.await.unwrap().unwrap_err().is_unavailable());
 
     set_standbys(&operator, "").await;
