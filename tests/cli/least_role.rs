@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use tokio_postgres::Client;
 
 use crate::binary::{Served, aegis, run, serve};
-use crate::manual::sql_of;
+use crate::support::manual::sql_of;
 use crate::support::postgres::{Postgres, connect};
 use crate::support::receiver::Receiver;
 use crate::support::{Call, ends};
@@ -35,8 +35,8 @@ impl Database {
         let create = "CREATE DATABASE aegis TEMPLATE template0";
         client.batch_execute(create).await.unwrap();
         let admin = server.client("aegis").await;
-        let [roles, grants, retention] = &sql_of("scaling.md", "The least role")[..] else {
-            panic!("the roles, what they are granted, and what retention needs");
+        let [roles, grants, retention, wall] = &sql_of("scaling.md", "The least role")[..] else {
+            panic!("the roles, what they are granted, what retention needs, and the wall");
         };
         admin.batch_execute(roles).await.unwrap();
         let database = Self {
@@ -48,6 +48,7 @@ impl Database {
         run(aegis(&["migrate", "--store", &owner])).expect(0);
         let owner = connect(&database.url("aegis_owner")).await;
         owner.batch_execute(grants).await.unwrap();
+        owner.batch_execute(wall).await.unwrap();
         database
     }
 
@@ -199,6 +200,8 @@ async fn a_server_runs_with_exactly_the_rights_of_the_manual() {
         !stderr.contains("WARN") && !stderr.contains("ERROR"),
         "{stderr}"
     );
+    let stands = stderr.matches("walls tenants off").count();
+    assert_eq!(stands, 1, "{stderr}");
     run(aegis(&["webhooks", "forget", "billing", "--store", &url])).expect(0);
 
     // What the role may not do.
@@ -218,6 +221,9 @@ async fn a_server_runs_with_exactly_the_rights_of_the_manual() {
         "UPDATE cluster SET epoch = 7",
         "DELETE FROM publisher",
         "INSERT INTO aegis_schema VALUES (99, 'me')",
+        "ALTER TABLE action DISABLE ROW LEVEL SECURITY",
+        "DROP POLICY aegis_tenants ON action",
+        "SELECT * FROM event_default",
     ] {
         let error = role.batch_execute(denied).await.expect_err(denied);
         let code = error.code().map(|code| code.code());

@@ -8,6 +8,7 @@ use std::process::Command;
 use tempfile::TempDir;
 
 use crate::binary::{Served, aegis, run, serve};
+use crate::support::manual::text;
 
 /// The shell blocks of a page, one after the other.
 pub(crate) fn commands(page: &str) -> String {
@@ -19,28 +20,6 @@ pub(crate) fn commands_of(page: &str, section: &str) -> String {
     let text = text(page);
     let (_, rest) = text.split_once(&format!("\n## {section}\n")).unwrap();
     blocks(rest.split("\n## ").next().unwrap())
-}
-
-/// The SQL blocks of a section of a page.
-pub(crate) fn sql_of(page: &str, section: &str) -> Vec<String> {
-    let text = text(page);
-    let (_, rest) = text.split_once(&format!("\n## {section}\n")).unwrap();
-    let blocks = rest
-        .split("\n## ")
-        .next()
-        .unwrap()
-        .split("```sql\n")
-        .skip(1);
-    blocks
-        .map(|block| block.split("```").next().unwrap().to_owned())
-        .collect()
-}
-
-fn text(page: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("src/manual")
-        .join(page);
-    fs::read_to_string(path).unwrap()
 }
 
 fn blocks(text: &str) -> String {

@@ -14,6 +14,7 @@ mod faulty;
 mod forward;
 pub mod h2;
 mod log;
+pub mod manual;
 #[cfg(all(feature = "postgres", unix))]
 pub mod postgres;
 pub mod process;

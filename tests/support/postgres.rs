@@ -204,7 +204,7 @@ impl Postgres {
 
     /// Makes an empty database, and returns its URL.
     pub async fn database(&self) -> String {
-        self.database_like("template0").await
+        self.database_from("template0").await
     }
 
     /// Makes a database that a store was opened in and closed again, and returns its URL. A copy takes a
@@ -217,11 +217,11 @@ impl Postgres {
             client.batch_execute("DELETE FROM heartbeat").await.unwrap();
             url.rsplit('/').next().unwrap().to_owned()
         });
-        self.database_like(made.await).await
+        self.database_from(made.await).await
     }
 
-    /// Makes a copy of a database that nobody uses, which is waited for.
-    async fn database_like(&self, template: &str) -> String {
+    /// Makes a copy of a database that nobody uses, which is waited for, and returns its URL.
+    pub async fn database_from(&self, template: &str) -> String {
         let name = format!("aegis_{}", DATABASES.fetch_add(1, Ordering::SeqCst));
         let client = self.client("postgres").await;
         client

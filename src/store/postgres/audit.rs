@@ -16,6 +16,7 @@ use super::fault::Fault;
 use super::rows::{self, get};
 use super::session::{Pool, Session};
 use super::state::State;
+use super::wall::Scope;
 use super::{PostgresBuilder, connected, import, schema};
 use crate::store::audit::{Faults, line, origin};
 use crate::store::{AuditHead, AuditPage, AuditReport, StoreError};
@@ -53,7 +54,7 @@ impl PostgresBuilder {
 impl PostgresAuditTrail {
     /// Begins a transaction that sees one state of the database.
     async fn snapshot(&self) -> Result<Session, Fault> {
-        let session = Session::open(&self.pool).await?;
+        let session = Session::open(&self.pool, Scope::All).await?;
         session.begin_read().await?;
         Ok(session)
     }

@@ -19,6 +19,7 @@ use super::load::Located;
 use super::loaded::Loaded;
 use super::session::Session;
 use super::transact::{Doubt, Proof};
+use super::wall::Scope;
 use super::write;
 use crate::store::StoreError;
 
@@ -303,7 +304,10 @@ impl Inner {
             .flat_map(|newcomer| &newcomer.loaded.events)
             .collect();
         self.follower.expect(events.iter().copied());
-        let session = Session::open(&self.pool).await?;
+        let mut tenants: Vec<_> = actions.iter().map(|action| &action.key.0).collect();
+        // The actions are in the order of their identities.
+        tenants.dedup();
+        let session = Session::open(&self.pool, Scope::Only(&tenants)).await?;
         let (unsure, begun) = (self.state.doubts(), std::time::Instant::now());
         let (started, inserted, committed) = tokio::join!(
             biased;

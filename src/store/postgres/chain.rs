@@ -18,6 +18,7 @@ use super::Inner;
 use super::fault::{Fault, unreadable};
 use super::rows::{self, free, get};
 use super::session::Session;
+use super::wall::Scope;
 use crate::store::StoreError;
 use crate::store::audit::{Entry, Hash, Pace, Run, origin};
 
@@ -252,7 +253,7 @@ impl Inner {
     async fn chain_next(&self) -> Result<bool, Fault> {
         const BEHIND: &str = "SELECT c.position AS chained, p.position AS published \
                               FROM chainer c, publisher p WHERE c.position < p.position";
-        let mut session = Session::open(&self.pool).await?;
+        let mut session = Session::open(&self.pool, Scope::All).await?;
         let found = session.query(BEHIND, &[]).await?;
         let Some(behind) = found.first() else {
             session.release();

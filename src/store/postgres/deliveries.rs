@@ -8,6 +8,7 @@ use super::Inner;
 use super::load;
 use super::read::events;
 use super::rows::{self, get};
+use super::wall::Scope;
 use crate::store::delivery::COUNTED;
 use crate::store::operation::Standing;
 use crate::store::{DeadLetter, DueDeliveries, DueDelivery, EndpointState, StoreError};
@@ -50,6 +51,7 @@ impl Inner {
             ));
             let found = self
                 .read(
+                    Scope::All,
                     &due,
                     &[
                         (&endpoint, Type::TEXT),
@@ -68,6 +70,7 @@ impl Inner {
         }
         let found = self
             .read(
+                Scope::Nobody,
                 NEXT,
                 &[
                     (&endpoint, Type::TEXT),
@@ -93,6 +96,7 @@ impl Inner {
         self.publish().await?;
         let found = self
             .read(
+                Scope::All,
                 "SELECT n.name, n.position, n.stopped_at, n.held_until, greatest(p.position - n.position, 0) AS behind, \
                  (SELECT f.at FROM feed f WHERE f.position > n.position ORDER BY f.position LIMIT 1) AS behind_since, \
                  (SELECT count(*) FROM (SELECT FROM undelivered u WHERE u.endpoint = n.name \
@@ -128,7 +132,11 @@ impl Inner {
             "u.endpoint = $1 AND u.given_up_at IS NOT NULL ORDER BY u.position LIMIT $2",
         );
         let found = self
-            .read(&dead, &[(&endpoint, Type::TEXT), (&limit, Type::INT8)])
+            .read(
+                Scope::All,
+                &dead,
+                &[(&endpoint, Type::TEXT), (&limit, Type::INT8)],
+            )
             .await?;
         let mut letters = Vec::with_capacity(found.len());
         for row in &found {

@@ -19,6 +19,7 @@ use super::rows::{self, get};
 use super::schema;
 use super::session::{Pool, Session};
 use super::state::State;
+use super::wall::Scope;
 use super::{PostgresBuilder, connected};
 use crate::store::StoreError;
 use crate::store::migrate::table::Table;
@@ -78,7 +79,7 @@ pub(in crate::store) struct Import {
 
 /// Refuses a database that is not complete.
 pub(super) async fn check(pool: &Pool, place: &str) -> Result<(), Fault> {
-    let mut session = Session::open(pool).await?;
+    let mut session = Session::open(pool, Scope::Nobody).await?;
     let found = session.query(SELECT, &[]).await?;
     session.release();
     match found.first().map(parse).transpose()? {
@@ -135,7 +136,7 @@ impl Target {
 
     /// Begins a transaction of the move.
     async fn begin(&self) -> Result<Session, Fault> {
-        let session = Session::open(&self.pool).await?;
+        let session = Session::open(&self.pool, Scope::All).await?;
         session.begin().await?;
         session.run(SETTINGS).await?;
         Ok(session)

@@ -27,6 +27,7 @@ mod sweep;
 mod tend;
 mod tls;
 mod transact;
+mod wall;
 mod write;
 
 use std::fmt;
@@ -49,6 +50,7 @@ pub(super) use self::rows::kept;
 use self::session::{Manager, Pool, Session};
 use self::state::State;
 use self::tend::Bells;
+use self::wall::Scope;
 use super::operation::Start;
 use super::repeats::Repeats;
 use super::{
@@ -258,6 +260,9 @@ impl PostgresBuilder {
         import::check(&pool, &place)
             .await
             .map_err(Fault::into_error)?;
+        wall::report(&pool, &place)
+            .await
+            .map_err(Fault::into_error)?;
         let inner = Arc::new(Inner {
             pool,
             place,
@@ -277,7 +282,7 @@ impl PostgresBuilder {
         if let Err(fault) = tend::make_partitions(&inner.pool).await {
             tracing::warn!(error = %fault.into_error(), "the partitions of the months to come cannot be made");
         }
-        let session = Session::open(&inner.pool)
+        let session = Session::open(&inner.pool, Scope::Nobody)
             .await
             .map_err(Fault::into_error)?;
         inner.beat(session).await.map_err(Fault::into_error)?;
@@ -617,7 +622,7 @@ impl Store for PostgresStore {
         let beating = Box::pin(async {
             let mut attempts = 0;
             loop {
-                let beaten = match Session::open(&self.inner.pool).await {
+                let beaten = match Session::open(&self.inner.pool, Scope::Nobody).await {
                     Ok(session) => self.inner.beat(session).await,
                     Err(fault) => Err(fault),
                 };

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use super::fault::Fault;
 use super::rows::get;
 use super::session::{Pool, Session};
+use super::wall::Scope;
 
 /// How often a server looks for such partitions.
 const EACH: Duration = Duration::from_secs(3600);
@@ -61,7 +62,7 @@ impl Looked {
 
 /// Drops the partitions that are over and empty, if the user may and nobody is in the way.
 pub(super) async fn drop_empty(pool: &Pool) -> Result<(), Fault> {
-    let mut session = Session::open(pool).await?;
+    let mut session = Session::open(pool, Scope::Nobody).await?;
     let mut empty = Vec::new();
     for row in session.query(PAST, &[]).await? {
         let (name, bytes): (String, i64) = (get(&row, "name")?, get(&row, "bytes")?);
@@ -95,7 +96,7 @@ async fn is_vacuumed(session: &Session, name: &str) -> Result<bool, Fault> {
 }
 
 async fn drop_one(pool: &Pool, name: &str) -> Result<(), Fault> {
-    let session = Session::open(pool).await?;
+    let session = Session::open(pool, Scope::Nobody).await?;
     // With the locks of both nobody appends. If a failover loses the drop, it is done again.
     // Whoever makes partitions has the same number.
     let lock = format!(

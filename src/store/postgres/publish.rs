@@ -35,6 +35,7 @@ use super::fault::Fault;
 use super::loaded::Happened;
 use super::rows::{self, get};
 use super::session::{PLAIN, Session, Values};
+use super::wall::Scope;
 use crate::protocol::TenantId;
 use crate::store::StoreError;
 
@@ -125,13 +126,13 @@ impl Inner {
         // Each side of OR has an index of its own.
         const FRESH: &str = "SELECT EXISTS (SELECT FROM event WHERE epoch = $1 AND xid >= $2::text::xid8) \
              OR EXISTS (SELECT FROM event WHERE epoch = $1 AND xid = ANY ($3::text[]::xid8[])) AS is_fresh";
-        let session = Session::open(&self.pool).await?;
+        let session = Session::open(&self.pool, Scope::All).await?;
         let mut last = Last::read(&session.query(LAST, &[]).await?)?;
         if !last.is_same {
             Box::pin(self.check_cluster()).await?;
             last = Last::read(&session.query(LAST, &[]).await?)?;
         }
-        let fresh = session.query(FRESH, &last.values()).await?;
+        let fresh = session.read(FRESH, &last.values()).await?;
         let is_fresh = fresh.first().map(|row| get(row, "is_fresh")).transpose()?;
         if is_fresh == Some(false) {
             let mut session = session;
@@ -191,7 +192,7 @@ impl Inner {
         const SAME: &str = "SELECT c.identifier = s.system_identifier \
              AND pg_snapshot_xmax(p.snapshot) <= pg_snapshot_xmax(pg_current_snapshot()) AS is_same \
              FROM cluster c, publisher p, pg_control_system() s WHERE c.id = 1 AND p.id = 1";
-        let session = Session::open(&self.pool).await?;
+        let session = Session::open(&self.pool, Scope::All).await?;
         let is_same = |found: &[tokio_postgres::Row]| -> Result<bool, StoreError> {
             Ok(found
                 .first()
@@ -251,6 +252,7 @@ impl Inner {
             let values: &Values<'_> = &[(&seen, Type::INT8), (&PAGE, Type::INT8)];
             let found = self
                 .read(
+                    Scope::All,
                     "SELECT position, tenant_id, request_id, event_id FROM feed WHERE position > $1 \
                      ORDER BY position LIMIT $2",
                     values,
@@ -275,7 +277,11 @@ impl Inner {
     /// The newest position that was given.
     pub(super) async fn newest_position(&self) -> Result<u64, StoreError> {
         let found = self
-            .read("SELECT position FROM publisher WHERE id = 1", &[])
+            .read(
+                Scope::Nobody,
+                "SELECT position FROM publisher WHERE id = 1",
+                &[],
+            )
             .await?;
         found
             .first()

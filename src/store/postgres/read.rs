@@ -12,6 +12,7 @@ use super::load;
 use super::loaded::Key;
 use super::rows::{self, EVENT, columns, get};
 use super::session::{Session, Values};
+use super::wall::Scope;
 use crate::protocol::{Action, Event, TenantId, ThreadId};
 use crate::store::operation::{Cursor, List, Order, Page};
 use crate::store::{Backlog, StoreError, Totals};
@@ -30,13 +31,14 @@ impl Inner {
     /// Runs one statement that reads. What it shows is durable.
     pub(super) async fn read(
         &self,
+        scope: Scope<'_>,
         sql: &str,
         values: &Values<'_>,
     ) -> Result<Vec<Row>, StoreError> {
         let reading = async {
             let mut attempts = 0;
             loop {
-                match self.read_once(sql, values).await {
+                match self.read_once(scope, sql, values).await {
                     Ok(rows) => return Ok(rows),
                     Err(Fault::Refused(error)) => return Err(error),
                     // One connection may have been lost long ago.
@@ -53,16 +55,21 @@ impl Inner {
         })
     }
 
-    async fn read_once(&self, sql: &str, values: &Values<'_>) -> Result<Vec<Row>, Fault> {
-        let mut session = Session::open(&self.pool).await?;
+    async fn read_once(
+        &self,
+        scope: Scope<'_>,
+        sql: &str,
+        values: &Values<'_>,
+    ) -> Result<Vec<Row>, Fault> {
+        let mut session = Session::open(&self.pool, scope).await?;
         // A row may be visible before it is durable: when the wait of its commit for a standby was cut
         // off, or after a failover. One durable write covers all that came before it in the log.
         while !self.state.is_sure() {
             self.beat(session).await?;
-            session = Session::open(&self.pool).await?;
+            session = Session::open(&self.pool, scope).await?;
         }
         let doubts = self.state.doubts();
-        let rows = session.query(sql, values).await?;
+        let rows = session.read(sql, values).await?;
         self.cover(session).await?;
         if self.state.doubts() == doubts || self.state.is_sure() {
             Ok(rows)
@@ -80,18 +87,18 @@ impl Inner {
         if let Some(action) = self.by_id(id, tenant).await? {
             return Ok(Some(action));
         }
-        let call = id.to_string();
+        let (call, scope) = (id.to_string(), Scope::of(&tenant));
         let mut named = match tenant.map(TenantId::as_str) {
             Some(tenant) => {
                 const NAMED: &str = "SELECT DISTINCT tenant_id, request_id FROM event \
                                      WHERE call_id = $1 AND tenant_id = $2 LIMIT 2";
-                self.read(NAMED, &[(&call, Type::TEXT), (&tenant, Type::TEXT)])
-                    .await?
+                let values: &Values<'_> = &[(&call, Type::TEXT), (&tenant, Type::TEXT)];
+                self.read(scope, NAMED, values).await?
             }
             None => {
                 const NAMED: &str =
                     "SELECT DISTINCT tenant_id, request_id FROM event WHERE call_id = $1 LIMIT 2";
-                self.read(NAMED, &[(&call, Type::TEXT)]).await?
+                self.read(scope, NAMED, &[(&call, Type::TEXT)]).await?
             }
         }
         .iter()
@@ -126,7 +133,7 @@ impl Inner {
         let keys = named.iter().map(|(tenant, id)| (tenant.as_str(), *id));
         let (tenants, ids): (Vec<_>, Vec<_>) = keys.unzip();
         let values: &Values<'_> = &[(&tenants, Type::TEXT_ARRAY), (&ids, Type::UUID_ARRAY)];
-        let found = self.read(THERE, values).await?;
+        let found = self.read(Scope::of(&tenant), THERE, values).await?;
         found.iter().map(load::key).collect()
     }
 
@@ -135,13 +142,14 @@ impl Inner {
         id: Uuid,
         tenant: Option<&TenantId>,
     ) -> Result<Option<Action>, StoreError> {
+        let scope = Scope::of(&tenant);
         let found = match tenant.map(TenantId::as_str) {
             Some(tenant) => {
                 let sql = format!("{BY_ID} AND a.tenant_id = $2");
-                self.read(&sql, &[(&id, Type::UUID), (&tenant, Type::TEXT)])
-                    .await?
+                let values: &Values<'_> = &[(&id, Type::UUID), (&tenant, Type::TEXT)];
+                self.read(scope, &sql, values).await?
             }
-            None => self.read(BY_ID, &[(&id, Type::UUID)]).await?,
+            None => self.read(scope, BY_ID, &[(&id, Type::UUID)]).await?,
         };
         found.first().map(rows::action).transpose()
     }
@@ -163,10 +171,9 @@ impl Inner {
             ),
             EVENT
         );
-        let tenant = tenant.as_str();
-        let found = self
-            .read(&sql, &[(&tenant, Type::TEXT), (&id, Type::UUID)])
-            .await?;
+        let name = tenant.as_str();
+        let values: &Values<'_> = &[(&name, Type::TEXT), (&id, Type::UUID)];
+        let found = self.read(Scope::Only(&[tenant]), &sql, values).await?;
         let Some(first) = found.first() else {
             return Ok(None);
         };
@@ -217,7 +224,8 @@ impl Inner {
             (&most, Type::INT8),
             (&thread, Type::TEXT),
         ];
-        let found = self.read(&sql, values).await?;
+        let scope = Scope::Only(&[&list.tenant_id]);
+        let found = self.read(scope, &sql, values).await?;
         let has_more = found.len() > list.limit;
         let shown = found.iter().take(list.limit);
         let actions: Vec<Action> = shown.map(rows::listed).collect::<Result<_, _>>()?;
@@ -242,9 +250,8 @@ impl Inner {
                AND a.removed_at IS NULL ORDER BY a.tenant_id LIMIT 1) FROM t WHERE t.tenant_id IS NOT NULL \
              ) SELECT tenant_id FROM t WHERE tenant_id IS NOT NULL LIMIT $2";
         let (after, limit) = (after.map_or("", TenantId::as_str), rows::number(limit));
-        let found = self
-            .read(NEXT, &[(&after, Type::TEXT), (&limit, Type::INT8)])
-            .await?;
+        let values: &Values<'_> = &[(&after, Type::TEXT), (&limit, Type::INT8)];
+        let found = self.read(Scope::All, NEXT, values).await?;
         found
             .iter()
             .map(|row| rows::word(row, "tenant_id"))
@@ -260,7 +267,7 @@ impl Inner {
     ) -> Result<Vec<(u64, Event)>, StoreError> {
         self.publish().await?;
         let (after, limit) = (rows::number(after), rows::number(limit));
-        let tenant = tenant.map(TenantId::as_str);
+        let name = tenant.map(TenantId::as_str);
         let of_tenant = if tenant.is_some() {
             "f.tenant_id = $3"
         } else {
@@ -272,9 +279,9 @@ impl Inner {
         let values: &Values<'_> = &[
             (&after, Type::INT8),
             (&limit, Type::INT8),
-            (&tenant, Type::TEXT),
+            (&name, Type::TEXT),
         ];
-        let found = self.read(&sql, values).await?;
+        let found = self.read(Scope::of(&tenant), &sql, values).await?;
         let events = found
             .iter()
             .map(|row| Ok((rows::count(row, "position")?, rows::shown_event(row)?)));
@@ -288,7 +295,7 @@ impl Inner {
              (SELECT min(decided_at) FROM action WHERE status = 'COMMITTED' AND decision = 'approve' \
              AND execution IS NULL AND submitted_by IS NOT NULL) AS unclaimed, \
              (SELECT tombstones FROM sweep WHERE id = 1) AS tombstones";
-        let found = self.read(OLDEST, &[]).await?;
+        let found = self.read(Scope::All, OLDEST, &[]).await?;
         let Some(row) = found.first() else {
             return Ok(Backlog::default());
         };
@@ -311,7 +318,7 @@ impl Inner {
              SELECT count(*) FILTER (WHERE removed_at IS NULL) AS actions, \
              count(decision) FILTER (WHERE removed_at IS NULL) AS decisions, \
              count(removed_at) + (SELECT count(*) FROM tombstone) AS removed FROM action) AS a";
-        let found = self.read(COUNTS, &[]).await?;
+        let found = self.read(Scope::All, COUNTS, &[]).await?;
         let Some(row) = found.first() else {
             return Ok(Totals::default());
         };

@@ -5,6 +5,7 @@ use tokio_postgres::types::Type;
 use super::fault::Fault;
 use super::rows::get;
 use super::session::{Pool, Session};
+use super::wall::Scope;
 use crate::store::StoreError;
 
 /// What the statements of this store do with each table, but for those of retention.
@@ -36,7 +37,7 @@ pub(super) async fn check(pool: &Pool, place: &str) -> Result<(), Fault> {
         .iter()
         .flat_map(|(table, verbs)| verbs.iter().map(|verb| (*table, *verb)));
     let (tables, verbs): (Vec<&str>, Vec<&str>) = pairs.unzip();
-    let session = Session::open(pool).await?;
+    let session = Session::open(pool, Scope::Nobody).await?;
     let missing = session
         .query(
             MISSING,

@@ -7,16 +7,18 @@ use tokio_postgres::types::Type;
 use super::fault::Fault;
 use super::rows::get;
 use super::session::{Pool, Session};
+use super::wall::Scope;
 use crate::store::StoreError;
 
 /// Each entry takes the schema to the next version, from version 0 on. A released entry never
 /// changes, and servers of the release before must be able to work beside it.
-const MIGRATIONS: [&str; 6] = [
+const MIGRATIONS: [&str; 7] = [
     include_str!("schema/1.sql"),
     include_str!("schema/2.sql"),
     include_str!("schema/3.sql"),
     include_str!("schema/4.sql"),
     include_str!("schema/5.sql"),
+    include_str!("schema/6.sql"),
     include_str!("schema/7.sql"),
 ];
 
@@ -37,7 +39,7 @@ pub(super) struct Settings {
 
 /// Checks that the server can keep this store.
 pub(super) async fn check(pool: &Pool, place: &str) -> Result<Settings, Fault> {
-    let session = Session::open(pool).await?;
+    let session = Session::open(pool, Scope::Nobody).await?;
     let refused = |detail: String| Err(Fault::Refused(StoreError::incompatible(detail)));
     // First of all, as what is asked next may not be there in another one.
     let found = session
@@ -112,7 +114,7 @@ pub(super) async fn migrate(pool: &Pool, place: &str, allowed: bool) -> Result<(
              (--no-migrate)"
         ))));
     }
-    let session = Session::open(pool).await?;
+    let session = Session::open(pool, Scope::Nobody).await?;
     session.begin().await?;
     session
         .run("SET LOCAL lock_timeout = '60s'; SET LOCAL statement_timeout = 0")
@@ -163,7 +165,7 @@ pub(super) async fn current(pool: &Pool, place: &str) -> Result<(), Fault> {
 
 /// Reads the version of the schema; 0 if there is none.
 async fn version(pool: &Pool, place: &str) -> Result<usize, Fault> {
-    let session = Session::open(pool).await?;
+    let session = Session::open(pool, Scope::Nobody).await?;
     let is_there = session
         .query(
             "SELECT to_regclass('aegis_schema') IS NOT NULL AS is_there",

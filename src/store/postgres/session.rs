@@ -3,6 +3,7 @@
 //! Nothing that a session keeps is used: no named statements, no types of the schema, settings for
 //! one transaction alone. So a pooler may give each transaction another connection.
 
+use std::borrow::Cow;
 use std::future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,6 +18,7 @@ use tokio_postgres::{AsyncMessage, Client, CopyOutStream, Error, Row};
 use super::address::Address;
 use super::fault::Fault;
 use super::state::State;
+use super::wall::Scope;
 
 pub(super) type Pool = managed::Pool<Manager>;
 
@@ -35,6 +37,9 @@ const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; \
 /// Follows [`BEGIN`] where no table must be read as a whole, however few rows there are. That makes the
 /// rest look expensive, which would be compiled each time.
 pub(super) const PLAIN: &str = "SET LOCAL enable_seqscan = off; SET LOCAL jit = off";
+
+/// Begins a transaction of one statement that reads. It locks nothing that others wait for.
+const BEGIN_ONE: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY";
 
 /// Begins a transaction that reads one state of the database, however long that takes. Each read has
 /// an index.
@@ -112,22 +117,25 @@ pub(super) async fn connect(address: &Address) -> Result<Connection, Error> {
 /// transaction is left open on a connection that others use.
 pub(super) struct Session {
     connection: Option<Object<Manager>>,
-    begin: String,
+    /// Whether a commit waits for the disk without being told.
+    commits_wait: bool,
+    /// What follows the beginning of each transaction.
+    scope: Option<Cow<'static, str>>,
     warnings: u64,
 }
 
 impl Session {
-    pub(super) async fn open(pool: &Pool) -> Result<Self, Fault> {
+    /// Takes a connection for work on the records of some tenants.
+    ///
+    /// Their tables are for [transactions](Self::begin) and [reads](Self::read) alone. What is run
+    /// outside of these has no scope, and fails on them where the wall stands.
+    pub(super) async fn open(pool: &Pool, scope: Scope<'_>) -> Result<Self, Fault> {
         let connection = pool.get().await?;
         let warnings = connection.warnings.load(Ordering::SeqCst);
-        let state = &pool.manager().state;
-        let begin = match state.commits_wait() {
-            true => BEGIN.to_owned(),
-            false => format!("{BEGIN}{SYNCHRONOUS}"),
-        };
         Ok(Self {
             connection: Some(connection),
-            begin,
+            commits_wait: pool.manager().state.commits_wait(),
+            scope: scope.statement(),
             warnings,
         })
     }
@@ -140,12 +148,40 @@ impl Session {
 
     /// Begins a transaction. The statements that follow may be sent before it is answered.
     pub(super) async fn begin(&self) -> Result<(), Fault> {
-        Ok(self.client()?.batch_execute(&self.begin).await?)
+        let synchronous = if self.commits_wait { "" } else { SYNCHRONOUS };
+        self.run(&self.scoped(&format!("{BEGIN}{synchronous}")))
+            .await
     }
 
     /// The same for many reads of one state. It ends with a [rollback](Self::roll_back).
     pub(super) async fn begin_read(&self) -> Result<(), Fault> {
-        Ok(self.client()?.batch_execute(BEGIN_READ).await?)
+        self.run(&self.scoped(BEGIN_READ)).await
+    }
+
+    fn scoped<'a>(&self, begin: &'a str) -> Cow<'a, str> {
+        match &self.scope {
+            Some(scope) => format!("{begin}; {scope}").into(),
+            None => begin.into(),
+        }
+    }
+
+    /// Runs one statement that reads, in a transaction of its own if it is about tenants. It takes
+    /// one round trip either way.
+    pub(super) async fn read(&self, sql: &str, values: &Values<'_>) -> Result<Vec<Row>, Fault> {
+        if self.scope.is_none() {
+            return self.query(sql, values).await;
+        }
+        let begin = self.scoped(BEGIN_ONE);
+        let (begun, found, ended) = tokio::join!(
+            biased;
+            self.run(&begin),
+            self.query(sql, values),
+            self.run("COMMIT"),
+        );
+        begun?;
+        let found = found?;
+        ended?;
+        Ok(found)
     }
 
     pub(super) async fn query(&self, sql: &str, values: &Values<'_>) -> Result<Vec<Row>, Fault> {

@@ -24,6 +24,7 @@ use super::Inner;
 use super::fault::Fault;
 use super::rows::get;
 use super::session::Session;
+use super::wall::Scope;
 
 /// How long a durable write covers what is read after it began.
 pub(super) const COVERS: Duration = Duration::from_secs(1);
@@ -49,7 +50,7 @@ impl Inner {
         if self.state.is_covered(read) {
             return Ok(());
         }
-        self.beat(Session::open(&self.pool).await?).await
+        self.beat(Session::open(&self.pool, Scope::Nobody).await?).await
     }
 
     /// Notes what [`WAITS`] found, which was sent then.

@@ -24,6 +24,7 @@ use super::loaded::{Loaded, Missing};
 use super::partitions;
 use super::rows::{self, Bug, columns, get};
 use super::session::{PLAIN, Session, Values};
+use super::wall::Scope;
 use super::write;
 use crate::protocol::TenantId;
 use crate::store::StoreError;
@@ -93,7 +94,7 @@ impl Inner {
     }
 
     async fn try_sweep(&self, sweep: &Sweep) -> Result<Swept, Fault> {
-        let session = Session::open(&self.pool).await?;
+        let session = Session::open(&self.pool, Scope::All).await?;
         let now = self.state.now();
         if !is_due(&session, before(sweep, now), now).await? {
             let mut session = session;
@@ -216,7 +217,7 @@ async fn is_due(session: &Session, before: SystemTime, now: SystemTime) -> Resul
            SELECT f.at <= $1 OR f.at > $2 FROM feed f WHERE f.position > (SELECT position FROM sweep WHERE id = 1) \
            AND f.position < (SELECT position FROM publisher WHERE id = 1) ORDER BY f.position LIMIT 1), false) AS is_due";
     let values: &Values<'_> = &[(&before, Type::TIMESTAMPTZ), (&now, Type::TIMESTAMPTZ)];
-    let found = session.query(DUE, values).await?;
+    let found = session.read(DUE, values).await?;
     let is_due = found.first().map(|row| get(row, "is_due")).transpose()?;
     Ok(is_due.unwrap_or(false))
 }

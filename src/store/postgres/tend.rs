@@ -14,6 +14,7 @@ use super::address::Address;
 use super::fault::Fault;
 use super::rows::get;
 use super::session::{Pool, Session, Values};
+use super::wall::Scope;
 use crate::store::StoreError;
 
 /// How often records that are due are looked for, and what other servers did.
@@ -202,7 +203,7 @@ impl Inner {
 
     /// Tells other servers that something was recorded. It is a hint, so it need not be durable.
     async fn notify(&self) -> Result<(), Fault> {
-        let mut session = Session::open(&self.pool).await?;
+        let mut session = Session::open(&self.pool, Scope::Nobody).await?;
         let notify = format!("BEGIN; SET LOCAL synchronous_commit = off; NOTIFY {CHANNEL}; COMMIT");
         session.run(&notify).await?;
         session.release();
@@ -232,7 +233,7 @@ pub(super) async fn make_partitions(pool: &Pool) -> Result<(), Fault> {
          END IF; \
          DELETE FROM heartbeat WHERE at < clock_timestamp() - interval '1 day'; \
          END $do$";
-    let session = Session::open(pool).await?;
+    let session = Session::open(pool, Scope::Nobody).await?;
     session.begin().await?;
     session.run(MAKE).await?;
     session.finish().await

@@ -12,6 +12,7 @@ use super::loaded::{Happened, Key, Loaded, Missing};
 use super::rows::Bug;
 use super::session::{Session, Values};
 use super::standby;
+use super::wall::Scope;
 use super::write;
 use crate::protocol::EventKind;
 use crate::store::StoreError;
@@ -125,11 +126,12 @@ impl Inner {
         doubts: &mut Vec<Doubt<O::Outcome>>,
     ) -> Result<Attempt<O::Outcome>, Fault> {
         let subject = operation.subject();
-        let endpoint = match subject {
-            Subject::Endpoint(name, _) => Some(name),
-            _ => None,
+        let (tenant, endpoint) = match subject {
+            Subject::Identity(identity) => (Some(&identity.tenant_id), None),
+            Subject::Action(tenant, _) => (Some(tenant), None),
+            Subject::Endpoint(name, _) => (None, Some(name)),
         };
-        let session = Session::open(&self.pool).await?;
+        let session = Session::open(&self.pool, Scope::of(&tenant)).await?;
         let (unsure, begun) = (self.state.doubts(), Instant::now());
         let mut read = load::load(&session, &self.state, subject).await?;
         // With the action locked, no earlier transaction on it can still be committed.
@@ -196,7 +198,7 @@ impl Inner {
              AND a.request_id = c.request_id WHERE c.until <= $1 ORDER BY c.until LIMIT $2 \
              FOR UPDATE OF a SKIP LOCKED"
         );
-        let session = Session::open(&self.pool).await?;
+        let session = Session::open(&self.pool, Scope::All).await?;
         let (unsure, begun) = (self.state.doubts(), Instant::now());
         let values: &Values<'_> = &[(&self.state.now(), Type::TIMESTAMPTZ), (&limit, Type::INT8)];
         let (started, expired, over, standbys, now) = tokio::join!(

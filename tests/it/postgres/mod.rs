@@ -11,6 +11,7 @@ mod standby;
 mod tables;
 mod tls;
 mod unknown;
+mod wall;
 
 use std::sync::Mutex;
 use std::time::{Duration, SystemTime};

@@ -11,6 +11,7 @@ use aegis_hitl::store::{PostgresStore, conformance};
 use tempfile::TempDir;
 
 use super::name_of;
+use super::wall::Walled;
 use crate::support::HANG;
 use crate::support::postgres::{Postgres, unprivileged_command};
 use crate::support::process::{Process, bound, port};
@@ -23,12 +24,13 @@ struct Pooler {
 }
 
 impl Pooler {
-    fn start(server: &Postgres) -> Self {
+    /// Starts one that logs in as this user.
+    fn start(server: &Postgres, user: &str) -> Self {
         let folder = TempDir::new().unwrap();
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
         let port = port();
         let settings = format!(
-            "[databases]\n* = host={} user=aegis\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
+            "[databases]\n* = host={} user={user}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
              unix_socket_dir =\nauth_type = any\npool_mode = transaction\ndefault_pool_size = 4\n\
              max_client_conn = 500\nlogfile = {}\n",
             server.folder().display(),
@@ -67,10 +69,12 @@ impl Pooler {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn servers_behind_a_pooler_conform_together() {
-    let pooler = Pooler::start(Postgres::shared());
+    // What a transaction may see must end with it, as the next one is somebody else's.
+    let walled = Walled::shared().await;
+    let pooler = Pooler::start(walled.server(), "aegis_server");
     let last = Mutex::new(Vec::<PostgresStore>::new());
     conformance::run_together(|| async {
-        let direct = Postgres::shared().database().await;
+        let direct = walled.database().await;
         let url = pooler.url(name_of(&direct));
         let mut stores = Vec::new();
         for _ in 0..2 {

@@ -1,0 +1,409 @@
+//! Row-level security: the wall between tenants behind the statements' own conditions.
+
+use std::sync::Mutex;
+
+use aegis_hitl::TenantId;
+use aegis_hitl::store::{
+    Acquire, Acquired, Decide, Decided, Identity, List, PostgresBuilder, PostgresStore, Store,
+    conformance,
+};
+use tokio::sync::OnceCell;
+use tokio_postgres::Client;
+
+use super::{actor, decision, id, identity};
+use crate::support::HANG;
+use crate::support::manual::sql_of;
+use crate::support::postgres::{Postgres, connect};
+
+/// The tables with a policy.
+const WALLED: [&str; 5] = ["action", "claim", "event", "feed", "chain"];
+
+/// A server whose databases are set up as the manual says.
+pub(super) struct Walled {
+    server: Postgres,
+}
+
+impl Walled {
+    pub(super) async fn shared() -> &'static Self {
+        static SHARED: OnceCell<Walled> = OnceCell::const_new();
+        SHARED.get_or_init(Self::set_up).await
+    }
+
+    async fn set_up() -> Self {
+        let server = Postgres::start(&[]);
+        let client = server.client("postgres").await;
+        let create = "CREATE DATABASE aegis TEMPLATE template0";
+        client.batch_execute(create).await.unwrap();
+        let [roles, grants, retention, wall] = &sql_of("scaling.md", "The least role")[..] else {
+            panic!("the roles, what they are granted, what retention needs, and the wall");
+        };
+        let admin = server.client("aegis").await;
+        admin.batch_execute(roles).await.unwrap();
+        let url = of("aegis_owner", &server.url("aegis"));
+        PostgresStore::builder(&url).migrate_schema().await.unwrap();
+        let owner = connect(&url).await;
+        for step in [grants, retention, wall] {
+            owner.batch_execute(step).await.unwrap();
+        }
+        Self { server }
+    }
+
+    pub(super) fn server(&self) -> &Postgres {
+        &self.server
+    }
+
+    /// Makes a database, and returns its URL as the least role.
+    pub(super) async fn database(&self) -> String {
+        let url = self.server.database_from("aegis").await;
+        of("aegis_server", &url)
+    }
+}
+
+/// The same URL for another role.
+fn of(role: &str, url: &str) -> String {
+    let (_, rest) = url.split_once('@').unwrap();
+    format!("postgres://{role}@{rest}")
+}
+
+fn builder(url: &str) -> PostgresBuilder {
+    PostgresStore::builder(url).migrate(false)
+}
+
+/// Opens servers on a database of their own, and closes those that were opened before.
+async fn servers(batching: &[bool], last: &Mutex<Vec<PostgresStore>>) -> Vec<PostgresStore> {
+    let url = Walled::shared().await.database().await;
+    let mut stores = Vec::new();
+    for batching in batching {
+        let builder = builder(&url).connections(8).batching(*batching);
+        stores.push(builder.connect().await.unwrap());
+    }
+    let before = std::mem::replace(&mut *last.lock().unwrap(), stores.clone());
+    for store in before {
+        store.close().await;
+    }
+    stores
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_server_of_the_least_role_conforms_behind_the_wall() {
+    let last = Mutex::default();
+    conformance::run_together(|| servers(&[true], &last)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn servers_of_the_least_role_conform_behind_the_wall() {
+    let last = Mutex::default();
+    conformance::run_together(|| servers(&[true, false, true], &last)).await;
+    conformance::run_retention(|| servers(&[true, true], &last)).await;
+}
+
+fn of_tenant(tenant: &str, key: &str) -> Identity {
+    Identity {
+        tenant_id: tenant.parse().unwrap(),
+        ..identity(key)
+    }
+}
+
+/// Records an action of a tenant with a claim, so that each table has a row of it.
+async fn fill(store: &PostgresStore, tenant: &str) {
+    let request = Decide {
+        identity: of_tenant(tenant, "k"),
+        ..decision("k")
+    };
+    let Decided::Recorded(action) = store.decide(request).await.unwrap() else {
+        panic!("it is new");
+    };
+    let acquire = Acquire {
+        id: id(&action),
+        tenant_id: tenant.parse().unwrap(),
+        digest: None,
+        lease: HANG,
+        call_id: None,
+        actor: actor(),
+    };
+    let acquired = store.acquire(acquire).await.unwrap();
+    assert!(matches!(acquired, Acquired::Claimed(..)), "{acquired:?}");
+}
+
+/// A list of all actions of a tenant.
+fn list(tenant: &TenantId) -> List {
+    List {
+        tenant_id: tenant.clone(),
+        status: None,
+        decision: None,
+        execution: None,
+        not_picked_up: false,
+        thread_id: None,
+        after: None,
+        limit: 10,
+    }
+}
+
+/// A database with records of the tenants `a` and `b`, and its URL as the least role.
+async fn filled() -> String {
+    let url = Walled::shared().await.database().await;
+    let store = builder(&url).connect().await.unwrap();
+    fill(&store, "a").await;
+    fill(&store, "b").await;
+    // It chains what it has published.
+    store.close().await;
+    url
+}
+
+async fn count(client: &Client, sql: &str) -> i64 {
+    client.query_one(sql, &[]).await.unwrap().get(0)
+}
+
+async fn refusal(client: &Client, sql: &str) -> String {
+    let error = client.batch_execute(sql).await.expect_err(sql);
+    error.code().unwrap().code().to_owned()
+}
+
+/// Begins a transaction about these tenants.
+async fn begin(client: &Client, tenants: &str) {
+    let begin = format!("ROLLBACK; BEGIN; SET LOCAL aegis.tenants = '{tenants}'");
+    client.batch_execute(&begin).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_its_tenants_a_statement_fails_and_finds_nothing_missing() {
+    let url = filled().await;
+    let client = connect(&url).await;
+    let statements = WALLED.map(|table| format!("SELECT FROM {table} WHERE tenant_id = 'a'"));
+    for sql in &statements {
+        // No such setting.
+        assert_eq!(refusal(&client, sql).await, "42704", "{sql}");
+    }
+    let update = "UPDATE action SET comment = 'x' WHERE tenant_id = 'a'";
+    assert_eq!(refusal(&client, update).await, "42704");
+    for tenants in [r#"{"a"}"#, "{}", r#"{" "}"#] {
+        begin(&client, tenants).await;
+        client.batch_execute("COMMIT").await.unwrap();
+        // Behind a pooler it is empty after a transaction of somebody else, which is no array.
+        for sql in &statements {
+            assert_eq!(refusal(&client, sql).await, "22P02", "{sql}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_of_one_tenant_sees_and_writes_nothing_of_another() {
+    let url = filled().await;
+    let client = connect(&url).await;
+    for table in WALLED {
+        begin(&client, r#"{"a"}"#).await;
+        let rows = format!("SELECT count(*) FROM {table}");
+        let own = count(&client, &rows).await;
+        assert!(own > 0, "{table}");
+        let others = format!("{rows} WHERE tenant_id <> 'a'");
+        assert_eq!(count(&client, &others).await, 0, "{table}");
+        begin(&client, r#"{"a","b"}"#).await;
+        assert_eq!(count(&client, &rows).await, 2 * own, "{table}");
+        begin(&client, r#"{" "}"#).await;
+        assert_eq!(count(&client, &rows).await, 2 * own, "{table}");
+        for nobody in ["{}", r#"{"c"}"#, "{NULL}", r#"{""}"#, r#"{"*"}"#] {
+            begin(&client, nobody).await;
+            assert_eq!(count(&client, &rows).await, 0, "{table} {nobody}");
+        }
+    }
+    for insert in [
+        "INSERT INTO action (tenant_id, request_id, thread_id, idempotency_key, status, created_at, events) \
+         VALUES ('b', gen_random_uuid(), 'run-1', 'new', 'PENDING', now(), 1)",
+        "INSERT INTO claim (tenant_id, request_id, token, fence, actor) \
+         VALUES ('b', gen_random_uuid(), gen_random_uuid(), 1, 'me')",
+        "INSERT INTO event (tenant_id, request_id, number, at, event_id, actor, kind, to_status, epoch) \
+         VALUES ('b', gen_random_uuid(), 1, now(), gen_random_uuid(), 'me', 'approved', 'COMMITTED', 1)",
+        "INSERT INTO feed (position, tenant_id, request_id, number, at, event_id) \
+         VALUES (1000, 'b', gen_random_uuid(), 1, now(), gen_random_uuid())",
+        "INSERT INTO chain (tenant_id, seq, position, links, hash) \
+         VALUES ('b', 1000, 1000, decode(repeat('00', 40), 'hex'), sha256(''))",
+        // Nor does a row go over.
+        "UPDATE action SET tenant_id = 'b'",
+        "UPDATE claim SET tenant_id = 'b'",
+    ] {
+        begin(&client, r#"{"a"}"#).await;
+        assert_eq!(refusal(&client, insert).await, "42501", "{insert}");
+        begin(&client, r#"{"b"}"#).await;
+        if insert.starts_with("INSERT") {
+            client.batch_execute(insert).await.expect(insert);
+        }
+    }
+    begin(&client, r#"{"a"}"#).await;
+    for change in [
+        "UPDATE action SET comment = 'x' WHERE tenant_id = 'b'",
+        "UPDATE claim SET actor = 'x' WHERE tenant_id = 'b'",
+        "DELETE FROM event WHERE tenant_id = 'b'",
+        "DELETE FROM feed WHERE tenant_id = 'b'",
+        "DELETE FROM claim WHERE tenant_id = 'b'",
+    ] {
+        let changed = client.execute(change, &[]).await.unwrap();
+        assert_eq!(changed, 0, "{change}");
+    }
+    // The owner passes.
+    let owner = connect(&of("aegis_owner", &url)).await;
+    assert_eq!(count(&owner, "SELECT count(*) FROM action").await, 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_batch_of_tenants_with_odd_names_is_recorded_behind_the_wall() {
+    let mut names: Vec<String> = [
+        "'",
+        "''",
+        "\"",
+        "\\",
+        "\\\\",
+        "\\'",
+        "\"\\",
+        "{",
+        "}",
+        "{}",
+        "{\"a\"}",
+        ",",
+        "a,b",
+        "*",
+        "NULL",
+        "null",
+        "$1",
+        "$$",
+        "E'a'",
+        "--",
+        "/*",
+        ";",
+        "%",
+        "\\n",
+        "\\x41",
+        "}',true);--",
+    ]
+    .map(str::to_owned)
+    .into();
+    names.push("'\\\"".repeat(85));
+    for conforming in ["on", "off"] {
+        let url = Walled::shared().await.database().await;
+        let options = format!("{url}?options=-c%20standard_conforming_strings%3D{conforming}");
+        let store = builder(&options).connect().await.unwrap();
+        let deciding = names.iter().flat_map(|name| [(name, "k-1"), (name, "k-2")]);
+        let deciding = deciding.map(|(name, key)| {
+            let (store, identity) = (store.clone(), of_tenant(name, key));
+            let request = Decide {
+                identity,
+                ..decision(key)
+            };
+            tokio::spawn(async move { store.decide(request).await.unwrap() })
+        });
+        for decided in futures_util::future::join_all(deciding).await {
+            let decided = decided.unwrap();
+            assert!(matches!(decided, Decided::Recorded(_)), "{decided:?}");
+        }
+        let commits = store.statistics().writer.unwrap().commits;
+        assert!(
+            commits.count < names.len() as u64,
+            "they share transactions: {commits:?}"
+        );
+        for name in &names {
+            let tenant: TenantId = name.parse().unwrap();
+            let found = store.list(list(&tenant)).await.unwrap().actions;
+            assert_eq!(found.len(), 2, "{name}");
+            assert!(
+                found
+                    .iter()
+                    .all(|action| action.tenant_id.as_ref() == Some(&tenant)),
+                "{name}"
+            );
+            let request = Decide {
+                identity: of_tenant(name, "k-1"),
+                ..decision("k-1")
+            };
+            let decided = store.decide(request).await.unwrap();
+            assert!(
+                matches!(decided, Decided::Duplicate(_)),
+                "{name}: {decided:?}"
+            );
+        }
+        store.close().await;
+    }
+}
+
+/// A database as a server of schema version 5 made it.
+async fn of_version_5(server: &Postgres) -> String {
+    let url = server.database().await;
+    let client = connect(&url).await;
+    for step in [
+        include_str!("../../../src/store/postgres/schema/1.sql"),
+        include_str!("../../../src/store/postgres/schema/2.sql"),
+        include_str!("../../../src/store/postgres/schema/3.sql"),
+        include_str!("../../../src/store/postgres/schema/4.sql"),
+        include_str!("../../../src/store/postgres/schema/5.sql"),
+        "CREATE TABLE aegis_schema (version integer PRIMARY KEY, made_by text NOT NULL, \
+         made_at timestamptz NOT NULL DEFAULT clock_timestamp()); \
+         INSERT INTO aegis_schema SELECT n, '0' FROM generate_series(1, 5) AS n",
+    ] {
+        client.batch_execute(step).await.unwrap();
+    }
+    url
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_of_the_release_before_works_until_the_wall_is_put_up_and_then_fails() {
+    let server = Postgres::start(&[]);
+    let url = of_version_5(&server).await;
+    let admin = connect(&url).await;
+    let roles =
+        "CREATE ROLE old LOGIN; GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA public TO old";
+    admin.batch_execute(roles).await.unwrap();
+    let old = connect(&of("old", &url)).await;
+    // What such a server sends: nothing about tenants.
+    let insert = |key: &str| {
+        format!(
+            "BEGIN; SET LOCAL lock_timeout = '3s'; \
+             INSERT INTO action (tenant_id, request_id, thread_id, idempotency_key, status, created_at, events) \
+             VALUES ('acme', gen_random_uuid(), 'run-1', '{key}', 'PENDING', now(), 1); COMMIT"
+        )
+    };
+    let find = "SELECT count(*) FROM action WHERE tenant_id = 'acme'";
+    old.batch_execute(&insert("k-1")).await.unwrap();
+    let store = PostgresStore::connect(&url).await.unwrap();
+    old.batch_execute(&insert("k-2")).await.unwrap();
+    assert_eq!(count(&old, find).await, 2);
+    let tenant: TenantId = "acme".parse().unwrap();
+    let page = store.list(list(&tenant)).await.unwrap();
+    assert_eq!(page.actions.len(), 2);
+    let [.., wall] = &sql_of("scaling.md", "The least role")[..] else {
+        panic!("the wall");
+    };
+    admin.batch_execute(wall).await.unwrap();
+    assert_eq!(refusal(&old, find).await, "42704");
+    assert_eq!(refusal(&old, &insert("k-3")).await, "42704");
+    old.batch_execute("ROLLBACK").await.unwrap();
+    let down = wall.replace("ENABLE", "DISABLE");
+    admin.batch_execute(&down).await.unwrap();
+    assert_eq!(count(&old, find).await, 2);
+    store.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_policies_are_added_without_a_deadlock_with_who_works_on_the_tables() {
+    let server = Postgres::shared();
+    let url = of_version_5(server).await;
+    // In another order than the migration, longer than PostgreSQL waits before it ends one of the two.
+    let worker = connect(&url).await;
+    worker
+        .batch_execute("BEGIN; SELECT FROM feed; SELECT FROM chain")
+        .await
+        .unwrap();
+    let migrating = tokio::spawn({
+        let url = url.clone();
+        async move { PostgresStore::builder(url).migrate_schema().await }
+    });
+    let watching = connect(&url).await;
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+                 AND (wait_event_type = 'Lock' OR wait_event = 'PgSleep')";
+    while count(&watching, waits).await == 0 {
+        tokio::task::yield_now().await;
+    }
+    worker.batch_execute("SELECT pg_sleep(1.5)").await.unwrap();
+    let others = "SELECT FROM event; SELECT FROM claim; SELECT FROM action; COMMIT";
+    worker.batch_execute(others).await.unwrap();
+    migrating.await.unwrap().unwrap();
+    let policies = "SELECT count(*) FROM pg_policies WHERE policyname = 'aegis_tenants'";
+    assert_eq!(count(&watching, policies).await, 5);
+}
