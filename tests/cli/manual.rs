@@ -1,6 +1,5 @@
 //! The commands of the manual.
 
-use std::fs;
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;

@@ -32,6 +32,11 @@ impl Fault {
         Self::Again(StoreError::unavailable(detail))
     }
 
+    /// The same, of an error.
+    pub(super) fn lost(error: Error) -> Self {
+        Self::Again(lost(error))
+    }
+
     pub(super) fn unknown(detail: &'static str) -> Self {
         Self::Unknown(StoreError::unavailable(detail))
     }
@@ -52,7 +57,7 @@ impl Fault {
             code.code().starts_with("40") && *code != SqlState::T_R_STATEMENT_COMPLETION_UNKNOWN
         });
         if was_rolled_back {
-            Self::Again(lost(error))
+            Self::lost(error)
         } else {
             Self::Unknown(
                 StoreError::unavailable("whether the database committed is not known")
@@ -85,7 +90,7 @@ impl From<Error> for Fault {
                 StoreError::unavailable("the request cannot be recorded").with_source(error),
             )
         } else {
-            Self::Again(lost(error))
+            Self::lost(error)
         }
     }
 }

@@ -260,9 +260,7 @@ impl PostgresBuilder {
         import::check(&pool, &place)
             .await
             .map_err(Fault::into_error)?;
-        wall::report(&pool, &place)
-            .await
-            .map_err(Fault::into_error)?;
+        wall::look(&pool, &place).await.map_err(Fault::into_error)?;
         let inner = Arc::new(Inner {
             pool,
             place,

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use deadpool::managed::{self, Metrics, Object, RecycleError, RecycleResult};
 use futures_util::SinkExt as _;
-use tokio_postgres::error::Severity;
+use tokio_postgres::error::{Severity, SqlState};
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{AsyncMessage, Client, CopyOutStream, Error, Row};
 
@@ -117,9 +117,10 @@ pub(super) async fn connect(address: &Address) -> Result<Connection, Error> {
 /// transaction is left open on a connection that others use.
 pub(super) struct Session {
     connection: Option<Object<Manager>>,
-    /// Whether a commit waits for the disk without being told.
-    commits_wait: bool,
-    /// What follows the beginning of each transaction.
+    state: Arc<State>,
+    /// Whether its transactions say which tenants they are about.
+    is_walled: bool,
+    /// How they say it.
     scope: Option<Cow<'static, str>>,
     warnings: u64,
 }
@@ -132,10 +133,13 @@ impl Session {
     pub(super) async fn open(pool: &Pool, scope: Scope<'_>) -> Result<Self, Fault> {
         let connection = pool.get().await?;
         let warnings = connection.warnings.load(Ordering::SeqCst);
+        let state = pool.manager().state.clone();
+        let is_walled = state.is_walled();
         Ok(Self {
             connection: Some(connection),
-            commits_wait: pool.manager().state.commits_wait(),
-            scope: scope.statement(),
+            state,
+            is_walled,
+            scope: is_walled.then(|| scope.statement()).flatten(),
             warnings,
         })
     }
@@ -148,9 +152,13 @@ impl Session {
 
     /// Begins a transaction. The statements that follow may be sent before it is answered.
     pub(super) async fn begin(&self) -> Result<(), Fault> {
-        let synchronous = if self.commits_wait { "" } else { SYNCHRONOUS };
-        self.run(&self.scoped(&format!("{BEGIN}{synchronous}")))
-            .await
+        match self.state.commits_wait() {
+            true => self.run(&self.scoped(BEGIN)).await,
+            false => {
+                self.run(&self.scoped(&format!("{BEGIN}{SYNCHRONOUS}")))
+                    .await
+            }
+        }
     }
 
     /// The same for many reads of one state. It ends with a [rollback](Self::roll_back).
@@ -185,16 +193,33 @@ impl Session {
     }
 
     pub(super) async fn query(&self, sql: &str, values: &Values<'_>) -> Result<Vec<Row>, Fault> {
-        Ok(self.client()?.query_typed(sql, values).await?)
+        let found = self.client()?.query_typed(sql, values).await;
+        found.map_err(|error| self.fault(error))
     }
 
     pub(super) async fn execute(&self, sql: &str, values: &Values<'_>) -> Result<u64, Fault> {
-        Ok(self.client()?.execute_typed(sql, values).await?)
+        let done = self.client()?.execute_typed(sql, values).await;
+        done.map_err(|error| self.fault(error))
     }
 
     /// Runs statements without parameters.
     pub(super) async fn run(&self, sql: &str) -> Result<(), Fault> {
-        Ok(self.client()?.batch_execute(sql).await?)
+        let done = self.client()?.batch_execute(sql).await;
+        done.map_err(|error| self.fault(error))
+    }
+
+    /// What went wrong with a statement. If it is that the wall was put up, the next attempt says which
+    /// tenants it is about.
+    fn fault(&self, error: Error) -> Fault {
+        // The setting is not there, or it is empty, which is no array.
+        let is_of_wall = error.code().is_some_and(|code| {
+            *code == SqlState::UNDEFINED_OBJECT || *code == SqlState::INVALID_TEXT_REPRESENTATION
+        });
+        if is_of_wall && !self.is_walled {
+            self.state.set_walled(true);
+            return Fault::lost(error);
+        }
+        error.into()
     }
 
     /// Writes rows in the text format of `COPY`.

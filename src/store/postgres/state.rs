@@ -21,6 +21,8 @@ pub(super) struct State {
     unsure: AtomicU64,
     sure: AtomicU64,
     is_closing: AtomicBool,
+    /// Whether transactions say which tenants they are about.
+    is_walled: AtomicBool,
     /// Whether a commit waits for the disk by the settings of the database.
     commits_wait: AtomicBool,
     written: Mutex<Option<Instant>>,
@@ -64,6 +66,7 @@ impl State {
             unsure: AtomicU64::new(1),
             sure: AtomicU64::new(0),
             is_closing: AtomicBool::new(false),
+            is_walled: AtomicBool::new(true),
             commits_wait: AtomicBool::new(false),
             written: Mutex::new(None),
             standbys: Mutex::new(None),
@@ -134,6 +137,14 @@ impl State {
 
     pub(super) fn commits_wait(&self) -> bool {
         self.commits_wait.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn set_walled(&self, is_walled: bool) {
+        self.is_walled.store(is_walled, Ordering::SeqCst);
+    }
+
+    pub(super) fn is_walled(&self) -> bool {
+        self.is_walled.load(Ordering::SeqCst)
     }
 
     pub(super) fn set_closing(&self) {

@@ -40,9 +40,8 @@ fn what_a_transaction_is_about_is_an_array_of_quoted_names() {
         assert_eq!(statement(names), expected);
     }
     assert_eq!(Scope::Nobody.statement(), None);
-    // No tenant can be called so.
-    assert!(Scope::All.statement().unwrap().contains(r#"'{" "}'"#));
-    assert!(" ".parse::<TenantId>().is_err());
+    let all = Scope::All.statement().unwrap();
+    assert_eq!(all, "SET LOCAL aegis.tenants = '*'");
 }
 
 /// Connections of a user behind the wall, to a database with an action of `a` and one of `b`.
