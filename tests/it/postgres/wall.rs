@@ -26,11 +26,11 @@ pub(super) struct Walled {
 impl Walled {
     pub(super) async fn shared() -> &'static Self {
         static SHARED: OnceCell<Walled> = OnceCell::const_new();
-        SHARED.get_or_init(Self::set_up).await
+        SHARED.get_or_init(|| Self::set_up(&[])).await
     }
 
-    async fn set_up() -> Self {
-        let server = Postgres::start(&[]);
+    async fn set_up(settings: &[&str]) -> Self {
+        let server = Postgres::start(settings);
         let client = server.client("postgres").await;
         let create = "CREATE DATABASE aegis TEMPLATE template0";
         client.batch_execute(create).await.unwrap();
@@ -442,4 +442,83 @@ async fn a_wall_that_is_put_up_while_a_server_runs_fails_no_request() {
         }
         store.close().await;
     }
+}
+
+/// The nodes of logged plans that read a walled table without a condition on an index.
+fn unindexed(log: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut lines = log.lines().peekable();
+    while let Some(line) = lines.next() {
+        let is_scan = ["Seq Scan on ", "Index Scan", "Index Only Scan"]
+            .iter()
+            .any(|scan| line.contains(scan));
+        let table = line.split(" on ").nth(1).unwrap_or_default();
+        let table = table.split(' ').next().unwrap_or_default();
+        let is_walled = WALLED.contains(&table) || table.starts_with("event_");
+        let has_condition = lines.peek().is_some_and(|next| next.contains("Index Cond"));
+        if is_scan && is_walled && !has_condition {
+            found.push(line.trim().to_owned());
+        }
+    }
+    found
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_statement_finds_its_rows_by_an_index_behind_the_wall() {
+    let walled = Walled::set_up(&["shared_preload_libraries = 'auto_explain'"]).await;
+    let url = walled.database().await;
+    let admin = connect(&of("aegis", &url)).await;
+    let fill_up = "WITH made AS (SELECT n, gen_random_uuid() AS id, 'tenant-' || n % 100 AS tenant \
+           FROM generate_series(1, 10000) AS n), \
+         acted AS (INSERT INTO action (tenant_id, request_id, thread_id, idempotency_key, status, created_at, events) \
+           SELECT tenant, id, 'run-1', 'k-' || n, 'PENDING', now(), 1 FROM made) \
+         INSERT INTO event (tenant_id, request_id, number, at, event_id, actor, kind, to_status, epoch) \
+           SELECT tenant, id, 1, now(), gen_random_uuid(), 'me', 'submitted', 'PENDING', 1 FROM made";
+    admin.batch_execute(fill_up).await.unwrap();
+    // This publishes and chains all that.
+    let store = builder(&url).connect().await.unwrap();
+    store.newest_event().await.unwrap();
+    store.close().await;
+    // An empty partition is read as is.
+    let tidy = "DO $$ DECLARE part regclass; is_empty boolean; BEGIN \
+         FOR part IN SELECT inhrelid FROM pg_inherits WHERE inhparent = 'event'::regclass LOOP \
+           EXECUTE format('SELECT NOT EXISTS (SELECT FROM %s)', part) INTO is_empty; \
+           IF is_empty THEN EXECUTE format('DROP TABLE %s', part); END IF; \
+         END LOOP; END $$; ANALYZE";
+    admin.batch_execute(tidy).await.unwrap();
+    admin
+        .batch_execute(
+            "ALTER ROLE aegis_server SET auto_explain.log_min_duration = 0; \
+             ALTER ROLE aegis_server SET enable_seqscan = off",
+        )
+        .await
+        .unwrap();
+    let before = walled.server().logged().len();
+    let store = builder(&url).connect().await.unwrap();
+    fill(&store, "tenant-7").await;
+    let tenant: TenantId = "tenant-7".parse().unwrap();
+    let page = store.list(list(&tenant)).await.unwrap();
+    let first = id(&page.actions[0]);
+    for tenant in [Some(&tenant), None] {
+        assert!(store.find(first, tenant).await.unwrap().is_some());
+        let call = uuid::Uuid::now_v7();
+        assert!(store.find(call, tenant).await.unwrap().is_none());
+    }
+    assert!(store.look_up(first, &tenant).await.unwrap().is_some());
+    let events = store.events(&tenant, 0, 10).await.unwrap();
+    assert_eq!(events.len(), 10);
+    let newest = store.newest_event().await.unwrap();
+    assert_eq!(store.all_events(newest - 5, 10).await.unwrap().len(), 5);
+    // It publishes and chains the rest.
+    store.close().await;
+    let log = walled.server().logged().split_off(before);
+    for statement in [
+        "INSERT INTO feed",
+        "INSERT INTO chain",
+        "FOR UPDATE",
+        "WITH new AS",
+    ] {
+        assert!(log.contains(statement), "{statement}");
+    }
+    assert_eq!(unindexed(&log), Vec::<String>::new());
 }
