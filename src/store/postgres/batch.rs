@@ -98,7 +98,7 @@ impl<T> Waiting<T> {
 /// A new action with its event, and whoever waits for it.
 #[derive(Debug)]
 struct Newcomer {
-    loaded: Loaded,
+    loaded: Box<Loaded>,
     reply: oneshot::Sender<Verdict>,
 }
 
@@ -231,6 +231,8 @@ impl Inner {
         };
         let proof = Proof::of(&loaded.events);
         let (reply, verdict) = oneshot::channel();
+        // It is moved and sorted with others.
+        let loaded = Box::new(loaded);
         queue.push(Newcomer { loaded, reply });
         match (verdict.await, proof) {
             (Ok(Verdict::Recorded), _) => Ok(outcome),

@@ -133,27 +133,10 @@ pub(super) async fn insert(
     let identities =
         column!(identities, identity => identity.as_ref().map(|identity| &identity[..]));
     let events = Events::of(events);
-    let inserted = session
+    let recorded = session
         .query(
-            "WITH new AS (INSERT INTO action (tenant_id, request_id, thread_id, idempotency_key, status, decision, \
-             digest, payload, comment, title, expires_at, allow_edit, submitted_by, decided_by, call_id, created_at, \
-             decided_at, events) SELECT n.tenant_id, n.request_id, n.thread_id, n.idempotency_key, n.status, n.decision, \
-             n.digest, n.payload, n.comment, n.title, n.expires_at, n.allow_edit, n.submitted_by, n.decided_by, \
-             n.call_id, n.created_at, n.decided_at, n.events FROM unnest($1::text[], $2::uuid[], $3::text[], $4::text[], $5::text[], \
-             $6::text[], $7::bytea[], $8::text[], $9::text[], $10::text[], $11::timestamptz[], $12::bool[], \
-             $13::text[], $14::text[], $15::text[], $16::timestamptz[], $17::timestamptz[], $18::int[], \
-             $32::bytea[]) AS n (tenant_id, request_id, thread_id, idempotency_key, status, decision, digest, payload, \
-             comment, title, expires_at, allow_edit, submitted_by, decided_by, call_id, created_at, decided_at, events, \
-             identity) WHERE NOT (SELECT EXISTS (SELECT FROM tombstone)) \
-             OR (SELECT true FROM tombstone t WHERE t.identity = n.identity) IS NULL \
-             ON CONFLICT (tenant_id, thread_id, idempotency_key) DO NOTHING RETURNING tenant_id, request_id), \
-             said AS (INSERT INTO event (tenant_id, request_id, number, at, event_id, actor, kind, from_status, \
-             to_status, decision, execution, call_id, digest, epoch) \
-             SELECT e.*, (SELECT epoch FROM cluster) FROM unnest($19::text[], $20::uuid[], $21::int[], \
-             $22::timestamptz[], $23::uuid[], $24::text[], $25::text[], $26::text[], $27::text[], $28::text[], \
-             $29::text[], $30::text[], $31::bytea[]) AS e (tenant_id, request_id, number, at, event_id, actor, kind, \
-             from_status, to_status, decision, execution, call_id, digest) JOIN new USING (tenant_id, request_id)) \
-             SELECT request_id FROM new",
+            "SELECT aegis_record($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, \
+             $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32) AS ids",
             &[
                 (&tenants, Type::TEXT_ARRAY),
                 (&ids, Type::UUID_ARRAY),
@@ -173,6 +156,7 @@ pub(super) async fn insert(
                 (&created, Type::TIMESTAMPTZ_ARRAY),
                 (&decided, Type::TIMESTAMPTZ_ARRAY),
                 (&counts, Type::INT4_ARRAY),
+                (&identities, Type::BYTEA_ARRAY),
                 (&events.tenants, Type::TEXT_ARRAY),
                 (&events.ids, Type::UUID_ARRAY),
                 (&events.numbers, Type::INT4_ARRAY),
@@ -186,12 +170,14 @@ pub(super) async fn insert(
                 (&events.executions, Type::TEXT_ARRAY),
                 (&events.calls, Type::TEXT_ARRAY),
                 (&events.digests, Type::BYTEA_ARRAY),
-                (&identities, Type::BYTEA_ARRAY),
             ],
         )
         .await?;
-    let ids = inserted.iter().map(|row| Ok(get(row, "request_id")?));
-    ids.collect()
+    let recorded = recorded.first();
+    let recorded = recorded
+        .map(|row| get::<Vec<Uuid>>(row, "ids"))
+        .transpose()?;
+    Ok(recorded.unwrap_or_default().into_iter().collect())
 }
 
 /// Writes all that was changed, and commits. The statements and the commit are sent together, as a

@@ -413,6 +413,7 @@ async fn a_database_of_the_version_before_is_chained_from_its_first_event() {
         "ALTER TABLE event DROP COLUMN digest",
         "DROP TABLE import",
         "DROP TABLE tombstone",
+        "DROP FUNCTION aegis_record",
         "DELETE FROM aegis_schema WHERE version > 3",
     ] {
         edit(&url, sql).await;
