@@ -1,6 +1,7 @@
 //! Measures the PostgreSQL store: how many actions it records a second, against what the database
 //! does with bare inserts, and against itself without shared transactions; one server against two;
-//! and an empty database against a full one (`--millions 10`).
+//! and an empty database against a full one (`--millions 10`). `--only store`, `--only servers` or
+//! `--only full` makes one of the tables.
 //!
 //! It starts a PostgreSQL of the system in a temporary folder, with fsync. All contenders of one
 //! table take turns.
@@ -360,10 +361,15 @@ fn mixed(number: u64) -> u64 {
     mixed ^ (mixed >> 31)
 }
 
-/// The argument of `--millions`.
-fn millions() -> Option<i64> {
-    let mut arguments = std::env::args().skip_while(|argument| argument != "--millions");
-    arguments.nth(1).map(|number| number.parse().unwrap())
+/// The value of an option.
+fn option(name: &str) -> Option<String> {
+    let mut arguments = std::env::args().skip_while(|argument| argument != name);
+    arguments.nth(1)
+}
+
+/// Whether a table was asked for. Without `--only` and one of their names, all are.
+fn is_wanted(table: &str) -> bool {
+    option("--only").is_none_or(|only| only == table)
 }
 
 fn main() {
@@ -377,17 +383,21 @@ fn main() {
     if !results::is_asked_for() {
         return;
     }
-    let shards = shards();
+    let mut all = json!({});
+    if is_wanted("shards") {
+        all["shards"] = shards();
+    }
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
         let postgres = Postgres::start(&SETTINGS);
-        let mut all = json!({
-            "shards": shards,
-            "store": store_alone(&postgres).await,
-            "servers": one_and_two(&postgres).await,
-        });
-        if let Some(millions) = millions() {
-            all["full"] = empty_and_full(&postgres, millions).await;
+        if is_wanted("store") {
+            all["store"] = store_alone(&postgres).await;
+        }
+        if is_wanted("servers") {
+            all["servers"] = one_and_two(&postgres).await;
+        }
+        if let Some(millions) = option("--millions").filter(|_| is_wanted("full")) {
+            all["full"] = empty_and_full(&postgres, millions.parse().unwrap()).await;
         }
         results::save("postgres", &all);
     });
