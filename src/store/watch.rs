@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
 use crate::protocol::TenantId;
@@ -13,6 +13,8 @@ use crate::protocol::TenantId;
 #[derive(Clone, Default)]
 pub struct Watchers {
     topics: Arc<Mutex<HashMap<Topic, watch::Sender<()>>>>,
+    /// Somebody subscribed while nobody else had.
+    first: Arc<Notify>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -45,11 +47,15 @@ impl Watchers {
     }
 
     fn subscribe(&self, topic: Topic) -> Watch {
-        let receiver = self
-            .lock()
+        let mut topics = self.lock();
+        if topics.is_empty() {
+            self.first.notify_one();
+        }
+        let receiver = topics
             .entry(topic.clone())
             .or_insert_with(|| watch::channel(()).0)
             .subscribe();
+        drop(topics);
         Watch {
             topic,
             receiver: Some(receiver),
@@ -75,6 +81,14 @@ impl Watchers {
     #[cfg(feature = "postgres")]
     pub(crate) fn is_empty(&self) -> bool {
         self.lock().is_empty()
+    }
+
+    /// Completes once somebody waits. One task may ask for that.
+    #[cfg(feature = "postgres")]
+    pub(crate) async fn someone(&self) {
+        while self.is_empty() {
+            self.first.notified().await;
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Topic, watch::Sender<()>>> {
@@ -157,6 +171,21 @@ mod tests {
         let mut watch = watchers.watch(id);
         watchers.wake(id, &tenant());
         watch.changed().await;
+    }
+
+    #[cfg(feature = "postgres")]
+    #[tokio::test]
+    async fn the_first_waiter_is_noticed_whenever_they_come() {
+        let watchers = Watchers::new();
+        let before = watchers.watch_all();
+        watchers.someone().await;
+        drop(before);
+        let asked = watchers.clone();
+        let mut noticed = tokio::spawn(async move { asked.someone().await });
+        tokio::task::yield_now().await;
+        assert!(futures_util::poll!(&mut noticed).is_pending());
+        let _after = watchers.watch(Uuid::new_v4());
+        noticed.await.unwrap();
     }
 
     #[tokio::test]

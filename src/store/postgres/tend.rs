@@ -100,16 +100,11 @@ impl Inner {
                     tracing::debug!(%error, "events cannot be published");
                 }
                 let until = tokio::time::Instant::now() + EACH;
-                let store = Arc::downgrade(&store);
+                let watchers = store.watchers.clone();
+                drop(store);
                 // While nobody waits here for what others record, it is published twice a second, and
                 // not with each notification. Whoever reads events publishes them first.
-                while tokio::time::Instant::now() < until
-                    && store
-                        .upgrade()
-                        .is_some_and(|store| store.watchers.is_empty())
-                {
-                    tokio::time::sleep(NOTIFY_PAUSE).await;
-                }
+                let _ = tokio::time::timeout_at(until, watchers.someone()).await;
                 // Whatever came meanwhile rings at once.
                 if let Some(bells) = bells.upgrade() {
                     let _ = tokio::time::timeout_at(until, bells.elsewhere.notified()).await;
