@@ -260,16 +260,22 @@ async fn each_right_of_the_manual_is_needed_and_named_where_it_is_missing() {
             .await
             .unwrap();
     }
-    for revoke in [
-        "REVOKE INSERT ON event FROM aegis_server; REVOKE UPDATE ON action FROM aegis_server",
-        "REVOKE USAGE ON SCHEMA public FROM aegis_server, PUBLIC",
+    for (revoke, says) in [
+        (
+            "REVOKE EXECUTE ON FUNCTION aegis_record FROM PUBLIC",
+            "lacks EXECUTE on the function aegis_record ",
+        ),
+        (
+            "REVOKE INSERT ON event FROM aegis_server; REVOKE UPDATE ON action FROM aegis_server",
+            "lacks UPDATE on the table action, INSERT on the table event, EXECUTE on",
+        ),
+        (
+            "REVOKE USAGE ON SCHEMA public FROM aegis_server, PUBLIC",
+            "lacks USAGE on the schema",
+        ),
     ] {
         database.admin.batch_execute(revoke).await.unwrap();
         let stderr = run(database.command()).expect(1).stderr;
-        let says = match revoke.contains("SCHEMA") {
-            true => "lacks USAGE on the schema",
-            false => "lacks UPDATE on the table action, INSERT on the table event ",
-        };
         assert!(stderr.contains(says), "{says}: {stderr}");
     }
 }

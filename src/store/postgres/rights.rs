@@ -32,7 +32,10 @@ pub(super) async fn check(pool: &Pool, place: &str) -> Result<(), Fault> {
     const MISSING: &str = "SELECT 'USAGE' AS verb, 'the schema' AS name, 0 AS number WHERE current_schema() IS NULL \
          UNION ALL SELECT r.verb, 'the table ' || r.name, r.number \
          FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS r (name, verb, number) \
-         WHERE NOT has_table_privilege(to_regclass(r.name), r.verb) ORDER BY number";
+         WHERE NOT has_table_privilege(to_regclass(r.name), r.verb) \
+         UNION ALL SELECT 'EXECUTE', 'the function ' || p.proname, 99 FROM pg_proc p \
+         WHERE p.proname = 'aegis_record' AND pg_function_is_visible(p.oid) \
+         AND NOT has_function_privilege(p.oid, 'EXECUTE') ORDER BY number";
     let pairs = RIGHTS
         .iter()
         .flat_map(|(table, verbs)| verbs.iter().map(|verb| (*table, *verb)));

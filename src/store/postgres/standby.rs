@@ -50,7 +50,8 @@ impl Inner {
         if self.state.is_covered(read) {
             return Ok(());
         }
-        self.beat(Session::open(&self.pool, Scope::Nobody).await?).await
+        self.beat(Session::open(&self.pool, Scope::Nobody).await?)
+            .await
     }
 
     /// Notes what [`WAITS`] found, which was sent then.

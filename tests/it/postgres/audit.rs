@@ -414,6 +414,10 @@ async fn a_database_of_the_version_before_is_chained_from_its_first_event() {
         "DROP TABLE import",
         "DROP TABLE tombstone",
         "DROP FUNCTION aegis_record",
+        "DROP POLICY aegis_tenants ON action",
+        "DROP POLICY aegis_tenants ON claim",
+        "DROP POLICY aegis_tenants ON event",
+        "DROP POLICY aegis_tenants ON feed",
         "DELETE FROM aegis_schema WHERE version > 3",
     ] {
         edit(&url, sql).await;
