@@ -42,6 +42,10 @@ use crate::store::StoreError;
 /// The most events of this server that are told from those of others.
 const OWN: usize = 16_384;
 
+/// For the statement that publishes. What has piled up, because somebody had the row of `publisher`
+/// locked for long, can only be published at once.
+const PATIENT: &str = "SET LOCAL statement_timeout = '15min'";
+
 /// The most events that one read looks through for whom to wake.
 const PAGE: i64 = 1000;
 
@@ -142,16 +146,18 @@ impl Inner {
         // Again with the lock: another server may have had a pass since. The row is locked first and
         // read then, as a statement that waits for a lock goes on with what else it had read before.
         let (unsure, begun) = (self.state.doubts(), Instant::now());
-        let (started, indexed, locked, last) = tokio::join!(
+        let (started, indexed, locked, last, patient) = tokio::join!(
             biased;
             session.begin(),
             session.run(PLAIN),
             session.run("SELECT FROM publisher WHERE id = 1 FOR UPDATE"),
             session.query(LAST, &[]),
+            session.run(PATIENT),
         );
         started?;
         indexed?;
         locked?;
+        patient?;
         let last = Last::read(&last?)?;
         if !last.is_same {
             session.roll_back().await;
