@@ -11,9 +11,9 @@ use tokio::sync::OnceCell;
 use tokio_postgres::Client;
 
 use super::{actor, decision, id, identity};
-use crate::support::HANG;
 use crate::support::manual::sql_of;
 use crate::support::postgres::{Postgres, connect};
+use crate::support::{HANG, ends};
 
 /// The tables with a policy.
 const WALLED: [&str; 5] = ["action", "claim", "event", "feed", "chain"];
@@ -133,13 +133,26 @@ fn list(tenant: &TenantId) -> List {
     }
 }
 
+/// Waits until all events are published and chained.
+async fn chained(store: &PostgresStore, url: &str) {
+    store.newest_event().await.unwrap();
+    let admin = connect(&of("aegis", url)).await;
+    let left = "SELECT p.position - c.position FROM publisher p, chainer c";
+    ends(async {
+        while count(&admin, left).await > 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
 /// A database with records of the tenants `a` and `b`, and its URL as the least role.
 async fn filled() -> String {
     let url = Walled::shared().await.database().await;
     let store = builder(&url).connect().await.unwrap();
     fill(&store, "a").await;
     fill(&store, "b").await;
-    // It chains what it has published.
+    chained(&store, &url).await;
     store.close().await;
     url
 }
@@ -398,9 +411,12 @@ async fn the_policies_are_added_without_a_deadlock_with_who_works_on_the_tables(
     let watching = connect(&url).await;
     let waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
                  AND (wait_event_type = 'Lock' OR wait_event = 'PgSleep')";
-    while count(&watching, waits).await == 0 {
-        tokio::task::yield_now().await;
-    }
+    ends(async {
+        while count(&watching, waits).await == 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
     worker.batch_execute("SELECT pg_sleep(1.5)").await.unwrap();
     let others = "SELECT FROM event; SELECT FROM claim; SELECT FROM action; COMMIT";
     worker.batch_execute(others).await.unwrap();
@@ -475,9 +491,8 @@ async fn each_statement_finds_its_rows_by_an_index_behind_the_wall() {
          INSERT INTO event (tenant_id, request_id, number, at, event_id, actor, kind, to_status, epoch) \
            SELECT tenant, id, 1, now(), gen_random_uuid(), 'me', 'submitted', 'PENDING', 1 FROM made";
     admin.batch_execute(fill_up).await.unwrap();
-    // This publishes and chains all that.
     let store = builder(&url).connect().await.unwrap();
-    store.newest_event().await.unwrap();
+    chained(&store, &url).await;
     store.close().await;
     // An empty partition is read as is.
     let tidy = "DO $$ DECLARE part regclass; is_empty boolean; BEGIN \
@@ -509,7 +524,7 @@ async fn each_statement_finds_its_rows_by_an_index_behind_the_wall() {
     assert_eq!(events.len(), 10);
     let newest = store.newest_event().await.unwrap();
     assert_eq!(store.all_events(newest - 5, 10).await.unwrap().len(), 5);
-    // It publishes and chains the rest.
+    chained(&store, &url).await;
     store.close().await;
     let log = walled.server().logged().split_off(before);
     for statement in [

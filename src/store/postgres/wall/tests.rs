@@ -65,8 +65,13 @@ async fn walled(server: &Postgres) -> Pool {
         };
         store.decide(decide).await.unwrap();
     }
-    store.close().await;
+    store.newest_event().await.unwrap();
     let owner = server::connect(&url).await;
+    let left = "SELECT p.position - c.position FROM publisher p, chainer c";
+    while owner.query_one(left, &[]).await.unwrap().get::<_, i64>(0) > 0 {
+        tokio::task::yield_now().await;
+    }
+    store.close().await;
     let role = "CREATE ROLE guest LOGIN; GRANT ALL ON ALL TABLES IN SCHEMA public TO guest";
     owner.batch_execute(role).await.unwrap();
     for table in WALLED {
