@@ -9,9 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use aegis_hitl::store::PostgresStore;
 use tempfile::TempDir;
-use tokio::sync::OnceCell;
 use tokio_postgres::{Client, NoTls};
 
 /// What to install where there is no PostgreSQL.
@@ -31,8 +29,6 @@ pub struct Postgres {
     bin: PathBuf,
     port: u16,
     keeper: Mutex<Option<Child>>,
-    /// The name of a database with the schema alone.
-    schema: OnceCell<String>,
 }
 
 static DATABASES: AtomicUsize = AtomicUsize::new(0);
@@ -99,7 +95,6 @@ impl Postgres {
             bin,
             port,
             keeper: Mutex::new(None),
-            schema: OnceCell::new(),
         };
         server.run();
         server
@@ -205,19 +200,6 @@ impl Postgres {
     /// Makes an empty database, and returns its URL.
     pub async fn database(&self) -> String {
         self.database_from("template0").await
-    }
-
-    /// Makes a database that a store was opened in and closed again, and returns its URL. A copy takes a
-    /// third of the time that the schema does.
-    pub async fn migrated(&self) -> String {
-        let made = self.schema.get_or_init(async || {
-            let url = self.database().await;
-            PostgresStore::connect(&url).await.unwrap().close().await;
-            let client = connect(&url).await;
-            client.batch_execute("DELETE FROM heartbeat").await.unwrap();
-            url.rsplit('/').next().unwrap().to_owned()
-        });
-        self.database_from(made.await).await
     }
 
     /// Makes a copy of a database that nobody uses, which is waited for, and returns its URL.

@@ -313,7 +313,7 @@ impl Inner {
         let (unsure, begun) = (self.state.doubts(), std::time::Instant::now());
         let (started, inserted, committed) = tokio::join!(
             biased;
-            session.begin(),
+            session.begin_batch(),
             write::insert(&session, &actions, &events),
             session.commit(),
         );

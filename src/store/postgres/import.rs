@@ -121,8 +121,9 @@ impl Target {
         let place = address.place();
         let state = Arc::new(State::new(settings.clock));
         let pool = connected(&address, &state, CONNECTIONS).await?;
-        let found = schema::check(&pool, &place).await;
-        state.set_commits_wait(found.map_err(Fault::into_error)?.commits_wait);
+        schema::check(&pool, &place)
+            .await
+            .map_err(Fault::into_error)?;
         schema::migrate(&pool, &place, true)
             .await
             .map_err(Fault::into_error)?;

@@ -27,6 +27,7 @@ mod sweep;
 mod tend;
 mod tls;
 mod transact;
+mod turn;
 mod wall;
 mod write;
 
@@ -50,6 +51,7 @@ pub(super) use self::rows::kept;
 use self::session::{Manager, Pool, Session};
 use self::state::State;
 use self::tend::Bells;
+use self::turn::{Topic, Turn, Turns};
 use self::wall::Scope;
 use super::operation::Start;
 use super::repeats::Repeats;
@@ -110,6 +112,7 @@ struct Inner {
     room: Arc<Semaphore>,
     watchers: Watchers,
     repeats: Repeats<Key>,
+    turns: Turns,
     /// `None` if each action has a transaction of its own.
     queue: Option<Arc<batch::Queue>>,
     publisher: Publisher,
@@ -208,8 +211,7 @@ impl PostgresBuilder {
         let state = Arc::new(State::new(self.clock));
         let migrating = async {
             let pool = connected(&address, &state, 1).await?;
-            let settings = schema::check(&pool, &place).await?;
-            state.set_commits_wait(settings.commits_wait);
+            schema::check(&pool, &place).await?;
             schema::migrate(&pool, &place, true).await?;
             tend::make_partitions(&pool).await?;
             partitions::drop_empty(&pool).await
@@ -247,10 +249,9 @@ impl PostgresBuilder {
             Some(_) => connected(&direct, &state, 1).await?,
             None => pool.clone(),
         };
-        let settings = schema::check(&pool, &place)
+        schema::check(&pool, &place)
             .await
             .map_err(Fault::into_error)?;
-        state.set_commits_wait(settings.commits_wait);
         rights::check(&pool, &place)
             .await
             .map_err(Fault::into_error)?;
@@ -269,6 +270,7 @@ impl PostgresBuilder {
             room: Arc::new(Semaphore::new(ROOM)),
             watchers: Watchers::new(),
             repeats: Repeats::default(),
+            turns: Turns::default(),
             queue: self.batching.then(Arc::default),
             publisher: Publisher::default(),
             follower: Follower::default(),
@@ -366,37 +368,52 @@ impl PostgresStore {
         self.inner.pool.close();
     }
 
-    /// Runs an operation that changes what is on record. It goes on if this future is dropped.
+    /// Runs an operation that changes what is on record. Once it is its turn, it goes on if this
+    /// future is dropped.
     async fn transact<O: Located>(&self, operation: O) -> Result<O::Outcome, StoreError> {
-        let (inner, size) = (self.inner.clone(), operation.size());
-        self.spawn(
-            size,
-            Box::pin(async move { inner.transact(&operation, Vec::new()).await }),
-        )
+        let (running, turn) = self.begin(&operation).await?;
+        let inner = self.inner.clone();
+        Self::spawn(Box::pin(async move {
+            let _kept = (running, turn);
+            inner.transact(&operation, Vec::new()).await
+        }))
         .await
     }
 
     /// Runs an operation that may record a new action.
     async fn record<O: Located>(&self, operation: O) -> Result<O::Outcome, StoreError> {
-        let (inner, size) = (self.inner.clone(), operation.size());
-        self.spawn(
-            size,
-            Box::pin(async move { inner.record(&operation).await }),
-        )
+        let (running, turn) = self.begin(&operation).await?;
+        let inner = self.inner.clone();
+        Self::spawn(Box::pin(async move {
+            let _running = running;
+            match turn {
+                // Whoever was before it has recorded the action.
+                Some(turn) if turn.has_waited => inner.transact(&operation, Vec::new()).await,
+                _ => inner.record(&operation).await,
+            }
+        }))
         .await
     }
 
-    async fn spawn<T, F>(&self, size: usize, run: F) -> Result<T, StoreError>
+    /// Waits until an operation may run.
+    async fn begin<O: Located>(
+        &self,
+        operation: &O,
+    ) -> Result<(Running, Option<Turn>), StoreError> {
+        let running = Running::begin(&self.inner, operation.size())?;
+        let turn = match Topic::of(operation.subject()) {
+            Some(topic) => Some(self.inner.turns.take(topic).await?),
+            None => None,
+        };
+        Ok((running, turn))
+    }
+
+    async fn spawn<T, F>(run: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
         F: Future<Output = Result<T, StoreError>> + Send + 'static,
     {
-        let running = Running::begin(&self.inner, size)?;
-        let ran = tokio::spawn(async move {
-            let _running = running;
-            run.await
-        });
-        ran.await.unwrap_or_else(|error| {
+        tokio::spawn(run).await.unwrap_or_else(|error| {
             Err(StoreError::unavailable("the request was not finished").with_source(error))
         })
     }
@@ -506,9 +523,13 @@ impl Store for PostgresStore {
     }
 
     async fn sweep(&self, request: Sweep) -> Result<Swept, StoreError> {
+        let running = Running::begin(&self.inner, 0)?;
         let inner = self.inner.clone();
-        self.spawn(0, Box::pin(async move { inner.sweep(&request).await }))
-            .await
+        Self::spawn(Box::pin(async move {
+            let _running = running;
+            inner.sweep(&request).await
+        }))
+        .await
     }
 
     async fn list(&self, request: List) -> Result<Page, StoreError> {

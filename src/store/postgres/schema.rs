@@ -32,14 +32,8 @@ const LEAST: i32 = 140_000;
 /// What keeps two servers from migrating at once. Any number that nobody else uses does.
 const LOCK: &str = "SELECT pg_advisory_xact_lock(4702394921426175817)";
 
-/// What the database is like.
-pub(super) struct Settings {
-    /// Whether a commit waits for the disk, unless a transaction says otherwise.
-    pub(super) commits_wait: bool,
-}
-
 /// Checks that the server can keep this store.
-pub(super) async fn check(pool: &Pool, place: &str) -> Result<Settings, Fault> {
+pub(super) async fn check(pool: &Pool, place: &str) -> Result<(), Fault> {
     let session = Session::open(pool, Scope::Nobody).await?;
     let refused = |detail: String| Err(Fault::Refused(StoreError::incompatible(detail)));
     // First of all, as what is asked next may not be there in another one.
@@ -83,18 +77,14 @@ pub(super) async fn check(pool: &Pool, place: &str) -> Result<Settings, Fault> {
             "PostgreSQL at {place} runs with fsync=off: a crash loses decisions, and may spoil the database"
         );
     }
-    let commits: &str = get(row, "commits")?;
-    if commits == "off" {
+    if get::<&str>(row, "commits")? == "off" {
         tracing::warn!(
             "PostgreSQL at {place} has synchronous_commit=off; the store's own transactions wait for the disk"
         );
     }
-    let settings = Settings {
-        commits_wait: commits != "off",
-    };
     let mut session = session;
     session.release();
-    Ok(settings)
+    Ok(())
 }
 
 fn only(found: &[Row]) -> Result<&Row, Fault> {

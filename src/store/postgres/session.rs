@@ -6,7 +6,8 @@
 use std::borrow::Cow;
 use std::future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use deadpool::managed::{self, Metrics, Object, RecycleError, RecycleResult};
@@ -28,11 +29,23 @@ pub(super) type Values<'a> = [(&'a (dyn ToSql + Sync), Type)];
 /// Begins a transaction. Each setting ends with it.
 ///
 /// A wait for a lock, for the disk or for a standby ends here and not in the caller's patience, and
-/// a server that hangs in a transaction does not hold its locks. A commit is durable whatever the
-/// default of the database is.
-const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; \
-     SET LOCAL lock_timeout = '3s'; SET LOCAL statement_timeout = '5s'; \
-     SET LOCAL idle_in_transaction_session_timeout = '10s'";
+/// a server that hangs in a transaction does not hold its locks. A commit is durable and warns of what
+/// it is not, whatever the defaults are. These can change at any time, and behind a pooler whoever had
+/// the connection before may have left others: so each transaction says it for itself.
+macro_rules! begin {
+    () => {
+        "BEGIN ISOLATION LEVEL READ COMMITTED; \
+         SET LOCAL lock_timeout = '3s'; SET LOCAL statement_timeout = '5s'; \
+         SET LOCAL idle_in_transaction_session_timeout = '10s'; SET LOCAL client_min_messages = warning; \
+         SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'"
+    };
+}
+
+const BEGIN: &str = begin!();
+
+/// Begins a transaction of many actions. All of them wait for what one of them waits for, so it is
+/// given up before their callers give up, and each of them has a transaction of its own then.
+const BEGIN_BATCH: &str = concat!(begin!(), "; SET LOCAL lock_timeout = '500ms'");
 
 /// Follows [`BEGIN`] where no table must be read as a whole, however few rows there are. That makes the
 /// rest look expensive, which would be compiled each time.
@@ -46,9 +59,6 @@ const BEGIN_ONE: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY";
 const BEGIN_READ: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; \
      SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = '60s'; \
      SET LOCAL enable_seqscan = off; SET LOCAL jit = off";
-
-/// Follows [`BEGIN`] where commits would not wait for the disk.
-const SYNCHRONOUS: &str = "; SET LOCAL synchronous_commit = 'on'";
 
 #[derive(Debug)]
 pub(super) struct Manager {
@@ -94,11 +104,14 @@ pub(super) async fn connect(address: &Address) -> Result<Connection, Error> {
                 Some(Ok(AsyncMessage::Notice(notice))) => {
                     if notice.parsed_severity() == Some(Severity::Warning) {
                         counter.fetch_add(1, Ordering::SeqCst);
-                        tracing::warn!(
-                            code = notice.code().code(),
-                            "the database warns: {}",
-                            notice.message()
-                        );
+                        // Whether a transaction is open when it is given up is not known.
+                        if *notice.code() != SqlState::NO_ACTIVE_SQL_TRANSACTION {
+                            tracing::warn!(
+                                code = notice.code().code(),
+                                "the database warns: {}",
+                                notice.message()
+                            );
+                        }
                     }
                 }
                 Some(Ok(_)) => {}
@@ -113,8 +126,9 @@ pub(super) async fn connect(address: &Address) -> Result<Connection, Error> {
     Ok(Connection { client, warnings })
 }
 
-/// A connection in use. Unless it is [released](Self::release), it is closed with this, so that no
-/// transaction is left open on a connection that others use.
+/// A connection in use. Unless it is [released](Self::release), it is closed after this, so that no
+/// transaction is left open on a connection that others use. Its place in the pool is not free before
+/// the database has ended what was sent to it.
 pub(super) struct Session {
     connection: Option<Object<Manager>>,
     state: Arc<State>,
@@ -123,6 +137,8 @@ pub(super) struct Session {
     /// How they say it.
     scope: Option<Cow<'static, str>>,
     warnings: u64,
+    /// Whether a commit was sent.
+    is_committing: AtomicBool,
 }
 
 impl Session {
@@ -141,6 +157,7 @@ impl Session {
             is_walled,
             scope: is_walled.then(|| scope.statement()).flatten(),
             warnings,
+            is_committing: AtomicBool::new(false),
         })
     }
 
@@ -152,13 +169,12 @@ impl Session {
 
     /// Begins a transaction. The statements that follow may be sent before it is answered.
     pub(super) async fn begin(&self) -> Result<(), Fault> {
-        match self.state.commits_wait() {
-            true => self.run(&self.scoped(BEGIN)).await,
-            false => {
-                self.run(&self.scoped(&format!("{BEGIN}{SYNCHRONOUS}")))
-                    .await
-            }
-        }
+        self.run(&self.scoped(BEGIN)).await
+    }
+
+    /// The same for many actions at once.
+    pub(super) async fn begin_batch(&self) -> Result<(), Fault> {
+        self.run(&self.scoped(BEGIN_BATCH)).await
     }
 
     /// The same for many reads of one state. It ends with a [rollback](Self::roll_back).
@@ -238,7 +254,9 @@ impl Session {
 
     /// Sends the commit. [`is_sure`](Self::is_sure) tells whether it means what it says.
     pub(super) async fn commit(&self) -> Result<(), Fault> {
-        let committed = self.client()?.batch_execute("COMMIT").await;
+        let client = self.client()?;
+        self.is_committing.store(true, Ordering::SeqCst);
+        let committed = client.batch_execute("COMMIT").await;
         committed.map_err(Fault::of_commit)
     }
 
@@ -279,7 +297,62 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        if let Some(connection) = self.connection.take() {
+        let Some(connection) = self.connection.take() else {
+            return;
+        };
+        let given_up = GivenUp(Some(connection));
+        // Without a runtime nothing can be sent any more.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(given_up.end(self.is_committing.load(Ordering::SeqCst)));
+        }
+    }
+}
+
+/// How long the database is given to end what was given up before it is told to: a rollback takes
+/// next to nothing, and a commit that waits for a standby may yet be replicated.
+const ROLLBACK_PATIENCE: Duration = Duration::from_millis(50);
+const COMMIT_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long it takes at most to tell it, and then to end. A database that does not answer at all is
+/// not waited for longer.
+const CANCEL_PATIENCE: Duration = Duration::from_secs(2);
+
+/// A connection that nobody waits for, on which something may still run. It is closed with this.
+///
+/// PostgreSQL does not look whether a client is still there while it waits for a lock or for a
+/// standby. Were the connection closed at once, its place in the pool would be free, and the next
+/// request would make another: one for each that is given up, until the database takes no more.
+struct GivenUp(Option<Object<Manager>>);
+
+impl GivenUp {
+    async fn end(self, is_committing: bool) {
+        let Some(connection) = &self.0 else {
+            return;
+        };
+        // It is answered behind all that was sent before.
+        let ended = connection.client.batch_execute("ROLLBACK");
+        let mut ended = std::pin::pin!(ended);
+        let patience = match is_committing {
+            true => COMMIT_PATIENCE,
+            false => ROLLBACK_PATIENCE,
+        };
+        if tokio::time::timeout(patience, &mut ended).await.is_ok() {
+            return;
+        }
+        // What waited for a standby is then committed without it, as with any cut-off wait. It has
+        // waited for longer than `standby::COVERS`, so nobody shows it before a standby has it.
+        let tls = Object::pool(connection).map(|pool| pool.manager().address.tls.clone());
+        if let Some(tls) = tls {
+            let cancel = connection.client.cancel_token();
+            let _ = tokio::time::timeout(CANCEL_PATIENCE, cancel.cancel_query(tls)).await;
+        }
+        let _ = tokio::time::timeout(CANCEL_PATIENCE, ended).await;
+    }
+}
+
+impl Drop for GivenUp {
+    fn drop(&mut self) {
+        if let Some(connection) = self.0.take() {
             drop(Object::take(connection));
         }
     }

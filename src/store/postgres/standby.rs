@@ -9,8 +9,8 @@
 //! is read is answered if this server began a durable write less than [`COVERS`] ago, and else it
 //! writes its heartbeat first. Decisions keep that up by themselves. What waited for [`COVERS`] or longer
 //! before it was cut off is then shown by nobody: a durable write that began while it waited would have
-//! waited for the same standby. What was cut off sooner is shown for less than [`COVERS`]. No timeout of
-//! ours cuts a wait off: PostgreSQL ends that of a statement before it commits.
+//! waited for the same standby. What was cut off sooner is shown for less than [`COVERS`]. A
+//! wait that this server itself gives up is cut off later than that.
 //!
 //! Where commits wait for no standby, this costs nothing. What is set is read with the statements of a
 //! task that runs anyway. Operations that change nothing, such as a duplicate, need none of this: they

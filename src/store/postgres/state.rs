@@ -23,8 +23,6 @@ pub(super) struct State {
     is_closing: AtomicBool,
     /// Whether transactions say which tenants they are about.
     is_walled: AtomicBool,
-    /// Whether a commit waits for the disk by the settings of the database.
-    commits_wait: AtomicBool,
     written: Mutex<Option<Instant>>,
     /// Whether commits wait for standbys, and when that was asked.
     standbys: Mutex<Option<(Instant, bool)>>,
@@ -67,7 +65,6 @@ impl State {
             sure: AtomicU64::new(0),
             is_closing: AtomicBool::new(false),
             is_walled: AtomicBool::new(true),
-            commits_wait: AtomicBool::new(false),
             written: Mutex::new(None),
             standbys: Mutex::new(None),
             read: Mutex::new(None),
@@ -129,14 +126,6 @@ impl State {
         let written = *self.written.lock().unwrap_or_else(PoisonError::into_inner);
         standbys.is_some_and(|(asked, wait)| !wait && covers(asked, read))
             || written.is_some_and(|begun| covers(begun, read))
-    }
-
-    pub(super) fn set_commits_wait(&self, wait: bool) {
-        self.commits_wait.store(wait, Ordering::SeqCst);
-    }
-
-    pub(super) fn commits_wait(&self) -> bool {
-        self.commits_wait.load(Ordering::SeqCst)
     }
 
     pub(super) fn set_walled(&self, is_walled: bool) {

@@ -125,3 +125,17 @@ async fn another_server_wakes_who_waits_here() {
     let woken = tokio::time::timeout(crate::support::SHORT, other.changed()).await;
     assert!(woken.is_err(), "a tenant was woken by another's events");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backlog_that_takes_longer_than_a_statement_may_is_published() {
+    let (store, url) = store().await;
+    let client = connect(&url).await;
+    // As with a million events.
+    let slow = "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS \
+                $$ BEGIN PERFORM pg_sleep(5.5); RETURN NULL; END $$; \
+                CREATE TRIGGER slow AFTER INSERT ON feed FOR EACH STATEMENT EXECUTE FUNCTION slow()";
+    client.batch_execute(slow).await.unwrap();
+    record(&store, "k-1").await;
+    assert_eq!(feed(&store).await.len(), 1);
+    store.close().await;
+}

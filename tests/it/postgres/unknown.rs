@@ -13,7 +13,7 @@ use aegis_hitl::store::{
 
 use super::proxy::{Cut, Proxy};
 use super::standby::{WAITING, set_standbys};
-use super::{actor, decision, id, identity, name_of};
+use super::{actor, decision, id, identity, name_of, record};
 use crate::support::HANG;
 use crate::support::postgres::{Postgres, connect};
 
@@ -127,17 +127,22 @@ async fn history(store: &PostgresStore, action: &aegis_hitl::Action) -> Vec<Even
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn what_no_standby_has_is_neither_acknowledged_nor_shown() {
-    without_standby("pg_cancel_backend").await;
+    without_standby("pg_cancel_backend", &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_no_standby_has_is_not_acknowledged_where_the_database_is_told_not_to_warn() {
+    without_standby("pg_cancel_backend", &["client_min_messages = error"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn what_a_session_left_behind_that_was_ended_is_neither_acknowledged_nor_shown() {
-    without_standby("pg_terminate_backend").await;
+    without_standby("pg_terminate_backend", &[]).await;
 }
 
-async fn without_standby(how: &'static str) {
+async fn without_standby(how: &'static str, settings: &[&str]) {
     // A server of its own: the setting is that of the whole server.
-    let server = Postgres::start(&[]);
+    let server = Postgres::start(settings);
     let url = server.database().await;
     let store = PostgresStore::connect(&url).await.unwrap();
     let operator = connect(&url).await;
@@ -190,6 +195,41 @@ async fn without_standby(how: &'static str) {
     );
     assert!(store.find(call, None).await.unwrap().is_some());
     assert_eq!(store.all_events(0, 10).await.unwrap().len(), 1);
+    store.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_decision_is_durable_where_commits_are_told_later_not_to_wait_for_the_disk() {
+    // Nothing else brings the log to the disk meanwhile.
+    let server = Postgres::start(&["wal_writer_delay = 10s"]);
+    let url = server.database().await;
+    let store = PostgresStore::builder(&url).connections(2).connect().await;
+    let store = store.unwrap();
+    let operator = connect(&url).await;
+    for sql in [
+        "ALTER SYSTEM SET synchronous_commit = off",
+        "SELECT pg_reload_conf()",
+    ] {
+        operator.batch_execute(sql).await.unwrap();
+    }
+    let deadline = tokio::time::Instant::now() + HANG;
+    loop {
+        let shown = operator.query_one("SHOW synchronous_commit", &[]).await;
+        if shown.unwrap().get::<_, String>(0) == "off" {
+            break;
+        }
+        assert!(tokio::time::Instant::now() < deadline);
+    }
+    let mut actions = Vec::new();
+    for number in 0..8 {
+        actions.push(record(&store, &format!("k-{number}")).await);
+    }
+    server.stop();
+    server.run();
+    let store = PostgresStore::connect(&url).await.unwrap();
+    for action in actions {
+        assert!(store.find(id(&action), None).await.unwrap().is_some());
+    }
     store.close().await;
 }
 
