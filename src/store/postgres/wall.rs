@@ -5,7 +5,7 @@
 //! with the tenants that the transaction is about. Where a transaction does not say which these are,
 //! its statements fail.
 //!
-//! Saying it costs a short statement a third more, so a server does not while the wall does not stand
+//! Saying it costs a read a quarter more, so a server does not while the wall does not stand
 //! for its user. When it is put up meanwhile, the first statement that fails tells, and is run again.
 
 use std::borrow::Cow;
