@@ -14,6 +14,7 @@ use super::address::Address;
 use super::fault::Fault;
 use super::rows::get;
 use super::session::{Pool, Session, Values};
+use super::state::State;
 use super::wall::Scope;
 use crate::store::StoreError;
 
@@ -131,10 +132,10 @@ impl Inner {
                 NOTIFY_PAUSE
             }
         });
-        let bells = Arc::downgrade(&self.bells);
+        let (bells, state) = (Arc::downgrade(&self.bells), self.state.clone());
         tokio::spawn(async move {
             while let Some(bells) = bells.upgrade().filter(|bells| !bells.is_closed()) {
-                if let Err(error) = listen(&direct, &bells).await {
+                if let Err(error) = listen(&direct, &bells, &state).await {
                     tracing::debug!(%error, "the connection that listens is lost");
                 }
                 drop(bells);
@@ -235,7 +236,14 @@ pub(super) async fn make_partitions(pool: &Pool) -> Result<(), Fault> {
 }
 
 /// Listens on a connection of its own until that is lost.
-async fn listen(address: &Address, bells: &Bells) -> Result<(), tokio_postgres::Error> {
+///
+/// Behind a pooler the connections of requests can outlive the database. If it was started again, or
+/// another one took its place, this connection alone shows it.
+async fn listen(
+    address: &Address,
+    bells: &Bells,
+    state: &State,
+) -> Result<(), tokio_postgres::Error> {
     let (client, mut connection) = address.config.connect(address.tls.clone()).await?;
     let listen = format!("LISTEN {CHANNEL}");
     let listening = client.batch_execute(&listen);
@@ -252,8 +260,14 @@ async fn listen(address: &Address, bells: &Bells) -> Result<(), tokio_postgres::
             message = future::poll_fn(|context| connection.poll_message(context)) => match message {
                 Some(Ok(AsyncMessage::Notification(_))) => bells.elsewhere.notify_one(),
                 Some(Ok(_)) => {}
-                Some(Err(error)) => return Err(error),
-                None => return Ok(()),
+                Some(Err(error)) => {
+                    state.set_unsure();
+                    return Err(error);
+                }
+                None => {
+                    state.set_unsure();
+                    return Ok(());
+                }
             },
             () = bells.closed() => return Ok(()),
         }
