@@ -511,6 +511,7 @@ async fn each_statement_finds_its_rows_by_an_index_behind_the_wall() {
     admin
         .batch_execute(
             "ALTER ROLE aegis_server SET auto_explain.log_min_duration = 0; \
+             ALTER ROLE aegis_server SET auto_explain.log_nested_statements = on; \
              ALTER ROLE aegis_server SET enable_seqscan = off",
         )
         .await
@@ -538,7 +539,7 @@ async fn each_statement_finds_its_rows_by_an_index_behind_the_wall() {
         "INSERT INTO feed",
         "INSERT INTO chain",
         "FOR UPDATE",
-        "WITH new AS",
+        "INSERT INTO action",
     ] {
         assert!(log.contains(statement), "{statement}");
     }
