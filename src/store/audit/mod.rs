@@ -10,6 +10,7 @@
 
 mod comparison;
 mod entry;
+pub(crate) mod history;
 pub(crate) mod line;
 mod pace;
 mod run;

@@ -1,5 +1,6 @@
 //! The audit trail of a database that servers may use.
 
+mod actions;
 mod links;
 mod verify;
 
@@ -145,7 +146,8 @@ impl PostgresAuditTrail {
         .map_err(Fault::into_error)
     }
 
-    /// Verifies the chain of a tenant, or of each tenant, against the events on record.
+    /// Verifies the chain of a tenant, or of each tenant, against the events on record, and each
+    /// action against its events.
     ///
     /// This reads all of them in one transaction, for as long as which PostgreSQL removes no rows
     /// that were changed or deleted since.
@@ -157,9 +159,11 @@ impl PostgresAuditTrail {
         Box::pin(async {
             let session = self.snapshot().await?;
             let (mut report, mut faults) = (AuditReport::default(), Faults::default());
+            verify::single_rows(&session, &mut faults).await?;
             for tenant in named_or_all(&session, tenant).await? {
                 report.removed += verify::chain(&session, &tenant, &mut faults).await?;
                 verify::feed(&session, &tenant, &mut faults).await?;
+                actions::actions(&session, &tenant, &mut faults).await?;
                 report.heads.push(head(&session, &tenant).await?);
             }
             report.faults = faults.into_vec();
@@ -209,10 +213,10 @@ async fn named_or_all(session: &Session, tenant: Option<&str>) -> Result<BTreeSe
     }
 }
 
-/// The tenants that have links, places in the feed, or events. Each is one search of an index.
+/// The tenants that have links, places in the feed, events, or actions. Each is one search of an index.
 async fn tenants(session: &Session) -> Result<BTreeSet<String>, Fault> {
     let mut found = BTreeSet::new();
-    for table in ["chain", "feed", "event"] {
+    for table in ["chain", "feed", "event", "action"] {
         // No name is empty, but an edit by hand can make it so.
         let (mut last, mut comparison) = (String::new(), ">=");
         loop {

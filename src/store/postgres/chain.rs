@@ -90,7 +90,7 @@ pub(super) fn entry(row: &Row) -> Result<Option<Entry<'_>>, StoreError> {
 
 /// A time as microseconds since 1970. Any is read, even the infinite ones.
 #[derive(Debug, Clone, Copy)]
-struct Micros(i64);
+pub(super) struct Micros(pub(super) i64);
 
 impl<'a> FromSql<'a> for Micros {
     fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn StdError + Sync + Send>> {

@@ -12,12 +12,12 @@ use std::time::Duration;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, Row, Rows};
 
-use self::history::Event;
 use super::lock::beside;
 use super::schema::{self, Version};
 use super::{StoreError, audit, rows};
 use crate::protocol::{Digest, Payload};
 use crate::store::audit::Faults;
+use crate::store::audit::history::{Event, History};
 use crate::store::operation::Record;
 use crate::store::{Identity, Totals};
 
@@ -215,17 +215,13 @@ fn histories(connection: &Connection, faults: &mut Faults) -> rusqlite::Result<(
     let mut actions = actions.query([])?;
     while let Some(row) = actions.next()? {
         let id: i64 = row.get(0)?;
-        while let Some(lost) = event.take_if(|event| event.action < id) {
+        while let Some((_, lost)) = event.take_if(|(action, _)| *action < id) {
             faults.add(no_action(&lost));
             event = next_event(&mut events, faults)?;
         }
-        let mut state = None;
-        let mut broken = None;
-        while let Some(next) = event.take_if(|event| event.action == id) {
-            if broken.is_none() {
-                state = history::fold(state, &next);
-                broken = state.is_none().then_some(next.seq);
-            }
+        let mut history = History::default();
+        while let Some((_, next)) = event.take_if(|(action, _)| *action == id) {
+            history.add(&next);
             event = next_event(&mut events, faults)?;
         }
         let record = match rows::record(row) {
@@ -240,31 +236,24 @@ fn histories(connection: &Connection, faults: &mut Faults) -> rusqlite::Result<(
         if let Some(fault) = own_fault(&record) {
             faults.add(format!("action {id}: {fault}"));
         }
-        match (state, broken) {
-            (_, Some(seq)) => faults.add(format!(
-                "action {id}: event {seq} does not follow from those before it"
-            )),
-            (None, None) => faults.add(format!("action {id}: it has no event")),
-            (Some(state), None) => {
-                if let Some(what) = state.contradicted_by(&record) {
-                    faults.add(format!(
-                        "action {id}: its {what} is not the one of its events"
-                    ));
-                }
-            }
+        if let Some(fault) = history.fault(&history::shown(&record)) {
+            faults.add(format!("action {id}: {fault}"));
         }
     }
-    while let Some(lost) = event {
+    while let Some((_, lost)) = event {
         faults.add(no_action(&lost));
         event = next_event(&mut events, faults)?;
     }
     Ok(())
 }
 
-/// Returns the next event that can be read.
-fn next_event(events: &mut Rows<'_>, faults: &mut Faults) -> rusqlite::Result<Option<Event>> {
+/// Returns the next event that can be read, and the number of its action.
+fn next_event(
+    events: &mut Rows<'_>,
+    faults: &mut Faults,
+) -> rusqlite::Result<Option<(i64, Event)>> {
     while let Some(row) = events.next()? {
-        match Event::of(row) {
+        match history::event(row) {
             Ok(event) => return Ok(Some(event)),
             Err(error) => {
                 let column = column(row, &error);
@@ -277,7 +266,7 @@ fn next_event(events: &mut Rows<'_>, faults: &mut Faults) -> rusqlite::Result<Op
 }
 
 fn no_action(event: &Event) -> String {
-    format!("event {}: there is no action of its number", event.seq)
+    format!("event {}: there is no action of its number", event.number)
 }
 
 /// Names the column whose value cannot be read.

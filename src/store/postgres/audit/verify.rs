@@ -122,8 +122,22 @@ pub(super) async fn chain(
     Ok(comparison.removed())
 }
 
-/// Finds events of a tenant that no pass will ever publish, and places in the feed that no pass gave.
-/// Neither gets into the chain, but lists and histories show them.
+/// Finds the tables of one row that have none: without it the statements that read it find nothing,
+/// and no server goes on.
+pub(super) async fn single_rows(session: &Session, faults: &mut Faults) -> Result<(), Fault> {
+    const MISSING: &str = "SELECT name FROM (VALUES ('publisher', EXISTS (SELECT FROM publisher WHERE id = 1)), \
+         ('cluster', EXISTS (SELECT FROM cluster WHERE id = 1)), ('chainer', EXISTS (SELECT FROM chainer WHERE id = 1)) \
+         ) AS found (name, is_there) WHERE NOT is_there";
+    for row in session.query(MISSING, &[]).await? {
+        let name: &str = get(&row, "name")?;
+        faults.add(format!("the table {name}: its row is missing"));
+    }
+    Ok(())
+}
+
+/// Finds events of a tenant that no pass will ever publish, or that one publishes twice, and places
+/// in the feed that no pass gave. What is not published does not get into the chain, but lists and
+/// histories show it.
 pub(super) async fn feed(
     session: &Session,
     tenant: &str,
@@ -135,6 +149,13 @@ pub(super) async fn feed(
          AND f.number = e.number AND f.at = e.at AND f.event_id = e.event_id) LIMIT $2";
     const NOT_GIVEN: &str = "SELECT f.position FROM feed f, publisher p WHERE f.tenant_id = $1 \
          AND f.position > p.position ORDER BY f.position LIMIT $2";
+    const TWICE: &str = "SELECT max(f.position) AS position, min(f.position) AS first FROM feed f \
+         WHERE f.tenant_id = $1 GROUP BY f.request_id, f.number HAVING count(*) > 1 ORDER BY 1 LIMIT $2";
+    // The next pass takes what the snapshot of the last one does not see.
+    const AGAIN: &str = "SELECT f.position FROM publisher p, cluster c, event e, feed f WHERE e.tenant_id = $1 \
+         AND e.epoch = c.epoch AND e.xid >= pg_snapshot_xmin(p.snapshot) \
+         AND NOT pg_visible_in_snapshot(e.xid, p.snapshot) AND f.tenant_id = e.tenant_id \
+         AND f.request_id = e.request_id AND f.number = e.number AND f.at = e.at ORDER BY f.position LIMIT $2";
     let values = &[(&tenant as _, Type::TEXT), (&FAULTS as _, Type::INT8)];
     for row in session.query(UNFILED, values).await? {
         let id: Uuid = get(&row, "event_id")?;
@@ -146,6 +167,18 @@ pub(super) async fn feed(
         let position: i64 = get(&row, "position")?;
         faults.add(format!(
             "event {position}: no position as high was given, and tenant {tenant} has it"
+        ));
+    }
+    for row in session.query(TWICE, values).await? {
+        let (position, first): (i64, i64) = (get(&row, "position")?, get(&row, "first")?);
+        faults.add(format!(
+            "event {position}: it is event {first} of tenant {tenant} once more"
+        ));
+    }
+    for row in session.query(AGAIN, values).await? {
+        let position: i64 = get(&row, "position")?;
+        faults.add(format!(
+            "event {position}: it is published, and the row of publisher has it as one of tenant {tenant} to publish"
         ));
     }
     Ok(())
