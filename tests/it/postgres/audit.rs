@@ -21,6 +21,11 @@ fn at(position: i64) -> String {
 const LOOP: &str = "request_id = (SELECT request_id FROM action \
                     WHERE tenant_id = 'acme' AND idempotency_key = 'loop')";
 
+/// What a sweep writes into the row of an action that it removes.
+const REMOVED: &str = "removed_at = now(), payload = NULL, edited_payload = NULL, comment = NULL, \
+    title = NULL, expires_at = NULL, allow_edit = NULL, submitted_by = NULL, decided_by = NULL, result = NULL, \
+    reason = NULL, call_id = NULL";
+
 async fn trail(url: &str) -> PostgresAuditTrail {
     PostgresStore::builder(url).audit_trail().await.unwrap()
 }
@@ -302,6 +307,194 @@ async fn an_edit_of_any_column_by_hand_is_found_and_named() {
     }
 }
 
+/// The same for what an action says of its state, which the chain does not have.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_edit_of_any_column_of_an_action_by_hand_is_found_and_named() {
+    let url = told().await;
+    let digest = r"'\x000102030405060708090a0b0c0d0e0f000102030405060708090a0b0c0d0e0f'";
+    let edited = format!("{digest}, edited_payload = '{{}}'");
+    let (at, infinity) = ("now() + interval '1 microsecond'", "'infinity'");
+    for (key, column, value) in [
+        ("bare", "status", "'FAILED'"),
+        (
+            "waits",
+            "status",
+            "'COMMITTED', decision = 'approve', decided_at = now(), decided_by = 'mallory'",
+        ),
+        ("bare", "decision", "'reject'"),
+        ("cancelled", "decision", "'approve', closed = NULL"),
+        ("bare", "execution", "'claimed'"),
+        ("loop", "execution", "NULL"),
+        ("bare", "closed", "'expired', decision = 'reject'"),
+        ("cancelled", "closed", "'expired'"),
+        ("cancelled", "closed", "NULL"),
+        ("bare", "created_at", at),
+        ("bare", "created_at", infinity),
+        ("loop", "created_at", "'-infinity'"),
+        ("bare", "decided_at", at),
+        ("loop", "decided_at", infinity),
+        ("bare", "call_id", "'call'"),
+        ("bare", "call_id", "NULL"),
+        ("waits", "call_id", "'call'"),
+        ("loop", "submitted_by", "'mallory'"),
+        ("loop", "submitted_by", "NULL"),
+        ("bare", "submitted_by", "'mallory'"),
+        ("bare", "decided_by", "'mallory'"),
+        ("loop", "decided_by", "NULL"),
+        ("waits", "decided_by", "'mallory'"),
+        ("bare", "digest", digest),
+        ("bare", "digest", "NULL, payload = NULL"),
+        ("loop", "digest", digest),
+        ("loop", "edited_digest", digest),
+        ("bare", "edited_digest", &edited),
+        ("loop", "events", "events - 1"),
+        ("waits", "events", "0"),
+    ] {
+        let sql = format!(
+            "UPDATE action SET {column} = {value} WHERE tenant_id = 'acme' AND idempotency_key = '{key}'"
+        );
+        // Of two columns that a constraint ties together, the first is named.
+        let what = match column {
+            "closed" if value.contains("decision") => "decision",
+            "events" => "events is not the number",
+            column => column,
+        };
+        let url = copy(&url).await;
+        assert_eq!(edit(&url, &sql).await, 1, "{sql}");
+        let (id, found) = (id_of(&url, key).await, faults(&url).await);
+        let fault = format!("the action with the id {id}, of tenant acme: its {what} ");
+        assert_eq!(found.len(), 1, "{sql}: {found:?}");
+        assert!(found[0].starts_with(&fault), "{sql}: {found:?}");
+        verify(&export(&url, "acme", 1, 100).await).unwrap();
+    }
+}
+
+/// The id of an action of acme.
+async fn id_of(url: &str, key: &str) -> String {
+    let of =
+        "SELECT request_id::text FROM action WHERE tenant_id = 'acme' AND idempotency_key = $1";
+    let found = connect(url).await.query_one(of, &[&key]).await;
+    found.unwrap().get(0)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn actions_and_events_that_are_not_of_each_other_are_found_and_named() {
+    let url = told().await;
+    let id = id_of(&url, "loop").await;
+    let completed = format!("tenant_id = 'acme' AND number = 7 AND {LOOP}");
+    for (sql, fault) in [
+        (
+            "INSERT INTO action (tenant_id, request_id, thread_id, idempotency_key, status, decision, decided_at, \
+             decided_by, created_at, events) VALUES ('third', '01020304-0506-0708-090a-0b0c0d0e0f10', 'run-7', \
+             'forged', 'COMMITTED', 'approve', now(), 'reviewer', now(), 0)"
+                .to_owned(),
+            "the action with the id 01020304-0506-0708-090a-0b0c0d0e0f10, of tenant third: it has no event".to_owned(),
+        ),
+        (
+            format!("DELETE FROM action WHERE tenant_id = 'acme' AND {LOOP}"),
+            format!(
+                "the action with the id {id}, of tenant acme: it is not on record, and event 1 of it is"
+            ),
+        ),
+        (
+            format!("UPDATE action SET {REMOVED} WHERE tenant_id = 'acme' AND {LOOP}"),
+            format!(
+                "the action with the id {id}, of tenant acme: retention removed it, and events of it are on record"
+            ),
+        ),
+        // As if a sweep had removed the last event, and only that.
+        (
+            format!(
+                "WITH e AS (DELETE FROM event WHERE {completed}), f AS (DELETE FROM feed \
+                 WHERE {completed} RETURNING position) INSERT INTO swept SELECT position FROM f"
+            ),
+            format!(
+                "the action with the id {id}, of tenant acme: its execution is not the one of its events"
+            ),
+        ),
+        (
+            format!("DELETE FROM event WHERE tenant_id = 'acme' AND number = 3 AND {LOOP}"),
+            format!(
+                "the action with the id {id}, of tenant acme: event 4 does not follow from those before it"
+            ),
+        ),
+        (
+            format!("UPDATE event SET number = 8 WHERE tenant_id = 'acme' AND number = 7 AND {LOOP}"),
+            format!(
+                "the action with the id {id}, of tenant acme: event 8 does not follow from those before it"
+            ),
+        ),
+    ] {
+        let url = copy(&url).await;
+        assert_eq!(edit(&url, &sql).await, 1, "{sql}");
+        let found = faults(&url).await;
+        assert!(found.contains(&fault), "{sql}: {found:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_published_twice_is_found_and_named() {
+    let url = told().await;
+    let forgotten = "UPDATE publisher SET snapshot = '1:1:'";
+    assert_eq!(edit(&url, forgotten).await, 1);
+    let found = faults(&url).await;
+    assert_eq!(found.len(), 24, "{found:?}");
+    let fault = "event 5: it is published, and the row of publisher has it as one of tenant acme to publish";
+    assert!(found.iter().any(|found| found == fault), "{found:?}");
+    let store = PostgresStore::connect(&url).await.unwrap();
+    for tenant in ["acme", "other"] {
+        chained(&url, tenant, 24).await;
+    }
+    store.close().await;
+    let found = faults(&url).await;
+    assert_eq!(found.len(), 24, "{found:?}");
+    for (tenant, first) in [("acme", 1), ("other", 24)] {
+        let fault = format!(" it is event {first} of tenant {tenant} once more");
+        assert!(
+            found.iter().any(|found| found.ends_with(&fault)),
+            "{found:?}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_of_one_row_without_its_row_is_found_and_named() {
+    let url = Postgres::shared().migrated().await;
+    assert_eq!(faults(&url).await, Vec::<String>::new());
+    for table in ["publisher", "cluster", "chainer"] {
+        let url = copy(&url).await;
+        assert_eq!(edit(&url, &format!("DELETE FROM {table}")).await, 1);
+        let fault = format!("the table {table}: its row is missing");
+        assert_eq!(faults(&url).await, [fault]);
+    }
+}
+
+/// More than is read at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_actions_are_all_compared_with_their_events() {
+    let url = told().await;
+    // Each but the first is a copy of what was submitted and is pending, with its event.
+    let many = "WITH a AS (INSERT INTO action (tenant_id, request_id, thread_id, idempotency_key, status, digest, \
+         payload, title, expires_at, allow_edit, submitted_by, created_at, events) \
+         SELECT tenant_id, gen_random_uuid(), thread_id, 'k-' || n, status, digest, payload, title, expires_at, \
+         allow_edit, submitted_by, created_at, events FROM action, generate_series(1, 3000) n \
+         WHERE tenant_id = 'acme' AND idempotency_key = 'waits' RETURNING *) \
+         INSERT INTO event (tenant_id, request_id, number, at, event_id, actor, kind, to_status, digest, epoch) \
+         SELECT tenant_id, request_id, 1, created_at, gen_random_uuid(), submitted_by, 'submitted', 'PENDING', digest, \
+         epoch FROM a, cluster";
+    assert_eq!(edit(&url, many).await, 3000);
+    assert_eq!(faults(&url).await, Vec::<String>::new());
+    let flipped =
+        "UPDATE action SET decided_by = 'mallory' WHERE idempotency_key IN ('k-7', 'k-2900')";
+    assert_eq!(edit(&url, flipped).await, 2);
+    assert_eq!(faults(&url).await.len(), 2);
+    // One action has no event then, and one event no action.
+    let moved = "UPDATE event SET request_id = gen_random_uuid() WHERE actor = 'agent é' AND kind = 'submitted' \
+         AND request_id = (SELECT request_id FROM action WHERE idempotency_key = 'k-1500')";
+    assert_eq!(edit(&url, moved).await, 1);
+    assert_eq!(faults(&url).await.len(), 4);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_edit_of_the_chain_itself_is_found() {
     let url = told().await;
@@ -333,7 +526,7 @@ async fn what_was_added_by_hand_is_found() {
     let url = told().await;
     let columns = "tenant_id, request_id, number, at, event_id, actor, kind, to_status, epoch, xid";
     // Where no pass looks any more, in front of what was chained, and where no position was given.
-    for (sql, fault) in [
+    for (sql, faults_of_it) in [
         (
             format!(
                 "INSERT INTO event ({columns}) SELECT tenant_id, request_id, 100, at, \
@@ -341,26 +534,37 @@ async fn what_was_added_by_hand_is_found() {
                  FROM event WHERE {}",
                 at(5)
             ),
-            "the event with the id 01020304-0506-0708-090a-0b0c0d0e0f10, of tenant acme, has no position",
+            [
+                "the event with the id 01020304-0506-0708-090a-0b0c0d0e0f10, of tenant acme, has no position",
+                "the action with the id ",
+            ],
         ),
         (
             "INSERT INTO feed SELECT 0, tenant_id, request_id, number, at, event_id FROM feed \
              WHERE position = 5"
                 .to_owned(),
-            "event 0: the audit chain of tenant acme does not have it",
+            [
+                "event 0: the audit chain of tenant acme does not have it",
+                "event 5: it is event 0 of tenant acme once more",
+            ],
         ),
         (
             "INSERT INTO feed SELECT 1000, tenant_id, request_id, number, at, event_id FROM feed \
              WHERE position = 5"
                 .to_owned(),
-            "event 1000: no position as high was given",
+            [
+                "event 1000: no position as high was given",
+                "event 1000: it is event 5 of tenant acme once more",
+            ],
         ),
     ] {
         let url = copy(&url).await;
         assert_eq!(edit(&url, &sql).await, 1, "{sql}");
         let found = faults(&url).await;
-        assert_eq!(found.len(), 1, "{sql}: {found:?}");
-        assert!(found[0].starts_with(fault), "{sql}: {found:?}");
+        assert_eq!(found.len(), 2, "{sql}: {found:?}");
+        for (found, fault) in found.iter().zip(faults_of_it) {
+            assert!(found.starts_with(fault), "{sql}: {found:?}");
+        }
     }
 }
 
@@ -380,6 +584,8 @@ async fn what_was_deleted_by_hand_is_told_from_what_retention_removed() {
                 "INSERT INTO swept SELECT position FROM feed WHERE tenant_id = 'acme' AND {LOOP}"
             );
             assert_eq!(edit(&url, &mark).await, 7);
+            let strip = format!("UPDATE action SET {REMOVED} WHERE tenant_id = 'acme' AND {LOOP}");
+            assert_eq!(edit(&url, &strip).await, 1);
         }
         for sql in &by_hand {
             assert_eq!(edit(&url, sql).await, 7);
@@ -395,8 +601,10 @@ async fn what_was_deleted_by_hand_is_told_from_what_retention_removed() {
             }
         } else {
             let shown = "retention did not remove it";
-            assert_eq!((report.faults.len(), report.removed), (7, 0));
-            assert!(report.faults.iter().all(|fault| fault.contains(shown)));
+            assert_eq!((report.faults.len(), report.removed), (8, 0));
+            let (action, events) = report.faults.split_last().unwrap();
+            assert!(events.iter().all(|fault| fault.contains(shown)));
+            assert!(action.ends_with("it has no event"), "{action}");
             assert!(verify(&after).unwrap_err().contains(shown));
         }
     }
@@ -431,10 +639,12 @@ async fn a_database_of_the_version_before_is_chained_from_its_first_event() {
     chained(&url, "other", 12).await;
     // A server of that version goes on appending beside this one, without digests.
     let append = format!(
-        "INSERT INTO event (tenant_id, request_id, number, at, event_id, actor, kind, from_status, to_status, \
-         decision, epoch) SELECT tenant_id, request_id, 100, at, gen_random_uuid(), 'old', 'approved', 'PENDING', \
-         'COMMITTED', 'approve', epoch FROM event WHERE {}",
-        at(5)
+        "WITH e AS (INSERT INTO event (tenant_id, request_id, number, at, event_id, actor, kind, from_status, \
+         to_status, decision, epoch) SELECT tenant_id, request_id, 2, at, gen_random_uuid(), 'old', 'approved', \
+         'PENDING', 'COMMITTED', 'approve', epoch FROM event WHERE {} RETURNING *) \
+         UPDATE action a SET status = 'COMMITTED', decision = 'approve', decided_at = e.at, decided_by = e.actor, \
+         events = 2 FROM e WHERE a.tenant_id = e.tenant_id AND a.request_id = e.request_id",
+        at(23)
     );
     assert_eq!(edit(&url, &append).await, 1);
     chained(&url, "acme", 13).await;
@@ -582,12 +792,15 @@ async fn a_chain_stays_whole_in_another_cluster() {
     let client = connect(&url).await;
     let restored = format!(
         "BEGIN; UPDATE event SET xid = '900000000'; \
-         INSERT INTO event (tenant_id, request_id, number, at, event_id, actor, kind, to_status, epoch, xid) \
-         SELECT tenant_id, request_id, 100, now(), gen_random_uuid(), 'unpublished', 'claimed', 'COMMITTED', \
-         epoch, '900000001' FROM event WHERE {}; \
+         INSERT INTO event (tenant_id, request_id, number, at, event_id, actor, kind, from_status, to_status, \
+         decision, execution, epoch, xid) \
+         SELECT tenant_id, request_id, 2, now(), gen_random_uuid(), 'unpublished', 'claimed', 'COMMITTED', \
+         'COMMITTED', 'approve', 'claimed', epoch, '900000001' FROM event WHERE {}; \
+         UPDATE action SET execution = 'claimed', events = 2 \
+         WHERE tenant_id = 'acme' AND idempotency_key = 'bare'; \
          UPDATE publisher SET snapshot = '900000001:900000001:'; \
          UPDATE cluster SET identifier = identifier - 1; COMMIT",
-        at(5)
+        at(1)
     );
     client.batch_execute(&restored).await.unwrap();
     assert_eq!(faults(&url).await, Vec::<String>::new());
@@ -613,8 +826,9 @@ async fn an_auditor_needs_no_right_but_to_read() {
     let grant = format!(
         "CREATE ROLE {role} LOGIN; \
          GRANT SELECT ON event, feed, chain, chainer, publisher, cluster, swept, import, aegis_schema TO {role}; \
-         GRANT SELECT (tenant_id, request_id, thread_id, idempotency_key, title, expires_at, allow_edit) \
-         ON action TO {role}"
+         GRANT SELECT (tenant_id, request_id, thread_id, idempotency_key, title, expires_at, allow_edit, status, \
+         decision, execution, closed, digest, edited_digest, submitted_by, decided_by, call_id, created_at, \
+         decided_at, events, removed_at) ON action TO {role}"
     );
     client.batch_execute(&grant).await.unwrap();
     let trail = trail(&url.replace("aegis@", &format!("{role}@"))).await;

@@ -146,8 +146,9 @@ fn of_action(action: Uuid, tenant: &str, fault: &str) -> String {
 fn fault(row: &Row, history: &History, count: i64) -> Result<Option<String>, StoreError> {
     if get(row, "is_removed")? {
         let has_events = count > 0;
-        return Ok(has_events
-            .then(|| "retention removed it, and events of it are on record".to_owned()));
+        return Ok(
+            has_events.then(|| "retention removed it, and events of it are on record".to_owned())
+        );
     }
     let shown = Shown {
         tenant: get(row, "tenant_id")?,
@@ -165,9 +166,8 @@ fn fault(row: &Row, history: &History, count: i64) -> Result<Option<String>, Sto
     };
     let is_counted = i64::from(get::<i32>(row, "events")?) == count;
     let fault = history.fault(&shown);
-    Ok(fault.or_else(|| {
-        (!is_counted).then(|| "its events is not the number of its events".to_owned())
-    }))
+    Ok(fault
+        .or_else(|| (!is_counted).then(|| "its events is not the number of its events".to_owned())))
 }
 
 /// Reads an event. Names stay in the form of the database, as those of the action do.
