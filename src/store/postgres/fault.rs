@@ -28,6 +28,12 @@ impl Fault {
         }
     }
 
+    pub(super) fn error(&self) -> &StoreError {
+        match self {
+            Self::Again(error) | Self::Refused(error) | Self::Unknown(error) => error,
+        }
+    }
+
     pub(super) fn again(detail: &'static str) -> Self {
         Self::Again(StoreError::unavailable(detail))
     }
@@ -70,11 +76,33 @@ impl Fault {
 /// Whether the server itself refused the statement. What ends a connection may come from a pooler,
 /// which does not know what became of the statements behind.
 fn is_refusal(error: &StoreError) -> bool {
-    let source = error
-        .source()
-        .and_then(|source| source.downcast_ref::<tokio_postgres::Error>());
-    let refusal = source.and_then(|error| error.as_db_error());
+    let refusal = of_database(error).and_then(Error::as_db_error);
     refusal.is_some_and(|error| error.parsed_severity() == Some(Severity::Error))
+}
+
+fn of_database(error: &StoreError) -> Option<&Error> {
+    error.source()?.downcast_ref()
+}
+
+/// What the database lacks, if the error says that it does.
+pub(super) fn lacking(error: &StoreError) -> Option<&'static str> {
+    of_database(error)?.code().and_then(resource)
+}
+
+pub(super) fn is_of_full_disk(error: &StoreError) -> bool {
+    of_database(error).and_then(Error::code) == Some(&SqlState::DISK_FULL)
+}
+
+/// What class 53 is about, but for connections: who has one needs no other.
+fn resource(code: &SqlState) -> Option<&'static str> {
+    match code.code().get(..2) {
+        Some("53") if *code == SqlState::DISK_FULL => Some("the disk of the database is full"),
+        Some("53") if *code == SqlState::OUT_OF_MEMORY => Some("the database is out of memory"),
+        Some("53") if *code != SqlState::TOO_MANY_CONNECTIONS => {
+            Some("the database is out of resources")
+        }
+        _ => None,
+    }
 }
 
 /// The error of a statement before the commit, which records nothing.
@@ -96,7 +124,8 @@ impl From<Error> for Fault {
 }
 
 fn lost(error: Error) -> StoreError {
-    StoreError::unavailable("the database cannot answer now").with_source(error)
+    let lacking = error.code().and_then(resource);
+    StoreError::unavailable(lacking.unwrap_or("the database cannot answer now")).with_source(error)
 }
 
 impl From<PoolError<Error>> for Fault {

@@ -463,6 +463,9 @@ impl Inner {
     /// Counts events that are on record, and wakes whoever waits for them.
     fn recorded(&self, events: &[Happened]) {
         self.count(events.iter().map(|event| event.kind));
+        if !events.is_empty() {
+            self.state.set_recorded();
+        }
         self.wake(events);
     }
 
@@ -635,6 +638,9 @@ impl Store for PostgresStore {
         if self.inner.state.is_closing() {
             return Err(StoreError::unavailable("the store is closed"));
         }
+        if let Some(obstacle) = self.inner.state.obstacle() {
+            return Err(obstacle);
+        }
         if self.inner.state.was_just_written() {
             return Ok(());
         }
@@ -678,7 +684,7 @@ impl Store for PostgresStore {
             removed: state.removed.load(Ordering::Relaxed),
             events: state.events.read(),
             writer: Some(WriterStatistics {
-                is_ready: state.is_sure(),
+                is_ready: state.is_sure() && state.obstacle().is_none(),
                 queued: state.running.load(Ordering::Relaxed),
                 requests: state.requests.load(Ordering::Relaxed),
                 commits: state.commits.read(),

@@ -4,15 +4,20 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use super::fault;
 use super::standby::COVERS;
-use crate::store::Clock;
 use crate::store::statistics::{DurationCounter, EventCounter};
+use crate::store::{Clock, StoreError};
 
 /// How long a durable write counts as proof that the next one would succeed.
 const FRESH: Duration = Duration::from_millis(50);
 
 /// How long a reading of the database's clock is carried on.
 const CARRIED: Duration = Duration::from_secs(10);
+
+/// How long what a write met counts as being in the way of the next one. A server without traffic then
+/// tries again.
+const LASTS: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 pub(super) struct State {
@@ -24,6 +29,7 @@ pub(super) struct State {
     /// Whether transactions say which tenants they are about.
     is_walled: AtomicBool,
     written: Mutex<Option<Instant>>,
+    obstacle: Mutex<Option<Obstacle>>,
     /// Whether commits wait for standbys, and when that was asked.
     standbys: Mutex<Option<(Instant, bool)>>,
     read: Mutex<Option<Reading>>,
@@ -35,6 +41,16 @@ pub(super) struct State {
     pub(super) running: AtomicU64,
     pub(super) requests: AtomicU64,
     pub(super) commits: DurationCounter,
+}
+
+/// What was in the way of a write last.
+#[derive(Debug)]
+struct Obstacle {
+    what: &'static str,
+    error: StoreError,
+    at: tokio::time::Instant,
+    /// Whether something was recorded since.
+    is_over: bool,
 }
 
 /// A reading of the database's clock.
@@ -66,6 +82,7 @@ impl State {
             is_closing: AtomicBool::new(false),
             is_walled: AtomicBool::new(true),
             written: Mutex::new(None),
+            obstacle: Mutex::new(None),
             standbys: Mutex::new(None),
             read: Mutex::new(None),
             clock,
@@ -106,6 +123,47 @@ impl State {
     pub(super) fn was_just_written(&self) -> bool {
         let written = *self.written.lock().unwrap_or_else(PoisonError::into_inner);
         written.is_some_and(|written| written.elapsed() < FRESH)
+    }
+
+    /// Notes an error of a write, if it says what the database lacks. A heartbeat, which takes no room,
+    /// may succeed nevertheless.
+    pub(super) fn note_obstacle(&self, error: &StoreError) {
+        if let Some(what) = fault::lacking(error) {
+            self.set_obstacle(what, error.clone());
+        }
+    }
+
+    fn set_obstacle(&self, what: &'static str, error: StoreError) {
+        let at = tokio::time::Instant::now();
+        let new = Obstacle {
+            what,
+            error,
+            at,
+            is_over: false,
+        };
+        let mut obstacle = self.obstacle.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = obstacle.replace(new);
+        drop(obstacle);
+        // Once, and not with each request that meets it.
+        if last.is_none_or(|last| last.what != what || last.at + LASTS <= at) {
+            tracing::warn!(obstacle = what, "the store is unready");
+        }
+    }
+
+    /// Notes that something was recorded, which took room.
+    pub(super) fn set_recorded(&self) {
+        let mut obstacle = self.obstacle.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(obstacle) = obstacle.as_mut() {
+            obstacle.is_over = true;
+        }
+    }
+
+    /// What is in the way of writes, as far as is known.
+    pub(super) fn obstacle(&self) -> Option<StoreError> {
+        let obstacle = self.obstacle.lock().unwrap_or_else(PoisonError::into_inner);
+        let obstacle = obstacle.as_ref()?;
+        let lasts = !obstacle.is_over && obstacle.at.elapsed() < LASTS;
+        lasts.then(|| obstacle.error.clone())
     }
 
     /// Notes whether commits wait for standbys, which was asked then.
@@ -164,5 +222,29 @@ impl State {
         let read = *self.read.lock().unwrap_or_else(PoisonError::into_inner);
         let time = read.map_or_else(SystemTime::now, Reading::carried_on);
         self.clock.shown_at(time)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_obstacle_is_in_the_way_until_something_is_recorded_or_for_a_while() {
+        let state = State::new(Clock::new());
+        let meet = || state.set_obstacle("full", StoreError::unavailable("full"));
+        assert!(state.obstacle().is_none());
+        meet();
+        // A heartbeat is no proof of room.
+        state.set_written(state.doubts(), Instant::now());
+        assert_eq!(state.obstacle().unwrap().to_string(), "full");
+        state.set_recorded();
+        assert!(state.obstacle().is_none());
+
+        meet();
+        tokio::time::advance(LASTS - Duration::from_millis(1)).await;
+        assert!(state.obstacle().is_some());
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert!(state.obstacle().is_none());
     }
 }

@@ -6,7 +6,7 @@ use tokio_postgres::types::Type;
 use uuid::Uuid;
 
 use super::Inner;
-use super::fault::{Fault, unreadable};
+use super::fault::{Fault, is_of_full_disk, unreadable};
 use super::load::{self, Located, Subject};
 use super::loaded::{Happened, Key, Loaded, Missing};
 use super::rows::Bug;
@@ -97,6 +97,10 @@ impl Inner {
                     error
                 }
             };
+            // Nobody makes room within the patience of a caller.
+            if is_of_full_disk(&error) {
+                return Err(error);
+            }
             tracing::debug!(%error, "an operation is tried again");
             // The jitter keeps those who met apart.
             let jitter =
@@ -116,7 +120,10 @@ impl Inner {
     ) -> Attempt<O::Outcome> {
         match self.try_once(operation, doubts).await {
             Ok(attempt) => attempt,
-            Err(fault) => Attempt::Failed(fault),
+            Err(fault) => {
+                self.state.note_obstacle(fault.error());
+                Attempt::Failed(fault)
+            }
         }
     }
 
@@ -248,7 +255,10 @@ impl Inner {
                 self.wake(&loaded.events);
                 return Err(Fault::Unknown(error));
             }
-            Err(fault) => return Err(fault),
+            Err(fault) => {
+                self.state.note_obstacle(fault.error());
+                return Err(fault);
+            }
         }
         // A record that an edit by hand keeps due must not keep this busy.
         Ok(is_full && has_changed)

@@ -2,6 +2,8 @@
 
 mod audit;
 mod feed;
+#[cfg(feature = "server")]
+mod obstacle;
 mod partitions;
 mod pooler;
 mod proxy;
