@@ -169,6 +169,25 @@ async fn a_submission_is_answered_with_what_the_first_one_said() {
     assert_eq!(server.approve("w").json(titled).send().await.status, 400);
 }
 
+#[cfg(feature = "test-util")]
+#[tokio::test]
+async fn the_clock_of_the_store_judges_whether_a_submission_is_too_late() {
+    use aegis_hitl::store::{Clock, SqliteStore};
+
+    const HOUR: Duration = Duration::from_secs(3600);
+    let (clock, folder) = (Clock::new(), tempfile::TempDir::new().unwrap());
+    let store = SqliteStore::open_with(folder.path().join("aegis.db"), clock.clone()).unwrap();
+    let server = start(store.clone()).await;
+    let body = |end: &str| format!(r#"{{"aegis":{{"expires_at":"{end}"}}}}"#);
+    clock.advance(2 * HOUR);
+    let late = server.submit("late").json(body(&in_time(HOUR)));
+    let late = late.send().await;
+    assert_eq!((late.status, &*code(&late)), (400, "invalid-request"));
+    clock.set_back(4 * HOUR);
+    submitted(&server, "k", &body(&in_time(Duration::ZERO))).await;
+    store.close().await;
+}
+
 #[tokio::test]
 async fn a_decision_by_id_is_on_what_was_seen() {
     let server = start(Disk::default()).await;

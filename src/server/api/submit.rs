@@ -1,7 +1,5 @@
 //! `POST /hitl/actions`.
 
-use std::time::SystemTime;
-
 use http::{HeaderMap, StatusCode};
 use http_body::Body;
 
@@ -24,8 +22,6 @@ impl<St: Store> Api<St> {
                  'expires_at' and an 'allow_edit'",
             ));
         }
-        let now = SystemTime::now();
-        let has_passed = metadata.expires_at.is_some_and(|end| end <= now);
         let submit = Submit {
             identity: request.identity,
             call_id: request.call_id,
@@ -36,8 +32,7 @@ impl<St: Store> Api<St> {
                 allow_edit: metadata.allow_edit.unwrap_or(false),
             },
             actor: request.actor,
-            // A retry may come after the end of what was submitted in time.
-            only_existing: has_passed,
+            only_existing: false,
         };
         match self.await_store(self.store.submit(submit)).await? {
             Submitted::Recorded(action) => {

@@ -94,6 +94,24 @@ pub(super) async fn what_the_first_submission_said_holds<S: Store>(stores: &Stor
     assert_eq!(unwrap_variant!(existing, Submitted::Existing), pending);
 }
 
+pub(super) async fn a_submission_behind_its_end_is_not_recorded<S: Store>(stores: &Stores<S>) {
+    let late = || Submit {
+        submission: Submission {
+            expires_at: Some(SystemTime::now() - Duration::from_secs(60)),
+            ..Submission::default()
+        },
+        ..submission("k")
+    };
+    let refused = stores.submit(0, late()).await;
+    assert!(matches!(refused, Submitted::NotFound), "{refused:?}");
+    assert_eq!(stores.totals().await.actions, 0);
+    // A retry may come after the end of what was submitted in time.
+    let request = expiring("k", Duration::from_secs(3600));
+    let pending = unwrap_variant!(stores.submit(1, request).await, Submitted::Recorded);
+    let again = unwrap_variant!(stores.submit(0, late()).await, Submitted::Existing);
+    assert_eq!(again, pending);
+}
+
 pub(super) async fn a_claim_shows_its_end_as_it_is_kept<S: Store>(stores: &Stores<S>) {
     let action = stores.approved("k").await;
     let request = Acquire {

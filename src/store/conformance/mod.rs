@@ -128,6 +128,7 @@ where
         claims::of_many_claimants_one_wins,
         expiry::an_action_expires_by_itself,
         expiry::what_the_first_submission_said_holds,
+        expiry::a_submission_behind_its_end_is_not_recorded,
         expiry::a_claim_shows_its_end_as_it_is_kept,
         expiry::a_decision_and_an_expiry_race_and_one_wins,
         reads::a_list_is_filtered_and_in_order,

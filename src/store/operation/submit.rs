@@ -22,7 +22,8 @@ pub struct Submit {
     pub submission: Submission,
     /// The credential that made the request.
     pub actor: Actor,
-    /// Whether nothing new is recorded: the request may only be the repetition of another.
+    /// Whether nothing new is recorded: the request may only be the repetition of another, as it may
+    /// where its [end](Submission::expires_at) has passed.
     pub only_existing: bool,
 }
 
@@ -33,7 +34,7 @@ pub struct Submission {
     /// What the action is about, in a line for people.
     pub title: Option<String>,
     /// When the action is rejected as expired, if nobody has decided by then. `None` waits for
-    /// ever.
+    /// ever. The store's clock judges it.
     pub expires_at: Option<SystemTime>,
     /// Whether the reviewer may edit the payload.
     pub allow_edit: bool,
@@ -49,7 +50,8 @@ pub enum Submitted {
     Existing(Action),
     /// The key is on record with another payload.
     PayloadMismatch(Action),
-    /// There is no such action, and [`Submit::only_existing`] was set.
+    /// There is no such action, and the [end](Submission::expires_at) of this one has passed or
+    /// [`Submit::only_existing`] was set.
     NotFound,
 }
 
@@ -62,7 +64,10 @@ impl Operation for Submit {
     }
 
     fn apply<L: Ledger>(&self, ledger: &mut L) -> Result<Submitted, L::Error> {
-        if self.only_existing {
+        let now = ledger.now();
+        // A retry may come after the end of what was submitted in time.
+        let has_passed = self.submission.expires_at.is_some_and(|end| end <= now);
+        if self.only_existing || has_passed {
             return match ledger.find(&self.identity)? {
                 Some(record) => self.submit_again(record, ledger),
                 None => Ok(ledger
@@ -72,7 +77,7 @@ impl Operation for Submit {
         }
         let new = New {
             identity: &self.identity,
-            at: ledger.now(),
+            at: now,
             payload: self.payload.as_ref(),
             actor: &self.actor,
             origin: Origin::Submitted(&self.submission),
