@@ -164,10 +164,21 @@ impl Migration {
                 source.set_mark(Some(mark.in_stage(Stage::Copying))).await?;
                 locked.remove().await?;
             }
-            _ if mark.stage == Stage::Copying => locked.release().await,
             _ => {
                 locked.release().await;
-                return Err(unknown_end(&mark, &target));
+                if mark.stage != Stage::Copying {
+                    return Err(unknown_end(&mark, &target));
+                }
+                // Another database knows nothing of the one that the move has closed.
+                if mark.target != target.place() {
+                    return Err(StoreError::incompatible(format!(
+                        "the database {} is being moved to PostgreSQL at {}, and the database at {} has nothing of that; \
+                         allowed is the database that the move was begun with, or no --to if that is gone",
+                        source.path().display(),
+                        mark.target,
+                        target.place()
+                    )));
+                }
             }
         }
         source.set_mark(None).await?;

@@ -476,6 +476,31 @@ async fn a_move_that_is_given_up_leaves_both_sides_as_they_were() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_move_is_not_given_up_at_another_database_than_its_own() {
+    let (_folder, path, _) = told(0).await;
+    let url = Postgres::shared().database().await;
+    let client = connect(&url).await;
+    run(aegis(&["migrate", "--store", &url])).expect(0);
+    client
+        .batch_execute("ALTER TABLE claim ADD CONSTRAINT stop CHECK (fence < 0)")
+        .await
+        .unwrap();
+    run(migrate(&path, &url)).expect(1);
+    let other = Postgres::shared().database().await;
+    let names = [&url, &other].map(|url| url.rsplit('/').next().unwrap());
+    let ended = abandon(&path, &other).expect(1);
+    for part in ["is being moved to PostgreSQL at", names[0], names[1]] {
+        assert!(ended.stderr.contains(part), "no {part:?} in {ended:?}");
+    }
+    // Both sides are as they were.
+    let ended = run(serve(&path)).expect(1);
+    assert!(ended.stderr.contains("--abandon"), "{ended:?}");
+    abandon(&path, &url).expect(0);
+    Served::start(serve(Path::new(&url))).stop().expect(0);
+    Served::start(serve(&path)).stop().expect(0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_move_that_finds_records_behind_its_mark_says_how_to_go_back() {
     let (_folder, path, copy) = told(0).await;
     let url = Postgres::shared().database().await;
