@@ -307,7 +307,11 @@ async fn with_the_rights_of_retention_a_server_removes_what_is_over() {
         retention: Duration::ZERO,
         limit: 10,
     };
-    store.sweep(sweep.clone()).await.unwrap_err();
+    let refused = store.sweep(sweep.clone()).await.unwrap_err().to_string();
+    assert!(
+        refused.contains("permission denied for table sweep"),
+        "{refused}"
+    );
     let owner = connect(&database.url("aegis_owner")).await;
     owner.batch_execute(&database.retention).await.unwrap();
     // The newest stays.

@@ -114,9 +114,14 @@ impl From<Error> for Fault {
             matches!(class, "22" | "23" | "42")
         });
         if is_final {
-            Self::Refused(
-                StoreError::unavailable("the request cannot be recorded").with_source(error),
-            )
+            let lacks = error.as_db_error();
+            let lacks = lacks.filter(|error| *error.code() == SqlState::INSUFFICIENT_PRIVILEGE);
+            // It names the table. The messages of others may have values in them.
+            let detail = match lacks {
+                Some(lacks) => format!("the request cannot be recorded: {}", lacks.message()),
+                None => "the request cannot be recorded".to_owned(),
+            };
+            Self::Refused(StoreError::unavailable(detail).with_source(error))
         } else {
             Self::lost(error)
         }
