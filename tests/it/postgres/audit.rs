@@ -459,7 +459,7 @@ async fn what_is_published_twice_is_found_and_named() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_of_one_row_without_its_row_is_found_and_named() {
-    let url = Postgres::shared().migrated().await;
+    let url = super::migrated().await;
     assert_eq!(faults(&url).await, Vec::<String>::new());
     for table in ["publisher", "cluster", "chainer"] {
         let url = copy(&url).await;

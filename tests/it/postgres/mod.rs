@@ -85,9 +85,12 @@ async fn migrated() -> String {
     server.database_from(made.await).await
 }
 
+/// The servers that were opened last, and the URL of their database.
+type Last = Mutex<Option<(String, Vec<PostgresStore>)>>;
+
 /// Opens servers on a database of their own, and closes those that were opened before. Each batches
 /// or does not.
-async fn servers(batching: &[bool], last: &Mutex<Vec<PostgresStore>>) -> Vec<PostgresStore> {
+async fn servers(batching: &[bool], last: &Last) -> Vec<PostgresStore> {
     let url = migrated().await;
     let mut stores = Vec::new();
     for batching in batching {
@@ -95,29 +98,43 @@ async fn servers(batching: &[bool], last: &Mutex<Vec<PostgresStore>>) -> Vec<Pos
         let store = builder.batching(*batching).connect().await;
         stores.push(store.unwrap());
     }
-    let before = std::mem::replace(&mut *last.lock().unwrap(), stores.clone());
-    for store in before {
+    Box::pin(close(last)).await;
+    *last.lock().unwrap() = Some((url, stores.clone()));
+    stores
+}
+
+/// Closes the servers that were opened last. Whatever they did, verification finds no fault.
+async fn close(last: &Last) {
+    let Some((url, stores)) = last.lock().unwrap().take() else {
+        return;
+    };
+    for store in stores {
         store.close().await;
     }
-    stores
+    let trail = PostgresStore::builder(&url).audit_trail().await.unwrap();
+    let report = trail.verify(None).await.unwrap();
+    assert_eq!(report.faults, Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn the_postgres_store_conforms() {
     let last = Mutex::default();
     conformance::run_together(|| servers(&[true], &last)).await;
+    Box::pin(close(&last)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn the_postgres_store_conforms_without_batches() {
     let last = Mutex::default();
     conformance::run_together(|| servers(&[false], &last)).await;
+    Box::pin(close(&last)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn servers_on_one_postgres_conform_together() {
     let last = Mutex::default();
     conformance::run_together(|| servers(&[true, false, true], &last)).await;
+    Box::pin(close(&last)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -126,6 +143,7 @@ async fn what_is_over_goes_from_a_postgres_store_as_from_any() {
     for batching in [&[true][..], &[true, false, true]] {
         conformance::run_retention(|| servers(batching, &last)).await;
     }
+    Box::pin(close(&last)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
