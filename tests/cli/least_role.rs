@@ -309,7 +309,7 @@ async fn with_the_rights_of_retention_a_server_removes_what_is_over() {
     };
     let refused = store.sweep(sweep.clone()).await.unwrap_err().to_string();
     assert!(
-        refused.contains("permission denied for table sweep"),
+        refused.contains("permission denied for table postponed"),
         "{refused}"
     );
     let owner = connect(&database.url("aegis_owner")).await;

@@ -1,7 +1,7 @@
 //! Removing what is over: what goes, what stays, and what is answered of it.
 
 use std::collections::HashSet;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use uuid::Uuid;
 
@@ -170,16 +170,17 @@ async fn decided<S: Store>(stores: &Stores<S>) -> Vec<Action> {
     let expired = Submit {
         payload: payload(PAYLOAD),
         submission: Submission {
-            // It is over at once.
-            expires_at: completed.created_at,
+            // It is over soon.
+            expires_at: Some(SystemTime::now() + Duration::from_millis(500)),
             title: Some("a title".to_owned()),
             ..Submission::default()
         },
         ..submission("k-4")
     };
-    unwrap_variant!(stores.submit(0, expired).await, Submitted::Recorded);
-    let again = stores.submit(0, submission("k-4")).await;
-    actions.push(unwrap_variant!(again, Submitted::Existing));
+    let pending = unwrap_variant!(stores.submit(0, expired).await, Submitted::Recorded);
+    let mut watch = stores.at(0).watch(id(&pending));
+    let is_over = |action: &Action| action.decision.is_some();
+    actions.push(stores.until(0, &mut watch, id(&pending), is_over).await);
     assert_eq!(actions[3].closed, Some(Closed::Expired));
     actions
 }
