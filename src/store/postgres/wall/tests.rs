@@ -55,7 +55,7 @@ async fn walled(server: &Postgres) -> Pool {
                 thread_id: "run-1".parse().unwrap(),
                 idempotency_key: IdempotencyKey::mint(),
             },
-            decision: crate::Decision::Approve,
+            decision: crate::protocol::Decision::Approve,
             call_id: None,
             payload: None,
             comment: None,
