@@ -1,6 +1,7 @@
 //! What went wrong, and what that says about a transaction.
 
 use std::error::Error as _;
+use std::fmt;
 use std::io;
 
 use deadpool::managed::PoolError;
@@ -67,7 +68,7 @@ impl Fault {
         } else {
             Self::Unknown(
                 StoreError::unavailable("whether the database committed is not known")
-                    .with_source(error),
+                    .with_source(Told(error)),
             )
         }
     }
@@ -80,8 +81,33 @@ fn is_refusal(error: &StoreError) -> bool {
     refusal.is_some_and(|error| error.parsed_severity() == Some(Severity::Error))
 }
 
-fn of_database(error: &StoreError) -> Option<&Error> {
-    error.source()?.downcast_ref()
+/// The error of the database behind one of the store.
+pub(super) fn of_database(error: &StoreError) -> Option<&Error> {
+    error.source()?.downcast_ref().map(|Told(error)| error)
+}
+
+/// An error of the database as logs may show it. What PostgreSQL adds in detail has values of rows:
+/// names, keys and payloads. So has the message of class 22, about a value.
+#[derive(Debug)]
+struct Told(Error);
+
+impl fmt::Display for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(told) = self.0.as_db_error() else {
+            return self.0.fmt(f);
+        };
+        match told.code().code() {
+            code if code.starts_with("22") => write!(f, "a value is not one (SQLSTATE {code})"),
+            code => write!(f, "{} (SQLSTATE {code})", told.message()),
+        }
+    }
+}
+
+impl std::error::Error for Told {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        // That of the database is told, and has the rest.
+        self.0.source().filter(|_| self.0.as_db_error().is_none())
+    }
 }
 
 /// What the database lacks, if the error says that it does.
@@ -121,7 +147,7 @@ impl From<Error> for Fault {
                 Some(lacks) => format!("the request cannot be recorded: {}", lacks.message()),
                 None => "the request cannot be recorded".to_owned(),
             };
-            Self::Refused(StoreError::unavailable(detail).with_source(error))
+            Self::Refused(StoreError::unavailable(detail).with_source(Told(error)))
         } else {
             Self::lost(error)
         }
@@ -130,7 +156,8 @@ impl From<Error> for Fault {
 
 fn lost(error: Error) -> StoreError {
     let lacking = error.code().and_then(resource);
-    StoreError::unavailable(lacking.unwrap_or("the database cannot answer now")).with_source(error)
+    StoreError::unavailable(lacking.unwrap_or("the database cannot answer now"))
+        .with_source(Told(error))
 }
 
 impl From<PoolError<Error>> for Fault {

@@ -4,7 +4,7 @@ use tokio_postgres::Row;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
 
-use super::fault::Fault;
+use super::fault::{Fault, of_database};
 use super::rows::get;
 use super::session::{Pool, Session};
 use super::wall::Scope;
@@ -205,12 +205,8 @@ fn known(found: usize, place: &str) -> Result<(), Fault> {
 
 /// Says which right is missing.
 pub(super) fn explain(fault: Fault, place: &str) -> Fault {
-    use std::error::Error as _;
     let error = fault.into_error();
-    let source = error
-        .source()
-        .and_then(|source| source.downcast_ref::<tokio_postgres::Error>());
-    let database = source.and_then(tokio_postgres::Error::as_db_error);
+    let database = of_database(&error).and_then(tokio_postgres::Error::as_db_error);
     Fault::Refused(match database {
         Some(refusal) if *refusal.code() == SqlState::INSUFFICIENT_PRIVILEGE => {
             StoreError::incompatible(format!(

@@ -1,7 +1,8 @@
 //! What cannot be opened, and what the error says.
 
-use aegis_hitl::store::{PostgresStore, StoreError};
+use aegis_hitl::store::{PostgresStore, Store, StoreError};
 
+use super::decision;
 use crate::support::postgres::{Postgres, connect};
 
 async fn refused(url: &str) -> StoreError {
@@ -171,4 +172,26 @@ async fn servers_that_start_at_once_make_the_schema_once() {
     for opened in futures_util::future::join_all(opening).await {
         opened.unwrap().unwrap();
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_refusal_of_the_database_tells_of_a_row_is_not_told_to_logs() {
+    let url = Postgres::shared().database().await;
+    let store = PostgresStore::connect(&url).await.unwrap();
+    let client = connect(&url).await;
+    // PostgreSQL's detail is 'Failing row contains (acme, …)'.
+    let refuse = "ALTER TABLE action ADD CONSTRAINT mine CHECK (idempotency_key <> 'k-hidden')";
+    client.batch_execute(refuse).await.unwrap();
+    let refused = store.decide(decision("k-hidden")).await.unwrap_err();
+    let mut told = refused.to_string();
+    let mut source = std::error::Error::source(&refused);
+    while let Some(error) = source {
+        told.push_str(&format!(": {error}"));
+        source = error.source();
+    }
+    assert!(told.contains("SQLSTATE 23514"), "{told}");
+    for hidden in ["acme", "k-hidden", "run-1"] {
+        assert!(!told.contains(hidden), "{told}");
+    }
+    store.close().await;
 }
