@@ -39,7 +39,9 @@ impl Inner {
             let mut attempts = 0;
             loop {
                 match self.read_once(scope, sql, values).await {
-                    Ok(rows) => return Ok(rows),
+                    Ok(Some(rows)) => return Ok(rows),
+                    // This says nothing of the next time, so it is no attempt.
+                    Ok(None) => {}
                     Err(Fault::Refused(error)) => return Err(error),
                     // One connection may have been lost long ago.
                     Err(fault) if attempts == 2 => return Err(fault.into_error()),
@@ -55,12 +57,14 @@ impl Inner {
         })
     }
 
+    /// Reads, unless something happened meanwhile after which what was read may not be durable: a
+    /// commit is unknown, or a connection was made, which may lead to another server.
     async fn read_once(
         &self,
         scope: Scope<'_>,
         sql: &str,
         values: &Values<'_>,
-    ) -> Result<Vec<Row>, Fault> {
+    ) -> Result<Option<Vec<Row>>, Fault> {
         let mut session = Session::open(&self.pool, scope).await?;
         // A row may be visible before it is durable: when the wait of its commit for a standby was cut
         // off, or after a failover. One durable write covers all that came before it in the log.
@@ -71,11 +75,8 @@ impl Inner {
         let doubts = self.state.doubts();
         let rows = session.read(sql, values).await?;
         self.cover(session).await?;
-        if self.state.doubts() == doubts || self.state.is_sure() {
-            Ok(rows)
-        } else {
-            Err(Fault::again("the store had a fault while it was read"))
-        }
+        let is_durable = self.state.doubts() == doubts || self.state.is_sure();
+        Ok(is_durable.then_some(rows))
     }
 
     /// Finds an action by its id, or else by a call that names exactly one.

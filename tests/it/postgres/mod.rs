@@ -239,3 +239,16 @@ async fn a_time_beyond_the_databases_range_is_kept_as_its_end() {
     let acquired = store.acquire(acquire).await.unwrap();
     assert!(matches!(acquired, Acquired::Claimed(..)), "{acquired:?}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn reads_succeed_while_connections_are_made() {
+    let url = Postgres::shared().database().await;
+    for _ in 0..4 {
+        let store = PostgresStore::connect(&url).await.unwrap();
+        let reading = (0..64).map(|_| store.find(Uuid::new_v4(), None));
+        for found in futures_util::future::join_all(reading).await {
+            assert!(found.unwrap().is_none());
+        }
+        store.close().await;
+    }
+}
