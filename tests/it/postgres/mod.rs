@@ -20,10 +20,10 @@ use std::sync::Mutex;
 use std::time::{Duration, SystemTime};
 
 use aegis_hitl::store::{
-    Acquire, Acquired, Actor, Decide, Decided, Identity, PostgresStore, Store, Submission, Submit,
-    Submitted, conformance,
+    Acquire, Acquired, Actor, Decide, Decided, Identity, List, PostgresStore, Store, Submission,
+    Submit, Submitted, conformance,
 };
-use aegis_hitl::{Action, Decision, RequestId};
+use aegis_hitl::{Action, Decision, RequestId, TenantId};
 use tokio::sync::OnceCell;
 use uuid::Uuid;
 
@@ -56,6 +56,20 @@ fn decision(key: &str) -> Decide {
 
 fn id(action: &Action) -> Uuid {
     action.request_id.as_uuid().unwrap()
+}
+
+/// A list of all actions of a tenant.
+fn list(tenant: &TenantId) -> List {
+    List {
+        tenant_id: tenant.clone(),
+        status: None,
+        decision: None,
+        execution: None,
+        not_picked_up: false,
+        thread_id: None,
+        after: None,
+        limit: 10,
+    }
 }
 
 /// The name of the database in a URL.

@@ -10,7 +10,7 @@ use aegis_hitl::store::{
 use aegis_hitl::{Decision, Payload, RequestId};
 use tokio_postgres::Client;
 
-use super::{actor, decision, id, identity, record};
+use super::{actor, decision, id, identity, list, record};
 use crate::retention::{
     HOUR, approve, goes_once_delivered, is_there, steps, submit, sweep, table, until,
 };
@@ -438,16 +438,7 @@ async fn a_list_costs_the_same_however_many_tombstones_there_are() {
     let before = number(&client, read).await;
     let url = Postgres::shared().url(&name(&client).await);
     let store = PostgresStore::connect(&url).await.unwrap();
-    let all = List {
-        tenant_id: identity("k").tenant_id,
-        status: None,
-        decision: None,
-        execution: None,
-        not_picked_up: false,
-        thread_id: None,
-        after: None,
-        limit: 10,
-    };
+    let all = list(&identity("k").tenant_id);
     let of_thread = List {
         thread_id: Some(identity("k").thread_id),
         ..all.clone()

@@ -3,12 +3,12 @@
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
-use aegis_hitl::store::{Decided, List, PostgresStore, Store};
+use aegis_hitl::store::{Decided, PostgresStore, Store};
 use tempfile::TempDir;
 use tokio_postgres::Client;
 use uuid::Uuid;
 
-use super::{decision, id, identity, record};
+use super::{decision, id, identity, list, record};
 use crate::support::HANG;
 use crate::support::postgres::{Postgres, connect};
 use crate::support::process::Process;
@@ -35,7 +35,7 @@ pub async fn set_standbys(operator: &Client, names: &str) {
 }
 
 /// Runs a query that finds one number until it is another one than 0.
-async fn until(operator: &Client, sql: &str) {
+pub async fn until(operator: &Client, sql: &str) {
     let deadline = tokio::time::Instant::now() + HANG;
     while operator.query_one(sql, &[]).await.unwrap().get::<_, i64>(0) == 0 {
         assert!(tokio::time::Instant::now() < deadline, "{sql}");
@@ -102,16 +102,7 @@ async fn what_no_standby_has_is_not_shown_by_another_server_either() {
     let visible = operator.query_one("SELECT request_id FROM action", &[]);
     let action: Uuid = visible.await.unwrap().get(0);
     let tenant = identity("k").tenant_id;
-    let list = List {
-        tenant_id: tenant.clone(),
-        status: None,
-        decision: None,
-        execution: None,
-        not_picked_up: false,
-        thread_id: None,
-        after: None,
-        limit: 10,
-    };
+    let list = list(&tenant);
     // What locks and records nothing shows nothing about the standby.
     let old = other.decide(decision("old")).await.unwrap();
     assert!(matches!(old, Decided::Duplicate(_)), "{old:?}");

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use aegis_hitl::TenantId;
-use aegis_hitl::store::{Decide, Decided, Identity, List, PostgresStore, Store};
+use aegis_hitl::store::{Decide, Decided, Identity, PostgresStore, Store};
 use tokio_postgres::Client;
 
-use super::standby::{WAITING, set_standbys};
-use super::{decision, identity, record};
+use super::standby::{WAITING, set_standbys, until};
+use super::{decision, identity, list, record};
 use crate::support::HANG;
 use crate::support::postgres::{Postgres, connect};
 
@@ -17,14 +17,6 @@ const LOCKED: &str = "FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
 async fn count(operator: &Client, sessions: &str) -> i64 {
     let sql = format!("SELECT count(*) {sessions}");
     operator.query_one(&sql, &[]).await.unwrap().get(0)
-}
-
-async fn until_some(operator: &Client, sessions: &str) {
-    let deadline = tokio::time::Instant::now() + HANG;
-    while count(operator, sessions).await == 0 {
-        assert!(tokio::time::Instant::now() < deadline, "{sessions}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
 }
 
 fn of_another_tenant(key: &str) -> Decide {
@@ -56,7 +48,7 @@ async fn a_key_that_many_ask_for_keeps_one_connection_and_nobody_else() {
             tokio::spawn(async move { store.decide(decision("hot")).await })
         })
         .collect();
-    until_some(&operator, LOCKED).await;
+    until(&operator, &format!("SELECT count(*) {LOCKED}")).await;
     for number in 0..20 {
         let decided = store
             .decide(of_another_tenant(&format!("k-{number}")))
@@ -89,16 +81,7 @@ async fn reads_that_nobody_waits_for_any_more_leave_no_sessions_behind() {
         .await
         .unwrap();
     for _ in 0..40 {
-        let list = List {
-            tenant_id: identity("k").tenant_id,
-            status: None,
-            decision: None,
-            execution: None,
-            not_picked_up: false,
-            thread_id: None,
-            after: None,
-            limit: 10,
-        };
+        let list = list(&identity("k").tenant_id);
         let given_up = tokio::time::timeout(Duration::from_millis(50), store.list(list)).await;
         assert!(given_up.is_err(), "the table is locked");
         let waiting = count(&operator, LOCKED).await;

@@ -4,13 +4,13 @@ use std::sync::Mutex;
 
 use aegis_hitl::TenantId;
 use aegis_hitl::store::{
-    Acquire, Acquired, Decide, Decided, Identity, List, PostgresBuilder, PostgresStore, Store,
+    Acquire, Acquired, Decide, Decided, Identity, PostgresBuilder, PostgresStore, Store,
     conformance,
 };
 use tokio::sync::OnceCell;
 use tokio_postgres::Client;
 
-use super::{actor, decision, id, identity};
+use super::{actor, decision, id, identity, list};
 use crate::support::manual::sql_of;
 use crate::support::postgres::{Postgres, connect};
 use crate::support::{HANG, ends};
@@ -117,20 +117,6 @@ async fn fill(store: &PostgresStore, tenant: &str) {
     };
     let acquired = store.acquire(acquire).await.unwrap();
     assert!(matches!(acquired, Acquired::Claimed(..)), "{acquired:?}");
-}
-
-/// A list of all actions of a tenant.
-fn list(tenant: &TenantId) -> List {
-    List {
-        tenant_id: tenant.clone(),
-        status: None,
-        decision: None,
-        execution: None,
-        not_picked_up: false,
-        thread_id: None,
-        after: None,
-        limit: 10,
-    }
 }
 
 /// Waits until all events are published and chained.
