@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use aegis_hitl::store::{Decided, PostgresStore, Store};
 use tempfile::TempDir;
-use tokio_postgres::Client;
+use tokio_postgres::{Client, NoTls};
 use uuid::Uuid;
 
 use super::{decision, id, identity, list, record};
@@ -32,6 +32,27 @@ pub async fn set_standbys(operator: &Client, names: &str) {
         .batch_execute("SELECT pg_reload_conf()")
         .await
         .unwrap();
+}
+
+/// Makes commits wait for a standby that there is not, and returns once they do.
+pub async fn cut_off_standbys(operator: &Client) {
+    set_standbys(operator, "nobody").await;
+    // A signal reloads it, and for a moment commits wait for none.
+    loop {
+        let probing = operator.batch_execute(
+            "BEGIN; SET LOCAL synchronous_commit = on; SELECT pg_logical_emit_message(true, '', ''); COMMIT",
+        );
+        let mut probing = std::pin::pin!(probing);
+        let patience = Duration::from_millis(300);
+        if let Ok(committed) = tokio::time::timeout(patience, &mut probing).await {
+            committed.unwrap();
+            continue;
+        }
+        let cancelled = operator.cancel_token().cancel_query(NoTls).await;
+        cancelled.unwrap();
+        probing.await.unwrap();
+        break;
+    }
 }
 
 /// Runs a query that finds one number until it is another one than 0.
@@ -83,7 +104,7 @@ async fn what_no_standby_has_is_not_shown_by_another_server_either() {
     let other = warm(&url).await;
     let operator = connect(&url).await;
     operator.batch_execute(MOVED).await.unwrap();
-    set_standbys(&operator, "nobody").await;
+    cut_off_standbys(&operator).await;
     let deciding = {
         let one = one.clone();
         tokio::spawn(async move { one.decide(decision("k")).await })

@@ -6,7 +6,7 @@ use aegis_hitl::TenantId;
 use aegis_hitl::store::{Decide, Decided, Identity, PostgresStore, Store};
 use tokio_postgres::Client;
 
-use super::standby::{WAITING, set_standbys, until};
+use super::standby::{WAITING, cut_off_standbys, set_standbys, until};
 use super::{decision, identity, list, record};
 use crate::support::HANG;
 use crate::support::postgres::{Postgres, connect};
@@ -103,7 +103,7 @@ async fn commits_that_nobody_waits_for_any_more_leave_no_sessions_behind() {
         .await;
     let store = store.unwrap();
     let operator = connect(&url).await;
-    set_standbys(&operator, "nobody").await;
+    cut_off_standbys(&operator).await;
     let soon = Duration::from_millis(50);
     // A write of a moment ago is enough for it.
     while matches!(tokio::time::timeout(soon, store.check()).await, Ok(Ok(()))) {

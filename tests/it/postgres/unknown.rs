@@ -12,7 +12,7 @@ use aegis_hitl::store::{
 };
 
 use super::proxy::{Cut, Proxy};
-use super::standby::{WAITING, set_standbys};
+use super::standby::{WAITING, cut_off_standbys, set_standbys};
 use super::{actor, decision, id, identity, name_of, record};
 use crate::support::HANG;
 use crate::support::postgres::{Postgres, connect};
@@ -146,7 +146,7 @@ async fn without_standby(how: &'static str, settings: &[&str]) {
     let url = server.database().await;
     let store = PostgresStore::connect(&url).await.unwrap();
     let operator = connect(&url).await;
-    set_standbys(&operator, "nobody").await;
+    cut_off_standbys(&operator).await;
     let deadline = tokio::time::Instant::now() + HANG;
     let canceller = {
         let operator = connect(&url).await;
