@@ -16,6 +16,13 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long sent data may stay unacknowledged before a connection counts as lost.
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long a connection may be idle before the network is asked whether its other end is there,
+/// unless the URL says `keepalives_idle`. The last connections of a pool may be idle for days.
+const KEEPALIVE: Duration = Duration::from_secs(60);
+
+/// The same as the library has it.
+const LONG_KEEPALIVE: Duration = Duration::from_secs(2 * 60 * 60);
+
 /// Where a database is, and how to get there.
 #[derive(Clone)]
 pub(super) struct Address {
@@ -56,6 +63,9 @@ impl Address {
         }
         if config.get_tcp_user_timeout().is_none() {
             config.tcp_user_timeout(SEND_TIMEOUT);
+        }
+        if config.get_keepalives_idle() == LONG_KEEPALIVE {
+            config.keepalives_idle(KEEPALIVE);
         }
         if config.get_application_name().is_none() {
             config.application_name("aegis");
@@ -191,6 +201,18 @@ mod tests {
             assert_eq!(with_tls(&url).unwrap().1.verifies, verifies, "{url}");
             let address = Address::parse(&url).unwrap();
             assert_eq!(address.config.get_ssl_mode(), expected, "{url}");
+        }
+    }
+
+    #[test]
+    fn an_idle_connection_is_probed_unless_the_url_says_when() {
+        for (query, expected) in [
+            ("", KEEPALIVE),
+            ("?keepalives_idle=5", Duration::from_secs(5)),
+            ("?keepalives_idle=600", Duration::from_secs(600)),
+        ] {
+            let address = Address::parse(&format!("postgres://user@host/database{query}")).unwrap();
+            assert_eq!(address.config.get_keepalives_idle(), expected, "{query}");
         }
     }
 

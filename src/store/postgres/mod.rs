@@ -37,7 +37,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use deadpool::Runtime;
-use deadpool::managed::PoolError;
+use deadpool::managed::{PoolError, QueueMode};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use uuid::Uuid;
 
@@ -305,6 +305,8 @@ async fn connected(
     };
     let pool = Pool::builder(manager)
         .max_size(connections)
+        // The few that are in use stay warm on both sides, and the others cost nothing.
+        .queue_mode(QueueMode::Lifo)
         .runtime(Runtime::Tokio1)
         .wait_timeout(Some(WAIT))
         .create_timeout(Some(WAIT * 2))
