@@ -262,8 +262,8 @@ async fn each_right_of_the_manual_is_needed_and_named_where_it_is_missing() {
     }
     for (revoke, says) in [
         (
-            "REVOKE EXECUTE ON FUNCTION aegis_record FROM PUBLIC",
-            "lacks EXECUTE on the function aegis_record ",
+            "REVOKE EXECUTE ON FUNCTION aegis_insert FROM PUBLIC",
+            "lacks EXECUTE on the function aegis_insert ",
         ),
         (
             "REVOKE INSERT ON event FROM aegis_server; REVOKE UPDATE ON action FROM aegis_server",

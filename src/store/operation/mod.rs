@@ -221,16 +221,6 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    /// The identity of the action, which every record has.
-    #[cfg(feature = "postgres")]
-    pub(crate) fn identity(&self) -> Option<Identity> {
-        Some(Identity {
-            tenant_id: self.action.tenant_id.clone()?,
-            thread_id: self.action.thread_id.clone()?,
-            idempotency_key: self.action.idempotency_key.clone()?,
-        })
-    }
-
     /// The size of its payloads, in bytes.
     pub(crate) fn size(&self) -> usize {
         let payloads = [&self.action.payload, &self.action.edited_payload];

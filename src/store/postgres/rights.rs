@@ -34,7 +34,7 @@ pub(super) async fn check(pool: &Pool, place: &str) -> Result<(), Fault> {
          FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS r (name, verb, number) \
          WHERE NOT has_table_privilege(to_regclass(r.name), r.verb) \
          UNION ALL SELECT 'EXECUTE', 'the function ' || p.proname, 99 FROM pg_proc p \
-         WHERE p.proname = 'aegis_record' AND pg_function_is_visible(p.oid) \
+         WHERE p.proname = 'aegis_insert' AND pg_function_is_visible(p.oid) \
          AND NOT has_function_privilege(p.oid, 'EXECUTE') ORDER BY number";
     let pairs = RIGHTS
         .iter()

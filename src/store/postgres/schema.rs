@@ -12,7 +12,7 @@ use crate::store::StoreError;
 
 /// Each entry takes the schema to the next version, from version 0 on. A released entry never
 /// changes, and servers of the release before must be able to work beside it.
-const MIGRATIONS: [&str; 8] = [
+const MIGRATIONS: [&str; 9] = [
     include_str!("schema/1.sql"),
     include_str!("schema/2.sql"),
     include_str!("schema/3.sql"),
@@ -21,6 +21,7 @@ const MIGRATIONS: [&str; 8] = [
     include_str!("schema/6.sql"),
     include_str!("schema/7.sql"),
     include_str!("schema/8.sql"),
+    include_str!("schema/9.sql"),
 ];
 
 /// The version that the last entry leads to.

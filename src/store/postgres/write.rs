@@ -96,53 +96,48 @@ impl<'a> Events<'a> {
     }
 }
 
-/// Inserts actions whose identities are not on record, in this order, with the events of those.
-/// Returns the ids of the actions that were inserted.
+/// A new action with its first event.
+pub(super) type New<'a> = (&'a Loading, &'a Happened);
+
+/// Inserts actions whose identities are not on record, in this order, each with its event. Returns
+/// the ids of those that were inserted.
+///
+/// If they are looked up first, which [`is_careful`](Caution) says, one that is on record costs the
+/// others nothing. Otherwise the database inserts all of them anew.
 pub(super) async fn insert(
     session: &Session,
-    actions: &[&Loading],
-    events: &[&Happened],
+    new: &[New<'_>],
+    is_careful: bool,
 ) -> Result<HashSet<Uuid>, Fault> {
-    let records: Vec<_> = actions.iter().map(|loading| &loading.record).collect();
-    let digests = column!(records, record => record.submitted_digest.as_ref().map(|digest| &digest.as_bytes()[..]));
-    let payloads = column!(records, record => record.action.payload.as_ref().map(Payload::as_str));
-    let tenants = column!(actions, loading => loading.key.0.as_str());
-    let ids = column!(actions, loading => loading.key.1);
-    let threads =
-        column!(records, record => record.action.thread_id.as_ref().map(|thread| thread.as_str()));
-    let keys =
-        column!(records, record => record.action.idempotency_key.as_ref().map(|key| key.as_str()));
-    let statuses = column!(records, record => record.action.status.as_str());
-    let decisions = column!(records, record => record.action.decision.map(Decision::as_str));
-    let comments = column!(records, record => text(record.action.comment.as_ref()));
-    let titles = column!(records, record => text(record.action.title.as_ref()));
-    let expiries = column!(records, record => record.action.expires_at.map(kept_time));
-    let edits = column!(records, record => record.action.allow_edit);
-    let submitters = column!(records, record => text(record.submitted_by.as_ref()));
-    let deciders = column!(records, record => text(record.action.decided_by.as_ref()));
-    let calls = column!(records, record => record.call_id.as_deref());
-    let created = column!(records, record => record.action.created_at);
-    let decided = column!(records, record => record.action.decided_at);
-    let counts = column!(actions, loading => loading.events);
-    // Of what was removed before a move, there is only this. Mostly there is nothing, which the
-    // statement finds out once.
-    let identities: Vec<_> = records
-        .iter()
-        .map(|record| record.identity().map(|identity| identity.digest()))
-        .collect();
-    let identities =
-        column!(identities, identity => identity.as_ref().map(|identity| &identity[..]));
-    let events = Events::of(events);
-    let recorded = session
+    let tenants = column!(new, of => of.0.key.0.as_str());
+    let ids = column!(new, of => of.0.key.1);
+    let events = column!(new, of => of.1.id);
+    let times = column!(new, of => of.1.at);
+    let actors = column!(new, of => kept(&of.1.actor));
+    let calls = some(column!(new, of => of.1.call_id.as_deref()));
+    let new = column!(new, of => &of.0.record);
+    let threads = column!(new, of => of.action.thread_id.as_ref().map(|thread| thread.as_str()));
+    let keys = column!(new, of => of.action.idempotency_key.as_ref().map(|key| key.as_str()));
+    let decisions = some(column!(new, of => of.action.decision.map(Decision::as_str)));
+    let digests =
+        some(column!(new, of => of.submitted_digest.as_ref().map(|digest| &digest.as_bytes()[..])));
+    let payloads = some(column!(new, of => of.action.payload.as_ref().map(Payload::as_str)));
+    let comments = some(column!(new, of => text(of.action.comment.as_ref())));
+    let titles = some(column!(new, of => text(of.action.title.as_ref())));
+    let expiries = some(column!(new, of => of.action.expires_at.map(kept_time)));
+    let edits = some(column!(new, of => of.action.allow_edit));
+    let inserted = session
         .query(
-            "SELECT aegis_record($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, \
-             $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32) AS ids",
+            "SELECT aegis_insert($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16) AS ids",
             &[
                 (&tenants, Type::TEXT_ARRAY),
                 (&ids, Type::UUID_ARRAY),
                 (&threads, Type::TEXT_ARRAY),
                 (&keys, Type::TEXT_ARRAY),
-                (&statuses, Type::TEXT_ARRAY),
+                (&events, Type::UUID_ARRAY),
+                (&times, Type::TIMESTAMPTZ_ARRAY),
+                (&actors, Type::TEXT_ARRAY),
+                (&calls, Type::TEXT_ARRAY),
                 (&decisions, Type::TEXT_ARRAY),
                 (&digests, Type::BYTEA_ARRAY),
                 (&payloads, Type::TEXT_ARRAY),
@@ -150,34 +145,20 @@ pub(super) async fn insert(
                 (&titles, Type::TEXT_ARRAY),
                 (&expiries, Type::TIMESTAMPTZ_ARRAY),
                 (&edits, Type::BOOL_ARRAY),
-                (&submitters, Type::TEXT_ARRAY),
-                (&deciders, Type::TEXT_ARRAY),
-                (&calls, Type::TEXT_ARRAY),
-                (&created, Type::TIMESTAMPTZ_ARRAY),
-                (&decided, Type::TIMESTAMPTZ_ARRAY),
-                (&counts, Type::INT4_ARRAY),
-                (&identities, Type::BYTEA_ARRAY),
-                (&events.tenants, Type::TEXT_ARRAY),
-                (&events.ids, Type::UUID_ARRAY),
-                (&events.numbers, Type::INT4_ARRAY),
-                (&events.ats, Type::TIMESTAMPTZ_ARRAY),
-                (&events.event_ids, Type::UUID_ARRAY),
-                (&events.actors, Type::TEXT_ARRAY),
-                (&events.kinds, Type::TEXT_ARRAY),
-                (&events.froms, Type::TEXT_ARRAY),
-                (&events.tos, Type::TEXT_ARRAY),
-                (&events.decisions, Type::TEXT_ARRAY),
-                (&events.executions, Type::TEXT_ARRAY),
-                (&events.calls, Type::TEXT_ARRAY),
-                (&events.digests, Type::BYTEA_ARRAY),
+                (&is_careful, Type::BOOL),
             ],
         )
         .await?;
-    let recorded = recorded.first();
-    let recorded = recorded
+    let inserted = inserted.first();
+    let inserted = inserted
         .map(|row| get::<Vec<Uuid>>(row, "ids"))
         .transpose()?;
-    Ok(recorded.unwrap_or_default().into_iter().collect())
+    Ok(inserted.unwrap_or_default().into_iter().collect())
+}
+
+/// The column, unless it has no value at all: then the array is NULL.
+fn some<T>(column: Vec<Option<T>>) -> Option<Vec<Option<T>>> {
+    column.iter().any(Option::is_some).then_some(column)
 }
 
 /// Writes all that was changed, and commits. The statements and the commit are sent together, as a
@@ -187,14 +168,8 @@ pub(super) async fn write_and_commit(
     loaded: &Loaded,
     endpoint: Option<&str>,
 ) -> Result<(), Fault> {
-    let new: Vec<_> = loaded
-        .actions
-        .iter()
-        .filter(|action| action.is_new)
-        .collect();
-    let is_of_new = |event: &&Happened| new.iter().any(|action| action.key == event.key);
-    let (first, rest): (Vec<_>, Vec<_>) = loaded.events.iter().partition(is_of_new);
-    if !new.is_empty() && insert(&session, &new, &first).await?.len() < new.len() {
+    let new: Vec<_> = loaded.new_actions().collect();
+    if !new.is_empty() && insert(&session, &new, false).await?.len() < new.len() {
         session.roll_back().await;
         return Err(Fault::again("another server recorded the action just now"));
     }
@@ -204,6 +179,12 @@ pub(super) async fn write_and_commit(
             "another server recorded the endpoint just now",
         ));
     }
+    let is_of_new = |event: &&Happened| new.iter().any(|(action, _)| action.key == event.key);
+    let rest: Vec<_> = loaded
+        .events
+        .iter()
+        .filter(|event| !is_of_new(event))
+        .collect();
     let events = Events::of(&rest);
     let (updated, leased, appended, delivered, removed, forgotten, swept, committed) = tokio::join!(
         biased;

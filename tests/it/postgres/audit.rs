@@ -622,6 +622,7 @@ async fn a_database_of_the_version_before_is_chained_from_its_first_event() {
         "DROP TABLE import",
         "DROP TABLE tombstone",
         "DROP FUNCTION aegis_record",
+        "DROP FUNCTION aegis_insert",
         "DROP POLICY aegis_tenants ON action",
         "DROP POLICY aegis_tenants ON claim",
         "DROP POLICY aegis_tenants ON event",

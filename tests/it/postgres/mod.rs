@@ -1,6 +1,7 @@
 //! The PostgreSQL store.
 
 mod audit;
+mod batches;
 mod feed;
 #[cfg(feature = "server")]
 mod obstacle;

@@ -101,7 +101,7 @@ async fn pass(
         message.extend(length.to_be_bytes());
         message.extend(&rest);
         let has = |text: &[u8]| rest.windows(text.len()).any(|part| part == text);
-        if message[0] == b'P' && !is_first && (has(b"aegis_record(") || has(b"UPDATE action ")) {
+        if message[0] == b'P' && !is_first && (has(b"aegis_insert(") || has(b"UPDATE action ")) {
             changes_actions = true;
         }
         let is_commit = message[0] == b'Q' && !is_first && has(b"COMMIT");
