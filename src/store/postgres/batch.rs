@@ -4,8 +4,8 @@
 //! transaction costs the database as much as some 16 actions do, however few it has, so it pays to wait
 //! a little for others:
 //!
-//! - Callers who were just answered come back one by one. The first of them waits for as many as were
-//!   answered, but no longer than their transaction took.
+//! - Callers who were just answered come back one by one. The first of them waits for the others, but
+//!   no longer than their transaction took.
 //! - A second transaction begins beside the first one once it has as many actions, and is worth its
 //!   cost.
 //!
@@ -108,8 +108,9 @@ struct Open {
 /// The transaction that ended last.
 #[derive(Debug, Clone, Copy)]
 struct Ended {
-    actions: usize,
-    /// Until when those who were answered are awaited.
+    /// The number of actions that the next one waits for.
+    awaited: usize,
+    /// Until when.
     returning: Instant,
 }
 
@@ -147,8 +148,11 @@ impl<T> Waiting<T> {
     /// Notes that the transaction of a lane has ended, if there was one.
     fn end(&mut self, lane: usize, now: Instant) {
         if let Some(Open { actions, begun }) = self.open.get_mut(lane).and_then(Option::take) {
+            // All who call make one transaction, if they are few. If they are many, those who wait now
+            // are on their way to the other lane.
+            let all = actions + self.newcomers.len();
             self.last = Some(Ended {
-                actions,
+                awaited: actions.max(all.min(SECOND)),
                 returning: now + (now - begun).min(GATHERING),
             });
         }
@@ -161,7 +165,7 @@ impl<T> Waiting<T> {
         let largest = self.open.iter().flatten().map(|open| open.actions).max();
         let (enough, until) = match (largest, self.last) {
             (Some(actions), _) => (actions.clamp(SECOND, MAX_ACTIONS), since + GATHERING),
-            (None, Some(last)) => (last.actions, last.returning),
+            (None, Some(last)) => (last.awaited, last.returning.min(since + GATHERING)),
             (None, None) => (0, since),
         };
         if self.newcomers.len() >= enough || now >= until {
@@ -475,6 +479,19 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_few_callers_share_one_transaction_and_many_do_not() {
+        for (waiting_meanwhile, open, awaited) in
+            [(12, 20, 32), (4, 8, 12), (20, 20, 32), (32, 40, 40)]
+        {
+            let mut waiting = waiting(waiting_meanwhile, [open, 0]);
+            tokio::time::advance(Duration::from_millis(3)).await;
+            waiting.end(0, NOW());
+            let last = waiting.last.map(|last| last.awaited);
+            assert_eq!(last, Some(awaited), "{open}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn nobody_is_awaited_for_long_after_a_transaction_that_hung() {
         let mut waiting = waiting(0, [8, 0]);
         tokio::time::advance(PATIENCE).await;
@@ -482,6 +499,15 @@ mod tests {
         waiting.newcomers.push(());
         waiting.since = Some(NOW());
         assert_eq!(waiting.is_ready(NOW()), Ready::At(NOW() + GATHERING));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_waited_beside_a_transaction_waits_no_longer_after_it() {
+        let mut waiting = waiting(1, [8, 0]);
+        let since = NOW();
+        tokio::time::advance(GATHERING - Duration::from_millis(1)).await;
+        waiting.end(0, NOW());
+        assert_eq!(waiting.is_ready(NOW()), Ready::At(since + GATHERING));
     }
 
     #[tokio::test(start_paused = true)]
