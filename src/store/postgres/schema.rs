@@ -47,9 +47,7 @@ pub(super) async fn check(pool: &Pool, place: &str) -> Result<(), Fault> {
         .await?;
     let row = only(&found)?;
     let (version, product): (&str, &str) = (get(row, "version")?, get(row, "product")?);
-    // Some speak its protocol, and say that they are of a version of it.
-    if !product.starts_with("PostgreSQL ") {
-        let product = product.split(" (").next().unwrap_or_default();
+    if let Some(product) = other_product(product) {
         return refused(format!(
             "the database at {place} is {product}; allowed is PostgreSQL 14 and later"
         ));
@@ -86,6 +84,17 @@ pub(super) async fn check(pool: &Pool, place: &str) -> Result<(), Fault> {
     let mut session = session;
     session.release();
     Ok(())
+}
+
+/// The product that a database says it is, unless that is PostgreSQL. Some speak its protocol, and say
+/// that they are of a version of it. One even says that it is PostgreSQL.
+fn other_product(version: &str) -> Option<String> {
+    let number = version.split(' ').nth(1).unwrap_or_default();
+    match number.split_once("-YB-") {
+        Some((_, number)) => Some(format!("YugabyteDB {number}")),
+        None if version.starts_with("PostgreSQL ") => None,
+        None => version.split(" (").next().map(str::to_owned),
+    }
 }
 
 fn only(found: &[Row]) -> Result<&Row, Fault> {

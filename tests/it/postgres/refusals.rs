@@ -151,16 +151,25 @@ async fn a_version_that_is_too_old_is_refused_before_anything_is_made() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn what_only_speaks_the_protocol_is_refused_by_its_name() {
-    let product = "CockroachDB CCL v25.2.1 (x86_64-pc-linux-gnu, built 2025/06/04, go1.23.7)";
+    let cockroach = "CockroachDB CCL v25.2.1 (x86_64-pc-linux-gnu, built 2025/06/04, go1.23.7)";
+    let yugabyte =
+        "PostgreSQL 15.12-YB-2025.1.0.1-b3 on x86_64-pc-linux-gnu, compiled by clang, 64-bit";
     // Its version is one of PostgreSQL that it takes after, which may be recent enough some day.
-    for (number, version) in [(130_000, "13.0.0"), (180_000, "18.0.0")] {
+    for (number, version, product, name) in [
+        (130_000, "13.0.0", cockroach, "CockroachDB CCL v25.2.1"),
+        (180_000, "18.0.0", cockroach, "CockroachDB CCL v25.2.1"),
+        (
+            150_012,
+            "15.12-YB-2025.1.0.1-b3",
+            yugabyte,
+            "YugabyteDB 2025.1.0.1-b3",
+        ),
+    ] {
         let refused = refused(&pretending(number, version, product).await).await;
         let text = refused.to_string();
         assert!(refused.is_incompatible(), "{refused:?}");
-        assert!(
-            text.contains("is CockroachDB CCL v25.2.1; allowed is PostgreSQL 14"),
-            "{text}"
-        );
+        let says = format!("is {name}; allowed is PostgreSQL 14");
+        assert!(text.contains(&says), "{text}");
     }
 }
 
