@@ -7,7 +7,7 @@
 //! - Callers who were just answered come back one by one. The first of them waits for the others, but
 //!   no longer than their transaction took.
 //! - A second transaction begins beside the first one once it has as many actions, and is worth its
-//!   cost.
+//!   cost: at once for a [`FEW`] callers, and from [`SECOND`] actions on for many.
 //!
 //! Nobody waits for that longer than [`GATHERING`], and whoever comes alone waits for nobody.
 
@@ -49,6 +49,9 @@ const GATHERING: Duration = Duration::from_millis(5);
 /// transaction after the other records as many as two at once, for three quarters of the processor
 /// time.
 const SECOND: usize = 32;
+
+/// So few callers do not use the processors up, and none of them waits for another.
+const FEW: usize = 4;
 
 /// The new actions that wait for a transaction.
 #[derive(Debug, Default)]
@@ -163,10 +166,14 @@ impl<T> Waiting<T> {
             return Ready::Idle;
         };
         let largest = self.open.iter().flatten().map(|open| open.actions).max();
+        let awaited = self.last.map_or(0, |last| last.awaited);
+        let are_many = largest.unwrap_or(0).max(awaited) > FEW;
         let (enough, until) = match (largest, self.last) {
-            (Some(actions), _) => (actions.clamp(SECOND, MAX_ACTIONS), since + GATHERING),
-            (None, Some(last)) => (last.awaited, last.returning.min(since + GATHERING)),
-            (None, None) => (0, since),
+            (Some(actions), _) if are_many => {
+                (actions.clamp(SECOND, MAX_ACTIONS), since + GATHERING)
+            }
+            (None, Some(last)) if are_many => (awaited, last.returning.min(since + GATHERING)),
+            (open, _) => (open.unwrap_or(0), since + GATHERING),
         };
         if self.newcomers.len() >= enough || now >= until {
             Ready::Now
@@ -454,10 +461,28 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_second_transaction_is_not_begun_for_a_few() {
+    async fn a_second_transaction_is_not_begun_for_a_part_of_many() {
         let soon = Ready::At(NOW() + GATHERING);
-        assert_eq!(waiting(SECOND - 1, [1, 0]).is_ready(NOW()), soon);
-        assert_eq!(waiting(SECOND, [1, 0]).is_ready(NOW()), Ready::Now);
+        assert_eq!(waiting(SECOND - 1, [FEW + 1, 0]).is_ready(NOW()), soon);
+        assert_eq!(waiting(SECOND, [FEW + 1, 0]).is_ready(NOW()), Ready::Now);
+        // The rest of many is open.
+        let mut waiting = waiting(1, [0, 1]);
+        waiting.last = Some(Ended {
+            awaited: SECOND,
+            returning: NOW(),
+        });
+        assert_eq!(waiting.is_ready(NOW()), soon);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_few_callers_do_not_wait_for_each_other() {
+        assert_eq!(waiting(1, [1, 0]).is_ready(NOW()), Ready::Now);
+        assert_eq!(waiting(FEW, [FEW, 0]).is_ready(NOW()), Ready::Now);
+        let mut waiting = waiting(0, [FEW, 0]);
+        waiting.end(0, NOW());
+        waiting.newcomers.push(());
+        waiting.since = Some(NOW());
+        assert_eq!(waiting.is_ready(NOW()), Ready::Now);
     }
 
     #[tokio::test(start_paused = true)]

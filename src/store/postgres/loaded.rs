@@ -132,11 +132,12 @@ impl Loaded {
             || self.step.as_ref().is_some_and(Step::has_changed)
     }
 
-    /// The actions that are new, each with its event. It has no other: an operation that finds nothing
-    /// on record does one thing.
+    /// The actions that are new, each with its event. It has one: an operation that finds nothing on
+    /// record does one thing.
     pub(super) fn new_actions(&self) -> impl Iterator<Item = (&Loading, &Happened)> {
         let new = self.actions.iter().filter(|action| action.is_new);
         new.filter_map(|action| {
+            debug_assert_eq!(action.events, 1, "the database counts one");
             let mut events = self.events.iter();
             Some((action, events.find(|event| event.key == action.key)?))
         })

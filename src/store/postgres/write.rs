@@ -102,8 +102,8 @@ pub(super) type New<'a> = (&'a Loading, &'a Happened);
 /// Inserts actions whose identities are not on record, in this order, each with its event. Returns
 /// the ids of those that were inserted.
 ///
-/// If they are looked up first, which [`is_careful`](Caution) says, one that is on record costs the
-/// others nothing. Otherwise the database inserts all of them anew.
+/// If `is_careful`, they are looked up first, and one that is on record costs the others nothing.
+/// Otherwise the database then inserts all of them once more.
 pub(super) async fn insert(
     session: &Session,
     new: &[New<'_>],
