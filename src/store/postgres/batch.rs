@@ -66,15 +66,21 @@ pub(super) struct Queue {
 /// It takes a tenth of the time of an insert. Without it, one action that is on record makes the
 /// database insert all others of its transaction twice, and leaves as many dead rows. So they are
 /// looked up for a while after one was met.
+///
+/// Without it the transaction also takes a second number of PostgreSQL's, as the insert that may fail
+/// is a transaction within. Numbers come to their end, so a few actions are looked up always.
 #[derive(Debug, Default)]
 struct Caution(AtomicU32);
 
 /// For how many transactions.
 const CAREFUL: u32 = 64;
 
+/// How many actions are looked up always.
+const SMALL: usize = 8;
+
 impl Caution {
-    fn is_careful(&self) -> bool {
-        self.0.load(Ordering::Relaxed) > 0
+    fn is_careful(&self, actions: usize) -> bool {
+        actions <= SMALL || self.0.load(Ordering::Relaxed) > 0
     }
 
     /// Notes whether all actions of a transaction were new.
@@ -403,7 +409,7 @@ impl Inner {
         let (started, inserted, committed) = tokio::join!(
             biased;
             session.begin_batch(),
-            write::insert(&session, &new, caution.is_careful()),
+            write::insert(&session, &new, caution.is_careful(new.len())),
             session.commit(),
         );
         // Outside of a transaction, the others would have been carried out one by one.
@@ -548,16 +554,17 @@ mod tests {
     #[test]
     fn actions_are_looked_up_for_a_while_after_one_was_on_record() {
         let caution = Caution::default();
-        assert!(!caution.is_careful());
+        assert!(!caution.is_careful(SMALL + 1));
+        assert!(caution.is_careful(SMALL));
         caution.learn(false);
         for _ in 0..CAREFUL - 1 {
             caution.learn(true);
         }
-        assert!(caution.is_careful());
+        assert!(caution.is_careful(SMALL + 1));
         caution.learn(true);
-        assert!(!caution.is_careful());
+        assert!(!caution.is_careful(SMALL + 1));
         caution.learn(true);
-        assert!(!caution.is_careful());
+        assert!(!caution.is_careful(SMALL + 1));
     }
 
     #[tokio::test(start_paused = true)]

@@ -169,7 +169,7 @@ pub(super) async fn write_and_commit(
     endpoint: Option<&str>,
 ) -> Result<(), Fault> {
     let new: Vec<_> = loaded.new_actions().collect();
-    if !new.is_empty() && insert(&session, &new, false).await?.len() < new.len() {
+    if !new.is_empty() && insert(&session, &new, true).await?.len() < new.len() {
         session.roll_back().await;
         return Err(Fault::again("another server recorded the action just now"));
     }
