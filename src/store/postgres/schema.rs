@@ -60,7 +60,13 @@ pub(super) async fn check(pool: &Pool, place: &str) -> Result<(), Fault> {
     let found = session
         .query(
             "SELECT current_setting('server_encoding') AS encoding, current_setting('synchronous_commit') AS commits, \
-             current_setting('fsync') AS fsync",
+             current_setting('fsync') AS fsync, \
+             current_setting('log_parameter_max_length_on_error') <> '0' \
+             OR current_setting('log_parameter_max_length') <> '0' \
+             AND (current_setting('log_statement') IN ('mod', 'all') OR current_setting('log_duration') = 'on' \
+             OR current_setting('log_min_duration_statement') <> '-1' \
+             OR current_setting('log_min_duration_sample') <> '-1' \
+             OR current_setting('log_transaction_sample_rate') <> '0') AS logs_values",
             &[],
         )
         .await?;
@@ -74,6 +80,12 @@ pub(super) async fn check(pool: &Pool, place: &str) -> Result<(), Fault> {
     if get::<&str>(row, "fsync")? != "on" {
         tracing::warn!(
             "PostgreSQL at {place} runs with fsync=off: a crash loses decisions, and may spoil the database"
+        );
+    }
+    if get(row, "logs_values")? {
+        tracing::warn!(
+            "PostgreSQL at {place} logs the parameters of statements, which have keys and payloads; \
+             log_parameter_max_length = 0 and log_parameter_max_length_on_error = 0 keep them out"
         );
     }
     if get::<&str>(row, "commits")? == "off" {

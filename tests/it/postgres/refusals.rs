@@ -3,6 +3,10 @@
 use aegis_hitl::store::{PostgresStore, Store, StoreError};
 
 use super::decision;
+#[cfg(feature = "server")]
+use super::{migrated, name_of};
+#[cfg(feature = "server")]
+use crate::support::Log;
 use crate::support::postgres::{Postgres, connect};
 
 async fn refused(url: &str) -> StoreError {
@@ -203,4 +207,29 @@ async fn what_a_refusal_of_the_database_tells_of_a_row_is_not_told_to_logs() {
         assert!(!told.contains(hidden), "{told}");
     }
     store.close().await;
+}
+
+// On one thread, whose log is read.
+#[cfg(feature = "server")]
+#[tokio::test]
+async fn a_server_warns_of_a_database_that_logs_parameters() {
+    const NEVER: &str = "log_parameter_max_length = 0";
+    let log = Log::capture(tracing::Level::WARN);
+    let url = migrated().await;
+    let client = connect(&url).await;
+    let warnings = async || {
+        PostgresStore::connect(&url).await.unwrap().close().await;
+        log.text().matches(NEVER).count()
+    };
+    assert_eq!(warnings().await, 0, "{}", log.text());
+    let set = async |setting: &str| {
+        let set = format!("ALTER DATABASE {} SET {setting}", name_of(&url));
+        client.batch_execute(&set).await.unwrap();
+    };
+    set("log_min_duration_statement = '1h'").await;
+    assert_eq!(warnings().await, 1, "{}", log.text());
+    set(NEVER).await;
+    assert_eq!(warnings().await, 1, "{}", log.text());
+    set("log_parameter_max_length_on_error = 64").await;
+    assert_eq!(warnings().await, 2, "{}", log.text());
 }
