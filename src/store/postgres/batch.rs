@@ -85,14 +85,12 @@ impl Caution {
 
     /// Notes whether all actions of a transaction were new.
     fn learn(&self, all_new: bool) {
-        let learned = |left: u32| {
-            Some(if all_new {
-                left.saturating_sub(1)
-            } else {
-                CAREFUL
-            })
-        };
-        let _ = (self.0).fetch_update(Ordering::Relaxed, Ordering::Relaxed, learned);
+        if all_new {
+            let one_less = |left: u32| left.checked_sub(1);
+            let _ = (self.0).fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less);
+        } else {
+            self.0.store(CAREFUL, Ordering::Relaxed);
+        }
     }
 }
 
@@ -145,6 +143,11 @@ enum Ready {
 }
 
 impl<T> Waiting<T> {
+    fn add(&mut self, newcomer: T, now: Instant) {
+        self.newcomers.push(newcomer);
+        self.since.get_or_insert(now);
+    }
+
     fn begin(&mut self, lane: usize, actions: usize, now: Instant) {
         if let Some(open) = self.open.get_mut(lane) {
             *open = Some(Open {
@@ -249,9 +252,8 @@ impl Queue {
     fn push(&self, newcomer: Newcomer) {
         let mut state = self.state();
         let now = Instant::now();
-        state.newcomers.push(newcomer);
         let is_first = state.since.is_none();
-        state.since.get_or_insert(now);
+        state.add(newcomer, now);
         // Whoever waits for the first learns until when to wait for the others.
         let is_news = is_first || state.is_ready(now) == Ready::Now;
         drop(state);
@@ -434,11 +436,10 @@ mod tests {
     const NOW: fn() -> Instant = Instant::now;
 
     fn waiting(newcomers: usize, open: [usize; LANES]) -> Waiting<()> {
-        let mut waiting = Waiting {
-            newcomers: vec![(); newcomers],
-            since: (newcomers > 0).then(NOW),
-            ..Waiting::default()
-        };
+        let mut waiting = Waiting::default();
+        for _ in 0..newcomers {
+            waiting.add((), NOW());
+        }
         for (lane, actions) in open
             .into_iter()
             .enumerate()
@@ -486,8 +487,7 @@ mod tests {
         assert_eq!(waiting(FEW, [FEW, 0]).is_ready(NOW()), Ready::Now);
         let mut waiting = waiting(0, [FEW, 0]);
         waiting.end(0, NOW());
-        waiting.newcomers.push(());
-        waiting.since = Some(NOW());
+        waiting.add((), NOW());
         assert_eq!(waiting.is_ready(NOW()), Ready::Now);
     }
 
@@ -499,10 +499,11 @@ mod tests {
         waiting.end(0, NOW());
         let ended = NOW();
         tokio::time::advance(took / 3).await;
-        waiting.newcomers = vec![(); 7];
-        waiting.since = Some(NOW());
+        for _ in 0..7 {
+            waiting.add((), NOW());
+        }
         assert_eq!(waiting.is_ready(NOW()), Ready::At(ended + took));
-        waiting.newcomers.push(());
+        waiting.add((), NOW());
         assert_eq!(waiting.is_ready(NOW()), Ready::Now);
         waiting.newcomers.truncate(1);
         tokio::time::advance(took).await;
@@ -527,8 +528,7 @@ mod tests {
         let mut waiting = waiting(0, [8, 0]);
         tokio::time::advance(PATIENCE).await;
         waiting.end(0, NOW());
-        waiting.newcomers.push(());
-        waiting.since = Some(NOW());
+        waiting.add((), NOW());
         assert_eq!(waiting.is_ready(NOW()), Ready::At(NOW() + GATHERING));
     }
 
@@ -546,8 +546,7 @@ mod tests {
         let mut waiting = waiting(0, [1, 0]);
         tokio::time::advance(Duration::from_millis(3)).await;
         waiting.end(0, NOW());
-        waiting.newcomers.push(());
-        waiting.since = Some(NOW());
+        waiting.add((), NOW());
         assert_eq!(waiting.is_ready(NOW()), Ready::Now);
     }
 
